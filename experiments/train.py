@@ -1,0 +1,59 @@
+"""Trains a language model by simulated federated learning.
+
+The smallest run, real English from the Python packages of this machine:
+
+  python -m experiments.train --experiment_name=first
+
+A recipe, with a flag changed:
+
+  python -m experiments.train --experiment_name=second \
+    --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \
+    --client_learning_rate=0.5
+
+What it learns, and how well, goes to the folder runs/NAME: metrics.csv has a
+row a round, checkpoints/ the newest states (the same command again goes on from
+there), logdir/ is for TensorBoard. Then:
+
+  python -m experiments.report --runs=runs
+  python -m experiments.predict --run=runs/first --text="this function returns"
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags as absl_flags
+
+from si_federated import flags
+
+flags.define_experiment_flags()
+# Otherwise --help would leave out what another module defines.
+absl_flags.adopt_module_key_flags(flags)
+
+
+def main() -> None:
+  """Trains, and prints the result."""
+  # TensorFlow takes seconds to load: wrong flags are answered before.
+  config = flags.experiment_from_flags()
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  from si_federated import experiment
+
+  root = absl_flags.FLAGS.root_output_dir
+  summary = experiment.run(config, root)
+  final = summary['final']
+  print(
+    f'{config.experiment_name}: {summary["rounds"]} rounds, '
+    f'{summary["num_parameters"]:,} parameters, '
+    f'{summary["secs_total"]:.0f} s of training; validation perplexity '
+    f'{final["eval/perplexity"]:.1f}, accuracy {final["eval/accuracy"]:.3f}'
+  )
+  print(f'Results are in {os.path.join(root, config.experiment_name)}.')
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,113 @@
+"""Optimizers by name: TFF's builders with their options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow_federated as tff
+
+
+def build_sgd(*, learning_rate: float) -> tff.learning.optimizers.Optimizer:
+  """Builds plain stochastic gradient descent.
+
+  Args:
+    learning_rate: The step size.
+
+  Returns:
+    The optimizer.
+  """
+  return tff.learning.optimizers.build_sgdm(learning_rate)
+
+
+def build_sgdm(
+  *, learning_rate: float, momentum: float = 0.9
+) -> tff.learning.optimizers.Optimizer:
+  """Builds stochastic gradient descent with (heavy-ball) momentum.
+
+  Args:
+    learning_rate: The step size.
+    momentum: The decay of the velocity, in [0, 1).
+
+  Returns:
+    The optimizer.
+  """
+  return tff.learning.optimizers.build_sgdm(learning_rate, momentum or None)
+
+
+def build_adam(
+  *,
+  learning_rate: float,
+  beta_1: float = 0.9,
+  beta_2: float = 0.999,
+  epsilon: float = 1e-7,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds Adam; on the server FedAdam (Reddi et al., arXiv 2003.00295).
+
+  Args:
+    learning_rate: The step size.
+    beta_1: Decay of the mean of the gradients.
+    beta_2: Decay of the mean of their squares.
+    epsilon: Added to the denominator; the degree of adaptivity, tau, in the
+      paper.
+
+  Returns:
+    The optimizer.
+  """
+  return tff.learning.optimizers.build_adam(
+    learning_rate, beta_1, beta_2, epsilon
+  )
+
+
+def build_yogi(
+  *,
+  learning_rate: float,
+  beta_1: float = 0.9,
+  beta_2: float = 0.999,
+  epsilon: float = 1e-3,
+  initial_preconditioner_value: float = 1e-6,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds Yogi; on the server FedYogi (Reddi et al., arXiv 2003.00295).
+
+  Args:
+    learning_rate: The step size.
+    beta_1: Decay of the mean of the gradients.
+    beta_2: Rate of change of the second moment.
+    epsilon: Added to the denominator; tau in the paper.
+    initial_preconditioner_value: The second moment before the first step.
+
+  Returns:
+    The optimizer.
+  """
+  return tff.learning.optimizers.build_yogi(
+    learning_rate, beta_1, beta_2, epsilon, initial_preconditioner_value
+  )
+
+
+def build_adagrad(
+  *,
+  learning_rate: float,
+  initial_preconditioner_value: float = 0.1,
+  epsilon: float = 1e-7,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds Adagrad; on the server FedAdagrad (Reddi et al., arXiv 2003.00295).
+
+  Args:
+    learning_rate: The step size.
+    initial_preconditioner_value: The sum of squares before the first step.
+    epsilon: Added to the denominator; tau in the paper.
+
+  Returns:
+    The optimizer.
+  """
+  return tff.learning.optimizers.build_adagrad(
+    learning_rate, initial_preconditioner_value, epsilon
+  )
+
+
+OPTIMIZERS: dict[str, Callable[..., tff.learning.optimizers.Optimizer]] = {
+  'sgd': build_sgd,
+  'sgdm': build_sgdm,
+  'adam': build_adam,
+  'yogi': build_yogi,
+  'adagrad': build_adagrad,
+}

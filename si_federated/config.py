@@ -1,0 +1,274 @@
+"""What an experiment is: named parts with options, and plain numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Union
+
+Value = Union[bool, int, float, str, None]
+
+_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
+
+
+class ConfigError(ValueError):
+  """What the user asked for can't be done; the message says what to change."""
+
+
+def near_matches(word: str, known: Iterable[str]) -> str:
+  """Returns a clause that names the known words nearest to a wrong one."""
+  known = sorted(known)
+  near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+  if near:
+    return 'did you mean ' + ' or '.join(repr(n) for n in near) + '?'
+  return 'known are ' + ', '.join(known) + '.' if known else 'there are none.'
+
+
+def _parse_value(text: str) -> Value:
+  lowered = text.lower()
+  if lowered in ('true', 'false'):
+    return lowered == 'true'
+  if lowered == 'none':
+    return None
+  for number in (int, float):
+    try:
+      return number(text)
+    except ValueError:
+      pass
+  return text
+
+
+def _format_value(value: Value) -> str:
+  if value is None or isinstance(value, bool):
+    return str(value).lower()
+  return repr(value) if isinstance(value, float) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentSpec:
+  """A part's name and its options, written `name:key=value,key=value`.
+
+  Attributes:
+    name: The part's name in its registry.
+    options: Pairs of option name and value.
+  """
+
+  name: str
+  options: tuple[tuple[str, Value], ...] = ()
+
+  @classmethod
+  def parse(cls, text: str) -> ComponentSpec:
+    """Parses `name:key=value,key=value`.
+
+    Args:
+      text: What a user typed; values may be numbers, true, false, none, or
+        words.
+
+    Returns:
+      The specification.
+
+    Raises:
+      ConfigError: If the text does not follow the grammar.
+    """
+    name, colon, rest = text.strip().partition(':')
+    if not _NAME.fullmatch(name) or (colon and not rest):
+      raise ConfigError(
+        f'{text!r} is not of the form name:key=value,key=value.'
+      )
+    options: dict[str, Value] = {}
+    for part in rest.split(',') if rest else ():
+      key, equals, value = part.partition('=')
+      key, value = key.strip(), value.strip()
+      if not equals or not _NAME.fullmatch(key) or not value:
+        raise ConfigError(f'{part!r} in {text!r} is not of the form key=value.')
+      if key in options:
+        raise ConfigError(f'{key!r} stands twice in {text!r}.')
+      options[key] = _parse_value(value)
+    return cls(name, tuple(options.items()))
+
+  def __str__(self) -> str:
+    options = ','.join(f'{k}={_format_value(v)}' for k, v in self.options)
+    return f'{self.name}:{options}' if options else self.name
+
+  def check(
+    self, registry: Mapping[str, Callable], flag: str, given: Iterable[str]
+  ) -> None:
+    """Checks the name against a registry and the options against its builder.
+
+    Args:
+      registry: The parts by name.
+      flag: The flag that holds this specification, for the message.
+      given: Arguments of the builder that do not come from the options.
+
+    Raises:
+      ConfigError: If there is no such part, or it has no such option.
+    """
+    if self.name not in registry:
+      raise ConfigError(
+        f'--{flag}={self}: there is no {flag} {self.name!r}; '
+        f'{near_matches(self.name, registry)}'
+      )
+    parameters = inspect.signature(registry[self.name]).parameters
+    known = set(parameters) - set(given)
+    for key, _ in self.options:
+      if key not in known:
+        raise ConfigError(
+          f'--{flag}={self}: {self.name} has no option {key!r}; '
+          f'{near_matches(key, known)}'
+        )
+
+  def build(
+    self, registry: Mapping[str, Callable], flag: str, **given: Any
+  ) -> Any:
+    """Builds the part.
+
+    Args:
+      registry: The parts by name.
+      flag: The flag that holds this specification, for messages.
+      **given: Arguments of the builder that do not come from the options.
+
+    Returns:
+      What the builder returns.
+
+    Raises:
+      ConfigError: If `check` fails, or the builder refuses an option's value.
+    """
+    self.check(registry, flag, given)
+    try:
+      return registry[self.name](**given, **dict(self.options))
+    except (ValueError, TypeError) as error:
+      # A refusal is one sentence; what TensorFlow says of a bug is not.
+      if isinstance(error, ConfigError) or '\n' in str(error).strip():
+        raise
+      raise ConfigError(f'--{flag}={self}: {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """Everything that determines a training run; see `flags.py` for the words.
+
+  Attributes have the names and the meaning of the flags of `experiments.train`.
+  """
+
+  experiment_name: str
+  task: ComponentSpec = ComponentSpec('docstrings')
+  data_dir: Union[str, None] = None
+  model: ComponentSpec = ComponentSpec('si_cifg')
+  algorithm: ComponentSpec = ComponentSpec('fed_avg')
+  aggregator: ComponentSpec = ComponentSpec('mean')
+  runtime: ComponentSpec = ComponentSpec('local')
+  client_optimizer: ComponentSpec = ComponentSpec('sgd')
+  client_learning_rate: float = 1.0
+  server_optimizer: ComponentSpec = ComponentSpec(
+    'adam', (('beta_2', 0.99), ('epsilon', 0.001))
+  )
+  server_learning_rate: float = 0.01
+  server_momentum: float = 0.9
+  clients_per_round: int = 20
+  total_rounds: int = 100
+  client_epochs_per_round: int = 1
+  client_batch_size: int = 16
+  max_elements_per_client: int = 256
+  sequence_length: int = 20
+  vocab_size: int = 10000
+  num_validation_examples: int = 10000
+  rounds_per_eval: int = 20
+  rounds_per_checkpoint: int = 20
+  model_seed: int = 0
+  client_seed: int = 0
+
+  def __post_init__(self):
+    if not re.fullmatch(r'[A-Za-z0-9][\w.+=-]*', self.experiment_name):
+      raise ConfigError(
+        f'--experiment_name={self.experiment_name!r} names a folder: use '
+        'letters, digits and . _ + = - only.'
+      )
+    for name in (
+      'clients_per_round',
+      'client_epochs_per_round',
+      'client_batch_size',
+      'max_elements_per_client',
+      'sequence_length',
+      'vocab_size',
+      'num_validation_examples',
+      'rounds_per_eval',
+      'rounds_per_checkpoint',
+    ):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f'--{name} must be at least 1, found {getattr(self, name)}.'
+        )
+    if self.total_rounds < 0:
+      raise ConfigError(
+        f'--total_rounds must be at least 0, found {self.total_rounds}.'
+      )
+    for name in ('client_learning_rate', 'server_learning_rate'):
+      value = getattr(self, name)
+      if not 0 <= value < float('inf'):
+        raise ConfigError(
+          f'--{name} must be a finite number of at least 0, found {value}.'
+        )
+    if not 0 <= self.server_momentum < 1:
+      raise ConfigError(
+        '--server_momentum must be at least 0 and below 1, found '
+        f'{self.server_momentum}.'
+      )
+
+  def to_json(self) -> str:
+    """Returns the configuration as JSON, parts in the flags' grammar."""
+    return (
+      json.dumps(
+        {
+          key: str(value) if isinstance(value, ComponentSpec) else value
+          for key, value in vars(self).items()
+        },
+        indent=2,
+      )
+      + '\n'
+    )
+
+  @classmethod
+  def from_json(cls, text: str) -> ExperimentConfig:
+    """Reads what `to_json` wrote.
+
+    Args:
+      text: JSON.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ConfigError: If the text is not such a configuration.
+    """
+    try:
+      values = json.loads(text)
+      defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+      unknown = set(values) - set(defaults)
+      if unknown:
+        raise ConfigError(
+          f'The configuration has unknown entries: {sorted(unknown)}.'
+        )
+      return cls(
+        **{
+          key: ComponentSpec.parse(value)
+          if isinstance(defaults[key], ComponentSpec)
+          else value
+          for key, value in values.items()
+        }
+      )
+    except ConfigError:
+      raise
+    except (AttributeError, TypeError, ValueError) as error:
+      raise ConfigError(f'The configuration is garbled: {error}') from error
+
+  def differences(self, other: ExperimentConfig) -> list[str]:
+    """Returns `--flag: this value, other value` for each one that differs."""
+    return [
+      f'--{key}: {value} here, {vars(other)[key]} there'
+      for key, value in vars(self).items()
+      if str(value) != str(vars(other)[key])
+    ]

@@ -1,0 +1,331 @@
+"""The composition root: the one file that knows every part."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import config
+from si_federated.aggregators import AGGREGATORS
+from si_federated.algorithms import (
+  ALGORITHMS,
+  OPTIMIZERS,
+  build_functional_model,
+)
+from si_federated.models import MODELS
+from si_federated.runtime import RUNTIMES
+from si_federated.tasks import TASKS, Task, Vocabulary
+from si_federated.training import checkpoints, evaluation, loop, sampling
+from si_federated.training import run_folder as run_folder_lib
+
+# The parts' arguments that come from flags of their own.
+_GIVEN = {
+  'task': ('data_dir', 'vocab_size', 'sequence_length'),
+  'model': ('vocab_size',),
+  'algorithm': (
+    'model',
+    'client_optimizer',
+    'server_optimizer',
+    'aggregation_factory',
+    'client_weighting',
+  ),
+  'aggregator': (),
+  'runtime': (),
+  'client_optimizer': ('learning_rate',),
+  'server_optimizer': ('learning_rate',),
+}
+REGISTRIES: dict[str, dict[str, Callable]] = {
+  'task': TASKS,
+  'model': MODELS,
+  'algorithm': ALGORITHMS,
+  'aggregator': AGGREGATORS,
+  'runtime': RUNTIMES,
+  'client_optimizer': OPTIMIZERS,
+  'server_optimizer': OPTIMIZERS,
+}
+
+
+def check(experiment: config.ExperimentConfig) -> None:
+  """Checks every part's name and options, before any data is read.
+
+  Args:
+    experiment: What is to be run.
+
+  Raises:
+    config.ConfigError: If a part or an option does not exist.
+  """
+  for flag, registry in REGISTRIES.items():
+    getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
+
+
+def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
+  return getattr(experiment, flag).build(REGISTRIES[flag], flag, **given)
+
+
+def _build_optimizer(
+  experiment: config.ExperimentConfig, side: str
+) -> tff.learning.optimizers.Optimizer:
+  flag = f'{side}_optimizer'
+  spec = getattr(experiment, flag)
+  options = dict(spec.options)
+  if side == 'server' and spec.name == 'sgdm':
+    options.setdefault('momentum', experiment.server_momentum)
+  return dataclasses.replace(spec, options=tuple(options.items())).build(
+    OPTIMIZERS, flag, learning_rate=getattr(experiment, f'{side}_learning_rate')
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The parts of an experiment, built and ready to run.
+
+  Attributes:
+    config: What they were built from.
+    task: The data.
+    process: TFF's learning process.
+    evaluate: Metrics of weights on the validation clients.
+    validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
+  """
+
+  config: config.ExperimentConfig
+  task: Task
+  process: tff.learning.templates.LearningProcess
+  evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
+  validation_examples: np.ndarray
+
+  def sample_cohort(self, round_num: int) -> sampling.Cohort:
+    """Returns the datasets of a round's clients."""
+    train = self.task.train
+    settings = self.config
+    seed = sampling.data_seed(seed=settings.client_seed, round_num=round_num)
+
+    def client_dataset(index: int) -> tf.data.Dataset:
+      return train.client_batches(
+        index,
+        batch_size=settings.client_batch_size,
+        epochs=settings.client_epochs_per_round,
+        max_elements=settings.max_elements_per_client,
+        seed=seed,
+      )
+
+    return sampling.Cohort(
+      sampling.uniform_cohort(
+        num_clients=len(train),
+        clients_per_round=settings.clients_per_round,
+        seed=settings.client_seed,
+        round_num=round_num,
+      ),
+      client_dataset,
+      train.client_id,
+    )
+
+
+def _ignored_labels(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
+  """Returns the field's three accuracies, and the labels each leaves out."""
+  return {
+    'accuracy': (),
+    'accuracy_no_oov': (vocabulary.out_of_vocabulary,),
+    'accuracy_no_oov_no_eos': (vocabulary.out_of_vocabulary, vocabulary.end),
+  }
+
+
+def build_task(experiment: config.ExperimentConfig) -> Task:
+  """Builds the task of an experiment: reads or prepares its data.
+
+  Args:
+    experiment: What is to be run.
+
+  Returns:
+    The task.
+
+  Raises:
+    config.ConfigError: If the data is missing or unusable.
+  """
+  return _build(
+    experiment,
+    'task',
+    data_dir=experiment.data_dir,
+    vocab_size=experiment.vocab_size,
+    sequence_length=experiment.sequence_length,
+  )
+
+
+def build_model(
+  experiment: config.ExperimentConfig, vocab_size: int
+) -> tf.keras.Model:
+  """Builds the Keras model of an experiment, with its seed.
+
+  Args:
+    experiment: What is to be run.
+    vocab_size: The number of ids, special ones included.
+
+  Returns:
+    A new model.
+
+  Raises:
+    config.ConfigError: If the model refuses an option's value.
+  """
+  tf.keras.utils.set_random_seed(experiment.model_seed)
+  return _build(experiment, 'model', vocab_size=vocab_size)
+
+
+def build(experiment: config.ExperimentConfig) -> Experiment:
+  """Builds an experiment's parts and sets the TFF runtime.
+
+  Args:
+    experiment: What is to be run.
+
+  Returns:
+    The experiment.
+
+  Raises:
+    config.ConfigError: If a part, an option or the data does not exist.
+  """
+  check(experiment)
+  _build(experiment, 'runtime')
+  task = build_task(experiment)
+  if experiment.clients_per_round > len(task.train):
+    raise config.ConfigError(
+      f'--clients_per_round={experiment.clients_per_round} is more than the '
+      f'{len(task.train)} training clients of {task.name}.'
+    )
+  mechanism = _build(experiment, 'aggregator')
+
+  def keras_model_fn() -> tf.keras.Model:
+    return build_model(experiment, task.vocabulary.size)
+
+  def functional_model(**options: Any) -> tff.learning.models.FunctionalModel:
+    return build_functional_model(
+      keras_model_fn,
+      loss=task.loss,
+      element_spec=task.element_spec,
+      end_of_sentence=task.vocabulary.end,
+      **options,
+    )
+
+  process = _build(
+    experiment,
+    'algorithm',
+    model=functional_model(count_tokens=mechanism.client_weighting == 'tokens'),
+    client_optimizer=_build_optimizer(experiment, 'client'),
+    server_optimizer=_build_optimizer(experiment, 'server'),
+    aggregation_factory=mechanism.factory,
+    client_weighting=mechanism.client_weighting,
+  )
+  examples = task.validation.sample_examples(
+    experiment.num_validation_examples, seed=0
+  )
+  return Experiment(
+    config=experiment,
+    task=task,
+    process=process,
+    evaluate=evaluation.build_evaluation(
+      model=functional_model(ignored_labels=_ignored_labels(task.vocabulary)),
+      examples=examples,
+    ),
+    validation_examples=examples,
+  )
+
+
+def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
+  """Runs an experiment from its start or from where it stopped.
+
+  Args:
+    experiment: What is to be run.
+    root: The folder that holds the folder of this run.
+
+  Returns:
+    The summary.
+
+  Raises:
+    config.ConfigError: If a part, an option or the data does not exist, or the
+      folder holds another experiment.
+    KeyboardInterrupt: If interrupted; what was done is saved.
+  """
+  check(experiment)
+  folder = run_folder_lib.RunFolder(
+    os.path.join(root, experiment.experiment_name)
+  )
+  folder.open(experiment)
+  built = build(experiment)
+  task = built.task
+  task.vocabulary.save(os.path.join(folder.path, 'vocabulary.txt'))
+  folder.write_json(
+    'task.json',
+    {
+      'name': task.name,
+      'num_train_clients': len(task.train),
+      'num_validation_clients': len(task.validation),
+      'num_validation_examples': len(built.validation_examples),
+      'num_words': len(task.vocabulary.words),
+      'reference_perplexity': task.reference_perplexities(
+        built.validation_examples
+      ),
+    },
+  )
+  return loop.run(
+    process=built.process,
+    sample_cohort=built.sample_cohort,
+    evaluate=built.evaluate,
+    folder=folder,
+    total_rounds=experiment.total_rounds,
+    rounds_per_eval=experiment.rounds_per_eval,
+    rounds_per_checkpoint=experiment.rounds_per_checkpoint,
+  )
+
+
+def load_model(path: str) -> tuple[tf.keras.Model, Vocabulary, str]:
+  """Loads the model of a run from its newest whole checkpoint.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The Keras model, its vocabulary, and the checkpoint's file.
+
+  Raises:
+    config.ConfigError: If the folder holds no run or no whole checkpoint.
+  """
+  experiment = run_folder_lib.read_config(path)
+  words_file = os.path.join(path, 'vocabulary.txt')
+  if not os.path.exists(words_file):
+    raise config.ConfigError(f'{path} has no vocabulary.txt yet.')
+  vocabulary = Vocabulary.load(words_file)
+  # A checkpoint has the weights in the order of their creation, which need not
+  # be that of the layers.
+  created: list[tf.Variable] = []
+
+  def record(next_creator, **kwargs):
+    created.append(next_creator(**kwargs))
+    return created[-1]
+
+  with tf.variable_creator_scope(record):
+    model = build_model(experiment, vocabulary.size)
+  own = {id(variable) for variable in model.trainable_variables}
+  variables = [variable for variable in created if id(variable) in own]
+  problems = []
+  for file in run_folder_lib.RunFolder(path).checkpoints.newest():
+    try:
+      weights = checkpoints.read_weights(file)
+    except checkpoints.CheckpointError as error:
+      problems.append(str(error))
+      continue
+    shapes = [tuple(variable.shape) for variable in variables]
+    if [weight.shape for weight in weights] != shapes:
+      raise config.ConfigError(
+        f'{file} holds weights of other shapes than the model '
+        f'{experiment.model} of {words_file} has.'
+      )
+    for variable, weight in zip(variables, weights):
+      variable.assign(weight)
+    return model, vocabulary, file
+  raise config.ConfigError(
+    ' '.join(problems)
+    or f'{path} has no checkpoint yet; wait for the first, or start the run.'
+  )

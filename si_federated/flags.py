@@ -1,0 +1,146 @@
+"""The flags of an experiment; the only module that reads absl's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from si_federated import config
+
+_PART = (
+  'Written NAME or NAME:option=value,option=value; a wrong name or option is '
+  'answered with the ones that exist.'
+)
+_HELP = {
+  'experiment_name': 'The name of this run and of its folder. The same name '
+  'and flags again resume it.',
+  'task': 'What text to learn from: docstrings (real English from the '
+  "installed Python packages, no download), stackoverflow (TFF's dataset, or "
+  'any file of its format) or synthetic. ' + _PART,
+  'data_dir': "The folder of the task's data: stackoverflow.sqlite for "
+  'stackoverflow; where to keep the prepared text for docstrings. Not needed '
+  'by default.',
+  'model': 'The language model: lstm, cifg or si_cifg. ' + _PART,
+  'algorithm': 'The federated learning algorithm: fed_avg. ' + _PART,
+  'aggregator': "How the server combines the clients' updates: mean. " + _PART,
+  'runtime': 'Where the clients are simulated: local (in this process, on all '
+  "processors) or tff (TFF's own worker process). " + _PART,
+  'client_optimizer': 'The optimizer on the clients, sgd as a rule. ' + _PART,
+  'client_learning_rate': 'Its learning rate.',
+  'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, yogi or '
+  'adagrad. ' + _PART,
+  'server_learning_rate': 'Its learning rate.',
+  'server_momentum': 'The momentum of --server_optimizer=sgdm.',
+  'clients_per_round': 'The cohort: how many clients train in a round.',
+  'total_rounds': 'The number of rounds.',
+  'client_epochs_per_round': 'How often a client goes through its text.',
+  'client_batch_size': "Sentences in a client's step.",
+  'max_elements_per_client': 'The most sentences a client uses in a round.',
+  'sequence_length': 'Sentences are cut to this many words.',
+  'vocab_size': 'How many words, the most frequent ones of the training '
+  'clients, the model knows.',
+  'num_validation_examples': "How many of the held-out clients' sentences to "
+  'evaluate on.',
+  'rounds_per_eval': 'Evaluate every so many rounds.',
+  'rounds_per_checkpoint': 'Save every so many rounds.',
+  'model_seed': 'Seed of the initial weights.',
+  'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
+}
+_ALIASES = {
+  'client_lr': 'client_learning_rate',
+  'server_lr': 'server_learning_rate',
+  'run_name': 'experiment_name',
+}
+
+
+def define_experiment_flags() -> None:
+  """Defines the flags of `ExperimentConfig`, with its defaults."""
+  for field in dataclasses.fields(config.ExperimentConfig):
+    define: Callable[..., Any] = {
+      int: flags.DEFINE_integer,
+      float: flags.DEFINE_float,
+    }.get(type(field.default), flags.DEFINE_string)
+    default = (
+      None
+      if field.default is dataclasses.MISSING
+      else str(field.default)
+      if isinstance(field.default, config.ComponentSpec)
+      else field.default
+    )
+    define(field.name, default, _HELP[field.name])
+  for alias, name in _ALIASES.items():
+    flags.DEFINE_alias(alias, name)
+  flags.DEFINE_string(
+    'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
+  )
+  flags.mark_flag_as_required('experiment_name')
+
+
+def experiment_from_flags() -> config.ExperimentConfig:
+  """Reads the flags.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    config.ConfigError: If a value does not follow the grammar or is out of its
+      range.
+  """
+  values = {}
+  for field in dataclasses.fields(config.ExperimentConfig):
+    value = flags.FLAGS[field.name].value
+    if isinstance(field.default, config.ComponentSpec):
+      try:
+        value = config.ComponentSpec.parse(value)
+      except config.ConfigError as error:
+        raise config.ConfigError(f'--{field.name}: {error}') from error
+    values[field.name] = value
+  return config.ExperimentConfig(**values)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+  """Runs a binary: parses flags, and ends on bad input with one sentence.
+
+  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, and 130
+  when interrupted. `-v=1` shows the traceback.
+
+  Args:
+    main: The binary's work; takes no arguments.
+  """
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    try:
+      rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+      _fail(str(error).strip().replace('\n', ' '), 2)
+    return rest
+
+  def absl_main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      _fail(f'What is {argv[1]!r}? Flags start with --; see --help.', 2)
+    try:
+      main()
+    except config.ConfigError as error:
+      _fail(str(error), 2, error)
+    except (OSError, ValueError) as error:
+      _fail(str(error), 1, error)
+    except KeyboardInterrupt:
+      sys.stdout.flush()
+      # Other threads may still be at a client's step: don't wait for them.
+      os._exit(130)
+
+  logging.use_absl_handler()
+  app.run(absl_main, flags_parser=parse)
+
+
+def _fail(message: str, code: int, error: BaseException | None = None) -> None:
+  if error is not None and flags.FLAGS.verbosity >= 1:
+    traceback.print_exception(type(error), error, error.__traceback__)
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(code)

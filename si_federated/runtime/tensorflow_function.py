@@ -1,0 +1,190 @@
+"""A TFF TensorFlow computation as one callable TensorFlow function.
+
+TFF serializes local computations as graphs with bindings that name the tensors
+of their parameters and results. Here such a graph becomes a concrete function
+that runs in this process, from a flat list of tensors to a flat list of
+tensors, so that nothing is serialized between the parts of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_federated.proto.v0 import computation_pb2
+from tensorflow_federated.python.tensorflow_libs import graph_utils
+
+# A handle of this name is private to one execution of its operation and freed
+# with its last reference (tensorflow/core/framework/resource_handle.cc).
+_ANONYMOUS = 'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
+
+_function_count = 0
+
+
+def leaf_types(type_spec: tff.Type | None) -> Iterator[tff.Type]:
+  """Yields the tensor and sequence types of a nested type, in order."""
+  if type_spec is None:
+    return
+  if isinstance(type_spec, tff.StructType):
+    for _, element in tff.structure.iter_elements(type_spec):
+      yield from leaf_types(element)
+  elif isinstance(type_spec, tff.FederatedType):
+    yield from leaf_types(type_spec.member)
+  else:
+    yield type_spec
+
+
+def _tensor_names(binding: Any) -> Iterator[str]:
+  kind = binding.WhichOneof('binding')
+  if kind == 'struct':
+    for element in binding.struct.element:
+      yield from _tensor_names(element)
+  elif kind == 'tensor':
+    yield binding.tensor.tensor_name
+  elif kind == 'sequence':
+    yield binding.sequence.variant_tensor_name
+  elif kind is not None:
+    raise NotImplementedError(f'A binding of kind {kind!r} is not supported.')
+
+
+def _rename_functions(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
+  """Renames the graph's library: eager TensorFlow has one for all graphs."""
+  names = {
+    function.signature.name: prefix + function.signature.name
+    for function in graph_def.library.function
+  }
+
+  def rename_node(node):
+    node.op = names.get(node.op, node.op)
+    for attribute in node.attr.values():
+      if attribute.HasField('func'):
+        attribute.func.name = names.get(
+          attribute.func.name, attribute.func.name
+        )
+      for function in attribute.list.func:
+        function.name = names.get(function.name, function.name)
+
+  for node in graph_def.node:
+    rename_node(node)
+  for function in graph_def.library.function:
+    function.signature.name = names[function.signature.name]
+    for node in function.node_def:
+      rename_node(node)
+  for gradient in graph_def.library.gradient:
+    gradient.function_name = names.get(
+      gradient.function_name, gradient.function_name
+    )
+    gradient.gradient_func = names.get(
+      gradient.gradient_func, gradient.gradient_func
+    )
+
+
+def _node_name(tensor_or_control: str) -> str:
+  return tensor_or_control.lstrip('^').split(':')[0]
+
+
+def _run_initializer_first(
+  graph_def: tf.compat.v1.GraphDef, initializer: str
+) -> None:
+  """Makes variables private to a call, and initialized before other uses.
+
+  A session runs the initializer in a call of its own. A function has one call,
+  hence the control dependencies; anonymous handles let two threads run the
+  function at once.
+  """
+  nodes = {node.name: node for node in graph_def.node}
+  initializer = _node_name(initializer)
+  before: set[str] = set()
+  pending = [initializer]
+  while pending:
+    name = pending.pop()
+    if name not in before:
+      before.add(name)
+      pending.extend(_node_name(edge) for edge in nodes[name].input)
+  handles = {
+    node.name
+    for node in graph_def.node
+    if node.op in ('VarHandleOp', 'HashTableV2', 'MutableHashTableV2')
+  }
+  for node in graph_def.node:
+    if node.op == 'VarHandleOp':
+      node.attr['shared_name'].s = _ANONYMOUS.encode()
+    if node.name not in before and any(
+      _node_name(edge) in handles for edge in node.input
+    ):
+      node.input.append(f'^{initializer}')
+
+
+class TensorFlowFunction:
+  """A local TFF computation that runs in this process.
+
+  Attributes:
+    type_signature: The computation's `tff.FunctionType`.
+    num_inputs: The number of tensors (a dataset counts as one) it takes.
+  """
+
+  def __init__(self, computation: tff.Computation, name: str):
+    """Builds the function.
+
+    Args:
+      computation: A TFF computation whose body is TensorFlow alone, as the
+        parts of a `MapReduceForm` are.
+      name: What to call it in error messages.
+
+    Raises:
+      NotImplementedError: If the body is something else than TensorFlow.
+    """
+    global _function_count
+    proto: computation_pb2.Computation = computation.to_building_block().proto
+    if proto.WhichOneof('computation') != 'tensorflow':
+      raise NotImplementedError(
+        f'{name} is not a plain TensorFlow computation but '
+        f'{proto.WhichOneof("computation")!r}.'
+      )
+    self.name = name
+    self.type_signature = computation.type_signature
+    body = proto.tensorflow
+    graph_def = tf.compat.v1.GraphDef()
+    body.graph_def.Unpack(graph_def)
+    _function_count += 1
+    _rename_functions(graph_def, f'tff_{_function_count}_')
+    if body.initialize_op:
+      _run_initializer_first(graph_def, body.initialize_op)
+    inputs = list(_tensor_names(body.parameter))
+    outputs = list(_tensor_names(body.result))
+    self.num_inputs = len(inputs)
+    specs = [
+      tf.TensorSpec([], tf.variant)
+      if isinstance(leaf, tff.SequenceType)
+      else tf.TensorSpec(leaf.shape, leaf.dtype)
+      for leaf in leaf_types(self.type_signature.parameter)
+    ]
+
+    def import_graph(*arguments):
+      input_map = dict(zip(inputs, arguments))
+      if body.session_token_tensor_name:
+        input_map[body.session_token_tensor_name] = tf.constant('local')
+      # An operation may wait for a parameter without reading it.
+      input_map = graph_utils.add_control_dep_mappings(input_map)
+      imported = tf.graph_util.import_graph_def(
+        graph_def, input_map=input_map, return_elements=outputs, name=''
+      )
+      return [tf.identity(tensor) for tensor in imported]
+
+    # Imported graphs carry explicit control dependencies, so the automatic
+    # ones of `tf.function` would only serialize the stateful operations.
+    self._function = tf.compat.v1.wrap_function(import_graph, specs)
+
+  def __call__(self, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Runs the function.
+
+    Args:
+      arguments: The tensors of the parameter, flattened in the order of its
+        type; a dataset as its variant tensor.
+
+    Returns:
+      The tensors of the result, flattened likewise.
+    """
+    return self._function(*arguments)

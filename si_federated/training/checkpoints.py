@@ -1,0 +1,178 @@
+"""Checkpoints of a learning process's state: one file each, checked on reading.
+
+A checkpoint is a zip of numpy arrays, one a leaf of the state, named by its
+path in it. The checksums of zip tell a truncated or garbled file from a good
+one, and numpy reads it without TFF.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, Union
+
+import numpy as np
+import tree
+from absl import logging
+
+from si_federated import files
+
+_FORMAT = 1
+_FILE_NAME = re.compile(r'round_(\d+)\.npz')
+_WEIGHTS = 'state/global_model_weights/trainable'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint can't be used; the message says which and why."""
+
+
+def _leaves(state: Any) -> dict[str, np.ndarray]:
+  return {
+    '/'.join(['state', *(str(key) for key in path)]): np.asarray(leaf)
+    for path, leaf in tree.flatten_with_path(state)
+  }
+
+
+def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = {name: archive[name] for name in archive.files}
+    facts = json.loads(arrays.pop('facts').item())
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    raise CheckpointError(f'{path} is truncated or garbled: {error}') from error
+  if facts.get('format') != _FORMAT:
+    raise CheckpointError(
+      f'{path} has format {facts.get("format")}; this version reads {_FORMAT}.'
+    )
+  return arrays, facts
+
+
+def read_weights(path: str) -> list[np.ndarray]:
+  """Reads the model's trainable weights from a checkpoint.
+
+  Args:
+    path: The checkpoint's file.
+
+  Returns:
+    The weights in the order in which the model makes them.
+
+  Raises:
+    CheckpointError: If the file is truncated, garbled or of another format.
+  """
+  arrays, _ = _read(path)
+  weights = []
+  while f'{_WEIGHTS}/{len(weights)}' in arrays:
+    weights.append(arrays[f'{_WEIGHTS}/{len(weights)}'])
+  return weights
+
+
+class Checkpoints:
+  """The checkpoints in a folder."""
+
+  def __init__(self, folder: Union[str, os.PathLike], keep: int = 3):
+    """Initializes the folder's checkpoints.
+
+    Args:
+      folder: Where they are; made when the first is saved.
+      keep: How many to keep, the newest ones; at least 2, so that there is one
+        to fall back to.
+
+    Raises:
+      ValueError: If fewer than 2 are to be kept.
+    """
+    if keep < 2:
+      raise ValueError(f'keep must be at least 2, found {keep}.')
+    self._folder = os.fspath(folder)
+    self._keep = keep
+
+  def _paths(self) -> Iterator[tuple[int, str]]:
+    """Yields round and file, the newest first."""
+    if not os.path.isdir(self._folder):
+      return
+    found = []
+    for name in os.listdir(self._folder):
+      match = _FILE_NAME.fullmatch(name)
+      if match:
+        found.append((int(match[1]), os.path.join(self._folder, name)))
+    yield from sorted(found, reverse=True)
+
+  def newest(self) -> list[str]:
+    """Returns the files of all checkpoints, the newest first."""
+    return [path for _, path in self._paths()]
+
+  def save(self, state: Any, round_num: int, facts: dict[str, Any]) -> str:
+    """Saves the state after a round and removes old checkpoints.
+
+    Args:
+      state: The learning process's state.
+      round_num: The round that it is the state after.
+      facts: Further JSON values to keep with it.
+
+    Returns:
+      The file.
+    """
+    path = os.path.join(self._folder, f'round_{round_num:06d}.npz')
+    facts = {**facts, 'format': _FORMAT, 'round_num': round_num}
+    with files.atomic_file(path) as file:
+      np.savez(file, facts=np.array(json.dumps(facts)), **_leaves(state))
+    for _, old in list(self._paths())[self._keep :]:
+      os.unlink(old)
+    return path
+
+  def restore(self, initial_state: Any) -> tuple[Any, int, dict[str, Any]]:
+    """Restores the newest checkpoint that is whole.
+
+    Args:
+      initial_state: The state of the process before its first round: what is
+        returned if there is no checkpoint, and the structure of the result.
+
+    Returns:
+      The state, the round that it is the state after, and the facts kept with
+      it.
+
+    Raises:
+      CheckpointError: If checkpoints are there but none is whole, or the newest
+        whole one is of another model or algorithm.
+    """
+    expected = _leaves(initial_state)
+    garbled: list[str] = []
+    for round_num, path in self._paths():
+      try:
+        arrays, facts = _read(path)
+      except CheckpointError as error:
+        logging.warning('%s Falling back to the checkpoint before it.', error)
+        garbled.append(path)
+        continue
+      for name in sorted(set(expected) | set(arrays)):
+        have = arrays[name].shape if name in arrays else 'nothing'
+        want = expected[name].shape if name in expected else 'nothing'
+        if have != want:
+          raise CheckpointError(
+            f'{path} is of another model or algorithm: {name} has {have} where '
+            f'{want} is expected.'
+          )
+      leaves = [
+        arrays[name].astype(value.dtype, copy=False)[()]
+        for name, value in expected.items()
+      ]
+      for bad in garbled:
+        os.replace(bad, f'{bad}.garbled')
+      return tree.unflatten_as(initial_state, leaves), round_num, facts
+    if garbled:
+      raise CheckpointError(
+        f'No checkpoint in {self._folder} is whole; remove the folder of the '
+        'experiment to start again.'
+      )
+    return initial_state, 0, {}

@@ -1,0 +1,89 @@
+"""Evaluation of the server's model on held-out clients' text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+def build_evaluation(
+  *,
+  model: tff.learning.models.FunctionalModel,
+  examples: np.ndarray,
+  batch_size: int = 64,
+  batches_per_shard: int = 8,
+) -> Callable[[tff.learning.models.ModelWeights], dict[str, float]]:
+  """Builds the evaluation of weights on a fixed set of sentences.
+
+  The sentences are shared out as the data of so many clients of TFF's
+  federated evaluation, so that every runtime uses all its processors.
+
+  Args:
+    model: The model, with metrics that are means over tokens, `loss` included.
+    examples: Sentences, shape `[N, T + 1]`; ids are the first T, labels the
+      last T.
+    batch_size: Sentences a batch.
+    batches_per_shard: Batches a shard.
+
+  Returns:
+    A function from weights to metrics by name; with `perplexity`, the
+    exponential of the total loss over the number of predicted tokens.
+
+  Raises:
+    ValueError: If there are no sentences.
+  """
+  if not len(examples):
+    raise ValueError('There are no sentences to evaluate on.')
+  process = tff.learning.algorithms.build_fed_eval(
+    model,
+    # As in training: an iterator's body is instantiated once.
+    loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
+  )
+  rows = batch_size * batches_per_shard
+
+  def shard(start: int) -> tf.data.Dataset:
+    part = examples[start : start + rows]
+    return tf.data.Dataset.from_tensor_slices(
+      (part[:, :-1], part[:, 1:])
+    ).batch(batch_size)
+
+  shards = _Shards(shard, range(0, len(examples), rows))
+
+  def evaluate(weights: tff.learning.models.ModelWeights) -> dict[str, float]:
+    state = process.set_model_weights(process.initialize(), weights)
+    output = process.next(state, shards)
+    metrics = {
+      name: float(value)
+      for name, value in output.metrics['client_work']['eval'][
+        'current_round_metrics'
+      ].items()
+    }
+    return {**metrics, 'perplexity': perplexity(metrics['loss'])}
+
+  return evaluate
+
+
+def perplexity(loss: float) -> float:
+  """Returns the exponential of a mean loss; infinite rather than an error."""
+  return math.exp(loss) if loss < 700 else math.inf if loss >= 700 else loss
+
+
+class _Shards(Sequence):
+  """Datasets that are built when asked for."""
+
+  def __init__(self, build: Callable[[int], Any], starts: Sequence[int]):
+    self._build = build
+    self._starts = starts
+
+  def __len__(self) -> int:
+    return len(self._starts)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._build(start) for start in self._starts[index]]
+    return self._build(self._starts[index])

@@ -1,0 +1,195 @@
+"""The one round loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow_federated as tff
+import tree
+
+from si_federated.training import progress as progress_lib
+from si_federated.training import run_folder
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt():
+  """Makes SIGTERM end the loop as Ctrl-C does."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def interrupt(signum, frame):
+    del signum, frame
+    raise KeyboardInterrupt
+
+  previous = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
+def _num_bytes(weights: Any) -> int:
+  return sum(leaf.nbytes for leaf in tree.flatten(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Complete:
+  """What is known after a round whose row is written."""
+
+  state: Any
+  round_num: int
+  secs_total: float
+  last_eval: dict[str, float]
+  best: dict[str, float]
+
+
+def run(
+  *,
+  process: tff.learning.templates.LearningProcess,
+  sample_cohort: Callable[[int], Sequence[Any]],
+  evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]],
+  folder: run_folder.RunFolder,
+  total_rounds: int,
+  rounds_per_eval: int,
+  rounds_per_checkpoint: int,
+) -> dict[str, Any]:
+  """Runs the rounds that are still to be run, and keeps their results.
+
+  Killed at any moment and started again, it goes on from the newest whole
+  checkpoint; all but the timings is as if it had never stopped.
+
+  Args:
+    process: The learning process.
+    sample_cohort: Returns the datasets of a round's clients; must depend on the
+      round alone.
+    evaluate: Returns metrics of weights, `loss` and `perplexity` among them.
+    folder: Where the results go.
+    total_rounds: The number of the last round.
+    rounds_per_eval: How often to evaluate; always before the first and after
+      the last round.
+    rounds_per_checkpoint: How often to save; always after the last round and
+      when interrupted.
+
+  Returns:
+    The summary, which is also written to the folder.
+
+  Raises:
+    KeyboardInterrupt: If interrupted by Ctrl-C or SIGTERM, after the state of
+      the last complete round was saved.
+    checkpoints.CheckpointError: If checkpoints are there, but none is usable.
+  """
+  initial_state = process.initialize()
+  state, round_num, facts = folder.checkpoints.restore(initial_state)
+  resumed = bool(facts)
+  weights = initial_state.global_model_weights
+  bytes_down = _num_bytes(weights)
+  bytes_up = _num_bytes(weights.trainable)
+  folder.open_metrics(round_num if resumed else -1)
+  # What an interrupt saves: a round is complete when its row is written.
+  complete = _Complete(
+    state,
+    round_num if resumed else -1,
+    facts.get('secs_total', 0.0),
+    facts.get('last_eval', {}),
+    facts.get('best', {}),
+  )
+  saved_round = complete.round_num
+
+  def evaluate_after(round_num, state, row):
+    start = time.monotonic()
+    metrics = evaluate(process.get_model_weights(state))
+    last_eval = {
+      f'eval/{key}': value
+      for key, value in metrics.items()
+      if key != 'num_tokens'
+    }
+    row.update(last_eval, eval_secs=time.monotonic() - start)
+    best = complete.best
+    value = last_eval['eval/perplexity']
+    if not math.isnan(value) and value < best.get('perplexity', math.inf):
+      best = {'perplexity': value, 'round_num': round_num}
+    return last_eval, best
+
+  def save():
+    nonlocal saved_round
+    if saved_round != complete.round_num:
+      folder.checkpoints.save(
+        complete.state,
+        complete.round_num,
+        {
+          'secs_total': complete.secs_total,
+          'last_eval': complete.last_eval,
+          'best': complete.best,
+        },
+      )
+      saved_round = complete.round_num
+
+  with (
+    _terminate_as_interrupt(),
+    progress_lib.Progress(total_rounds, start_round=round_num) as progress,
+  ):
+    if resumed:
+      progress.message(f'Going on from round {round_num}.')
+    try:
+      if not resumed:
+        row: dict[str, float] = {'secs_total': 0.0}
+        last_eval, best = evaluate_after(0, state, row)
+        folder.write_metrics(0, row)
+        complete = _Complete(state, 0, 0.0, last_eval, best)
+        save()
+      for round_num in range(complete.round_num + 1, total_rounds + 1):
+        cohort = sample_cohort(round_num)
+        start = time.monotonic()
+        output = process.next(complete.state, cohort)
+        secs = time.monotonic() - start
+        secs_total = complete.secs_total + secs
+        row = {
+          **{
+            f'train/{key}': float(value)
+            for key, value in output.metrics['client_work']['train'].items()
+          },
+          'round_secs': secs,
+          'secs_total': secs_total,
+          'clients_per_sec': len(cohort) / secs,
+          'bytes_up_per_client': bytes_up,
+          'bytes_down_per_client': bytes_down,
+        }
+        last_eval, best = complete.last_eval, complete.best
+        if round_num % rounds_per_eval == 0 or round_num == total_rounds:
+          last_eval, best = evaluate_after(round_num, output.state, row)
+        folder.write_metrics(round_num, row)
+        complete = _Complete(
+          output.state, round_num, secs_total, last_eval, best
+        )
+        progress.update(
+          round_num,
+          row['train/loss'],
+          last_eval.get('eval/perplexity'),
+          clients=len(cohort),
+        )
+        if round_num % rounds_per_checkpoint == 0:
+          save()
+      save()
+    except KeyboardInterrupt:
+      save()
+      progress.message(f'Interrupted; round {complete.round_num} is saved.')
+      raise
+  summary = {
+    'rounds': complete.round_num,
+    'secs_total': complete.secs_total,
+    'num_parameters': sum(
+      leaf.size for leaf in tree.flatten(weights.trainable)
+    ),
+    'best': complete.best,
+    'final': complete.last_eval,
+  }
+  folder.write_json('summary.json', summary)
+  return summary

@@ -1,0 +1,208 @@
+"""A run's folder: configuration, metrics, checkpoints, summary.
+
+ROOT/EXPERIMENT/
+  config.json     every flag
+  task.json       facts about the data
+  vocabulary.txt  one word a line
+  metrics.csv     a row a round
+  logdir/         TensorBoard
+  checkpoints/    the newest states
+  summary.json    the end result
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import fcntl
+import json
+import math
+import os
+from typing import Any, Union
+
+import tensorflow_federated as tff
+
+from si_federated import config, files
+from si_federated.training import checkpoints
+
+COLUMNS = (
+  'train/loss',
+  'train/accuracy',
+  'train/num_tokens',
+  'eval/loss',
+  'eval/perplexity',
+  'eval/accuracy',
+  'eval/accuracy_no_oov',
+  'eval/accuracy_no_oov_no_eos',
+  'round_secs',
+  'eval_secs',
+  'secs_total',
+  'clients_per_sec',
+  'bytes_up_per_client',
+  'bytes_down_per_client',
+)
+
+
+class RunFolder:
+  """The folder of one run, held by one process at a time."""
+
+  def __init__(self, path: Union[str, os.PathLike]):
+    """Initializes the folder; nothing is written yet.
+
+    Args:
+      path: The folder.
+    """
+    self.path = os.fspath(path)
+    self.checkpoints = checkpoints.Checkpoints(
+      os.path.join(self.path, 'checkpoints')
+    )
+    self._lock: Any = None
+    self._metrics: Any = None
+    self._tensorboard: Any = None
+
+  def _file(self, name: str) -> str:
+    return os.path.join(self.path, name)
+
+  def open(self, experiment: config.ExperimentConfig) -> bool:
+    """Takes the folder for an experiment: a new one, or the same resumed.
+
+    Args:
+      experiment: What is to be run.
+
+    Returns:
+      Whether the folder already held this experiment.
+
+    Raises:
+      config.ConfigError: If it holds a different one, or another process is
+        running it.
+    """
+    os.makedirs(self.path, exist_ok=True)
+    self._lock = open(self._file('.lock'), 'w')  # noqa: SIM115
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise config.ConfigError(
+        f'Another process is running the experiment in {self.path}.'
+      ) from error
+    held = read_config(self.path) if self._has('config.json') else None
+    if held is None:
+      files.write_atomically(self._file('config.json'), experiment.to_json())
+    elif differences := experiment.differences(held):
+      raise config.ConfigError(
+        f'{self.path} holds an experiment with other flags '
+        f'({"; ".join(differences)}); give this one another '
+        '--experiment_name, or the same flags to resume.'
+      )
+    return held is not None
+
+  def close(self) -> None:
+    """Lets other processes have the folder."""
+    if self._lock is not None:
+      self._lock.close()
+      self._lock = None
+
+  def _has(self, name: str) -> bool:
+    return os.path.exists(self._file(name))
+
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes a JSON file into the folder.
+
+    Args:
+      name: The file's name.
+      value: What JSON can hold; a number that is not finite becomes null.
+    """
+    files.write_atomically(
+      self._file(name), json.dumps(_json_value(value), indent=2) + '\n'
+    )
+
+  def open_metrics(self, round_num: int) -> None:
+    """Opens the metrics to be continued after a round.
+
+    Rows of later rounds, which a killed run left behind its last checkpoint,
+    are removed.
+
+    Args:
+      round_num: The round of the checkpoint that the run goes on from; -1 for
+        a new run.
+    """
+    path = self._file('metrics.csv')
+    rows = _whole_rows(path) if os.path.exists(path) else []
+    kept = [row for row in rows if int(row['round_num']) <= round_num]
+    with files.atomic_file(path) as file:
+      lines = [','.join(('round_num', *COLUMNS))]
+      lines += [
+        ','.join(row.get(column, '') for column in ('round_num', *COLUMNS))
+        for row in kept
+      ]
+      file.write(('\n'.join(lines) + '\n').encode())
+    # In append mode a kill could leave half a line.
+    self._metrics = tff.program.CSVFileReleaseManager(
+      path, tff.program.CSVSaveMode.WRITE, 'round_num'
+    )
+    self._tensorboard = tff.program.TensorBoardReleaseManager(
+      self._file('logdir')
+    )
+
+  def write_metrics(self, round_num: int, values: dict[str, float]) -> None:
+    """Writes a round's row.
+
+    Args:
+      round_num: The round; 0 is before the first.
+      values: The columns that the round has.
+
+    Raises:
+      KeyError: If a column is not one of `COLUMNS`.
+    """
+    unknown = set(values) - set(COLUMNS)
+    if unknown:
+      raise KeyError(f'There are no columns {sorted(unknown)}.')
+    row = {column: values.get(column, '') for column in COLUMNS}
+
+    async def release():
+      await self._metrics.release(row, round_num)
+      await self._tensorboard.release(values, round_num)
+
+    asyncio.run(release())
+
+
+def _json_value(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _json_value(element) for key, element in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_json_value(element) for element in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _whole_rows(path: str) -> list[dict[str, str]]:
+  with open(path, newline='') as file:
+    return [
+      row
+      for row in csv.DictReader(file)
+      if (row.get('round_num') or '').isdigit() and None not in row.values()
+    ]
+
+
+def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
+  """Reads the configuration of a run.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    config.ConfigError: If the folder holds no run or a garbled configuration.
+  """
+  file = os.path.join(path, 'config.json')
+  try:
+    with open(file, encoding='utf-8') as handle:
+      return config.ExperimentConfig.from_json(handle.read())
+  except OSError as error:
+    raise config.ConfigError(
+      f'{os.fspath(path)} is not the folder of a run: it has no config.json.'
+    ) from error
+  except config.ConfigError as error:
+    raise config.ConfigError(f'{file}: {error}') from error

@@ -1,0 +1,75 @@
+"""Which clients take part in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+
+def uniform_cohort(
+  *, num_clients: int, clients_per_round: int, seed: int, round_num: int
+) -> np.ndarray:
+  """Draws a cohort uniformly without replacement.
+
+  Args:
+    num_clients: The size of the population.
+    clients_per_round: The size of the cohort.
+    seed: The client seed of the experiment.
+    round_num: The round; nothing else than it and the seed is a source of
+      randomness, so a resumed run has the schedule of an uninterrupted one.
+
+  Returns:
+    The clients' indices, shape `[clients_per_round]`.
+
+  Raises:
+    ValueError: If the cohort is larger than the population.
+  """
+  if clients_per_round > num_clients:
+    raise ValueError(
+      f'A cohort of {clients_per_round} clients needs a population of that '
+      f'size; the training split has {num_clients}.'
+    )
+  generator = np.random.default_rng([seed, round_num])
+  return generator.choice(num_clients, clients_per_round, replace=False)
+
+
+def data_seed(*, seed: int, round_num: int) -> int:
+  """Returns the seed for the order of clients' examples in a round."""
+  # The second word keeps the stream apart from that of the cohorts.
+  state = np.random.SeedSequence([seed, round_num, 1])
+  return int(state.generate_state(1)[0])
+
+
+class Cohort(Sequence):
+  """The datasets of a round's clients, each built when it is asked for."""
+
+  def __init__(
+    self,
+    clients: Sequence[int],
+    client_dataset: Callable[[int], tf.data.Dataset],
+    client_id: Callable[[int], str],
+  ):
+    """Initializes the cohort.
+
+    Args:
+      clients: The clients' indices.
+      client_dataset: Returns the batches of the client with an index.
+      client_id: Returns the name of the client with an index.
+    """
+    self._clients = clients
+    self._client_dataset = client_dataset
+    self._client_id = client_id
+
+  def __len__(self) -> int:
+    return len(self._clients)
+
+  def __getitem__(self, position):
+    if isinstance(position, slice):
+      return [self[i] for i in range(*position.indices(len(self)))]
+    return self._client_dataset(int(self._clients[position]))
+
+  def client_name(self, position: int) -> str:
+    """Returns the name of the client at a position, for messages."""
+    return repr(self._client_id(int(self._clients[position])))

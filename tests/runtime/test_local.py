@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import collections
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+import tensorflow_privacy as tfp
+
+from si_federated import runtime
+from si_federated.training import sampling
+
+_SPEC = (
+  tf.TensorSpec([None, 3], tf.float32),
+  tf.TensorSpec([None, 1], tf.float32),
+)
+
+
+def _keras_model():
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.InputLayer([3]),
+      tf.keras.layers.Dense(
+        4,
+        activation='tanh',
+        kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1),
+      ),
+      tf.keras.layers.Dense(
+        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=2)
+      ),
+    ]
+  )
+
+
+def _variable_model():
+  return tff.learning.models.from_keras_model(
+    _keras_model(),
+    loss=tf.keras.losses.MeanSquaredError(),
+    input_spec=_SPEC,
+    metrics=[tf.keras.metrics.MeanAbsoluteError()],
+  )
+
+
+def _functional_model():
+  return tff.learning.models.functional_model_from_keras(
+    _keras_model, tf.keras.losses.MeanSquaredError(), _SPEC
+  )
+
+
+def _dataset(size, seed):
+  generator = np.random.default_rng(seed)
+  x = generator.normal(size=[size, 3]).astype(np.float32)
+  y = x.sum(axis=1, keepdims=True) ** 2
+  return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+
+def _datasets(round_num):
+  return [_dataset(3 + 2 * i, [round_num, i]) for i in range(5)]
+
+
+def _sgd(rate=0.1):
+  return tff.learning.optimizers.build_sgdm(rate)
+
+
+def _fed_avg(model):
+  return tff.learning.algorithms.build_weighted_fed_avg(
+    model,
+    client_optimizer_fn=_sgd(),
+    server_optimizer_fn=tff.learning.optimizers.build_adam(0.05),
+  )
+
+
+def _secure(model):
+  return tff.learning.algorithms.build_weighted_fed_avg(
+    model,
+    client_optimizer_fn=_sgd(),
+    model_aggregator=tff.learning.secure_aggregator(),
+  )
+
+
+def _tree_without_noise(model):
+  specs = tf.nest.map_structure(
+    lambda weight: tf.TensorSpec(weight.shape, weight.dtype),
+    tuple(model.initial_weights[0]),
+  )
+  query = tfp.TreeResidualSumQuery.build_l2_gaussian_query(
+    clip_norm=0.1, noise_multiplier=0.0, record_specs=specs
+  )
+  return tff.learning.algorithms.build_unweighted_fed_avg(
+    model,
+    client_optimizer_fn=_sgd(),
+    server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0, 0.9),
+    model_aggregator=tff.aggregators.DifferentiallyPrivateFactory(
+      tfp.NormalizedQuery(query, denominator=5.0)
+    ),
+  )
+
+
+def _mime_lite(model):
+  return tff.learning.algorithms.build_weighted_mime_lite(
+    model,
+    base_optimizer=tff.learning.optimizers.build_sgdm(0.1, 0.9),
+  )
+
+
+def _run(build_process, rounds=3):
+  process = build_process()
+  state = process.initialize()
+  for round_num in range(rounds):
+    output = process.next(state, _datasets(round_num))
+    state = output.state
+  return process.get_model_weights(state), output
+
+
+@pytest.mark.parametrize(
+  'build_process',
+  [
+    lambda: _fed_avg(_variable_model),
+    lambda: _fed_avg(_functional_model()),
+    lambda: _secure(_functional_model()),
+    lambda: _tree_without_noise(_functional_model()),
+    lambda: _mime_lite(_variable_model),
+  ],
+  ids=['variables', 'functional', 'secure_sum', 'tree', 'mime_lite'],
+)
+def test_gives_what_tffs_runtime_gives(build_process):
+  runtime.set_local_context(num_threads=2)
+  weights, output = _run(build_process)
+  runtime.set_tff_context()
+  expected_weights, expected = _run(build_process)
+  assert type(weights) is type(expected_weights)
+  assert type(output) is type(expected)
+  for ours, theirs in zip(weights.trainable, expected_weights.trainable):
+    assert type(ours) is type(theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+  tf.nest.map_structure(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    output.metrics,
+    expected.metrics,
+  )
+
+
+@pytest.mark.parametrize('num_threads', [1, 2])
+def test_two_runs_give_the_same_bits(num_threads):
+  runtime.set_local_context(num_threads=num_threads)
+  one, _ = _run(lambda: _fed_avg(_functional_model()))
+  other, _ = _run(lambda: _fed_avg(_functional_model()))
+  for a, b in zip(one.trainable, other.trainable):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_plain_computations_and_their_containers():
+  runtime.set_local_context()
+
+  @tff.tensorflow.computation(tff.TensorType(np.int32, [None]), np.float32)
+  def compute(a, b):
+    return collections.OrderedDict(
+      total=tf.reduce_sum(a), pair=(b, tf.constant('word'))
+    )
+
+  result = compute([1, 2, 3], 2.5)
+  assert list(result) == ['total', 'pair']
+  assert result['total'] == 6
+  assert result['pair'] == (2.5, b'word')
+
+  @tff.tensorflow.computation(tff.SequenceType(np.int64))
+  def count(dataset):
+    return dataset.reduce(np.int64(0), lambda x, _: x + 1)
+
+  assert count(tf.data.Dataset.range(5)) == 5
+  assert count([1, 2]) == 2
+
+
+def test_what_cannot_be_lowered_goes_to_tff_with_a_warning():
+  runtime.set_local_context()
+
+  @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))
+  def mean(values):
+    return tff.federated_mean(values)
+
+  with pytest.warns(UserWarning, match="TFF's own runtime"):
+    assert mean([1.0, 2.0, 6.0]) == pytest.approx(3.0)
+
+
+def test_clients_are_drawn_as_they_are_needed():
+  runtime.set_local_context(num_threads=2)
+  process = _fed_avg(_functional_model())
+  held, most, lock = 0, 0, threading.Lock()
+
+  class Counting(sampling.Cohort):
+    def __getitem__(self, position):
+      nonlocal held, most
+      with lock:
+        held += 1
+        most = max(most, held)
+      return super().__getitem__(position)
+
+  cohort = Counting(
+    list(range(30)), lambda i: _dataset(3, i), lambda i: f'client{i}'
+  )
+  drawn_before = held
+  state = process.next(process.initialize(), cohort).state
+  assert drawn_before == 0
+  assert held == 30
+
+  listed = process.next(
+    process.initialize(), [_dataset(3, i) for i in range(30)]
+  ).state
+  for a, b in zip(
+    process.get_model_weights(state).trainable,
+    process.get_model_weights(listed).trainable,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_an_error_names_the_client():
+  runtime.set_local_context(num_threads=2)
+  process = _fed_avg(_functional_model())
+
+  def client_dataset(index):
+    if index == 7:
+      raise OSError('the disk is gone')
+    return _dataset(3, index)
+
+  cohort = sampling.Cohort([3, 7, 8], client_dataset, lambda i: f'client{i}')
+  state = process.initialize()
+  with pytest.raises(runtime.ClientError, match=r'client7.*the disk is gone'):
+    process.next(state, cohort)
+  # The context is fit for use after it.
+  process.next(state, _datasets(0))
+
+
+def test_a_client_with_nan_has_no_weight():
+  runtime.set_local_context(num_threads=2)
+  process = _fed_avg(_functional_model())
+  bad = tf.data.Dataset.from_tensor_slices(
+    (np.full([2, 3], np.nan, np.float32), np.zeros([2, 1], np.float32))
+  ).batch(2)
+  state = process.initialize()
+  with_bad = process.next(state, [*_datasets(0), bad]).state
+  without = process.next(state, _datasets(0)).state
+  for a, b in zip(
+    process.get_model_weights(with_bad).trainable,
+    process.get_model_weights(without).trainable,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_client_without_data_and_a_round_without_clients():
+  runtime.set_local_context(num_threads=2)
+  process = _fed_avg(_functional_model())
+  state = process.initialize()
+  empty = _dataset(4, 0).take(0)
+  weights = process.get_model_weights(state).trainable
+  for cohort in ([empty], []):
+    after = process.next(state, cohort).state
+    for a, b in zip(process.get_model_weights(after).trainable, weights):
+      np.testing.assert_array_equal(a, b)

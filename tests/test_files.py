@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from si_federated import files
+
+
+def test_writes_text_and_bytes(tmp_path):
+  files.write_atomically(tmp_path / 'new' / 'a', 'é\n')
+  files.write_atomically(tmp_path / 'b', b'\x00')
+  assert (tmp_path / 'new' / 'a').read_bytes() == 'é\n'.encode()
+  assert (tmp_path / 'b').read_bytes() == b'\x00'
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
+  path = tmp_path / 'a'
+  files.write_atomically(path, 'old')
+  with pytest.raises(RuntimeError), files.atomic_file(path) as file:
+    file.write(b'half')
+    raise RuntimeError
+  assert path.read_text() == 'old'
+  assert os.listdir(tmp_path) == ['a']

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import types
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+
+from si_federated import config
+from si_federated.training import loop, run_folder
+
+_TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
+
+
+class _State(NamedTuple):
+  global_model_weights: Any
+  finalizer: Any
+
+
+def _state(weights, step):
+  return _State(
+    tff.learning.models.ModelWeights((weights,), ()), {'step': np.int32(step)}
+  )
+
+
+class _Process:
+  """A learning process whose arithmetic shows every round's cohort."""
+
+  def __init__(self, interrupt_in=None, nan_from=math.inf):
+    self.interrupt_in = interrupt_in
+    self.nan_from = nan_from
+    self.rounds = []
+
+  def initialize(self):
+    return _state(np.zeros([2], np.float32), 0)
+
+  def get_model_weights(self, state):
+    return state.global_model_weights
+
+  def next(self, state, cohort):
+    step = int(state.finalizer['step']) + 1
+    self.rounds.append(step)
+    if step == self.interrupt_in:
+      raise KeyboardInterrupt
+    (weights,) = state.global_model_weights.trainable
+    weights = (weights * np.float32(0.9) + np.float32(sum(cohort))).astype(
+      np.float32
+    )
+    loss = math.nan if step >= self.nan_from else float(weights[0])
+    return types.SimpleNamespace(
+      state=_state(weights, step),
+      metrics={
+        'client_work': {
+          'train': {'loss': loss, 'accuracy': 0.5, 'num_tokens': 10.0}
+        }
+      },
+    )
+
+
+def _evaluate(weights):
+  loss = float(weights.trainable[0][0]) / 100
+  return {
+    'loss': loss,
+    'accuracy': 0.1,
+    'accuracy_no_oov': 0.1,
+    'accuracy_no_oov_no_eos': 0.1,
+    'num_tokens': 3.0,
+    'perplexity': math.exp(10 - loss),
+  }
+
+
+def _run(path, process=None, evaluate=_evaluate, total_rounds=10):
+  folder = run_folder.RunFolder(path)
+  folder.open(config.ExperimentConfig('x'))
+  try:
+    return loop.run(
+      process=process or _Process(),
+      sample_cohort=lambda round_num: [round_num, 2 * round_num],
+      evaluate=evaluate,
+      folder=folder,
+      total_rounds=total_rounds,
+      rounds_per_eval=4,
+      rounds_per_checkpoint=3,
+    )
+  finally:
+    folder.close()
+
+
+def _rows(path):
+  with open(path / 'metrics.csv', newline='') as file:
+    return [
+      {key: value for key, value in row.items() if key not in _TIMINGS}
+      for row in csv.DictReader(file)
+    ]
+
+
+def _last_weights(path):
+  newest = sorted(os.listdir(path / 'checkpoints'))[-1]
+  with np.load(path / 'checkpoints' / newest) as arrays:
+    return newest, arrays['state/global_model_weights/trainable/0']
+
+
+def test_an_uninterrupted_run(tmp_path):
+  summary = _run(tmp_path)
+  rows = _rows(tmp_path)
+  assert [int(row['round_num']) for row in rows] == list(range(11))
+  # Before the first round, every fourth, and after the last.
+  evaluated = [row['round_num'] for row in rows if row['eval/loss']]
+  assert evaluated == ['0', '4', '8', '10']
+  assert rows[0]['train/loss'] == ''
+  assert rows[3]['train/loss'] != ''
+  assert rows[1]['bytes_up_per_client'] == '8'
+  assert summary['rounds'] == 10
+  assert summary['num_parameters'] == 2
+  assert summary['best']['round_num'] == 10
+  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
+  assert os.listdir(tmp_path / 'logdir')
+
+
+@pytest.mark.parametrize('interrupt_in', [1, 2, 5, 7, 10])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt_in):
+  _run(tmp_path / 'whole')
+  process = _Process(interrupt_in)
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path / 'parts', process)
+  resumed = _Process()
+  summary = _run(tmp_path / 'parts', resumed)
+  # What was done before the interrupt was saved: no round runs twice.
+  assert resumed.rounds == list(range(interrupt_in, 11))
+  assert _rows(tmp_path / 'parts') == _rows(tmp_path / 'whole')
+  assert summary['best']['round_num'] == 10
+  name, weights = _last_weights(tmp_path / 'parts')
+  expected_name, expected = _last_weights(tmp_path / 'whole')
+  assert name == expected_name
+  np.testing.assert_array_equal(weights, expected)
+
+
+@pytest.mark.parametrize('killed_in', [2, 4, 5, 9])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed_in):
+  class Killed(BaseException):
+    """Unlike an interrupt, leaves no time to save."""
+
+  class Process(_Process):
+    def next(self, state, cohort):
+      if int(state.finalizer['step']) + 1 == killed_in:
+        raise Killed
+      return super().next(state, cohort)
+
+  _run(tmp_path / 'whole')
+  with pytest.raises(Killed):
+    _run(tmp_path / 'parts', Process())
+  resumed = _Process()
+  _run(tmp_path / 'parts', resumed)
+  assert resumed.rounds[0] == 3 * ((killed_in - 1) // 3) + 1
+  assert _rows(tmp_path / 'parts') == _rows(tmp_path / 'whole')
+  np.testing.assert_array_equal(
+    _last_weights(tmp_path / 'parts')[1], _last_weights(tmp_path / 'whole')[1]
+  )
+
+
+def test_interrupted_in_an_evaluation_no_row_is_lost(tmp_path):
+  _run(tmp_path / 'whole')
+  calls = 0
+
+  def evaluate(weights):
+    nonlocal calls
+    calls += 1
+    if calls == 2:
+      raise KeyboardInterrupt
+    return _evaluate(weights)
+
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path / 'parts', evaluate=evaluate)
+  _run(tmp_path / 'parts')
+  assert _rows(tmp_path / 'parts') == _rows(tmp_path / 'whole')
+
+
+def test_sigterm_saves_too(tmp_path):
+  class Process(_Process):
+    def next(self, state, cohort):
+      if int(state.finalizer['step']) + 1 == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return super().next(state, cohort)
+
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path, Process())
+  assert _last_weights(tmp_path)[0] == 'round_000004.npz'
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_torn_last_row_is_dropped_on_resuming(tmp_path):
+  _run(tmp_path / 'whole')
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path / 'parts', _Process(interrupt_in=6))
+  with open(tmp_path / 'parts' / 'metrics.csv', 'a') as file:
+    file.write('6,0.12')
+  _run(tmp_path / 'parts')
+  assert _rows(tmp_path / 'parts') == _rows(tmp_path / 'whole')
+
+
+def test_starting_a_finished_run_again_changes_nothing(tmp_path):
+  _run(tmp_path)
+  rows = _rows(tmp_path)
+  process = _Process()
+  _run(tmp_path, process)
+  assert process.rounds == []
+  assert _rows(tmp_path) == rows
+
+
+def test_losses_that_are_not_finite_are_recorded(tmp_path):
+  def evaluate(weights):
+    del weights
+    return {
+      **_evaluate(_state([0.0], 0).global_model_weights),
+      'perplexity': math.nan,
+    }
+
+  summary = _run(tmp_path, _Process(nan_from=3), evaluate)
+  assert _rows(tmp_path)[5]['train/loss'] == 'nan'
+  assert summary['best'] == {}
+  # Strict JSON has no NaN.
+  text = (tmp_path / 'summary.json').read_text()
+  assert (
+    json.loads(text, parse_constant=pytest.fail)['final']['eval/perplexity']
+    is None
+  )
+
+
+def test_other_flags_are_refused_and_nothing_is_lost(tmp_path):
+  _run(tmp_path)
+  rows = _rows(tmp_path)
+  folder = run_folder.RunFolder(tmp_path)
+  with pytest.raises(config.ConfigError, match='--client_learning_rate: 9'):
+    folder.open(config.ExperimentConfig('x', client_learning_rate=9.0))
+  assert _rows(tmp_path) == rows
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+  one = run_folder.RunFolder(tmp_path)
+  one.open(config.ExperimentConfig('x'))
+  with pytest.raises(config.ConfigError, match='Another process'):
+    run_folder.RunFolder(tmp_path).open(config.ExperimentConfig('x'))
+  one.close()
+  run_folder.RunFolder(tmp_path).open(config.ExperimentConfig('x'))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+  with pytest.raises(config.ConfigError, match='config.json'):
+    run_folder.read_config(tmp_path)
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(config.ConfigError, match='garbled'):
+    run_folder.read_config(tmp_path)
