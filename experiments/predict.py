@@ -8,9 +8,8 @@ Works while the run is still training: it takes the newest checkpoint.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 from absl import flags as absl_flags
@@ -37,69 +36,64 @@ _CONTINUE = absl_flags.DEFINE_integer(
 )
 
 
-def _load(
-  run: str,
-) -> tuple[Callable[[str], tuple[np.ndarray, str]], list[str]]:
-  """Returns a function from text to ids' probabilities, and the ids' words."""
-  from si_federated import experiment
-
-  model, vocabulary, file = experiment.load_model(run)
-  print(f'Model of {file}.', file=sys.stderr)
-  sequence_length = experiment.read_config(run).sequence_length
-  # What a user can type: words, and the end of the sentence.
-  words = ['', *vocabulary.words, '', '', '<end of sentence>']
-
-  def predict(text: str) -> tuple[np.ndarray, str]:
-    ids = [vocabulary.beginning, *vocabulary.encode(text)]
-    unknown = [
-      word
-      for word, token in zip(vocabulary.split(text), ids[1:])
-      if token == vocabulary.out_of_vocabulary
-    ]
-    note = f'not in the vocabulary: {" ".join(unknown)}' if unknown else ''
-    # The model has learned from sentences cut to this length.
-    ids = [ids[0], *ids[1:][-(sequence_length - 1) :]] if len(ids) > 1 else ids
-    logits = model(np.array([ids], np.int32), training=False)[0, -1].numpy()
-    logits = logits.astype(np.float64)
-    logits[[0, vocabulary.out_of_vocabulary, vocabulary.beginning]] = -np.inf
-    probabilities = np.exp(logits - logits.max())
-    return probabilities / probabilities.sum(), note
-
-  return predict, words
-
-
 def main() -> None:
   """Prints suggestions for each text."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  predict, words = _load(_RUN.value)
+  from si_federated import experiment
+
+  trained = experiment.load_model(_RUN.value)
+  vocabulary = trained.vocabulary
+  print(f'Model of {trained.checkpoint}.', file=sys.stderr)
+
+  def probabilities(ids: list[int]) -> np.ndarray:
+    # The model has learned from sentences cut to a length: give it the end of
+    # a longer one.
+    recent = ids[-(trained.config.sequence_length - 1) :]
+    batch = np.array([[vocabulary.beginning, *recent]], np.int32)
+    logits = trained.model(batch, training=False)[0, -1].numpy()
+    logits = logits.astype(np.float64)
+    never = [
+      vocabulary.padding,
+      vocabulary.out_of_vocabulary,
+      vocabulary.beginning,
+    ]
+    logits[never] = -np.inf
+    likelihoods = np.exp(logits - logits.max())
+    return likelihoods / likelihoods.sum()
+
+  def word(token: int) -> str:
+    if token == vocabulary.end:
+      return '(end of sentence)'
+    return vocabulary.decode([token])[0]
 
   def show(text: str) -> None:
-    probabilities, note = predict(text)
-    print(f'{text} ...' + (f'  ({note})' if note else ''))
-    for token in np.argsort(-probabilities)[: _TOP.value]:
-      print(f'  {probabilities[token]:6.1%}  {words[token]}')
-    continued: list[str] = []
-    for _ in range(_CONTINUE.value):
-      token = int(np.argmax(predict(' '.join([text, *continued]))[0]))
-      if token == len(words) - 1:
+    ids = vocabulary.encode(text)
+    print(f'{" ".join(vocabulary.decode(ids))} ...')
+    suggested = probabilities(ids)
+    for token in np.argsort(-suggested)[: _TOP.value]:
+      print(f'  {suggested[token]:6.1%}  {word(int(token))}')
+    longer = list(ids)
+    while len(longer) < len(ids) + _CONTINUE.value:
+      token = int(np.argmax(probabilities(longer)))
+      if token == vocabulary.end:
         break
-      continued.append(words[token])
-    if continued:
-      print(f'  {text} {" ".join(continued)}')
+      longer.append(token)
+    if _CONTINUE.value:
+      print(f'  {" ".join(vocabulary.decode(longer))}')
 
-  if _TEXT.value:
-    for text in _TEXT.value:
-      show(text)
-    return
+  for text in _TEXT.value or _typed_lines():
+    show(text)
+
+
+def _typed_lines() -> Iterator[str]:
   interactive = sys.stdin.isatty()
   while True:
     if interactive:
       print('text> ', end='', flush=True)
     line = sys.stdin.readline()
     if not line or (interactive and not line.strip()):
-      break
+      return
     if line.strip():
-      show(line.strip())
+      yield line.strip()
 
 
 def run() -> None:

@@ -35,7 +35,6 @@ def main() -> None:
   """Trains, and prints the result."""
   # TensorFlow takes seconds to load: wrong flags are answered before.
   config = flags.experiment_from_flags()
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from si_federated import experiment
 
   root = absl_flags.FLAGS.root_output_dir

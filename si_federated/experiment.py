@@ -280,14 +280,31 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
   )
 
 
-def load_model(path: str) -> tuple[tf.keras.Model, Vocabulary, str]:
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """The model of a run.
+
+  Attributes:
+    config: What the run was made from.
+    vocabulary: The words it knows.
+    model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`.
+    checkpoint: The file that its weights are from.
+  """
+
+  config: config.ExperimentConfig
+  vocabulary: Vocabulary
+  model: tf.keras.Model
+  checkpoint: str
+
+
+def load_model(path: str) -> TrainedModel:
   """Loads the model of a run from its newest whole checkpoint.
 
   Args:
     path: The run's folder.
 
   Returns:
-    The Keras model, its vocabulary, and the checkpoint's file.
+    The model with what it needs to be used.
 
   Raises:
     config.ConfigError: If the folder holds no run or no whole checkpoint.
@@ -324,7 +341,7 @@ def load_model(path: str) -> tuple[tf.keras.Model, Vocabulary, str]:
       )
     for variable, weight in zip(variables, weights):
       variable.assign(weight)
-    return model, vocabulary, file
+    return TrainedModel(experiment, vocabulary, model, file)
   raise config.ConfigError(
     ' '.join(problems)
     or f'{path} has no checkpoint yet; wait for the first, or start the run.'

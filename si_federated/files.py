@@ -31,7 +31,10 @@ def atomic_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
+    umask = os.umask(0)
+    os.umask(umask)
+    # mkstemp's files are for their owner alone.
+    os.chmod(temporary, 0o666 & ~umask)
     os.replace(temporary, path)
   except BaseException:
     os.unlink(temporary)

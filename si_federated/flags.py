@@ -6,10 +6,11 @@ import dataclasses
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from si_federated import config
 
@@ -104,28 +105,36 @@ def experiment_from_flags() -> config.ExperimentConfig:
   return config.ExperimentConfig(**values)
 
 
-def run_main(main: Callable[[], Any]) -> None:
+def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Runs a binary: parses flags, and ends on bad input with one sentence.
 
   Exit codes are 0, 1 for data or files that can't be used, 2 for usage, and 130
   when interrupted. `-v=1` shows the traceback.
 
   Args:
-    main: The binary's work; takes no arguments.
+    main: The binary's work.
+    arguments: Whether `main` takes a list of what stands beside the flags;
+      otherwise nothing may stand there.
   """
 
   def parse(argv: Sequence[str]) -> list[str]:
     try:
-      rest = flags.FLAGS(list(argv))
+      if arguments:
+        # They may stand before flags.
+        flags.FLAGS.set_gnu_getopt(True)
+      return flags.FLAGS(list(argv))
+    except SystemExit:
+      # absl counts --help as a failure.
+      sys.exit(0)
     except flags.Error as error:
-      _fail(str(error).strip().replace('\n', ' '), 2)
-    return rest
+      message = str(error).strip().replace('\n', ' ')
+      _fail(f'{message} (--help lists the flags)', 2)
 
   def absl_main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and not arguments:
       _fail(f'What is {argv[1]!r}? Flags start with --; see --help.', 2)
     try:
-      main()
+      main(*([argv[1:]] if arguments else []))
     except config.ConfigError as error:
       _fail(str(error), 2, error)
     except (OSError, ValueError) as error:
@@ -135,11 +144,16 @@ def run_main(main: Callable[[], Any]) -> None:
       # Other threads may still be at a client's step: don't wait for them.
       os._exit(130)
 
-  logging.use_absl_handler()
+  # At every start TensorFlow tells of missing GPU libraries, and a package of
+  # its time of the packaging it uses.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
   app.run(absl_main, flags_parser=parse)
 
 
-def _fail(message: str, code: int, error: BaseException | None = None) -> None:
+def _fail(
+  message: str, code: int, error: BaseException | None = None
+) -> NoReturn:
   if error is not None and flags.FLAGS.verbosity >= 1:
     traceback.print_exception(type(error), error, error.__traceback__)
   print(f'error: {message}', file=sys.stderr)

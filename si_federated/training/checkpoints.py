@@ -72,7 +72,7 @@ def read_weights(path: str) -> list[np.ndarray]:
     CheckpointError: If the file is truncated, garbled or of another format.
   """
   arrays, _ = _read(path)
-  weights = []
+  weights: list[np.ndarray] = []
   while f'{_WEIGHTS}/{len(weights)}' in arrays:
     weights.append(arrays[f'{_WEIGHTS}/{len(weights)}'])
   return weights

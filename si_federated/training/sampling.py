@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Union
 
 import numpy as np
 import tensorflow as tf
@@ -47,7 +48,7 @@ class Cohort(Sequence):
 
   def __init__(
     self,
-    clients: Sequence[int],
+    clients: Union[Sequence[int], np.ndarray],
     client_dataset: Callable[[int], tf.data.Dataset],
     client_id: Callable[[int], str],
   ):

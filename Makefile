@@ -1,0 +1,74 @@
+# Each target works from nothing: it builds .venv first if need be.
+# PYTHON=... names the Python 3.11 to build it with.
+
+VENV_PYTHON := .venv/bin/python
+TEST_WORKERS ?= 2
+PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile
+DEMO := runs/demo
+
+# Quiet TensorFlow; every test worker keeps to about one core.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+test test-slow: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-slow: export TF_NUM_INTEROP_THREADS ?= 2
+test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow: export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-slow lint format lock environment clean
+
+help:
+	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
+	@echo 'make test       run the tests'
+	@echo 'make test-slow  run the tests that take minutes each'
+	@echo 'make lint       check style, format and types'
+	@echo 'make format     format the code'
+	@echo 'make lock       resolve requirements.lock again (needs uv)'
+	@echo 'make clean      remove .venv and caches; runs/ stays'
+
+demo: environment
+	$(VENV_PYTHON) -m experiments.train \
+	  --flagfile=experiments/configs/docstrings.cifg.fed_avg.flags \
+	  --root_output_dir=$(DEMO) --experiment_name=cifg
+	$(VENV_PYTHON) -m experiments.train \
+	  --flagfile=experiments/configs/docstrings.si_cifg.fed_avg.flags \
+	  --root_output_dir=$(DEMO) --experiment_name=si_cifg
+	$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
+	  --text='returns the number of'
+	$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
+	  --text='if the file does not'
+	$(VENV_PYTHON) -m experiments.report \
+	  --runs=$(DEMO)/cifg,$(DEMO)/si_cifg --output=$(DEMO)/report
+
+test: environment
+	$(PYTEST) -m 'not slow'
+
+test-slow: environment
+	$(PYTEST) -m slow
+
+lint: environment
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+format: environment
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+# Keeps the versions that are locked already where it can; LOCK_FLAGS=--upgrade
+# takes the newest, LOCK_FLAGS='--upgrade-package NAME' the newest of one.
+lock:
+	@command -v uv >/dev/null || { \
+	  echo 'make lock needs uv (https://docs.astral.sh/uv).' >&2; exit 2; }
+	uv pip compile --quiet setup.cfg --all-extras \
+	  --overrides requirements.overrides \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make lock' \
+	  --output-file requirements.lock $(LOCK_FLAGS)
+
+environment:
+	@.ci/setup_environment
+
+clean:
+	rm -rf .venv build dist ./*.egg-info \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,227 @@
+"""The Keras layer that LSTM, CIFG and SI-CIFG share."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable, ClassVar, Dict, List, Optional
+
+import tensorflow as tf
+
+from si_federated.layers import gates as gates_lib
+from si_federated.layers import recurrence
+from si_federated.layers.gated_cell import GatedCell
+
+
+class GatedRNN(tf.keras.layers.RNN):
+  """A gated recurrent layer over a sequence, computed by `recurrence.scan`.
+
+  Subclasses set `cell_class`. Equal to `tf.keras.layers.RNN(cell)`, but faster,
+  and able to run with plain tensors for weights.
+
+  Args:
+    units: H, the number of hidden units.
+    return_sequences: Whether to return the output of all steps.
+    return_state: Whether to return h and c after the last step as well.
+    go_backwards: Whether to go through the sequence from its end; the outputs
+      are then in the reversed order.
+    stateful: Whether the state after a batch starts the next batch.
+    time_major: Whether inputs and outputs are `[T, B, ...]`.
+    unroll: Whether to unroll the loop over time; `None` unrolls sequences of
+      known and short length.
+    **kwargs: The cell's arguments, and those of `tf.keras.layers.Layer`.
+
+  Call arguments:
+    inputs: `[B, T, D]`.
+    mask: `[B, T]` booleans; where false, the state is held and the output is
+      the one before.
+    training: Whether dropout is active.
+    initial_state: h `[B, R]` and c `[B, H]` before the first step.
+  """
+
+  cell_class: ClassVar[Callable[..., GatedCell]]
+
+  def __init__(
+    self,
+    units: int,
+    *args: Any,
+    return_sequences: bool = False,
+    return_state: bool = False,
+    go_backwards: bool = False,
+    stateful: bool = False,
+    time_major: bool = False,
+    unroll: Optional[bool] = None,
+    **kwargs: Any,
+  ) -> None:
+    known = _argument_names(self.cell_class)
+    cell_options = {k: kwargs.pop(k) for k in list(kwargs) if k in known}
+    kwargs.pop('implementation', None)
+    cell = self.cell_class(
+      units,
+      *args,
+      dtype=kwargs.get('dtype'),
+      trainable=kwargs.get('trainable', True),
+      **cell_options,
+    )
+    super().__init__(
+      cell,
+      return_sequences=return_sequences,
+      return_state=return_state,
+      go_backwards=go_backwards,
+      stateful=stateful,
+      time_major=time_major,
+      unroll=unroll,
+      **kwargs,
+    )
+    self.input_spec = [tf.keras.layers.InputSpec(ndim=3)]
+
+  @property
+  def units(self) -> int:
+    """The number of hidden units."""
+    return self.cell.units
+
+  @property
+  def projection_units(self) -> Optional[int]:
+    """The size of the recurrent projection, or `None`."""
+    return self.cell.projection_units
+
+  def build(self, input_shape: Any) -> None:
+    """Builds the cell for inputs `[B, T, D]`."""
+    if not isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
+      # A `.keras` file has it as a list, which Keras takes for several shapes.
+      input_shape = tf.TensorShape(input_shape)
+    super().build(input_shape)
+
+  def call(
+    self,
+    inputs: Any,
+    mask: Any = None,
+    training: Any = None,
+    initial_state: Any = None,
+  ):
+    """Runs the layer; see the class for the arguments."""
+    if isinstance(inputs, tf.RaggedTensor):
+      return super().call(inputs, mask, training, initial_state)
+    building = _is_building_in_graph(inputs)
+    has_state = (
+      self.stateful or initial_state is not None or isinstance(inputs, list)
+    )
+    if has_state:
+      inputs, initial_state, _ = self._process_inputs(
+        inputs, initial_state, None
+      )
+    if mask is not None:
+      mask = tf.cast(tf.nest.flatten(mask)[0], tf.bool)
+      mask = mask if mask.shape.rank == 2 else tf.squeeze(mask, -1)
+    if not self.time_major:
+      inputs = tf.transpose(inputs, [1, 0, 2])
+      mask = None if mask is None else tf.transpose(mask)
+    if self.go_backwards:
+      inputs = tf.reverse(inputs, [0])
+      mask = None if mask is None else tf.reverse(mask, [0])
+
+    if building:
+      shape = [*tf.unstack(tf.shape(inputs)[:2]), self.cell.output_size]
+      outputs = tf.zeros(shape, inputs.dtype)
+      state = [outputs[0], tf.zeros([shape[1], self.units], inputs.dtype)]
+    else:
+      outputs, state = self._scan(inputs, mask, training, initial_state)
+
+    if self.stateful:
+      for variable, value in zip(self.states, state):
+        variable.assign(tf.cast(value, variable.dtype))
+    if mask is not None and (has_state or self.zero_output_for_mask):
+      # Keras's output before the first valid step is zero, not the held state.
+      shown = mask
+      if not self.zero_output_for_mask:
+        shown = tf.cumsum(tf.cast(mask, tf.int32)) > 0
+      outputs = tf.where(shown[..., tf.newaxis], outputs, 0)
+    if not self.return_sequences:
+      output = outputs[-1]
+    else:
+      output = outputs if self.time_major else tf.transpose(outputs, [1, 0, 2])
+    return [output, *state] if self.return_state else output
+
+  def _scan(self, inputs, mask, training, initial_state):
+    cell = self.cell
+    self._maybe_reset_cell_dropout_mask(cell)
+    batch = tf.shape(inputs)[1]
+    steps, features = inputs.shape[0], inputs.shape[2]
+    input_mask, recurrent_mask = cell.dropout_masks(
+      tf.zeros([batch, features], inputs.dtype),
+      tf.zeros([batch, cell.output_size], inputs.dtype),
+      training,
+    )
+    if input_mask is not None:
+      inputs *= input_mask
+    x = tf.matmul(tf.reshape(inputs, [-1, features]), cell.weight('kernel'))
+    if cell.use_bias:
+      x = tf.nn.bias_add(x, cell.weight('bias'))
+    x = tf.reshape(x, [tf.shape(inputs)[0], batch, x.shape[-1]])
+    x.set_shape([steps, inputs.shape[1], None])
+    projection = None
+    if cell.projection_units:
+      bias = cell.weight('projection_bias')
+      if bias is None:
+        bias = tf.zeros([cell.projection_units], x.dtype)
+      projection = (cell.weight('projection_kernel'), bias)
+    outputs, last_c = recurrence.scan(
+      x,
+      cell.weight('recurrent_kernel'),
+      gates_lib.make_gates(
+        cell.kind,
+        activation=cell.activation,
+        recurrent_activation=cell.recurrent_activation,
+        output_activation=cell.output_activation,
+        dead_slope=cell.dead_gate_slope,
+        dtype=x.dtype.name,
+      ),
+      units=cell.units,
+      initial_state=None if initial_state is None else tuple(initial_state),
+      projection=projection,
+      mask=mask,
+      recurrent_dropout_mask=recurrent_mask,
+      unroll=self.unroll,
+    )
+    return outputs, [outputs[-1], last_c]
+
+  def get_config(self) -> Dict[str, Any]:
+    """Returns the constructor's arguments."""
+    config = super().get_config()
+    del config['cell']
+    cell = self.cell.get_config()
+    for name in ('name', 'trainable', 'dtype'):
+      del cell[name]
+    regularizer = tf.keras.regularizers.serialize(self.activity_regularizer)
+    return {**config, **cell, 'activity_regularizer': regularizer}
+
+  @classmethod
+  def from_config(cls, config: Dict[str, Any], custom_objects: Any = None):
+    """Makes a layer from `get_config()`."""
+    del custom_objects
+    return cls(**config)
+
+
+def _is_building_in_graph(inputs: Any) -> bool:
+  """Whether Keras calls the layer only to find out the shapes of a model.
+
+  A functional model of TensorFlow Federated builds the Keras model again inside
+  a function of a TensorFlow 1 graph, on placeholders that are never fed, before
+  it calls it on data. Whatever control flow and random operations that leaves
+  in the graph would be run all the same, and fail.
+  """
+  return (
+    hasattr(inputs, '_keras_history')
+    and not tf.compat.v1.executing_eagerly_outside_functions()
+    and tf.inside_function()
+  )
+
+
+def _argument_names(cell_class: Any) -> List[str]:
+  """Names of the constructor arguments that are the cell's own."""
+  names: List[str] = []
+  for owner in cell_class.__mro__[
+    : cell_class.__mro__.index(tf.keras.layers.LSTMCell) + 1
+  ]:
+    if '__init__' in vars(owner):
+      names += inspect.signature(owner.__init__).parameters
+  return [n for n in names if n not in ('self', 'kwargs', 'units')]

@@ -1,0 +1,56 @@
+"""From run folders to the files of a report."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Dict, List, Sequence, Union
+
+from si_federated import files
+from si_federated.reporting import figures, page
+from si_federated.reporting.settings import Comparison
+
+
+def write_report(
+  comparison: Comparison,
+  output: Union[str, pathlib.Path],
+  title: str,
+) -> List[pathlib.Path]:
+  """Writes `report.html`, `report.md` and the figures as PNG and SVG.
+
+  Everything is made before the first file is touched; each file is written
+  under a temporary name and renamed.
+
+  Args:
+    comparison: The runs.
+    output: Folder to write to, made if need be.
+    title: The report's heading.
+
+  Returns:
+    The files written, `report.html` first.
+
+  Raises:
+    OSError: If a file can't be written.
+  """
+  pictures = figures.draw_all(comparison)
+  contents: Dict[str, bytes] = {
+    'report.html': page.html(title, comparison, pictures).encode(),
+    'report.md': page.markdown(title, comparison, pictures).encode(),
+  }
+  for picture in pictures:
+    contents[f'{picture.name}.png'] = picture.png
+    contents[f'{picture.name}.svg'] = picture.svg.encode()
+  paths = {name: pathlib.Path(output) / name for name in contents}
+  for name, data in contents.items():
+    files.write_atomically(paths[name], data)
+  return list(paths.values())
+
+
+def default_output(runs: Sequence[pathlib.Path]) -> pathlib.Path:
+  """Returns the folder `report` beside the runs.
+
+  Args:
+    runs: The run folders, at least one.
+  """
+  parents = {str(run.parent) for run in runs}
+  return pathlib.Path(os.path.commonpath(sorted(parents))) / 'report'

@@ -1,0 +1,210 @@
+"""Which settings runs share, in which they differ, and who repeats whom."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from typing import Any, Dict, List, Sequence, Tuple
+
+from si_federated.reporting.runs import Run
+
+MISSING = '–'
+
+# Settings written in the grammar `name:key=value,key=value`.
+_PARTS = (
+  'model', 'transform', 'task', 'algorithm', 'aggregator', 'compression',
+  'client_optimizer', 'server_optimizer', 'runtime',
+)  # fmt: skip
+_FIRST = (
+  'model', 'transform', 'client_optimizer', 'client_learning_rate',
+  'server_optimizer', 'server_learning_rate', 'server_momentum',
+  'clients_per_round', 'aggregator', 'clip_norm', 'noise_multiplier', 'task',
+  'algorithm', 'total_rounds',
+)  # fmt: skip
+_IDENTITY = frozenset(['experiment_name', 'run_name', 'root_output_dir'])
+_SHORT = {
+  'client_learning_rate': 'client lr',
+  'server_learning_rate': 'server lr',
+  'server_momentum': 'momentum',
+  'clients_per_round': 'clients a round',
+  'client_batch_size': 'batch size',
+  'client_epochs_per_round': 'client epochs',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs that repeat one another with different seeds.
+
+  Attributes:
+    label: What tells this group from the others, short enough for a figure.
+    settings: Differing setting -> its value in this group.
+    runs: The runs, at least one.
+  """
+
+  label: str
+  settings: Dict[str, str]
+  runs: Tuple[Run, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Runs seen side by side.
+
+  Attributes:
+    groups: The runs without regard to their seeds.
+    differing: Names of the settings in which the runs differ, seeds too.
+    shared: Setting -> value, for those that are the same in all runs.
+  """
+
+  groups: Tuple[Group, ...]
+  differing: Tuple[str, ...]
+  shared: Dict[str, str]
+
+
+def settings_of(run: Run) -> Dict[str, str]:
+  """Returns a run's settings as text, parts split into name and options.
+
+  `{'model': 'cifg:units=670'}` becomes `{'model': 'cifg', 'model.units':
+  '670'}`. What is unset, and what only names the run, is left out.
+
+  Args:
+    run: The run.
+
+  Returns:
+    Setting -> value, the most telling settings first.
+  """
+  settings = {}
+  for name, value in run.config.items():
+    if name in _IDENTITY or value is None or value == '' or value == []:
+      continue
+    text = _as_text(value)
+    if name in _PARTS:
+      text, _, options = text.partition(':')
+      # Commas inside brackets belong to a value.
+      for option in re.split(r',(?![^(\[]*[)\]])', options):
+        key, _, setting = option.partition('=')
+        if key:
+          settings[f'{name}.{key.strip()}'] = _as_text(_number(setting))
+    settings[name] = text
+  return dict(sorted(settings.items(), key=lambda item: _rank(item[0])))
+
+
+def heading(name: str) -> str:
+  """Returns a setting's name as it stands in tables and labels."""
+  part, _, option = name.partition('.')
+  if part == 'model' and option:
+    part, option = option, ''
+  words = _SHORT.get(part, part.replace('_', ' '))
+  return f'{words} {option.replace("_", " ")}'.strip()
+
+
+def full_name(name: str) -> str:
+  """Returns a setting's name in full words."""
+  part, _, option = name.partition('.')
+  return f'{part} {option}'.replace('_', ' ').strip()
+
+
+def is_seed(name: str) -> bool:
+  """Whether a setting is a random seed."""
+  return name == 'seed' or name.endswith(('_seed', '.seed'))
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+  """Sorts settings into shared and differing, and runs into groups.
+
+  Args:
+    runs: At least one run, in the order in which to show them.
+
+  Returns:
+    The comparison; groups stand in the order of their first runs.
+  """
+  settings = [settings_of(run) for run in runs]
+  known = [one for one in settings if one]
+  names: Dict[str, None] = {}
+  for one in settings:
+    names.update(dict.fromkeys(one))
+  ordered = sorted(names, key=_rank)
+  shared, differing = {}, []
+  for name in ordered:
+    if len({one.get(name) for one in known}) > 1:
+      differing.append(name)
+    else:
+      shared[name] = known[0][name]
+
+  telling = [name for name in differing if not is_seed(name)]
+  seeds = [name for name in differing if is_seed(name)]
+  alike: Dict[Tuple[str, ...], List[int]] = collections.defaultdict(list)
+  for index, one in enumerate(settings):
+    chosen = [one.get(name, MISSING) for name in telling]
+    # A run whose settings aren't known is like no other.
+    alike[(*chosen, '' if one else str(index))].append(index)
+  groups = []
+  for key, members in alike.items():
+    values = dict(zip(telling, key))
+    drawn = {tuple(settings[i].get(s) for s in seeds) for i in members}
+    label = _label(values) or shared.get('model', '')
+    # Two runs with the same seeds aren't repetitions: something that the
+    # settings don't show tells them apart.
+    repeated = len(drawn) == len(members)
+    for cluster in [members] if repeated else [[i] for i in members]:
+      first = runs[cluster[0]]
+      known_label = label if repeated and settings[cluster[0]] else ''
+      group = Group(
+        known_label or first.name, values, tuple(runs[i] for i in cluster)
+      )
+      groups.append((cluster[0], group))
+  groups.sort(key=lambda pair: pair[0])
+  return Comparison(
+    groups=tuple(group for _, group in groups),
+    differing=tuple(differing),
+    shared=shared,
+  )
+
+
+def swept_rate(comparison: Comparison) -> str | None:
+  """Returns the learning rate tried at three values or more, or None."""
+  for name in ('client_learning_rate', 'server_learning_rate'):
+    values = {group.settings.get(name, MISSING) for group in comparison.groups}
+    if len(values - {MISSING}) >= 3:
+      return name
+  return None
+
+
+def _label(values: Dict[str, str]) -> str:
+  pieces = []
+  for name, value in values.items():
+    if value == MISSING and '.' in name:
+      continue
+    plain = name in _PARTS and value != MISSING
+    pieces.append(value if plain else f'{heading(name)} {value}')
+  return ', '.join(pieces)
+
+
+def without(group: Group, name: str) -> str:
+  """Returns a group's label without one setting, for curves over it."""
+  return _label({k: v for k, v in group.settings.items() if k != name})
+
+
+def _rank(name: str) -> Tuple[int, str]:
+  part = name.partition('.')[0]
+  return (_FIRST.index(part) if part in _FIRST else len(_FIRST), name)
+
+
+def _number(text: str) -> Any:
+  try:
+    return float(text) if math.isfinite(float(text)) else text
+  except ValueError:
+    return text
+
+
+def _as_text(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.6g}' if abs(value) < 1e6 else f'{value:.0f}'
+  if isinstance(value, dict):
+    return ', '.join(f'{key}={_as_text(one)}' for key, one in value.items())
+  if isinstance(value, (list, tuple)):
+    return ', '.join(map(_as_text, value))
+  return str(value)

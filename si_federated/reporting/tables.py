@@ -1,0 +1,259 @@
+"""The table of runs and the few words in which it says how each run stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Callable, Dict, List, Sequence, Tuple
+
+from si_federated.reporting import runs as run_files
+from si_federated.reporting import settings
+from si_federated.reporting.runs import Run
+
+_Cell = Callable[[Run], str]
+_NOT_FINITE = 'not finite'
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Text cells under headings.
+
+  Attributes:
+    columns: The headings.
+    rows: Cells of each row, as many as columns.
+    numeric: For each column, whether it is set flush right.
+  """
+
+  columns: Tuple[str, ...]
+  rows: Tuple[Tuple[str, ...], ...]
+  numeric: Tuple[bool, ...]
+
+  def as_text(self) -> str:
+    """Returns the table for a terminal."""
+    lines = [self.columns, *self.rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    text = []
+    for line in lines:
+      cells = [
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(line, widths, self.numeric)
+      ]
+      text.append('  '.join(cells).rstrip())
+    text.insert(1, '  '.join('-' * width for width in widths))
+    return '\n'.join(text)
+
+  def as_markdown(self) -> str:
+    """Returns the table in Markdown's pipe form."""
+    ruler = ['---:' if right else '---' for right in self.numeric]
+    lines = [self.columns, ruler, *self.rows]
+    return '\n'.join(
+      '| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
+      for line in lines
+    )
+
+
+def runs_table(comparison: settings.Comparison) -> Table:
+  """Builds the table with one row a run, without columns that have no value.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    The table: name, the settings that differ, results, costs, state.
+  """
+  runs = [run for group in comparison.groups for run in group.runs]
+  columns: List[Tuple[str, _Cell]] = [('run', lambda run: run.name)]
+  for name in comparison.differing:
+    columns.append((settings.heading(name), _setting(name)))
+  columns += [
+    ('parameters', lambda run: count(run.num_parameters)),
+    ('rounds', lambda run: str(run.last_round)),
+    ('final perplexity', final_perplexity),
+    ('best perplexity', best_perplexity),
+    ('best at round', best_round),
+    ('accuracy', _accuracy),
+    ('ε', _last(run_files.EPSILON, '{:.3g}')),
+    ('secs a round', _round_secs),
+    ('wall time', _wall_time),
+    ('up a client', _traffic(run_files.BYTES_UP)),
+    ('down a client', _traffic(run_files.BYTES_DOWN)),
+    ('state', state),
+  ]
+  kept: Dict[str, Tuple[str, ...]] = {}
+  for title, cell in columns:
+    cells = tuple(cell(run) for run in runs)
+    if set(cells) != {settings.MISSING}:
+      kept[title] = cells
+  return _assemble(kept)
+
+
+def groups_table(comparison: settings.Comparison) -> Table | None:
+  """Builds the table with one row for each set of repeated runs, if any.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    Mean and range of the best and final perplexity over seeds, or None if no
+    run was repeated.
+  """
+  if all(len(group.runs) == 1 for group in comparison.groups):
+    return None
+  kept: Dict[str, Tuple[str, ...]] = {
+    'setting': tuple(group.label for group in comparison.groups),
+    'seeds': tuple(str(len(group.runs)) for group in comparison.groups),
+    'final perplexity, mean (range)': tuple(
+      _spread(group, final_value) for group in comparison.groups
+    ),
+    'best perplexity, mean (range)': tuple(
+      _spread(group, best_value) for group in comparison.groups
+    ),
+    'diverged': tuple(
+      str(sum(run.divergence is not None for run in group.runs))
+      for group in comparison.groups
+    ),
+  }
+  return _assemble(kept)
+
+
+def state(run: Run) -> str:
+  """Says in a few words how a run ended or how far it is."""
+  if run.divergence:
+    return f'diverged at round {run.divergence.round_num}'
+  if run.finished:
+    return 'finished'
+  if run.total_rounds:
+    return f'unfinished, {run.last_round} of {run.total_rounds} rounds'
+  return 'unfinished'
+
+
+def final_value(run: Run) -> float | None:
+  """Returns the last evaluation perplexity, None if it isn't finite."""
+  values = run.series.get(run_files.PERPLEXITY)
+  last = math.nan if values is None else float(values.iloc[-1])
+  return last if math.isfinite(last) else None
+
+
+def best_value(run: Run) -> float | None:
+  """Returns the lowest evaluation perplexity, None if there is none."""
+  values = run.finite(run_files.PERPLEXITY)
+  return float(values.min()) if len(values) else None
+
+
+def final_perplexity(run: Run) -> str:
+  """Returns the last evaluation perplexity as text."""
+  value = final_value(run)
+  if value is None and run_files.PERPLEXITY in run.series:
+    return _NOT_FINITE
+  return number(value)
+
+
+def best_perplexity(run: Run) -> str:
+  """Returns the lowest evaluation perplexity as text."""
+  return number(best_value(run))
+
+
+def number(value: float | None) -> str:
+  """Formats a perplexity: a decimal below 1,000, none above."""
+  if value is None:
+    return settings.MISSING
+  if abs(value) >= 1e7:
+    return f'{value:.2g}'
+  return (
+    f'{value:.2f}'
+    if value < 10
+    else (f'{value:.1f}' if value < 1000 else f'{value:,.0f}')
+  )
+
+
+def count(value: float | None) -> str:
+  """Formats a whole number with thousands set apart."""
+  return settings.MISSING if value is None else f'{int(value):,}'
+
+
+def duration(secs: float | None) -> str:
+  """Formats a duration."""
+  if secs is None:
+    return settings.MISSING
+  minutes, seconds = divmod(round(secs), 60)
+  if not minutes:
+    return f'{seconds} s'
+  if minutes < 60:
+    return f'{minutes} min {seconds:02d} s'
+  return f'{minutes // 60:,} h {minutes % 60:02d} min'
+
+
+def _assemble(kept: Dict[str, Tuple[str, ...]]) -> Table:
+  return Table(
+    columns=tuple(kept),
+    rows=tuple(zip(*kept.values())),
+    numeric=tuple(
+      column > 0
+      and all(
+        cell[:1].isdigit() or cell in (settings.MISSING, _NOT_FINITE)
+        for cell in cells
+      )
+      for column, cells in enumerate(kept.values())
+    ),
+  )
+
+
+def _setting(name: str) -> _Cell:
+  return lambda run: settings.settings_of(run).get(name, settings.MISSING)
+
+
+def _last(column: str, form: str) -> _Cell:
+  def cell(run: Run) -> str:
+    values = run.finite(column)
+    return form.format(values.iloc[-1]) if len(values) else settings.MISSING
+
+  return cell
+
+
+def best_round(run: Run) -> str:
+  """Returns the round of the lowest evaluation perplexity as text."""
+  values = run.finite(run_files.PERPLEXITY)
+  return str(values.idxmin()) if len(values) else settings.MISSING
+
+
+def _accuracy(run: Run) -> str:
+  values = run.finite(run_files.ACCURACY_NO_OOV_NO_EOS)
+  return f'{100 * values.iloc[-1]:.1f} %' if len(values) else settings.MISSING
+
+
+def _round_secs(run: Run) -> str:
+  values = run.finite(run_files.ROUND_SECS)
+  # The median leaves out the first round, which also traces and compiles.
+  return f'{values.median():.3g}' if len(values) else settings.MISSING
+
+
+def _wall_time(run: Run) -> str:
+  secs = run.wall_secs()
+  return duration(float(secs.iloc[-1]) if len(secs) else None)
+
+
+def _traffic(column: str) -> _Cell:
+  def cell(run: Run) -> str:
+    values = run.finite(column)
+    if not len(values):
+      return settings.MISSING
+    mean = values.mean()
+    for unit in ('B', 'kB', 'MB'):
+      if mean < 1000:
+        return f'{mean:.3g} {unit}'
+      mean /= 1000
+    return f'{mean:.3g} GB'
+
+  return cell
+
+
+def _spread(group: settings.Group, value: Callable[[Run], float | None]) -> str:
+  known: Sequence[float] = [
+    one for one in map(value, group.runs) if one is not None
+  ]
+  if len(known) < len(group.runs):
+    return f'known for {len(known)} of {len(group.runs)}'
+  mean = sum(known) / len(known)
+  if len(known) == 1:
+    return number(mean)
+  return f'{number(mean)} ({number(min(known))}–{number(max(known))})'

@@ -1,0 +1,155 @@
+"""Reads sentences by client from a SQLite file in TFF's client-data format."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pathlib
+import sqlite3
+from typing import Iterator, Sequence
+
+import tensorflow as tf
+
+_COLUMNS = {
+  'examples': ('split_name', 'client_id', 'serialized_example_proto'),
+  'client_metadata': ('split_name', 'client_id', 'num_examples'),
+}
+# Sentences parsed at once: enough to make the cost of a call vanish.
+_BATCH = 8192
+_RUN = 100_000
+
+
+class ClientDatabase:
+  """A SQLite file of `tf.train.Example`s by client, opened to read.
+
+  All methods raise ValueError with one sentence when the file is damaged,
+  locked or of another format.
+  """
+
+  def __init__(self, path: str):
+    """Opens the file and checks its tables and columns."""
+    self._path = path
+    with self._one_sentence():
+      uri = pathlib.Path(path).resolve().as_uri() + '?mode=ro'
+      self._connection = sqlite3.connect(uri, uri=True)
+      for table, columns in _COLUMNS.items():
+        found = {
+          row[1]
+          for row in self._connection.execute(f'PRAGMA table_info({table})')
+        }
+        missing = [column for column in columns if column not in found]
+        if missing:
+          raise ValueError(
+            f'Table {table} of {path} lacks the column {missing[0]}; give a '
+            'file made by tff.simulation.datasets.save_to_sql_client_data.'
+          )
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._connection.close()
+
+  @contextlib.contextmanager
+  def _one_sentence(self):
+    try:
+      yield
+    except sqlite3.Error as error:
+      if 'locked' in str(error):
+        advice = 'end the program that writes to it, then try again'
+      elif 'unable to open' in str(error):
+        advice = 'check that it exists and that you may read it'
+      else:
+        advice = 'delete it and download or make it again'
+      raise ValueError(
+        f'{self._path} cannot be read as SQLite ({error}); {advice}.'
+      ) from error
+
+  def splits(self) -> dict[str, int]:
+    """Returns the number of sentences of each split, as its table says."""
+    query = (
+      'SELECT split_name, total(num_examples) FROM client_metadata '
+      'GROUP BY split_name'
+    )
+    with self._one_sentence():
+      return {str(k): int(v) for k, v in self._connection.execute(query)}
+
+  def client_ids(self, split: str) -> Iterator[str]:
+    """Yields the names of the clients of a split in order."""
+    query = (
+      'SELECT DISTINCT client_id FROM client_metadata WHERE split_name = ? '
+      'ORDER BY client_id'
+    )
+    with self._one_sentence():
+      for (client_id,) in self._connection.execute(query, (split,)):
+        yield str(client_id)
+
+  def clients(self, split: str) -> Iterator[tuple[str, list[bytes]]]:
+    """Yields each client with its sentences in stored order.
+
+    Clients come in the order of their names, those without sentences too. Only
+    names and row numbers are sorted (by SQLite, on disk if need be), so that
+    memory does not grow with the file.
+
+    Args:
+      split: The split's name.
+
+    Yields:
+      The client's name and its `tokens` features.
+    """
+    # A client of the table of clients without examples gets a NULL row.
+    query = (
+      'SELECT m.client_id, e.rowid FROM (SELECT DISTINCT client_id FROM '
+      'client_metadata WHERE split_name = ?1) AS m LEFT JOIN examples AS e '
+      'ON e.client_id = m.client_id AND e.split_name = ?1 '
+      'ORDER BY m.client_id, e.rowid'
+    )
+    with self._one_sentence():
+      cursor = self._connection.execute(query, (split,))
+      pending: list[tuple[str, int]] = []
+      messages: list[bytes] = []
+      for client_id, rows in itertools.groupby(cursor, lambda row: row[0]):
+        numbers = [row[1] for row in rows if row[1] is not None]
+        pending.append((str(client_id), len(numbers)))
+        messages.extend(self._messages(numbers))
+        if len(messages) >= _BATCH:
+          yield from self._parsed(pending, messages)
+          pending, messages = [], []
+      yield from self._parsed(pending, messages)
+
+  def _messages(self, rows: Sequence[int]) -> Iterator[bytes]:
+    """Yields the serialized examples of ascending row numbers."""
+    if not rows:
+      return
+    select = 'SELECT serialized_example_proto FROM examples WHERE rowid '
+    if rows[-1] - rows[0] + 1 == len(rows):  # Written one after the other.
+      found = self._connection.execute(
+        select + 'BETWEEN ? AND ? ORDER BY rowid', (rows[0], rows[-1])
+      )
+      yield from (row[0] for row in found)
+      return
+    for row in rows:
+      yield self._connection.execute(select + '= ?', (row,)).fetchone()[0]
+
+  def _parsed(
+    self, clients: list[tuple[str, int]], messages: list[bytes]
+  ) -> Iterator[tuple[str, list[bytes]]]:
+    """Cuts one batch of examples into the sentences of its clients."""
+    sentences: list[bytes] = []
+    for start in range(0, len(messages), _RUN):
+      sentences.extend(self._tokens(messages[start : start + _RUN]))
+    start = 0
+    for client_id, size in clients:
+      yield client_id, sentences[start : start + size]
+      start += size
+
+  def _tokens(self, messages: list[bytes]) -> list[bytes]:
+    # Parsing the one feature that is needed is what makes this quick.
+    spec = {'tokens': tf.io.FixedLenFeature([], tf.string)}
+    try:
+      parsed = tf.io.parse_example(tf.constant(messages, tf.string), spec)
+    except (tf.errors.OpError, TypeError, ValueError):
+      raise ValueError(
+        f'{self._path} has an example without a `tokens` feature of one '
+        'string; give a file whose examples hold the words of a sentence, '
+        'separated by spaces, as `tokens`.'
+      ) from None
+    return parsed['tokens'].numpy().tolist()

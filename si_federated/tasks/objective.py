@@ -1,0 +1,129 @@
+"""Loss and metrics of next-word prediction, padding left out."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from typing import Callable, Sequence
+
+import tensorflow as tf
+
+from si_federated.tasks.vocabulary import Vocabulary
+
+
+class NextWordLoss(tf.keras.losses.Loss):
+  """Mean negative log-likelihood of the labels that are not padding (0).
+
+  The labels alone decide what counts, whether or not the logits carry a Keras
+  mask. With weights it is the weighted mean. A batch of padding gives 0.
+  """
+
+  def __init__(self, name: str = 'next_word_loss'):
+    super().__init__(reduction=tf.keras.losses.Reduction.NONE, name=name)
+
+  def call(self, y_true, y_pred):
+    """Returns the loss of each label, 0 for padding.
+
+    Args:
+      y_true: `[..., T]` integer labels.
+      y_pred: `[..., T, V]` logits.
+
+    Returns:
+      `[..., T]` float32.
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+      labels=y_true, logits=tf.cast(y_pred, tf.float32)
+    )
+    return tf.where(tf.equal(y_true, 0), tf.zeros_like(losses), losses)
+
+  def __call__(self, y_true, y_pred, sample_weight=None):
+    """Returns the scalar mean; see the class.
+
+    Keras's own reduction is not used: it would take the mask of the logits for
+    weights and divide by the number of all positions, padding included.
+    """
+    y_true = tf.convert_to_tensor(y_true)
+    losses = self.call(y_true, tf.convert_to_tensor(y_pred))
+    weights = tf.cast(tf.not_equal(y_true, 0), losses.dtype)
+    if sample_weight is not None:
+      sample_weight = tf.cast(sample_weight, losses.dtype)
+      missing = weights.shape.rank - sample_weight.shape.rank
+      for _ in range(missing):  # One weight an example: spread over its labels.
+        sample_weight = sample_weight[..., tf.newaxis]
+      weights *= sample_weight
+    return tf.math.divide_no_nan(
+      tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+    )
+
+
+class TokenCount(tf.keras.metrics.Metric):
+  """Number of labels that are not padding."""
+
+  def __init__(self, name: str = 'num_tokens', dtype=tf.int64):
+    super().__init__(name=name, dtype=dtype)
+    self._count = self.add_weight(
+      name='count', initializer='zeros', dtype=tf.int64
+    )
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    """Adds the labels of a batch."""
+    del y_pred, sample_weight
+    is_label = tf.not_equal(y_true, 0)
+    self._count.assign_add(tf.math.count_nonzero(is_label, dtype=tf.int64))
+
+  def result(self):
+    """Returns the count."""
+    return self._count.read_value()
+
+
+class MaskedAccuracy(tf.keras.metrics.Metric):
+  """Share of labels that have the largest logit, some labels left out."""
+
+  def __init__(
+    self, ignored: Sequence[int] = (0,), name: str = 'accuracy', dtype=None
+  ):
+    super().__init__(name=name, dtype=dtype)
+    self._ignored = tuple(int(label) for label in ignored)
+    self._correct = self.add_weight(name='correct', initializer='zeros')
+    self._count = self.add_weight(name='count', initializer='zeros')
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    """Adds a batch; weights are not supported by functional TFF metrics."""
+    del sample_weight
+    y_true = tf.convert_to_tensor(y_true)
+    counted = tf.ones_like(y_true, tf.bool)
+    for label in self._ignored:
+      counted = tf.logical_and(counted, tf.not_equal(y_true, label))
+    guess = tf.argmax(y_pred, axis=-1, output_type=y_true.dtype)
+    correct = tf.logical_and(counted, tf.equal(guess, y_true))
+    self._correct.assign_add(tf.math.count_nonzero(correct, dtype=tf.float32))
+    self._count.assign_add(tf.math.count_nonzero(counted, dtype=tf.float32))
+
+  def result(self):
+    """Returns the share; 0 if there was no label."""
+    return tf.math.divide_no_nan(
+      self._correct.read_value(), self._count.read_value()
+    )
+
+  def get_config(self):
+    """Returns the constructor's arguments."""
+    return {**super().get_config(), 'ignored': self._ignored}
+
+
+def metric_constructors(
+  vocabulary: Vocabulary,
+) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
+  """Returns what `functional_model_from_keras` takes as its metrics."""
+  padding, unknown = vocabulary.padding, vocabulary.out_of_vocabulary
+  ignored = {
+    'accuracy': (padding,),
+    'accuracy_no_oov': (padding, unknown),
+    'accuracy_no_oov_no_eos': (padding, unknown, vocabulary.end),
+  }
+  metrics: collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]
+  metrics = collections.OrderedDict(
+    (name, functools.partial(MaskedAccuracy, labels, name=name))
+    for name, labels in ignored.items()
+  )
+  metrics['num_tokens'] = TokenCount
+  return metrics

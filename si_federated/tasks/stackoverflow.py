@@ -1,0 +1,248 @@
+"""Task `stackoverflow`: TFF's Stack Overflow data, or any file of its form."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import tarfile
+from typing import Iterator, Mapping
+
+from si_federated.tasks.client_database import ClientDatabase
+from si_federated.tasks.splits import split_all
+from si_federated.tasks.store_writer import SPLITS, StoreWriter
+from si_federated.tasks.task import Task, check_sizes, task_from_store
+from si_federated.tasks.token_files import (
+  cache_folder,
+  open_or_build,
+  progress_bar,
+)
+from si_federated.tasks.token_store import MAX_WORDS
+
+DATABASE_NAME = 'stackoverflow.sqlite'
+WORD_COUNT_NAME = 'stackoverflow.word_count'
+_LOGGER = logging.getLogger(__name__)
+# The names of the splits in the file.
+_SPLIT_NAMES = {'train': 'train', 'validation': 'heldout', 'test': 'test'}
+
+
+def stackoverflow(
+  *,
+  data_dir: str | None = None,
+  vocab_size: int = 10_000,
+  sequence_length: int = 20,
+) -> Task:
+  """Next-word prediction on Stack Overflow posts, one user a client.
+
+  Splits, word counts and preprocessing are those of TFF's baseline (Reddi et
+  al. 2020, arXiv 2003.00295). The first use turns the SQLite file into token
+  arrays beside it (in the user's cache folder if that cannot be written).
+
+  A file without the splits `train`, `heldout` and `test` is split by a hash of
+  the clients' names: a tenth of the clients of `train`, or of the only split,
+  for each one that is missing.
+
+  Args:
+    data_dir: Folder with `stackoverflow.sqlite` and `stackoverflow.word_count`
+      (or its `.tar.bz2`); without the latter the words are counted from the
+      training split, by the number of users who have them, equal ones in the
+      order of their UTF-8 bytes. None for TFF's own download in `~/.tff`.
+    vocab_size: V, how many words have an id of their own.
+    sequence_length: T, the number of words to which a sentence is cut.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: A number is out of range, or a file is missing or damaged.
+  """
+  check_sizes(vocab_size, sequence_length)
+  if data_dir is None:
+    database, counts = _download()
+  else:
+    database = os.path.join(data_dir, DATABASE_NAME)
+    counts = _find_counts(data_dir)
+    if not os.path.isfile(database):
+      raise ValueError(
+        f'There is no {database}; put {DATABASE_NAME} (and {WORD_COUNT_NAME}, '
+        'if you have it) there, leave out --data_dir to download both, or use '
+        '--task=docstrings, which needs no download.'
+      )
+  words = _read_words(counts) if counts else None
+
+  def fill(writer: StoreWriter) -> None:
+    with contextlib.closing(ClientDatabase(database)) as opened:
+      _fill(writer, opened, database)
+
+  # A file of another size or time is another file.
+  key = {'database': _stamp(database), 'counts': counts and _stamp(counts)}
+  store = open_or_build(_store_folder(database), fill, key=key, words=words)
+  return task_from_store(
+    'stackoverflow',
+    store,
+    vocab_size=vocab_size,
+    sequence_length=sequence_length,
+  )
+
+
+def _stamp(path: str) -> list[int]:
+  status = os.stat(path)
+  return [status.st_size, status.st_mtime_ns]
+
+
+def _store_folder(database: str) -> str:
+  """Returns a folder beside the file, or in the cache if that is read-only."""
+  database = os.path.realpath(database)
+  beside = os.path.splitext(database)[0] + '.tokens'
+  if os.path.isdir(beside) or os.access(os.path.dirname(database), os.W_OK):
+    return beside
+  name = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
+  return os.path.join(cache_folder(), f'stackoverflow-{name}')
+
+
+def _find_counts(folder: str) -> str | None:
+  for name in (WORD_COUNT_NAME, WORD_COUNT_NAME + '.tar.bz2'):
+    if os.path.isfile(os.path.join(folder, name)):
+      return os.path.join(folder, name)
+  return None
+
+
+def _download() -> tuple[str, str | None]:
+  """Returns TFF's files, downloaded if they are not there yet."""
+  folder = os.path.join(os.path.expanduser('~'), '.tff')
+  keras_folder = os.path.join(os.path.expanduser('~'), '.keras', 'datasets')
+  database = os.path.join(folder, DATABASE_NAME)
+
+  def counts() -> str | None:
+    return _find_counts(folder) or _find_counts(keras_folder)
+
+  # TFF is loaded only here: the other tasks do without it.
+  if not os.path.isfile(database):
+    try:
+      from tensorflow_federated.python.simulation.datasets import (
+        stackoverflow as source,
+      )
+
+      source.load_data()
+    except (Exception, KeyboardInterrupt) as error:
+      # TFF would take the beginning of a file for the whole next time.
+      with contextlib.suppress(OSError):
+        os.unlink(database)
+      if isinstance(error, KeyboardInterrupt):
+        raise
+      raise ValueError(
+        f'The Stack Overflow data cannot be downloaded ({error}); put '
+        f'{DATABASE_NAME} and {WORD_COUNT_NAME} into {folder} or a folder '
+        'named by --data_dir, or use --task=docstrings, which needs no '
+        'download.'
+      ) from error
+  if counts() is None:
+    try:
+      from tensorflow_federated.python.simulation.datasets import (
+        stackoverflow as source,
+      )
+
+      source.load_word_counts(vocab_size=1)
+    except Exception as error:
+      _LOGGER.warning(
+        'The word counts cannot be downloaded (%s): counting the words of the '
+        'training split.',
+        error,
+      )
+  return database, counts()
+
+
+def _read_words(path: str) -> list[str]:
+  """Reads the most frequent words of a file of lines `word count`."""
+  words: dict[str, None] = {}  # TFF too lets the first of equal lines stand.
+  try:
+    with _open_counts(path) as file:
+      for number, line in enumerate(file, start=1):
+        if len(words) == MAX_WORDS:
+          break
+        parts = line.split()
+        if len(parts) != 2 or not parts[1].isdigit():
+          raise ValueError(f'line {number} is not a word and a count')
+        words[parts[0]] = None
+    if not words:
+      raise ValueError('it is empty')
+  except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+    raise ValueError(
+      f'{path} is no list of word counts ({error}); delete it to have the '
+      'words counted from the training split, or download it again.'
+    ) from error
+  return list(words)
+
+
+@contextlib.contextmanager
+def _open_counts(path: str) -> Iterator[io.TextIOBase]:
+  if not path.endswith('.tar.bz2'):
+    with open(path, encoding='utf-8') as file:
+      yield file
+    return
+  with tarfile.open(path, 'r:bz2') as archive:
+    for member in archive:
+      if os.path.basename(member.name) == WORD_COUNT_NAME and member.isfile():
+        content = archive.extractfile(member)
+        assert content is not None  # It is a file.
+        yield io.TextIOWrapper(content, encoding='utf-8')
+        return
+  raise ValueError(f'it holds no {WORD_COUNT_NAME}')
+
+
+def _fill(writer: StoreWriter, database: ClientDatabase, path: str) -> None:
+  present = database.splits()
+  plan, held = _plan_splits(database, present, path)
+  total = sum(present[name] for name in set(plan.values()))
+
+  def sentences():
+    for split, name in plan.items():
+      for client_id, found in database.clients(name):
+        place = held.get(client_id, split) if split == 'train' else split
+        writer.add_client(place, client_id, found)
+        # One step a sentence, so that the time left is right.
+        yield from found
+
+  for _ in progress_bar(sentences(), total=total, label='Reading sentences'):
+    pass
+  for split in SPLITS:
+    if not writer.num_clients(split):
+      raise ValueError(
+        f'{path} has no sentences for the {split} split; give each of its '
+        'splits a client with sentences.'
+      )
+
+
+def _plan_splits(
+  database: ClientDatabase, present: Mapping[str, int], path: str
+) -> tuple[dict[str, str], Mapping[str, str]]:
+  """Says which split of the file to read for each of ours.
+
+  Returns:
+    Our split -> the file's split; and the clients of the training split that
+    are held out for splits that the file lacks.
+  """
+  plan = {
+    split: name for split, name in _SPLIT_NAMES.items() if name in present
+  }
+  if len(plan) == len(SPLITS):
+    return plan, {}
+  if 'train' not in plan:
+    if len(present) != 1:
+      names = ', '.join(sorted(present)) or 'none'
+      raise ValueError(
+        f'{path} has the splits {names}; name them train, heldout and test, or '
+        'put all clients into one split.'
+      )
+    plan = {'train': next(iter(present))}
+  missing = tuple(split for split in SPLITS if split not in plan)
+  _LOGGER.warning(
+    '%s lacks the split for %s: a tenth of the clients of %s is taken for '
+    'each, by a hash of their names.',
+    path,
+    ' and '.join(missing),
+    plan['train'],
+  )
+  return plan, split_all(database.client_ids(plan['train']), held=missing)

@@ -1,0 +1,172 @@
+"""Writes the files of a token store in one streaming pass over the clients."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+from typing import Any, BinaryIO, Sequence
+
+import numpy as np
+
+from si_federated.tasks.token_store import ARRAY_TYPES, MAX_WORDS, UNLISTED
+
+FORMAT_VERSION = 1
+SPLITS = ('train', 'validation', 'test')
+META_NAME, WORDS_NAME, COUNTS_NAME = 'meta.json', 'words.txt', 'word_counts.i8'
+# Bytes of tokens that are ranked at once; whole uint32 numbers.
+_CHUNK = 1 << 22
+
+
+class StoreWriter:
+  """Takes clients one after the other and writes them out at once.
+
+  Without a given list of words it counts, for each word, the training clients
+  that have it; words then stand by falling count, equal ones by their UTF-8
+  bytes. Kept in memory: the words and counts, and one client.
+
+  Attributes:
+    num_empty: How many clients were left out because they have no sentence.
+    notes: Further counts to keep with the store.
+  """
+
+  def __init__(self, folder: str, words: Sequence[str] | None):
+    """Starts empty files in a folder that exists."""
+    self._folder = folder
+    self._given = words
+    self._ids: dict[bytes, int]
+    if words is None:
+      self._ids = collections.defaultdict(lambda: len(self._ids))
+    else:
+      listed = words[:MAX_WORDS]
+      self._ids = {word.encode(): rank for rank, word in enumerate(listed)}
+    self._counts = np.zeros([1024], np.int64)
+    self._files: dict[str, list[BinaryIO]] = {}
+    self._totals = {
+      split: {'clients': 0, 'sentences': 0, 'words': 0} for split in SPLITS
+    }
+    self._id_bytes = dict.fromkeys(SPLITS, 0)
+    self.num_empty = 0
+    self.notes: dict[str, int] = {}
+    zero = np.zeros([1], '<i8').tobytes()
+    for split in SPLITS:
+      os.mkdir(os.path.join(folder, split))
+      # Open until `close`, through which every build ends.
+      self._files[split] = [
+        open(os.path.join(folder, split, name), 'wb')  # noqa: SIM115
+        for name in ARRAY_TYPES
+      ]
+      for name, file in zip(ARRAY_TYPES, self._files[split]):
+        if 'offsets' in name:
+          file.write(zero)
+
+  def add_client(
+    self, split: str, client_id: str, sentences: Sequence[bytes]
+  ) -> None:
+    """Appends a client; one without sentences is only counted.
+
+    Args:
+      split: One of `SPLITS`.
+      client_id: The client's name.
+      sentences: UTF-8 words joined by single spaces. Between two spaces stands
+        an empty word, as for `tf.strings.split(sep=' ')`.
+    """
+    if not sentences:
+      self.num_empty += 1
+      return
+    words = b' '.join(sentences).split(b' ')
+    sizes = [sentence.count(b' ') + 1 for sentence in sentences]
+    if self._given is None:
+      ids = np.array([self._ids[word] for word in words], '<u4')
+      if split == 'train':
+        self._count(ids)
+    else:
+      get = self._ids.get
+      ids = np.array([get(word, UNLISTED) for word in words], '<u2')
+    total = self._totals[split]
+    name = client_id.encode()
+    ends = np.cumsum(sizes, dtype='<i8') + total['words']
+    total['words'] += len(words)
+    total['sentences'] += len(sizes)
+    total['clients'] += 1
+    self._id_bytes[split] += len(name)
+    ids_end = np.array(self._id_bytes[split], '<i8')
+    sentences_end = np.array(total['sentences'], '<i8')
+    parts = (ids, ends, sentences_end)
+    blocks = [*(part.tobytes() for part in parts), name, ids_end.tobytes()]
+    for file, block in zip(self._files[split], blocks):
+      file.write(block)
+
+  def num_clients(self, split: str) -> int:
+    """Returns how many clients a split has so far."""
+    return self._totals[split]['clients']
+
+  def _count(self, ids: np.ndarray) -> None:
+    present = np.unique(ids)
+    if present[-1] >= len(self._counts):
+      counts = np.zeros([2 * int(present[-1]) + 1], np.int64)
+      counts[: len(self._counts)] = self._counts
+      self._counts = counts
+    self._counts[present] += 1
+
+  def finish(self, key: Any) -> None:
+    """Ranks the words and writes what makes the store complete."""
+    self.close()
+    words, counts = self._given, None
+    if words is None:
+      words, counts = self._rank()
+    with open(os.path.join(self._folder, WORDS_NAME), 'wb') as file:
+      file.writelines(word.encode() + b'\n' for word in words[:MAX_WORDS])
+    if counts is not None:
+      with open(os.path.join(self._folder, COUNTS_NAME), 'wb') as file:
+        file.write(counts.astype('<i8').tobytes())
+    names = [WORDS_NAME] + ([COUNTS_NAME] if counts is not None else [])
+    names += [f'{split}/{name}' for split in SPLITS for name in ARRAY_TYPES]
+    meta = {
+      'format_version': FORMAT_VERSION,
+      'key': key,
+      'splits': self._totals,
+      'num_empty_clients': self.num_empty,
+      'notes': self.notes,
+      'sizes': {
+        name: os.path.getsize(os.path.join(self._folder, name))
+        for name in names
+      },
+    }
+    with open(
+      os.path.join(self._folder, META_NAME), 'w', encoding='utf-8'
+    ) as file:
+      json.dump(meta, file, indent=1)
+
+  def _rank(self) -> tuple[list[str], np.ndarray]:
+    """Sorts the words and rewrites the tokens, chunk by chunk."""
+    counts = self._counts[: len(self._ids)]
+    counts = np.pad(counts, (0, len(self._ids) - len(counts)))
+    ranked = []
+    for word, i in self._ids.items():
+      # Only words that can stand on a line of a UTF-8 file can be listed.
+      with contextlib.suppress(UnicodeDecodeError):
+        if counts[i] and word and not set(word) & {10, 13}:
+          ranked.append((-int(counts[i]), word, i, word.decode()))
+    ranked.sort(key=lambda item: item[:2])
+    del ranked[MAX_WORDS:]
+    kept = np.array([item[2] for item in ranked], np.int64)
+    ranks = np.full([len(self._ids)], UNLISTED, '<u2')
+    ranks[kept] = np.arange(len(kept))
+    for split in SPLITS:
+      path = os.path.join(self._folder, split, next(iter(ARRAY_TYPES)))
+      with open(path, 'rb') as source, open(path + '.new', 'wb') as target:
+        while True:
+          block = source.read(_CHUNK)
+          if not block:
+            break
+          target.write(ranks[np.frombuffer(block, '<u4')].tobytes())
+      os.replace(path + '.new', path)
+    return [item[3] for item in ranked], counts[kept]
+
+  def close(self) -> None:
+    """Closes the files; what was written does not make a store yet."""
+    for files in self._files.values():
+      for file in files:
+        file.close()

@@ -1,0 +1,316 @@
+"""Populations of clients over memory-mapped arrays of word ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+# The rank of every word beyond the stored list; ranks 0..65,533 are words.
+UNLISTED = 65_535
+MAX_WORDS = 65_534
+
+# The files of a split, in the order of the fields of `TokenArrays`.
+ARRAY_TYPES: Mapping[str, str] = {
+  'tokens.u2': '<u2',
+  'sentence_offsets.i8': '<i8',
+  'client_offsets.i8': '<i8',
+  'client_ids.bin': '|u1',
+  'client_id_offsets.i8': '<i8',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenArrays:
+  """The sentences of a split, back to back, client after client.
+
+  Attributes:
+    tokens: `[words]` uint16, the rank of each word by frequency, 0 for the
+      most frequent, `UNLISTED` for a word beyond the stored list.
+    sentence_offsets: `[sentences + 1]` int64, starts of sentences in `tokens`.
+    client_offsets: `[clients + 1]` int64, starts of clients among sentences.
+    client_ids: `[bytes]` uint8, the clients' names in UTF-8, back to back.
+    client_id_offsets: `[clients + 1]` int64, where names start.
+    folder: Where the arrays are mapped from; None for arrays in memory.
+  """
+
+  tokens: np.ndarray
+  sentence_offsets: np.ndarray
+  client_offsets: np.ndarray
+  client_ids: np.ndarray
+  client_id_offsets: np.ndarray
+  folder: str | None = None
+
+  @classmethod
+  def map_folder(cls, folder: str) -> TokenArrays:
+    """Maps the files of one split without reading them."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, kind in ARRAY_TYPES.items():
+      path = os.path.join(folder, name)
+      field = name.partition('.')[0]
+      if os.path.getsize(path):
+        arrays[field] = np.memmap(path, dtype=kind, mode='r')
+      else:  # An empty file cannot be mapped.
+        arrays[field] = np.empty([0], kind)
+    return cls(
+      arrays['tokens'],
+      arrays['sentence_offsets'],
+      arrays['client_offsets'],
+      arrays['client_ids'],
+      arrays['client_id_offsets'],
+      folder,
+    )
+
+  @classmethod
+  def from_clients(
+    cls, clients: Mapping[str, Sequence[Sequence[int]]]
+  ) -> TokenArrays:
+    """Lays out small data in memory: client name -> sentences of ranks."""
+    names = [name.encode() for name in clients]
+    groups = list(clients.values())
+    sentences = [sentence for group in groups for sentence in group]
+
+    def offsets(parts):
+      return np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
+    tokens = [np.asarray(s, dtype=np.uint16) for s in sentences]
+    return cls(
+      tokens=np.concatenate([np.empty([0], np.uint16), *tokens]),
+      sentence_offsets=offsets(sentences),
+      client_offsets=offsets(groups),
+      client_ids=np.frombuffer(b''.join(names), np.uint8),
+      client_id_offsets=offsets(names),
+    )
+
+  def __reduce__(self):
+    # Sent to another process, mapped arrays travel as their folder's name.
+    if self.folder is not None:
+      return TokenArrays.map_folder, (self.folder,)
+    return TokenArrays, tuple(
+      getattr(self, field.name) for field in dataclasses.fields(self)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientPopulation:
+  """The clients of one split, as sentences of ids of a fixed length.
+
+  Nothing is read before a client is asked for, and nothing is kept after, so
+  that the cost of a round is the cost of its cohort.
+
+  Attributes:
+    arrays: The sentences as word ranks.
+    num_words: V, the number of words with an id of their own.
+    sequence_length: T, the number of words to which a sentence is cut.
+  """
+
+  arrays: TokenArrays
+  num_words: int
+  sequence_length: int
+
+  def __post_init__(self):
+    if not 1 <= self.num_words <= MAX_WORDS:
+      raise ValueError(
+        f'A vocabulary has 1 to {MAX_WORDS} words; got {self.num_words}.'
+      )
+    if self.sequence_length < 1:
+      raise ValueError(
+        f'sequence_length must be 1 or more; got {self.sequence_length}.'
+      )
+
+  def __len__(self) -> int:
+    return len(self.arrays.client_id_offsets) - 1
+
+  @property
+  def num_sentences(self) -> int:
+    """Number of sentences of all clients."""
+    return len(self.arrays.sentence_offsets) - 1
+
+  def _client(self, index: int) -> int:
+    if not 0 <= index < len(self):
+      raise IndexError(
+        f'There is no client {index}: the population has {len(self)} clients.'
+      )
+    return int(index)
+
+  def client_id(self, index: int) -> str:
+    """Returns the name of a client, 0 <= index < len(self)."""
+    start, stop = self.arrays.client_id_offsets[
+      self._client(index) : index + 2
+    ].tolist()
+    return bytes(self.arrays.client_ids[start:stop]).decode()
+
+  def num_examples(self, index: int) -> int:
+    """Returns the number of sentences of a client."""
+    start, stop = self._sentence_range(index)
+    return stop - start
+
+  def _sentence_range(self, index: int) -> tuple[int, int]:
+    start, stop = self.arrays.client_offsets[
+      self._client(index) : index + 2
+    ].tolist()
+    return start, stop
+
+  def examples(self, index: int) -> np.ndarray:
+    """Returns a client's sentences in stored order.
+
+    Args:
+      index: The client, 0 <= index < len(self).
+
+    Returns:
+      `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
+      if there are fewer than T, zeros.
+    """
+    start, stop = self._sentence_range(index)
+    return self._ids_of(np.arange(start, stop))
+
+  def _ids_of(self, sentences: np.ndarray) -> np.ndarray:
+    """Returns `[n, T + 1]` int32 ids of the sentences with these numbers."""
+    length = self.sequence_length
+    unknown = self.num_words + 1
+    offsets = self.arrays.sentence_offsets
+    starts = np.asarray(offsets[sentences])
+    sizes = np.asarray(offsets[sentences + 1]) - starts
+    columns = np.arange(length)
+    is_word = columns < sizes[:, None]
+    ids = np.zeros([len(sentences), length + 1], np.int32)
+    ids[:, 0] = unknown + 1
+    body = ids[:, 1:]
+    positions = (starts[:, None] + columns)[is_word]
+    ranks = np.asarray(self.arrays.tokens[positions]).astype(np.int32)
+    body[is_word] = np.where(ranks < self.num_words, ranks + 1, unknown)
+    (short,) = np.nonzero(sizes < length)
+    body[short, sizes[short]] = unknown + 2
+    return ids
+
+  def training_examples(
+    self,
+    index: int,
+    *,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> np.ndarray:
+    """Returns the sentences of a client in the order of a training pass.
+
+    Shuffled, repeated with a new order in every epoch, then cut to
+    `max_elements`, as in TFF's Stack Overflow baseline. Differs from the
+    baseline: the shuffle is over the whole client, not a buffer of 1,000.
+
+    Args:
+      index: The client.
+      epochs: How often each sentence is seen.
+      max_elements: At most this many sentences over all epochs; None for all.
+      seed: With the client's index fixes the order; None for stored order.
+
+    Returns:
+      `[m, T + 1]` int32.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    if epochs < 1:
+      raise ValueError(f'epochs must be 1 or more; got {epochs}.')
+    if max_elements is not None and max_elements < 1:
+      raise ValueError(
+        f'max_elements must be 1 or more, or None; got {max_elements}.'
+      )
+    start, stop = self._sentence_range(index)
+    size = stop - start
+    total = epochs * size
+    if max_elements is not None:
+      total = min(total, max_elements)
+    if seed is None:
+      order = np.arange(total) % max(size, 1)
+    else:
+      words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
+      generator = np.random.PCG64([*words, index])
+      passes = [_permutation(generator, size) for _ in range(-(-total // size))]
+      order = np.concatenate(passes)[:total]
+    return self._ids_of(start + order)
+
+  def client_batches(
+    self,
+    index: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the batches of one client for one round.
+
+    Args:
+      index: The client.
+      batch_size: Sentences a batch; the last may have fewer.
+      epochs: As for `training_examples`.
+      max_elements: As for `training_examples`.
+      seed: As for `training_examples`.
+
+    Returns:
+      A dataset of `(x [b, T], y [b, T])` int32, y one word ahead of x.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be 1 or more; got {batch_size}.')
+    ids = self.training_examples(
+      index, epochs=epochs, max_elements=max_elements, seed=seed
+    )
+    return tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(
+      batch_size
+    )
+
+  def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
+    """Returns a fixed random subset of all sentences of all clients.
+
+    Args:
+      max_examples: At most this many; all sentences if there are no more.
+      seed: Fixes the choice.
+
+    Returns:
+      `[n, T + 1]` int32 in stored order, no sentence twice.
+    """
+    if max_examples < 1:
+      raise ValueError(f'max_examples must be 1 or more; got {max_examples}.')
+    total = self.num_sentences
+    if max_examples >= total:
+      return self._ids_of(np.arange(total))
+    generator = np.random.PCG64(seed)
+    if max_examples * 4 >= total:
+      chosen = _permutation(generator, total)[:max_examples]
+    else:  # Memory must not grow with the population.
+      chosen = np.empty([0], np.int64)
+      while len(chosen) < max_examples:
+        drawn = generator.random_raw(max_examples) % np.uint64(total)
+        both = np.concatenate([chosen, drawn.astype(np.int64)])
+        _, first = np.unique(both, return_index=True)
+        chosen = both[np.sort(first)][:max_examples]
+    return self._ids_of(np.sort(chosen))
+
+  def label_counts(self, chunk: int = 200_000) -> np.ndarray:
+    """Counts how often each id is a label in one pass over all sentences.
+
+    Args:
+      chunk: How many sentences are held in memory at once.
+
+    Returns:
+      `[V + 4]` int64; padding and the beginning token are 0.
+    """
+    counts = np.zeros([self.num_words + 4], np.int64)
+    for start in range(0, self.num_sentences, chunk):
+      stop = min(start + chunk, self.num_sentences)
+      labels = self._ids_of(np.arange(start, stop))[:, 1:]
+      counts += np.bincount(labels.ravel(), minlength=len(counts))
+    counts[0] = 0
+    return counts
+
+
+def _permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
+  # Sorted raw output, because NumPy keeps the stream of a bit generator the
+  # same from version to version but not that of `Generator.permutation`.
+  return np.argsort(generator.random_raw(size), kind='stable')

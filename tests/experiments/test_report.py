@@ -1,0 +1,125 @@
+"""Tests of the report command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _report(*args, cwd=None):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.report', *map(str, args)],
+    cwd=cwd,
+    env={**os.environ, 'PYTHONPATH': str(_ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """Two small run folders in `tmp_path/runs`."""
+  for name in ('cifg', 'si_cifg'):
+    folder = tmp_path / 'runs' / name
+    folder.mkdir(parents=True)
+    config = {'experiment_name': name, 'model': name, 'total_rounds': 2}
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'metrics.csv').write_text(
+      'round_num,train/loss,eval/perplexity,secs_total\n'
+      '0,,900,0\n1,6.5,,3\n2,6.1,400,5\n'
+    )
+  return tmp_path / 'runs'
+
+
+def test_prints_the_table_and_last_the_paths(runs):
+  done = _report('--runs', runs)
+  assert (done.returncode, done.stderr) == (0, '')
+  lines = done.stdout.splitlines()
+  assert lines[0].split()[:3] == ['run', 'model', 'rounds']
+  assert lines[2].split() == [
+    *('cifg', 'cifg', '2', '400.0', '400.0', '2', '5', 's'),
+    *('unfinished,', '2', 'of', '2', 'rounds'),
+  ]
+  paths = lines[lines.index('') + 1 :]
+  assert str(runs / 'report' / 'report.html') in paths
+  assert all(pathlib.Path(path).stat().st_size for path in paths)
+  assert {path.name for path in (runs / 'report').iterdir()} == {
+    pathlib.Path(path).name for path in paths
+  }
+
+
+def test_runs_by_name_output_and_title(runs, tmp_path):
+  for args in (
+    ['--runs=cifg,si_cifg'],
+    ['--runs=cifg', '--runs=si_cifg'],
+    ['--runs', 'cifg', 'si_cifg'],
+  ):
+    out = tmp_path / str(len(list(tmp_path.iterdir())))
+    done = _report(*args, f'--output={out}', '--title=My runs', cwd=runs)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert '\nsi_cifg' in done.stdout
+    text = (out / 'report.md').read_text(encoding='utf-8')
+    assert text.startswith('# My runs\n')
+  assert not (runs / 'report').exists()
+
+
+@pytest.mark.parametrize(
+  ('args', 'code', 'message'),
+  [
+    ([], 2, 'Flag --runs is missing'),
+    (['--runs=nowhere'], 1, 'There is no folder nowhere;'),
+    (['--runs=.', '--output=a/b', '--nonsense=1'], 2, "flag 'nonsense'"),
+    (['--runs=empty'], 1, 'holds a metrics.csv'),
+    (['--runs=.', '--output=cifg/metrics.csv'], 1, 'cifg/metrics.csv'),
+  ],
+)
+def test_mistakes_end_with_one_sentence(runs, args, code, message):
+  (runs / 'empty').mkdir()
+  done = _report(*args, cwd=runs)
+  assert done.returncode == code
+  assert message in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert done.stdout == ''
+
+
+def test_corrupt_run_keeps_the_old_report(runs):
+  assert _report('--runs', runs).returncode == 0
+  before = (runs / 'report' / 'report.html').read_bytes()
+  (runs / 'cifg' / 'metrics.csv').write_text('')
+  done = _report('--runs', runs)
+  assert done.returncode == 1
+  assert 'metrics.csv is empty' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert 'Traceback' in _report('--runs', runs, '-v=1').stderr
+  assert (runs / 'report' / 'report.html').read_bytes() == before
+
+
+def test_help_is_for_newcomers_and_succeeds():
+  done = _report('--help')
+  assert done.returncode == 0
+  for words in ('--runs', '--output', '--title', 'Makes a report'):
+    assert words in done.stdout
+
+
+def test_report_needs_neither_tensorflow_nor_tff():
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'import sys, experiments.report; print(sorted(m for m in sys.modules '
+      "if m in ('tensorflow', 'tensorflow_federated')))",
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == '[]\n'

@@ -1,0 +1,198 @@
+"""What every layer has to stand, as a table: one line a layer."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple, Tuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated import layers
+
+
+class Case(NamedTuple):
+  """A layer under test.
+
+  Attributes:
+    make: Builds the layer, given keyword arguments for Keras.
+    shape: Shape of an input without the batch.
+    output_shape: Shape of its output without the batch.
+    keeps_mask: Whether the mask of the input is that of the output.
+    tflite: Whether it can be converted to TensorFlow Lite.
+  """
+
+  make: Callable[..., Any]
+  shape: Tuple[int, ...]
+  output_shape: Tuple[int, ...]
+  keeps_mask: bool = True
+  tflite: bool = False
+
+
+def _sequences(layer_class, **options):
+  return lambda **kwargs: layer_class(
+    4, return_sequences=True, **options, **kwargs
+  )
+
+
+CASES = {
+  'lstm': Case(_sequences(layers.LSTM), (5, 3), (5, 4), tflite=True),
+  'cifg': Case(_sequences(layers.CIFG), (5, 3), (5, 4), tflite=True),
+  'si_cifg': Case(_sequences(layers.SICIFG), (5, 3), (5, 4), tflite=True),
+  'cifg_projected': Case(
+    _sequences(layers.CIFG, projection_units=2, recurrent_dropout=0.1),
+    (5, 3),
+    (5, 2),
+  ),
+  'si_cifg_projected': Case(
+    _sequences(layers.SICIFG, projection_units=2, dropout=0.1),
+    (5, 3),
+    (5, 2),
+  ),
+  'si_cifg_last_step': Case(
+    lambda **kwargs: layers.SICIFG(
+      4, kernel_regularizer='l2', unroll=False, **kwargs
+    ),
+    (5, 3),
+    (4,),
+    keeps_mask=False,
+  ),
+  'si_cifg_cell': Case(
+    lambda **kwargs: tf.keras.layers.RNN(
+      layers.SICIFGCell(4, **kwargs), return_sequences=True, **kwargs
+    ),
+    (5, 3),
+    (5, 4),
+  ),
+}
+BATCH = 6
+
+
+@pytest.fixture(name='case', params=list(CASES))
+def _case(request):
+  tf.keras.utils.set_random_seed(0)
+  return CASES[request.param]
+
+
+def _inputs(case):
+  generator = np.random.default_rng(1)
+  return generator.normal(size=(BATCH, *case.shape)).astype('float32')
+
+
+def _model(case, **kwargs):
+  inputs = tf.keras.Input(case.shape)
+  return tf.keras.Model(inputs, case.make(**kwargs)(inputs))
+
+
+def test_configuration_round_trip(case):
+  layer = case.make(name='some_name')
+  expected = layer(_inputs(case))
+  again = type(layer).from_config(layer.get_config())
+  assert again.get_config() == layer.get_config()
+  serialized = tf.keras.layers.serialize(layer)
+  for copy in (again, tf.keras.layers.deserialize(serialized)):
+    copy(_inputs(case))
+    copy.set_weights(layer.get_weights())
+    np.testing.assert_allclose(copy(_inputs(case)), expected, atol=1e-6)
+
+
+def test_shapes(case):
+  layer = case.make()
+  assert layer(_inputs(case)).shape == (BATCH, *case.output_shape)
+  symbolic = case.make()(tf.keras.Input(case.shape))
+  assert tuple(symbolic.shape) == (None, *case.output_shape)
+  computed = layer.compute_output_shape((BATCH, *case.shape))
+  assert tuple(computed) == (BATCH, *case.output_shape)
+
+
+def test_unknown_length(case):
+  inputs = tf.keras.Input((None, case.shape[-1]))
+  model = tf.keras.Model(inputs, case.make()(inputs))
+  assert model(_inputs(case)).shape == (BATCH, *case.output_shape)
+
+
+def test_masked_steps_have_no_effect(case):
+  layer = case.make()
+  x = _inputs(case)
+  mask = tf.sequence_mask([5, 4, 3, 2, 1, 2], case.shape[0])
+  other = np.where(mask[..., tf.newaxis], x, 100.0).astype('float32')
+  outputs = [layer(tf.constant(v), mask=mask) for v in (x, other)]
+  np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)
+  inputs = tf.keras.Input(case.shape)
+  hidden = tf.keras.layers.Masking(100.0)(inputs)
+  output = case.make()(hidden)
+  assert (getattr(output, '_keras_mask', None) is not None) == case.keeps_mask
+
+
+def test_finite_gradients_for_all_sorts_of_input(case):
+  model = _model(case)
+  x = _inputs(case)
+  for inputs in (x, 0 * x, 1e-30 * x, 1e6 * x, -np.abs(x)):
+    with tf.GradientTape() as tape:
+      inputs = tf.constant(inputs)
+      tape.watch(inputs)
+      loss = tf.reduce_sum(model(inputs, training=True))
+    for gradient in tape.gradient(loss, [inputs, *model.trainable_variables]):
+      assert np.all(np.isfinite(gradient))
+
+
+def test_trains_in_keras(case):
+  model = _model(case)
+  before = [w.copy() for w in model.get_weights()]
+  model.compile('sgd', 'mse')
+  x = _inputs(case)
+  model.fit(x, np.ones((BATCH, *case.output_shape)), verbose=0)
+  after = model.get_weights()
+  assert all(np.any(a != b) for a, b in zip(after, before))
+  assert all(np.all(np.isfinite(a)) for a in after)
+
+
+@pytest.mark.parametrize(
+  'file_name', ['model.keras', 'saved_model', 'model.h5']
+)
+def test_save_and_load(case, file_name, tmp_path):
+  model = _model(case)
+  if file_name == 'model.h5' and type(model.layers[1]) is tf.keras.layers.RNN:
+    pytest.skip('Keras finds no custom cell of its own RNN in an H5 file.')
+  model.save(tmp_path / file_name)
+  loaded = tf.keras.models.load_model(tmp_path / file_name)
+  x = _inputs(case)
+  np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_sum(loaded(x) ** 2)
+  for gradient in tape.gradient(loss, loaded.trainable_variables):
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize('policy', ['mixed_float16', 'mixed_bfloat16'])
+def test_mixed_precision(case, policy):
+  exact = _model(case)
+  model = _model(case, dtype=policy)
+  model.set_weights(exact.get_weights())
+  x = _inputs(case)
+  with tf.GradientTape() as tape:
+    output = model(x)
+    loss = tf.reduce_sum(tf.cast(output, tf.float32))
+  assert output.dtype.name == policy[len('mixed_') :]
+  np.testing.assert_allclose(tf.cast(output, tf.float32), exact(x), atol=0.1)
+  for variable, gradient in zip(
+    model.trainable_variables, tape.gradient(loss, model.trainable_variables)
+  ):
+    assert variable.dtype == gradient.dtype == tf.float32
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize('name', [k for k, c in CASES.items() if c.tflite])
+def test_tensorflow_lite(name):
+  tf.keras.utils.set_random_seed(0)
+  case = CASES[name]
+  inputs = tf.keras.Input(case.shape, batch_size=BATCH)
+  model = tf.keras.Model(inputs, case.make()(inputs))
+  converted = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+  interpreter = tf.lite.Interpreter(model_content=converted)
+  interpreter.allocate_tensors()
+  x = _inputs(case)
+  interpreter.set_tensor(interpreter.get_input_details()[0]['index'], x)
+  interpreter.invoke()
+  actual = interpreter.get_tensor(interpreter.get_output_details()[0]['index'])
+  np.testing.assert_allclose(actual, model(x), atol=1e-5)

@@ -1,0 +1,196 @@
+"""Tests of the recurrent language models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated.models import MODELS
+
+SMALL = {'embedding_size': 6, 'units': 8}
+ALL = pytest.mark.parametrize('name', ['lstm', 'cifg', 'si_cifg'])
+IDS = np.array([[7, 1, 2, 3, 4], [7, 5, 9, 0, 0], [0, 0, 0, 0, 0]], np.int32)
+
+
+@pytest.mark.parametrize(
+  ('name', 'vocab_size', 'options', 'count'),
+  [
+    ('lstm', 10_004, {'tied_embeddings': False}, 4_050_748),
+    ('cifg', 10_004, {'tied_embeddings': False}, 3_536_858),
+    ('cifg', 10_004, {}, 2_566_470),
+    ('cifg', 10_004, {'projection_units': 96}, 1_412_730),
+    ('cifg', 4_004, {'size': 'small'}, 4_701_440),
+    ('cifg', 4_004, {'size': 'large'}, 18_787_328),
+    ('si_cifg', 10_004, {'tied_embeddings': False}, 3_536_858),
+    ('si_cifg', 10_004, {'projection_units': 96}, 1_412_730),
+    ('si_cifg', 4_004, {'size': 'small'}, 4_701_440),
+  ],
+)
+def test_published_parameter_counts(name, vocab_size, options, count):
+  assert MODELS[name](vocab_size=vocab_size, **options).count_params() == count
+
+
+def test_untied_lstm_is_the_stack_overflow_baseline_of_tff():
+  baselines = pytest.importorskip(
+    'tensorflow_federated.python.simulation.baselines.stackoverflow'
+    '.word_prediction_models'
+  )
+  baseline = baselines.create_recurrent_model(
+    12, embedding_size=6, num_lstm_layers=2, lstm_size=8
+  )
+  model = MODELS['lstm'](12, tied_embeddings=False, num_layers=2, **SMALL)
+  assert [w.shape for w in model.weights] == [w.shape for w in baseline.weights]
+  model.set_weights(baseline.get_weights())
+  np.testing.assert_allclose(model(IDS), baseline(IDS), atol=1e-6)
+
+
+@ALL
+@pytest.mark.parametrize('options', [{}, {'projection_units': 6}])
+def test_tied_logits_are_products_with_the_embedding(name, options):
+  tf.keras.utils.set_random_seed(0)
+  model = MODELS[name](12, num_layers=2, **SMALL, **options)
+  logits = model(IDS)
+  assert logits.shape == (3, 5, 12)
+  last = model.get_layer('recurrent_2' if options else 'projection_2')
+  hidden = tf.keras.Model(model.input, last.output)(IDS)
+  embeddings = model.get_layer('embedding').get_weights()[0]
+  np.testing.assert_allclose(logits, hidden.numpy() @ embeddings.T, atol=1e-6)
+
+
+@ALL
+@pytest.mark.parametrize('tied_embeddings', [False, True])
+def test_clone_configuration_and_files_keep_the_model(
+  name, tied_embeddings, tmp_path
+):
+  tf.keras.utils.set_random_seed(0)
+  model = MODELS[name](12, tied_embeddings=tied_embeddings, **SMALL)
+  expected = model(IDS)
+  copies = [
+    tf.keras.models.clone_model(model),
+    tf.keras.Model.from_config(model.get_config()),
+  ]
+  for copy in copies:
+    assert len(copy.weights) == len(model.weights)
+    copy.set_weights(model.get_weights())
+  for path in (tmp_path / 'model.keras', tmp_path / 'saved', tmp_path / 'm.h5'):
+    model.save(path)
+    copies.append(tf.keras.models.load_model(path))
+  for copy in copies:
+    np.testing.assert_allclose(copy(IDS), expected, atol=1e-6)
+    assert copy.count_params() == model.count_params()
+
+
+@ALL
+def test_saved_model_runs_without_the_classes(name, tmp_path):
+  model = MODELS[name](12, **SMALL)
+  model.save(tmp_path / 'saved')
+  code = (
+    'import sys, numpy as np, tensorflow as tf\n'
+    f'f = tf.saved_model.load({str(tmp_path / "saved")!r})\n'
+    f'y = f.signatures["serving_default"](tf.constant({IDS.tolist()}))\n'
+    'assert "si_federated" not in sys.modules\n'
+    f'np.save({str(tmp_path / "y.npy")!r}, list(y.values())[0].numpy())\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
+  np.testing.assert_allclose(np.load(tmp_path / 'y.npy'), model(IDS), atol=1e-6)
+
+
+@ALL
+def test_padding_changes_neither_logits_nor_training(name):
+  tf.keras.utils.set_random_seed(1)
+  model = MODELS[name](12, **SMALL)
+  padded = np.pad(IDS[:2], ((0, 0), (0, 3)))
+  np.testing.assert_allclose(model(padded)[:, :5], model(IDS[:2]), atol=1e-6)
+  weights = model.get_weights()
+  results = []
+  for fill in (0, 11):
+    model.set_weights(weights)
+    labels = np.where(padded > 0, np.roll(padded, -1, axis=1), fill)
+    model.compile(
+      tf.keras.optimizers.SGD(1.0),
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    history = model.fit(padded, labels, verbose=0)
+    results.append([history.history['loss'], *model.get_weights()])
+  for first, second in zip(*results):
+    np.testing.assert_allclose(first, second, atol=1e-6)
+  assert np.abs(results[0][1] - weights[0]).max() > 1e-4
+
+
+@ALL
+def test_learns_a_repeated_sentence(name):
+  tf.keras.utils.set_random_seed(2)
+  model = MODELS[name](12, embedding_size=16, units=24)
+  model.compile(
+    tf.keras.optimizers.Adam(0.02),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+  )
+  sentences = np.array([[1, 2, 3, 2, 4, 2], [5, 2, 6, 2, 7, 2]] * 8, np.int32)
+  losses = model.fit(
+    sentences[:, :-1], sentences[:, 1:], epochs=120, verbose=0
+  ).history['loss']
+  # The word after the second 2 depends on the word before the first.
+  assert losses[-1] < 0.2
+
+
+@ALL
+def test_seeds_make_a_model_reproducible(name):
+  results = []
+  for seed in (3, 3, 4):
+    tf.keras.utils.set_random_seed(seed)
+    model = MODELS[name](12, dropout=0.5, **SMALL)
+    results.append((model(IDS).numpy(), model(IDS, training=True).numpy()))
+  np.testing.assert_array_equal(results[0][0], results[1][0])
+  np.testing.assert_array_equal(results[0][1], results[1][1])
+  assert np.abs(results[0][0] - results[2][0]).max() > 1e-4
+  assert np.abs(results[0][0] - results[0][1]).max() > 1e-5
+
+
+def test_embedding_is_normalised_before_the_recurrence():
+  model = MODELS['si_cifg'](12, **SMALL)
+  hidden = tf.keras.Model(model.input, model.get_layer('normalization').output)(
+    IDS
+  )
+  np.testing.assert_allclose(np.mean(hidden, -1), 0, atol=1e-5)
+  np.testing.assert_allclose(np.std(hidden, -1), 1, atol=5e-3)
+  names = [
+    layer.name
+    for layer in MODELS['si_cifg'](
+      12, normalize_embedding=False, **SMALL
+    ).layers
+  ]
+  assert 'normalization' not in names
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'size': 'medium'}, "size must be one of small, large, .*'medium'"),
+    ({'size': 'small', 'units': 512}, 'size=.small. sets units=2048'),
+    ({'projection_units': 32}, 'projection_units=32 must equal'),
+    ({'units': 0}, 'units must be a positive'),
+    ({'num_layers': 0}, 'num_layers must be a positive'),
+    ({'vocab_size': 0}, 'vocab_size must be a positive'),
+    ({'dropout': 1.0}, 'dropout must be'),
+  ],
+)
+@ALL
+def test_bad_options_are_refused(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    MODELS[name](**{'vocab_size': 12, **options})
+
+
+def test_importing_loads_neither_tff_nor_absl_flags():
+  code = (
+    'import sys; import si_federated; assert "tensorflow" not in sys.modules;'
+    'import tensorflow; before = set(sys.modules);'
+    'import si_federated.models, si_federated.layers;'
+    'new = set(sys.modules) - before;'
+    'assert not [m for m in new if m.startswith("absl")], new;'
+    'assert {m for m in new if "." not in m} <= {"si_federated"}, new'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,0 +1,168 @@
+"""Tests of what is installed: lock file, metadata, scripts, light imports."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LOCK = ROOT / 'requirements.lock'
+OVERRIDES = ROOT / 'requirements.overrides'
+
+
+def _setup_cfg() -> configparser.ConfigParser:
+  parser = configparser.ConfigParser()
+  parser.read(ROOT / 'setup.cfg', encoding='utf-8')
+  return parser
+
+
+def _lines(text: str) -> list[str]:
+  return [line for line in text.splitlines() if line.strip()]
+
+
+def _declared_requirements() -> list[Requirement]:
+  parser = _setup_cfg()
+  lines = _lines(parser['options']['install_requires'])
+  for extra in parser['options.extras_require'].values():
+    lines += _lines(extra)
+  return [Requirement(line) for line in lines]
+
+
+def _lock_entries() -> dict[str, tuple[str, list[str]]]:
+  """Name -> (version, hashes) for every entry of the lock."""
+  text = LOCK.read_text(encoding='utf-8').replace('\\\n', ' ')
+  entries: dict[str, tuple[str, list[str]]] = {}
+  for line in text.splitlines():
+    if not line.strip() or line.lstrip().startswith('#'):
+      continue
+    pin, *options = line.split()
+    name, separator, version = pin.partition('==')
+    assert separator, f'not an exact pin: {line!r}'
+    assert name not in entries, f'{name} is listed twice'
+    hashes = [option for option in options if option.startswith('--hash=')]
+    assert hashes == options, f'unexpected words in the entry of {name}'
+    entries[canonicalize_name(name)] = (version, hashes)
+  return entries
+
+
+def _scripts() -> dict[str, tuple[str, str]]:
+  """Script name -> (module, function) as setup.cfg declares them."""
+  text = _setup_cfg()['options.entry_points']['console_scripts']
+  scripts = {}
+  for line in _lines(text):
+    name, target = (part.strip() for part in line.split('='))
+    module, function = target.split(':')
+    scripts[name] = (module, function)
+  return scripts
+
+
+def test_lock_satisfies_every_declared_requirement():
+  locked = _lock_entries()
+  declared = _declared_requirements()
+  assert len(declared) > 10
+  wrong = [
+    str(requirement)
+    for requirement in declared
+    if canonicalize_name(requirement.name) not in locked
+    or not requirement.specifier.contains(
+      locked[canonicalize_name(requirement.name)][0]
+    )
+  ]
+  assert not wrong, f'run `make lock`: {wrong}'
+
+
+def test_lock_holds_the_overrides():
+  locked = _lock_entries()
+  lines = OVERRIDES.read_text(encoding='utf-8').splitlines()
+  overrides = [
+    Requirement(line) for line in lines if line and not line.startswith('#')
+  ]
+  assert {'jax', 'jaxlib'} <= {override.name for override in overrides}
+  for override in overrides:
+    assert override.specifier.contains(locked[override.name][0])
+
+
+def test_lock_pins_one_jax_that_is_published():
+  locked = _lock_entries()
+  assert locked['jax'][0] == locked['jaxlib'][0] == '0.4.18'
+
+
+def test_lock_has_sha256_hashes_for_every_entry():
+  for name, (_, hashes) in _lock_entries().items():
+    assert hashes, f'{name} has no hash'
+    for value in hashes:
+      assert re.fullmatch(r'--hash=sha256:[0-9a-f]{64}', value), name
+
+
+def test_lock_names_no_host_and_no_path():
+  for line in LOCK.read_text(encoding='utf-8').splitlines():
+    assert '://' not in line
+    assert '@' not in line
+    assert not re.search(r'(^|[\s=:])(/|~/|\.\.?/|file:)', line), line
+    assert not re.match(r'\s*(-[a-z]|--(?!hash=))', line), line
+
+
+def test_locked_environment_is_the_one_that_runs():
+  for name in ('tensorflow', 'tensorflow-federated', 'numpy', 'jaxlib'):
+    assert importlib.metadata.version(name) == _lock_entries()[name][0]
+
+
+def test_installed_version_is_the_declared_one():
+  declared = _setup_cfg()['metadata']['version']
+  assert importlib.metadata.version('si_federated') == declared
+
+
+def test_core_needs_tensorflow_and_numpy_only():
+  lines = _lines(_setup_cfg()['options']['install_requires'])
+  assert {Requirement(line).name for line in lines} == {'tensorflow', 'numpy'}
+
+
+@pytest.mark.parametrize('name', sorted(_scripts()))
+def test_console_script_is_named_after_its_module(name):
+  module, _ = _scripts()[name]
+  assert name == 'si-federated-' + module.rpartition('.')[2].replace('_', '-')
+
+
+@pytest.mark.parametrize('name', sorted(_scripts()))
+def test_console_script_points_to_a_function(name):
+  module_name, function = _scripts()[name]
+  assert importlib.util.find_spec(module_name), f'{module_name} is missing'
+  module = importlib.import_module(module_name)
+  assert callable(getattr(module, function))
+
+
+@pytest.mark.parametrize(
+  ('module', 'absent'),
+  [
+    ('si_federated', ['tensorflow', 'tensorflow_federated']),
+    ('si_federated.layers', ['tensorflow_federated', 'dp_accounting', 'jax']),
+    ('si_federated.models', ['tensorflow_federated', 'dp_accounting', 'jax']),
+  ],
+)
+def test_import_works_without(module, absent):
+  # None in sys.modules makes an import fail, as if it were not installed.
+  code = (
+    'import sys; '
+    f'sys.modules.update(dict.fromkeys({absent!r})); '
+    f'import {module}; '
+    'print("imported")'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert result.returncode == 0, result.stderr[-2000:]
+  assert result.stdout.strip() == 'imported'
