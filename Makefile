@@ -26,10 +26,10 @@ help:
 
 demo: environment
 	$(VENV_PYTHON) -m experiments.train \
-	  --flagfile=experiments/configs/docstrings.cifg.fed_avg.flags \
+	  --flagfile=experiments/configs/docstrings.cifg.mean.flags \
 	  --root_output_dir=$(DEMO) --experiment_name=cifg
 	$(VENV_PYTHON) -m experiments.train \
-	  --flagfile=experiments/configs/docstrings.si_cifg.fed_avg.flags \
+	  --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \
 	  --root_output_dir=$(DEMO) --experiment_name=si_cifg
 	$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
 	  --text='returns the number of'

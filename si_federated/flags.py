@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from si_federated import config
 
@@ -148,7 +148,12 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   # its time of the packaging it uses.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-  app.run(absl_main, flags_parser=parse)
+  # Not `app.run`: TensorFlow, imported after it has begun, sets up its devices
+  # in the midst of its own import and mistakes graphs for eager execution. Our
+  # binaries import it late, so that wrong flags are answered at once.
+  app.define_help_flags()
+  logging.use_absl_handler()
+  absl_main(parse(sys.argv))
 
 
 def _fail(

@@ -86,8 +86,6 @@ def build_functional_model(
     The model, with metrics `loss` (of a token, in nats), the accuracies and
     `num_tokens`.
   """
-  # TFF calls it while tracing; rewriting a model's Python code gains nothing.
-  keras_model_fn = tf.autograph.experimental.do_not_convert(keras_model_fn)
   model = tff.learning.models.functional_model_from_keras(
     keras_model_fn, loss, element_spec
   )

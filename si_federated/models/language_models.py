@@ -163,7 +163,19 @@ def lstm(
   Raises:
     ValueError: If an option is out of range or contradicts another one.
   """
-  return _recurrent_model(layers.LSTM, 'lstm', **locals())
+  return _recurrent_model(
+    layers.LSTM,
+    'lstm',
+    vocab_size,
+    embedding_size=embedding_size,
+    units=units,
+    projection_units=projection_units,
+    num_layers=num_layers,
+    tied_embeddings=tied_embeddings,
+    size=size,
+    normalize_embedding=normalize_embedding,
+    dropout=dropout,
+  )
 
 
 def cifg(
@@ -197,7 +209,19 @@ def cifg(
   Raises:
     ValueError: If an option is out of range or contradicts another one.
   """
-  return _recurrent_model(layers.CIFG, 'cifg', **locals())
+  return _recurrent_model(
+    layers.CIFG,
+    'cifg',
+    vocab_size,
+    embedding_size=embedding_size,
+    units=units,
+    projection_units=projection_units,
+    num_layers=num_layers,
+    tied_embeddings=tied_embeddings,
+    size=size,
+    normalize_embedding=normalize_embedding,
+    dropout=dropout,
+  )
 
 
 def si_cifg(
@@ -241,4 +265,19 @@ def si_cifg(
   Raises:
     ValueError: If an option is out of range or contradicts another one.
   """
-  return _recurrent_model(layers.SICIFG, 'si_cifg', **locals())
+  return _recurrent_model(
+    layers.SICIFG,
+    'si_cifg',
+    vocab_size,
+    embedding_size=embedding_size,
+    units=units,
+    projection_units=projection_units,
+    num_layers=num_layers,
+    tied_embeddings=tied_embeddings,
+    size=size,
+    normalize_embedding=normalize_embedding,
+    dropout=dropout,
+    unit_forget_bias=unit_forget_bias,
+    scale_invariant_output=scale_invariant_output,
+    dead_gate_slope=dead_gate_slope,
+  )

@@ -169,7 +169,7 @@ class TensorFlowFunction:
       # An operation may wait for a parameter without reading it.
       input_map = graph_utils.add_control_dep_mappings(input_map)
       imported = tf.graph_util.import_graph_def(
-        graph_def, input_map=input_map, return_elements=outputs, name=''
+        graph_def, input_map=input_map, return_elements=outputs, name='tff'
       )
       return [tf.identity(tensor) for tensor in imported]
 

@@ -12,6 +12,9 @@ import tensorflow_privacy as tfp
 from si_federated import runtime
 from si_federated.training import sampling
 
+# Going to TFF's runtime, in silence, would make these tests compare it to itself.
+pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
+
 _SPEC = (
   tf.TensorSpec([None, 3], tf.float32),
   tf.TensorSpec([None, 1], tf.float32),
@@ -173,6 +176,7 @@ def test_plain_computations_and_their_containers():
   assert count([1, 2]) == 2
 
 
+@pytest.mark.filterwarnings('default')
 def test_what_cannot_be_lowered_goes_to_tff_with_a_warning():
   runtime.set_local_context()
 
