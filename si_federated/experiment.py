@@ -91,6 +91,7 @@ class Experiment:
     process: TFF's learning process.
     evaluate: Metrics of weights on the validation clients.
     validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
+    num_parameters: How many numbers are trained.
   """
 
   config: config.ExperimentConfig
@@ -98,6 +99,7 @@ class Experiment:
   process: tff.learning.templates.LearningProcess
   evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
   validation_examples: np.ndarray
+  num_parameters: int
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
     """Returns the datasets of a round's clients."""
@@ -124,15 +126,6 @@ class Experiment:
       client_dataset,
       train.client_id,
     )
-
-
-def _ignored_labels(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
-  """Returns the field's three accuracies, and the labels each leaves out."""
-  return {
-    'accuracy': (),
-    'accuracy_no_oov': (vocabulary.out_of_vocabulary,),
-    'accuracy_no_oov_no_eos': (vocabulary.out_of_vocabulary, vocabulary.end),
-  }
 
 
 def build_task(experiment: config.ExperimentConfig) -> Task:
@@ -200,19 +193,18 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
   def keras_model_fn() -> tf.keras.Model:
     return build_model(experiment, task.vocabulary.size)
 
-  def functional_model(**options: Any) -> tff.learning.models.FunctionalModel:
-    return build_functional_model(
-      keras_model_fn,
-      loss=task.loss,
-      element_spec=task.element_spec,
-      end_of_sentence=task.vocabulary.end,
-      **options,
-    )
-
+  model = build_functional_model(
+    keras_model_fn,
+    loss=task.loss,
+    element_spec=task.element_spec,
+    end_of_sentence=task.vocabulary.end,
+    ignored_labels=task.ignored_labels,
+    count_tokens=mechanism.client_weighting == 'tokens',
+  )
   process = _build(
     experiment,
     'algorithm',
-    model=functional_model(count_tokens=mechanism.client_weighting == 'tokens'),
+    model=model,
     client_optimizer=_build_optimizer(experiment, 'client'),
     server_optimizer=_build_optimizer(experiment, 'server'),
     aggregation_factory=mechanism.factory,
@@ -225,11 +217,9 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     config=experiment,
     task=task,
     process=process,
-    evaluate=evaluation.build_evaluation(
-      model=functional_model(ignored_labels=_ignored_labels(task.vocabulary)),
-      examples=examples,
-    ),
+    evaluate=evaluation.build_evaluation(model=model, examples=examples),
     validation_examples=examples,
+    num_parameters=sum(weight.size for weight in model.initial_weights[0]),
   )
 
 
@@ -264,6 +254,7 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
       'num_validation_clients': len(task.validation),
       'num_validation_examples': len(built.validation_examples),
       'num_words': len(task.vocabulary.words),
+      'num_parameters': built.num_parameters,
       'reference_perplexity': task.reference_perplexities(
         built.validation_examples
       ),

@@ -145,20 +145,24 @@ class MaskedAccuracy(tf.keras.metrics.Metric):
     return {**super().get_config(), 'ignored': self._ignored}
 
 
-def metric_constructors(
-  vocabulary: Vocabulary,
-) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
-  """Returns what `functional_model_from_keras` takes as its metrics."""
+def ignored_labels(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
+  """Returns the field's three accuracies with the labels each leaves out."""
   padding, unknown = vocabulary.padding, vocabulary.out_of_vocabulary
-  ignored = {
+  return {
     'accuracy': (padding,),
     'accuracy_no_oov': (padding, unknown),
     'accuracy_no_oov_no_eos': (padding, unknown, vocabulary.end),
   }
+
+
+def metric_constructors(
+  vocabulary: Vocabulary,
+) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
+  """Returns what `functional_model_from_keras` takes as its metrics."""
   metrics: collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]
   metrics = collections.OrderedDict(
     (name, functools.partial(MaskedAccuracy, labels, name=name))
-    for name, labels in ignored.items()
+    for name, labels in ignored_labels(vocabulary).items()
   )
   metrics['num_tokens'] = TokenCount
   return metrics

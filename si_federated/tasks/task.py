@@ -79,6 +79,11 @@ class Task:
     """Mean negative log-likelihood of labels, from logits, without padding."""
     return objective.NextWordLoss()
 
+  @property
+  def ignored_labels(self) -> dict[str, tuple[int, ...]]:
+    """Accuracies by name, with the labels that each leaves out."""
+    return objective.ignored_labels(self.vocabulary)
+
   def metrics(
     self,
   ) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:

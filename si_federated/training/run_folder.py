@@ -28,6 +28,8 @@ from si_federated.training import checkpoints
 COLUMNS = (
   'train/loss',
   'train/accuracy',
+  'train/accuracy_no_oov',
+  'train/accuracy_no_oov_no_eos',
   'train/num_tokens',
   'eval/loss',
   'eval/perplexity',

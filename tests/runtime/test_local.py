@@ -12,7 +12,7 @@ import tensorflow_privacy as tfp
 from si_federated import runtime
 from si_federated.training import sampling
 
-# Going to TFF's runtime, in silence, would make these tests compare it to itself.
+# Gone to TFF's runtime in silence, these tests would compare it to itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
 _SPEC = (

@@ -1,3 +1,10 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated.tasks import objective
 
 
 @pytest.mark.parametrize('scale', [1.0, 300.0])

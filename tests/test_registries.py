@@ -1,0 +1,102 @@
+"""Builds every part and trains a round with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from si_federated import config, experiment
+
+_SMALL = {
+  'task': 'synthetic:num_clients=30',
+  'model': 'cifg:units=8,embedding_size=4',
+  'vocab_size': 20,
+  'sequence_length': 6,
+  'clients_per_round': 2,
+  'num_validation_examples': 16,
+}
+
+
+def _build(**changes):
+  values = {**_SMALL, **changes}
+  return experiment.build(
+    config.ExperimentConfig(
+      'x',
+      **{
+        key: config.ComponentSpec.parse(value)
+        if isinstance(value, str)
+        else value
+        for key, value in values.items()
+      },
+    )
+  )
+
+
+def _train_a_round(built):
+  state = built.process.initialize()
+  before = built.process.get_model_weights(state).trainable
+  output = built.process.next(state, built.sample_cohort(1))
+  after = built.process.get_model_weights(output.state).trainable
+  assert np.isfinite(output.metrics['client_work']['train']['loss'])
+  assert any(not np.array_equal(a, b) for a, b in zip(before, after))
+  metrics = built.evaluate(built.process.get_model_weights(output.state))
+  assert np.isfinite(metrics['perplexity'])
+  assert built.num_parameters == sum(w.size for w in before)
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
+def test_models(name):
+  _train_a_round(_build(model=f'{name}:units=8,embedding_size=4'))
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
+def test_algorithms(name):
+  _train_a_round(_build(algorithm=name))
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['aggregator']))
+@pytest.mark.parametrize('weighting', ['tokens', 'examples', 'uniform'])
+def test_aggregators(name, weighting):
+  _train_a_round(_build(aggregator=f'{name}:weighting={weighting}'))
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['runtime']))
+def test_runtimes(name):
+  _train_a_round(_build(runtime=name))
+
+
+@pytest.mark.parametrize(
+  'name', sorted(experiment.REGISTRIES['server_optimizer'])
+)
+def test_server_optimizers(name):
+  _train_a_round(_build(server_optimizer=name))
+
+
+def test_server_momentum_is_used():
+  one = _build(server_optimizer='sgdm', server_momentum=0.5)
+  with pytest.raises(config.ConfigError, match='momentum'):
+    _build(server_optimizer='sgdm:momentum=2')
+  assert one.process.initialize().finalizer['momentum'] == pytest.approx(0.5)
+
+
+def test_model_seed_makes_the_initial_weights():
+  def first(seed):
+    built = _build(model_seed=seed)
+    return built.process.get_model_weights(built.process.initialize())
+
+  for a, b in zip(first(3).trainable, first(3).trainable):
+    np.testing.assert_array_equal(a, b)
+  assert any(
+    not np.array_equal(a, b)
+    for a, b in zip(first(3).trainable, first(4).trainable)
+  )
+
+
+def test_more_clients_than_there_are_is_refused():
+  with pytest.raises(config.ConfigError, match='--clients_per_round=100'):
+    _build(clients_per_round=100)
+
+
+def test_a_bad_weighting_is_refused():
+  with pytest.raises(config.ConfigError, match='weighting must be'):
+    _build(aggregator='mean:weighting=heavy')
