@@ -31,12 +31,12 @@ demo: environment
 	$(VENV_PYTHON) -m experiments.train \
 	  --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \
 	  --root_output_dir=$(DEMO) --experiment_name=si_cifg
-	$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
-	  --text='returns the number of'
-	$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
-	  --text='if the file does not'
-	$(VENV_PYTHON) -m experiments.report \
-	  --runs=$(DEMO)/cifg,$(DEMO)/si_cifg --output=$(DEMO)/report
+	@echo 'Next words, as SI-CIFG suggests them:'
+	@$(VENV_PYTHON) -m experiments.predict --run=$(DEMO)/si_cifg \
+	  --text='returns the number of' --text='if the file does not'
+	$(VENV_PYTHON) -m experiments.report --runs=$(DEMO) \
+	  --output=$(DEMO)/report --title='CIFG and SI-CIFG on docstrings'
+	@echo 'The report is $(DEMO)/report/report.html'
 
 test: environment
 	$(PYTEST) -m 'not slow'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,7 +12,7 @@ import tensorflow_federated as tff
 _PADDING = 0
 
 
-def _build_metrics(ignored_labels: dict[str, Sequence[int]]):
+def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
   """Returns the functions of token-weighted loss and accuracies.
 
   The state of a metric is its sum and its count, which TFF adds over clients.
@@ -66,7 +66,7 @@ def build_functional_model(
   loss: tf.keras.losses.Loss,
   element_spec: Any,
   end_of_sentence: int,
-  ignored_labels: dict[str, Sequence[int]] | None = None,
+  ignored_labels: Mapping[str, Sequence[int]] | None = None,
   count_tokens: bool = True,
 ) -> tff.learning.models.FunctionalModel:
   """Builds a TFF model without variables from a Keras language model.

@@ -1,0 +1,132 @@
+"""Every recipe parses and names what exists; the slow test runs two rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from si_federated import config, experiment
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_RECIPES = sorted((_ROOT / 'experiments' / 'configs').glob('*.flags'))
+
+
+def _train(recipe, tmp_path, *args):
+  return subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.train',
+      f'--flagfile={recipe}',
+      '--experiment_name=x',
+      f'--root_output_dir={tmp_path}',
+      *args,
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_there_are_recipes():
+  assert len(_RECIPES) >= 2
+
+
+@pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
+def test_name_and_head(recipe):
+  """A recipe is named task.model.aggregator and tells its own command."""
+  text = recipe.read_text()
+  flags = dict(
+    line[2:].split('=', 1) for line in text.splitlines() if line[:2] == '--'
+  )
+  task, model, aggregator = recipe.name.split('.')[:3]
+  assert flags['task'].split(':')[0] == task
+  assert flags['model'].split(':')[0] == model
+  assert flags.get('aggregator', 'mean').split(':')[0] == aggregator
+  head = [line for line in text.splitlines() if line.startswith('#')]
+  assert f'experiments/configs/{recipe.name}' in '\n'.join(head)
+
+
+@pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
+def test_parts_and_options_exist(recipe):
+  values = flags.FlagValues()
+  for field in dataclasses.fields(config.ExperimentConfig):
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}.get(
+      type(field.default), flags.DEFINE_string
+    )
+    define(field.name, None, 'As in training.', flag_values=values)
+  values(['train', f'--flagfile={recipe}'])
+  given = {
+    name: config.ComponentSpec.parse(value)
+    if isinstance(getattr(config.ExperimentConfig, name), config.ComponentSpec)
+    else value
+    for name, value in values.flag_values_dict().items()
+    if value is not None
+  }
+  experiment.check(config.ExperimentConfig('x', **given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
+def test_two_rounds(recipe, tmp_path):
+  done = _train(
+    recipe, tmp_path, '--total_rounds=2', '--num_validation_examples=100'
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def _readme_blocks(language):
+  text = (_ROOT / 'README.md').read_text()
+  return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
+
+
+@pytest.mark.parametrize('block', _readme_blocks('python'))
+def test_python_of_the_readme_runs(block):
+  done = subprocess.run(
+    [sys.executable, '-c', block],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_commands_of_the_readme_exist():
+  """Its flags are the binaries' own, its files are there, its targets too."""
+  makefile = (_ROOT / 'Makefile').read_text()
+  shell = '\n'.join(_readme_blocks('shell')).replace('\\\n', ' ')
+  seen = 0
+  for line in shell.splitlines():
+    words = shlex.split(line, comments=True)
+    if words[:1] == ['make']:
+      assert re.search(rf'^{words[1]}:', makefile, re.MULTILINE), line
+    if '-m' not in words or not words[words.index('-m') + 1].startswith(
+      'experiments.'
+    ):
+      continue
+    seen += 1
+    module = words[words.index('-m') + 1]
+    names = {word.split('=')[0] for word in words if word.startswith('--')}
+    done = subprocess.run(
+      [sys.executable, '-m', module, '--helpfull'],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    for name in names:
+      known = name[2:] in done.stdout or name == '--flagfile'
+      assert known, f'{line}: {name}'
+    for word in words:
+      if word.startswith('--flagfile='):
+        assert (_ROOT / word.split('=')[1]).exists(), line
+  assert seen >= 3
