@@ -6,9 +6,13 @@ The smallest run, real English from the Python packages of this machine:
 
 A recipe, with a flag changed:
 
-  python -m experiments.train --experiment_name=second \
-    --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \
+  python -m experiments.train --experiment_name=second \\
+    --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \\
     --client_learning_rate=0.5
+
+Each part (task, model, optimizers and so on) is written NAME or
+NAME:option=value,option=value, as in --model=si_cifg:units=670; a wrong name or
+option is answered with the ones that exist.
 
 What it learns, and how well, goes to the folder runs/NAME: metrics.csv has a
 row a round, checkpoints/ the newest states (the same command again goes on from

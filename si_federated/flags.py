@@ -14,29 +14,25 @@ from absl import app, flags, logging
 
 from si_federated import config
 
-_PART = (
-  'Written NAME or NAME:option=value,option=value; a wrong name or option is '
-  'answered with the ones that exist.'
-)
 _HELP = {
   'experiment_name': 'The name of this run and of its folder. The same name '
   'and flags again resume it.',
   'task': 'What text to learn from: docstrings (real English from the '
   "installed Python packages, no download), stackoverflow (TFF's dataset, or "
-  'any file of its format) or synthetic. ' + _PART,
+  'any file of its format) or synthetic.',
   'data_dir': "The folder of the task's data: stackoverflow.sqlite for "
   'stackoverflow; where to keep the prepared text for docstrings. Not needed '
   'by default.',
-  'model': 'The language model: lstm, cifg or si_cifg. ' + _PART,
-  'algorithm': 'The federated learning algorithm: fed_avg. ' + _PART,
-  'aggregator': "How the server combines the clients' updates: mean. " + _PART,
+  'model': 'The language model: lstm, cifg or si_cifg.',
+  'algorithm': 'The federated learning algorithm: fed_avg.',
+  'aggregator': "How the server combines the clients' updates: mean.",
   'runtime': 'Where the clients are simulated: local (in this process, on all '
-  "processors) or tff (TFF's own worker process). " + _PART,
-  'client_optimizer': 'The optimizer on the clients, sgd as a rule. ' + _PART,
-  'client_learning_rate': 'Its learning rate.',
+  "processors) or tff (TFF's own worker process).",
+  'client_optimizer': 'The optimizer on the clients, sgd as a rule.',
+  'client_learning_rate': 'The learning rate of --client_optimizer.',
   'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, yogi or '
-  'adagrad. ' + _PART,
-  'server_learning_rate': 'Its learning rate.',
+  'adagrad.',
+  'server_learning_rate': 'The learning rate of --server_optimizer.',
   'server_momentum': 'The momentum of --server_optimizer=sgdm.',
   'clients_per_round': 'The cohort: how many clients train in a round.',
   'total_rounds': 'The number of rounds.',
