@@ -211,7 +211,9 @@ def _in_order(
   """Yields `work(0)`, `work(1)`, ...; at most `window` of them at once.
 
   The order of the results does not depend on which thread is faster, so sums
-  of them are the same bits in every run. The window bounds the updates held.
+  of them are the same bits in every run. The window bounds the updates held; it
+  is larger than the number of threads, so that they have work while a client
+  with much data is at its.
   """
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
@@ -283,7 +285,7 @@ class LocalContext(context_base.SyncContext):
       else:
         compiled = _Round(comp)
         return lambda arg: to_result(
-          compiled(arg, self._executor, window=2 * self._num_threads)
+          compiled(arg, self._executor, window=4 * self._num_threads)
         )
       return lambda arg: to_result(
         function([] if arg is None else _flatten(arg, signature.parameter))

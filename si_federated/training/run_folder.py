@@ -13,6 +13,7 @@ ROOT/EXPERIMENT/
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import csv
 import fcntl
 import json
@@ -164,7 +165,14 @@ class RunFolder:
       await self._metrics.release(row, round_num)
       await self._tensorboard.release(values, round_num)
 
-    asyncio.run(release())
+    try:
+      asyncio.get_running_loop()
+    except RuntimeError:
+      asyncio.run(release())
+    else:
+      # A notebook has a loop of its own, in which no other can be run.
+      with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        executor.submit(asyncio.run, release()).result()
 
 
 def _json_value(value: Any) -> Any:

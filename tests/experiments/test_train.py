@@ -217,10 +217,8 @@ def test_output_to_a_pipe_ends_and_leaves_no_process(whole, tmp_path, runtime):
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (['--model=si_cigf'], ["'si_cigf'", "'si_cifg'"]),
     (['--model=si_cifg:unit=3'], ["'unit'", "'units'"]),
     (['--task=docstring'], ["'docstrings'"]),
-    (['--server_optimizer=adam:beta=1'], ["'beta'", "'beta_1'"]),
     (['--clients_per_round=0'], ['--clients_per_round']),
     (['--clients_per_round=many'], ['clients_per_round', 'many']),
     (['--client_learning_rat=1'], ['client_learning_rat']),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import math
@@ -240,6 +241,16 @@ def test_other_flags_are_refused_and_nothing_is_lost(tmp_path):
   with pytest.raises(config.ConfigError, match='--client_learning_rate: 9'):
     folder.open(config.ExperimentConfig('x', client_learning_rate=9.0))
   assert _rows(tmp_path) == rows
+
+
+def test_runs_where_an_event_loop_is_running(tmp_path):
+  """As in a notebook."""
+
+  async def notebook():
+    return _run(tmp_path, total_rounds=2)
+
+  assert asyncio.run(notebook())['rounds'] == 2
+  assert len(_rows(tmp_path)) == 3
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
