@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import tempfile
 from typing import Iterable, Mapping
 
 import numpy as np
 
+from si_federated import files
 from si_federated.tasks import tokenizer
 
 PADDING_WORD = '<PAD>'
@@ -110,15 +109,7 @@ class Vocabulary:
 
   def save(self, path: str) -> None:
     """Writes the words to a UTF-8 file, one a line."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix='.vocabulary-', dir=folder)
-    try:
-      with open(handle, 'w', encoding='utf-8', newline='\n') as file:
-        file.writelines(word + '\n' for word in self.words)
-      os.replace(temporary, path)
-    except BaseException:
-      os.unlink(temporary)
-      raise
+    files.write_atomically(path, ''.join(word + '\n' for word in self.words))
 
   @classmethod
   def load(cls, path: str) -> Vocabulary:
