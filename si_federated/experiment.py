@@ -223,6 +223,21 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
   )
 
 
+def _task_facts(built: Experiment) -> dict[str, Any]:
+  task = built.task
+  return {
+    'name': task.name,
+    'num_train_clients': len(task.train),
+    'num_validation_clients': len(task.validation),
+    'num_validation_examples': len(built.validation_examples),
+    'num_words': len(task.vocabulary.words),
+    'num_parameters': built.num_parameters,
+    'reference_perplexity': task.reference_perplexities(
+      built.validation_examples
+    ),
+  }
+
+
 def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
   """Runs an experiment from its start or from where it stopped.
 
@@ -243,32 +258,39 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
     os.path.join(root, experiment.experiment_name)
   )
   folder.open(experiment)
-  built = build(experiment)
-  task = built.task
-  task.vocabulary.save(os.path.join(folder.path, 'vocabulary.txt'))
-  folder.write_json(
-    'task.json',
-    {
-      'name': task.name,
-      'num_train_clients': len(task.train),
-      'num_validation_clients': len(task.validation),
-      'num_validation_examples': len(built.validation_examples),
-      'num_words': len(task.vocabulary.words),
-      'num_parameters': built.num_parameters,
-      'reference_perplexity': task.reference_perplexities(
-        built.validation_examples
-      ),
-    },
-  )
-  return loop.run(
-    process=built.process,
-    sample_cohort=built.sample_cohort,
-    evaluate=built.evaluate,
-    folder=folder,
-    total_rounds=experiment.total_rounds,
-    rounds_per_eval=experiment.rounds_per_eval,
-    rounds_per_checkpoint=experiment.rounds_per_checkpoint,
-  )
+  try:
+    built = build(experiment)
+    _keep_task_facts(built, folder)
+    return loop.run(
+      process=built.process,
+      sample_cohort=built.sample_cohort,
+      evaluate=built.evaluate,
+      folder=folder,
+      total_rounds=experiment.total_rounds,
+      rounds_per_eval=experiment.rounds_per_eval,
+      rounds_per_checkpoint=experiment.rounds_per_checkpoint,
+    )
+  finally:
+    folder.close()
+
+
+def _keep_task_facts(
+  built: Experiment, folder: run_folder_lib.RunFolder
+) -> None:
+  """Writes what the run's data are, or checks that they still are the same."""
+  vocabulary_file = os.path.join(folder.path, 'vocabulary.txt')
+  vocabulary = built.task.vocabulary
+  if folder.has('metrics.csv') and folder.has('task.json'):
+    if Vocabulary.load(vocabulary_file).words != vocabulary.words:
+      raise config.ConfigError(
+        f'The data of {built.task.name} are no longer those that the run in '
+        f'{folder.path} began with (its words differ); give this one another '
+        '--experiment_name.'
+      )
+    return
+  vocabulary.save(vocabulary_file)
+  # The reference perplexities take a pass over the training text.
+  folder.write_json('task.json', _task_facts(built))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,16 +87,19 @@ class RunFolder:
       raise config.ConfigError(
         f'Another process is running the experiment in {self.path}.'
       ) from error
-    held = read_config(self.path) if self._has('config.json') else None
-    if held is None:
-      files.write_atomically(self._file('config.json'), experiment.to_json())
-    elif differences := experiment.differences(held):
+    held = read_config(self.path) if self.has('config.json') else None
+    differences = experiment.differences(held) if held is not None else []
+    # A run that failed before its first row, such as by a wrong folder of data,
+    # leaves nothing to resume.
+    if differences and self.has('metrics.csv'):
       raise config.ConfigError(
         f'{self.path} holds an experiment with other flags '
         f'({"; ".join(differences)}); give this one another '
         '--experiment_name, or the same flags to resume.'
       )
-    return held is not None
+    if held is None or differences:
+      files.write_atomically(self._file('config.json'), experiment.to_json())
+    return held is not None and not differences
 
   def close(self) -> None:
     """Lets other processes have the folder."""
@@ -104,7 +107,8 @@ class RunFolder:
       self._lock.close()
       self._lock = None
 
-  def _has(self, name: str) -> bool:
+  def has(self, name: str) -> bool:
+    """Returns whether the folder has a file of this name."""
     return os.path.exists(self._file(name))
 
   def write_json(self, name: str, value: Any) -> None:

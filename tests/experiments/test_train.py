@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,17 @@ def test_other_flags_do_not_resume(whole):
   assert done.returncode == 2
   assert '--client_learning_rate: 0.125' in done.stderr
   assert (folder / 'metrics.csv').read_text() == before
+
+
+def test_other_data_do_not_resume(whole, tmp_path):
+  """As when docstrings' packages have changed: ids would mean other words."""
+  folder = tmp_path / 'x'
+  shutil.copytree(whole[0], folder)
+  words = (folder / 'vocabulary.txt').read_text().split()
+  (folder / 'vocabulary.txt').write_text('\n'.join(words[::-1]) + '\n')
+  done = _run(*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
+  assert done.returncode == 2
+  assert 'no longer those' in done.stderr
 
 
 def test_help_shows_every_flag():

@@ -243,6 +243,17 @@ def test_other_flags_are_refused_and_nothing_is_lost(tmp_path):
   assert _rows(tmp_path) == rows
 
 
+def test_flags_may_change_until_there_is_something_to_resume(tmp_path):
+  one = run_folder.RunFolder(tmp_path)
+  assert not one.open(config.ExperimentConfig('x', data_dir='wrong'))
+  one.close()
+  other = run_folder.RunFolder(tmp_path)
+  assert not other.open(config.ExperimentConfig('x', data_dir='right'))
+  assert run_folder.read_config(tmp_path).data_dir == 'right'
+  other.close()
+  assert other.open(config.ExperimentConfig('x', data_dir='right'))
+
+
 def test_runs_where_an_event_loop_is_running(tmp_path):
   """As in a notebook."""
 
