@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from si_federated import runtime
+# Else a package that TFF imports sets it to a lower one, which the binaries
+# under test would inherit.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+from si_federated import runtime  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope='session')
