@@ -10,7 +10,7 @@ import pytest
 # under test would inherit.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from si_federated import runtime  # noqa: E402
+from si_federated import runtime
 
 
 @pytest.fixture(autouse=True, scope='session')
