@@ -47,7 +47,7 @@ def main() -> None:
   def probabilities(ids: list[int]) -> np.ndarray:
     # The model has learned from sentences cut to a length: give it the end of
     # a longer one.
-    recent = ids[-(trained.config.sequence_length - 1) :]
+    recent = ids[max(0, len(ids) + 1 - trained.config.sequence_length) :]
     batch = np.array([[vocabulary.beginning, *recent]], np.int32)
     logits = trained.model(batch, training=False)[0, -1].numpy()
     logits = logits.astype(np.float64)
