@@ -1,0 +1,27 @@
+"""Privacy without TensorFlow: participation, strategies and accounting.
+
+- `participation`, `schedules`: who may take part when, and who does;
+- `workloads`, `toeplitz`, `blt`, `gram`, `tree`: matrices and their optima;
+- `strategies`, `strategy_files`, `comparison`: strategies as records, on disk
+  and beside each other;
+- `sensitivity`, `accounting`, `auditing`: what they cost in privacy.
+"""
+
+from si_federated.privacy.accounting import PrivacyRecord, calibrate
+from si_federated.privacy.comparison import build, compare, format_rows
+from si_federated.privacy.participation import (
+  Participation,
+  ParticipationRecorder,
+)
+from si_federated.privacy.sensitivity import Sensitivity
+
+__all__ = [
+  'Participation',
+  'ParticipationRecorder',
+  'PrivacyRecord',
+  'Sensitivity',
+  'build',
+  'calibrate',
+  'compare',
+  'format_rows',
+]

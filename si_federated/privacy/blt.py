@@ -1,0 +1,207 @@
+"""Buffered linear Toeplitz (BLT) strategies.
+
+A strategy of d buffers is Toeplitz with c_0 = 1 and, for i > 0,
+c_i = sum_j scale_j decay_j^(i - 1) (Dvijotham et al. 2024, arXiv 2404.16706;
+McMahan et al. 2024, arXiv 2408.08868, where decay is theta and scale omega).
+Its inverse has the same shape, so that correlated noise needs only d buffers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import numpy as np
+from scipy import optimize, special
+
+from si_federated.privacy import participation, toeplitz, workloads
+
+# Strength of the logarithmic barrier that keeps decays from 0 and 1.
+_BARRIER = 1e-8
+
+
+def check_parameters(
+  decay: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns parameters as float64 after checks.
+
+  Args:
+    decay: Of each buffer, distinct, in (0, 1).
+    scale: Of each buffer, positive; the sum of scale / decay is below 1.
+
+  Raises:
+    ValueError: If a condition is not met. They make coefficients positive and
+      decreasing, and the inverse a BLT of decays in (0, 1).
+  """
+  decay, scale = np.asarray(decay, float), np.asarray(scale, float)
+  if decay.ndim != 1 or decay.shape != scale.shape or not decay.size:
+    raise ValueError(
+      'A BLT strategy has as many decays as scales, at least one; found '
+      f'shapes {decay.shape} and {scale.shape}.'
+    )
+  if not (
+    ((decay > 0) & (decay < 1) & (scale > 0)).all()
+    and len(np.unique(decay)) == len(decay)
+    and (scale / decay).sum() < 1
+  ):
+    raise ValueError(
+      'A BLT strategy needs distinct decays in (0, 1) and positive scales with '
+      f'sum(scale / decay) < 1; found decays {decay} and scales {scale}.'
+    )
+  return decay, scale
+
+
+def coefficients(
+  decay: np.ndarray, scale: np.ndarray, rounds: int
+) -> np.ndarray:
+  """Returns the first column of C, shape `[rounds]`."""
+  powers = np.power.outer(decay, np.arange(rounds - 1))
+  return np.append(1.0, scale @ powers)
+
+
+def inverse_parameters(
+  decay: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns decays and scales of the inverse, in closed form.
+
+  Decays of the inverse are the eigenvalues of diag(decay) - scale 1^T; the
+  scales are the residues of 1 / c(x) there.
+
+  Args:
+    decay: Of each buffer, checked.
+    scale: Of each buffer, checked.
+
+  Returns:
+    Decays in (0, 1) and scales, which are negative.
+  """
+  # diag(decay) - v v^T has the same eigenvalues, and is symmetric.
+  root = np.sqrt(scale)
+  found = np.linalg.eigvalsh(np.diag(decay) - np.outer(root, root))
+  # With p and q the polynomials whose roots are found and decay, the inverse
+  # is q / p, whose residue at a root of p is q(root) / p'(root).
+  residues = [
+    np.prod(value - decay) / np.prod(value - np.delete(found, i))
+    for i, value in enumerate(found)
+  ]
+  return found, np.array(residues)
+
+
+def stream_noise(
+  decay: np.ndarray, scale: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+  """Returns C^-1 z row by row, keeping one row for each buffer.
+
+  This is what an aggregator does with its model-size buffers B_j, at first 0:
+  `out = z - sum_j scale_j B_j`, then `B_j = decay_j B_j + out` (algorithm 3 of
+  arXiv 2408.08868).
+
+  Args:
+    decay: Of each buffer.
+    scale: Of each buffer.
+    noise: z, shape `[rounds, ...]`.
+  """
+  buffers = np.zeros((len(decay), *noise.shape[1:]))
+  rows = []
+  for z in noise:
+    row = z - np.tensordot(scale, buffers, 1)
+    buffers = np.multiply(buffers.T, decay).T + row
+    rows.append(row)
+  return np.array(rows)
+
+
+def optimize_blt(
+  contract: participation.Participation,
+  *,
+  num_buffers: int = 4,
+  workload: Optional[np.ndarray] = None,
+  objective: str = 'rms',
+  max_iterations: int = 1000,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the parameters of least error at a given privacy.
+
+  Optimises exactly the product of squared error and squared sensitivity, over
+  parameters that are always feasible: decay is the logistic function of a
+  free number, and scale / decay a softmax with one more, left-over part.
+
+  Args:
+    contract: The participation contract.
+    num_buffers: The number of buffers d.
+    workload: A, shape `[n, n]`; prefix sums by default.
+    objective: `'rms'` or `'max'`, see `toeplitz.error_form`.
+    max_iterations: Of each of the optimizer's runs, one for each start.
+
+  Returns:
+    Decays in falling order, and scales.
+
+  Raises:
+    ValueError: If the number of buffers is not between 1 and 20.
+  """
+  n = contract.rounds
+  if not 1 <= num_buffers <= 20:
+    raise ValueError(f'num_buffers is {num_buffers}; take 1 to 20.')
+  if workload is None:
+    workload = workloads.prefix_sum(n)
+  form = toeplitz.error_form(workloads.check_workload(workload, n), objective)
+
+  def loss(x):
+    decay, scale, decay_jacobian, scale_jacobian = _parameters(x, n)
+    powers = np.power.outer(decay, np.arange(n - 1))
+    column = np.append(1.0, scale @ powers)
+    value, gradient = toeplitz.loss_and_gradient(column, contract, form)
+    by_scale = powers @ gradient[1:]
+    slopes = np.arange(1, n - 1) * powers[:, :-1]
+    by_decay = scale * (slopes @ gradient[2:])
+    gradient = by_decay @ decay_jacobian + by_scale @ scale_jacobian
+    free = x[:num_buffers]
+    value += _BARRIER * (np.logaddexp(0, free) + np.logaddexp(0, -free)).sum()
+    gradient[:num_buffers] += _BARRIER * np.tanh(free / 2)
+    return value, gradient
+
+  best: Any = None
+  for slowest in (n, max(contract.min_separation, 4)):
+    found = optimize.minimize(
+      loss,
+      _start(num_buffers, slowest),
+      jac=True,
+      method='BFGS',
+      options={'maxiter': max_iterations, 'gtol': 1e-7},
+    )
+    if best is None or found.fun < best.fun:
+      best = found
+  decay, scale, _, _ = _parameters(best.x, n)
+  order = np.argsort(-decay)
+  return check_parameters(decay[order], scale[order])
+
+
+def _parameters(x, rounds):
+  """Returns decays and scales with their derivatives by the free numbers."""
+  d = len(x) // 2
+  # Decays nearer to 1 than that are all the same for so few rounds.
+  most = 1 - 0.01 / rounds
+  logistic = special.expit(x[:d])
+  decay = most * logistic
+  weights = np.exp(x[d:] - max(x[d:].max(), 0))
+  left_over = np.exp(-max(x[d:].max(), 0))
+  parts = weights / (weights.sum() + left_over)
+  slope = np.diag(decay * (1 - logistic))
+  softmax = np.diag(parts) - np.outer(parts, parts)
+  decay_jacobian = np.hstack([slope, np.zeros((d, d))])
+  scale_jacobian = np.hstack([parts[:, None] * slope, decay[:, None] * softmax])
+  return decay, decay * parts, decay_jacobian, scale_jacobian
+
+
+def _start(num_buffers, slowest):
+  """Returns free numbers whose coefficients are near those of 1 / sqrt(1 - x).
+
+  The coefficients 1 / sqrt(pi i) are an integral over decays; taken at decays
+  spaced evenly in log(1 - decay), all parts weigh the same near 1.
+  """
+  gaps = np.geomspace(1.0 / slowest, 0.6, num_buffers)
+  target = toeplitz.square_root(slowest)
+  weight = 1 / np.sqrt(np.arange(1, slowest))
+  powers = np.power.outer(1 - gaps, np.arange(slowest - 1))
+  scale, _ = optimize.nnls((powers * weight).T, target[1:] * weight)
+  parts = np.maximum(scale, 1e-4) / (1 - gaps)
+  parts *= min(1.0, 0.95 / parts.sum())
+  return np.append(
+    np.log((1 - gaps) / gaps), np.log(parts) - np.log(1 - parts.sum())
+  )

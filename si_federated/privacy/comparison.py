@@ -1,0 +1,210 @@
+"""Errors of the mechanisms beside each other at equal privacy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Optional
+
+import numpy as np
+
+from si_federated.privacy import (
+  blt,
+  gram,
+  participation,
+  sensitivity,
+  strategies,
+  strategy_files,
+  toeplitz,
+)
+
+MECHANISMS = (
+  'gaussian',
+  'tree_plain',
+  'tree',
+  'tree_restarted',
+  'tree_full',
+  'banded_toeplitz',
+  'banded',
+  'blt',
+  'toeplitz',
+  'dense',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A mechanism's errors times its sensitivity.
+
+  Attributes:
+    mechanism: One of `MECHANISMS`.
+    sensitivity: Under the contract.
+    max_error: The largest standard deviation of an iterate, for a noise
+      multiplier of one sensitivity (rho = 1/2), in units of the clip norm.
+    rms_error: The same, root of the mean square over rounds.
+    secs: How long it took to optimise, or to load.
+  """
+
+  mechanism: str
+  sensitivity: sensitivity.Sensitivity
+  max_error: float
+  rms_error: float
+  secs: float
+
+
+def compare(
+  contract: participation.Participation,
+  *,
+  mechanisms: Sequence[str] = MECHANISMS,
+  bands: Optional[int] = None,
+  num_buffers: int = 4,
+  workload: Optional[np.ndarray] = None,
+  cache: Optional[str] = None,
+) -> Iterator[Row]:
+  """Yields a row for each mechanism, as soon as it is known.
+
+  `dense` is optimal for fixed cycles, the narrower contract, and measured
+  there: under minimum separation its sensitivity is only bounded.
+
+  Args:
+    contract: The participation contract.
+    mechanisms: Which, of `MECHANISMS`.
+    bands: Of the banded strategies; by default as many as the separation.
+    num_buffers: Of blt.
+    workload: A, shape `[n, n]`; prefix sums by default, and then only are
+      trees compared.
+    cache: A folder that keeps optimised strategies.
+
+  Raises:
+    ValueError: If a mechanism is unknown.
+  """
+  for mechanism in mechanisms:
+    if workload is not None and mechanism.startswith('tree'):
+      continue
+    start = time.monotonic()
+    strategy = build(
+      mechanism,
+      contract,
+      bands=bands,
+      num_buffers=num_buffers,
+      workload=workload,
+      cache=cache,
+    )
+    secs = time.monotonic() - start
+    measured = contract
+    if mechanism == 'dense':
+      measured = dataclasses.replace(contract, cyclic=True)
+    found = strategy.sensitivity(measured)
+    errors = strategy.errors(workload)
+    yield Row(
+      mechanism,
+      found,
+      errors.maximum * found.value,
+      errors.rms * found.value,
+      secs,
+    )
+
+
+def build(
+  mechanism: str,
+  contract: participation.Participation,
+  *,
+  bands: Optional[int] = None,
+  num_buffers: int = 4,
+  workload: Optional[np.ndarray] = None,
+  objective: str = 'rms',
+  restart_every: Optional[int] = None,
+  cache: Optional[str] = None,
+) -> strategies.Strategy:
+  """Returns the strategy of a mechanism for a contract.
+
+  Args:
+    mechanism: One of `MECHANISMS`.
+    contract: The participation contract.
+    bands: Of the banded strategies; by default as many as the separation.
+    num_buffers: Of blt.
+    workload: A, shape `[n, n]`; prefix sums by default.
+    objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
+    restart_every: Of restarted trees; by default the separation, which is an
+      epoch in fixed cycles.
+    cache: A folder that keeps optimised strategies; none are kept for a
+      workload of your own, which has no name.
+
+  Raises:
+    ValueError: If the mechanism is unknown or an option out of range.
+  """
+  n, b = contract.rounds, contract.min_separation
+  separation = n if contract.participations == 1 else min(b, n)
+  bands = separation if bands is None else bands
+  if mechanism == 'gaussian':
+    return strategies.identity(n)
+  if mechanism.startswith('tree') and mechanism in MECHANISMS:
+    decoder = {'tree_plain': 'plain', 'tree_full': 'full'}.get(
+      mechanism, 'honaker'
+    )
+    if mechanism != 'tree_restarted':
+      return strategies.Tree(n, decoder)
+    every = separation if restart_every is None else restart_every
+    return strategies.Tree(n, decoder, restart_every=every, complete=True)
+
+  def make_toeplitz(width, kind):
+    column = toeplitz.optimize_toeplitz(
+      contract, bands=width, workload=workload, objective=objective
+    )
+    return strategies.Toeplitz(column, n, kind)
+
+  builders: dict[str, Callable[[], strategies.Strategy]] = {
+    'banded_toeplitz': lambda: make_toeplitz(bands, 'banded_toeplitz'),
+    'toeplitz': lambda: make_toeplitz(n, 'toeplitz'),
+    'blt': lambda: strategies.Blt.from_parameters(
+      *blt.optimize_blt(
+        contract,
+        num_buffers=num_buffers,
+        workload=workload,
+        objective=objective,
+      ),
+      n,
+    ),
+    'banded': lambda: strategies.Matrix(
+      gram.optimize_banded(contract, bands=bands, workload=workload), 'banded'
+    ),
+    'dense': lambda: strategies.Matrix(
+      gram.optimize_dense(contract, workload=workload), 'dense'
+    ),
+  }
+  if mechanism not in builders:
+    raise ValueError(
+      f'Mechanism {mechanism!r} is unknown; known are {", ".join(MECHANISMS)}.'
+    )
+  if cache is None or workload is not None:
+    return builders[mechanism]()
+  parameters = {
+    'kind': mechanism,
+    'rounds': n,
+    'participations': contract.participations,
+    'separation': separation,
+    'bands': bands if mechanism.startswith('banded') else None,
+    'num_buffers': num_buffers if mechanism == 'blt' else None,
+    'objective': objective,
+  }
+  return strategy_files.cached(cache, parameters, builders[mechanism])
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+  """Returns a table in Markdown.
+
+  Args:
+    rows: What `compare` has yielded.
+  """
+  lines = [
+    '| mechanism | sensitivity | max error | rms error | seconds |',
+    '| --- | ---: | ---: | ---: | ---: |',
+  ]
+  for row in rows:
+    bound = '' if row.sensitivity.is_exact else ' (bound)'
+    lines.append(
+      f'| {row.mechanism} | {row.sensitivity.value:.3f}{bound} | '
+      f'{row.max_error:.3f} | {row.rms_error:.3f} | {row.secs:.1f} |'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,227 @@
+"""Optimal strategies of general shape, found through X = C^T C.
+
+For a given diagonal of X and zeros where one client's rounds meet, the
+sensitivity is fixed, and what is left is the convex problem of minimising
+trace(A^T A X^-1) (Denisov et al. 2022, arXiv 2202.08312; Choquette-Choo et al.
+2022, arXiv 2211.06530, and 2023, arXiv 2306.08153).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional
+
+import numpy as np
+from scipy import linalg
+
+from si_federated.privacy import participation, toeplitz, workloads
+
+_MEMORY = 6
+
+
+def optimize_banded(
+  contract: participation.Participation,
+  *,
+  bands: int,
+  workload: Optional[np.ndarray] = None,
+  max_iterations: int = 100,
+) -> np.ndarray:
+  """Returns the best banded strategy of equal column norms (BandMF).
+
+  Differs from the paper: optimised over X, which is convex, rather than over
+  C; the two are the same, as the factor of a banded X has its bands.
+
+  Args:
+    contract: The participation contract; `bands` may not exceed its
+      `min_separation`, so that columns which meet in a client are orthogonal.
+    bands: The number of diagonals that may differ from zero.
+    workload: A, shape `[n, n]`; prefix sums by default.
+    max_iterations: Of the optimizer; each takes a few n^3 operations.
+
+  Returns:
+    C of columns of norm 1, shape `[n, n]`, lower triangular: a client's k
+    participations give a sensitivity of sqrt(k).
+
+  Raises:
+    ValueError: If there are more bands than rounds between participations.
+  """
+  n = contract.rounds
+  separation = n if contract.participations == 1 else contract.min_separation
+  if not 1 <= bands <= separation:
+    raise ValueError(
+      f'A banded strategy for [{contract}] takes 1 to {separation} bands; '
+      f'found {bands}.'
+    )
+  distance = np.subtract.outer(np.arange(n), np.arange(n))
+  allowed = (distance > 0) & (distance < bands)
+  matrix = _optimize(contract, bands, allowed, None, workload, max_iterations)
+  return np.triu(matrix, 1 - bands)
+
+
+def optimize_dense(
+  contract: participation.Participation,
+  *,
+  workload: Optional[np.ndarray] = None,
+  max_iterations: int = 100,
+) -> np.ndarray:
+  """Returns the optimal strategy for fixed cycles.
+
+  Two rounds in which one client can meet itself have no entry in X. That
+  loses nothing: with W = X^-1 A^T A X^-1 of equal diagonal v within a cycle,
+  |W_ij| <= v as W is positive semidefinite, which are the optimality
+  conditions for the zeros. The diagonal sums to 1 in each cycle.
+
+  Under a contract that is not cyclic the strategy is usable, but its
+  sensitivity there is only bounded, see `sensitivity.of_matrix`.
+
+  Args:
+    contract: The participation contract.
+    workload: A, shape `[n, n]`; prefix sums by default.
+    max_iterations: Of the optimizer; each takes a few n^3 operations.
+
+  Returns:
+    C, shape `[n, n]`, lower triangular, of sensitivity 1 for cycles that are
+    gone through to the end.
+  """
+  n, b = contract.rounds, contract.min_separation
+  k = contract.participations
+  distance = np.subtract.outer(np.arange(n), np.arange(n))
+  allowed = distance > 0
+  cycles = None
+  if k > 1:
+    allowed &= distance % b != 0
+  if k == -(-n // b):
+    cycles = np.arange(n) % b
+  bands = n if k == 1 else min(b, n)
+  return _optimize(contract, bands, allowed, cycles, workload, max_iterations)
+
+
+def _optimize(contract, bands, allowed, cycles, workload, max_iterations):
+  """Optimizes X with entries only where `allowed`, from a Toeplitz start.
+
+  Args:
+    contract: The participation contract.
+    bands: The number of bands of the start.
+    allowed: Where X may differ from zero below the diagonal, shape `[n, n]`.
+    cycles: The group of each round whose diagonal entries have a fixed sum,
+      shape `[n]`; if none, the diagonal itself is fixed.
+    workload: A or none.
+    max_iterations: Of the optimizer.
+  """
+  n = contract.rounds
+  prefix = workload is None
+  if workload is None:
+    workload = workloads.prefix_sum(n)
+  workload = workloads.check_workload(workload, n)
+  column = toeplitz.optimize_toeplitz(contract, bands=bands, workload=workload)
+  start = toeplitz.matrix(column, n)
+  start /= np.sqrt(np.einsum('ij,ij->j', start, start))
+  start = start.T @ start
+  if cycles is not None:
+    sums = np.bincount(cycles)
+    norms = np.sqrt(sums[cycles])
+    start /= np.outer(norms, norms)
+  rows, columns = np.nonzero(allowed)
+  diagonal = np.arange(n)
+  offset = start.diagonal().copy()
+
+  def unpack(x):
+    gram = np.zeros((n, n))
+    gram[rows, columns] = x[n:]
+    gram += gram.T
+    gram[diagonal, diagonal] = offset + x[:n]
+    return gram
+
+  def loss(x):
+    factor, failed = linalg.lapack.dpotrf(unpack(x), lower=1)
+    if failed:
+      return np.inf, x
+    inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
+    inverse = np.tril(inverse)
+    inverse += np.tril(inverse, -1).T
+    if prefix:
+      errors = inverse.cumsum(axis=0)
+    else:
+      errors = linalg.blas.dtrmm(1.0, workload, inverse, lower=1)
+    value = float(np.einsum('ij,ij->', workload, errors))
+    # Only the lower triangle of errors^T errors is needed.
+    slope = linalg.blas.dsyrk(1.0, errors.T, lower=1)
+    on_diagonal = -slope.diagonal()
+    if cycles is None:
+      on_diagonal = np.zeros(n)
+    else:
+      means = np.bincount(cycles, on_diagonal) / np.bincount(cycles)
+      on_diagonal = on_diagonal - means[cycles]
+    gradient = np.append(on_diagonal, -2 * slope[rows, columns])
+    return value, gradient
+
+  first = np.append(np.zeros(n), start[rows, columns])
+  gram = unpack(minimize(loss, first, max_iterations))
+  # Backwards, so that X = C^T C with C, not C^T, lower triangular.
+  factor = linalg.cholesky(gram[::-1, ::-1], lower=True)
+  return np.ascontiguousarray(np.tril(factor.T[::-1, ::-1]))
+
+
+def minimize(
+  loss: Callable[[np.ndarray], tuple[float, np.ndarray]],
+  start: np.ndarray,
+  max_iterations: int,
+  tolerance: float = 1e-5,
+) -> np.ndarray:
+  """Minimises by L-BFGS with a line search that stays inside a domain.
+
+  SciPy's line search interpolates and so can't take the infinite values with
+  which a loss says that a point is outside.
+
+  Args:
+    loss: Returns value and gradient; an infinite value outside the domain.
+    start: A point inside.
+    max_iterations: The most steps.
+    tolerance: Ends when three steps together gain less, relatively.
+
+  Returns:
+    The best point found.
+  """
+  x = start
+  value, gradient = loss(x)
+  steps: list[tuple[np.ndarray, np.ndarray, float]] = []
+  values = [value]
+  for _ in range(max_iterations):
+    direction = -_two_loops(gradient, steps)
+    slope = direction @ gradient
+    if slope >= 0:
+      break
+    rate = 1.0 if steps else 0.01 * abs(value / slope)
+    while True:
+      new_x = x + rate * direction
+      new_value, new_gradient = loss(new_x)
+      if new_value <= value + 1e-4 * rate * slope:
+        break
+      rate /= 2
+      if rate < 1e-10:
+        return x
+    change, turn = new_x - x, new_gradient - gradient
+    curvature = float(change @ turn)
+    if curvature > 0:
+      steps = [*steps[1 - _MEMORY :], (change, turn, curvature)]
+    x, value, gradient = new_x, new_value, new_gradient
+    values.append(value)
+    if len(values) > 3 and values[-4] - value < tolerance * abs(value):
+      break
+  return x
+
+
+def _two_loops(gradient, steps):
+  """Multiplies by L-BFGS's approximation of the inverse Hessian."""
+  result = gradient.copy()
+  weights = []
+  for change, turn, curvature in reversed(steps):
+    weight = (change @ result) / curvature
+    result -= weight * turn
+    weights.append(weight)
+  if steps:
+    _, turn, curvature = steps[-1]
+    result *= curvature / (turn @ turn)
+  for (change, turn, curvature), weight in zip(steps, reversed(weights)):
+    result += (weight - (turn @ result) / curvature) * change
+  return result

@@ -1,0 +1,319 @@
+"""Strategies C: what a mechanism needs to know of its correlated noise.
+
+Each strategy has `kind`, `rounds`, `bands`, `matrix()`, `sensitivity(contract)`
+and `errors(workload)`, and is frozen. A mechanism releases x + C^-1 z, z being
+independent noise of standard deviation noise_multiplier times clip norm in
+each round; how to make C^-1 z row by row:
+
+- any square strategy: `noise_row(t)`, the weights of z_0 to z_t;
+- few bands: `forward_row(t)`, the weights of the newest rows of C^-1 z itself;
+- `Blt`: `decay` and `scale` of its buffers, see `blt.stream_noise`;
+- `Tree`: TensorFlow Privacy's tree queries.
+
+Here t counts from 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Optional, Union
+
+import numpy as np
+from scipy import linalg
+
+from si_federated.privacy import (
+  blt,
+  participation,
+  sensitivity,
+  toeplitz,
+  tree,
+  workloads,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+  """Errors of the iterates for noise z of standard deviation 1.
+
+  Multiply by the sensitivity to compare mechanisms at equal privacy.
+
+  Attributes:
+    maximum: The largest standard deviation over rounds.
+    rms: The root of its mean square over rounds.
+  """
+
+  maximum: float
+  rms: float
+
+
+class _Square:
+  """What strategies of a lower-triangular C share."""
+
+  kind: str
+  rounds: int
+
+  def matrix(self) -> np.ndarray:
+    """Returns C, shape `[rounds, rounds]`."""
+    raise NotImplementedError
+
+  @functools.cached_property
+  def bands(self) -> int:
+    """The number of diagonals, from the main one down, that are not zero."""
+    rows, columns = np.nonzero(self.matrix())
+    return int((rows - columns).max()) + 1
+
+  def sensitivity(
+    self, contract: participation.Participation
+  ) -> sensitivity.Sensitivity:
+    """Returns the sensitivity of the first `contract.rounds` rounds."""
+    _check_rounds(self.rounds, contract)
+    return sensitivity.of_matrix(self.matrix(), contract)
+
+  def errors(self, workload: Optional[np.ndarray] = None) -> Errors:
+    """Returns the errors for a workload A, by default prefix sums."""
+    if workload is None:
+      workload = workloads.prefix_sum(self.rounds)
+    workload = workloads.check_workload(workload, self.rounds)
+    decoder = workloads.decoder(workload, self.matrix())
+    return _errors(np.einsum('ij,ij->i', decoder, decoder))
+
+  def noise_row(self, t: int) -> np.ndarray:
+    """Returns row t of C^-1 up to its diagonal, shape `[t + 1]`."""
+    corner = self.matrix()[: t + 1, : t + 1]
+    unit = np.zeros(t + 1)
+    unit[t] = 1
+    return linalg.solve_triangular(corner, unit, lower=True, trans='T')
+
+  def forward_row(self, t: int) -> tuple[np.ndarray, float]:
+    """Returns what solves C y = z for y_t, given the rows of y before.
+
+    Args:
+      t: The round, from 0 on.
+
+    Returns:
+      Weights w of y_s for the s from max(0, t - bands + 1) to t - 1, and a
+      divisor d: y_t = (z_t - sum w_s y_s) / d.
+    """
+    row = self.matrix()[t, max(0, t - self.bands + 1) : t + 1]
+    return row[:-1].copy(), float(row[-1])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Toeplitz(_Square):
+  """A Toeplitz strategy; with a single coefficient, independent noise.
+
+  Attributes:
+    coefficients: The first column of C up to its last entry that counts.
+    rounds: The number of rounds.
+    kind: `'identity'`, `'banded_toeplitz'` or `'toeplitz'`.
+  """
+
+  coefficients: np.ndarray
+  rounds: int
+  kind: str = 'banded_toeplitz'
+
+  def __post_init__(self):
+    column = _frozen(self.coefficients)
+    if not (
+      column.ndim == 1
+      and 1 <= len(column) <= self.rounds
+      and np.isfinite(column).all()
+      and column[0] > 0
+    ):
+      raise ValueError(
+        f'A Toeplitz strategy for {self.rounds} rounds needs 1 to '
+        f'{self.rounds} finite coefficients, the first positive.'
+      )
+    object.__setattr__(self, 'coefficients', column)
+
+  @functools.cached_property
+  def bands(self) -> int:
+    """The number of coefficients up to the last that is not zero."""
+    return int(np.flatnonzero(self.coefficients)[-1]) + 1
+
+  def matrix(self) -> np.ndarray:
+    """Returns C, shape `[rounds, rounds]`."""
+    return toeplitz.matrix(self.coefficients, self.rounds)
+
+  def sensitivity(self, contract):
+    """Returns the sensitivity of the first `contract.rounds` rounds."""
+    _check_rounds(self.rounds, contract)
+    return sensitivity.of_toeplitz(self.coefficients, contract)
+
+  def errors(self, workload=None):
+    """Returns the errors for a workload A, by default prefix sums."""
+    if workload is not None:
+      return super().errors(workload)
+    return _errors(np.cumsum(np.cumsum(self.inverse) ** 2))
+
+  @functools.cached_property
+  def inverse(self) -> np.ndarray:
+    """The first column of C^-1, shape `[rounds]`."""
+    return toeplitz.inverse(self.coefficients, self.rounds)
+
+  def noise_row(self, t):
+    """Returns row t of C^-1 up to its diagonal, shape `[t + 1]`."""
+    return self.inverse[t::-1].copy()
+
+  def forward_row(self, t):
+    """See `_Square.forward_row`."""
+    newest = self.coefficients[1 : min(self.bands, t + 1)]
+    return newest[::-1].copy(), float(self.coefficients[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blt(Toeplitz):
+  """A buffered linear Toeplitz strategy; make it by `from_parameters`.
+
+  Attributes:
+    decay: Of each buffer (theta in the papers), shape `[num_buffers]`.
+    scale: Of each buffer (omega in the papers), shape `[num_buffers]`.
+  """
+
+  kind: str = 'blt'
+  decay: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+  scale: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+
+  @classmethod
+  def from_parameters(
+    cls, decay: np.ndarray, scale: np.ndarray, rounds: int
+  ) -> Blt:
+    """Returns the strategy of decays and scales, after checks."""
+    decay, scale = blt.check_parameters(decay, scale)
+    column = blt.coefficients(decay, scale, rounds)
+    return cls(column, rounds, 'blt', _frozen(decay), _frozen(scale))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrix(_Square):
+  """A strategy of general shape.
+
+  Attributes:
+    lower: C, shape `[rounds, rounds]`, lower triangular.
+    kind: `'banded'` or `'dense'`.
+  """
+
+  lower: np.ndarray
+  kind: str = 'dense'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'lower', check_lower(_frozen(self.lower)))
+
+  @property
+  def rounds(self) -> int:  # type: ignore[override]
+    """The number of rounds."""
+    return len(self.lower)
+
+  def matrix(self) -> np.ndarray:
+    """Returns C, shape `[rounds, rounds]`."""
+    return self.lower
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """Tree aggregation, restarted or not.
+
+  Attributes:
+    rounds: The number of rounds.
+    decoder: `'plain'`, `'honaker'` (TensorFlow Privacy's efficient tree) or,
+      for comparison only, `'full'`.
+    restart_every: The rounds of a tree; 0 for a single tree.
+    complete: Whether a tree is completed with virtual rounds at its end, so
+      that what it leaves in the model has the noise of one node.
+  """
+
+  rounds: int
+  decoder: str = 'honaker'
+  restart_every: int = 0
+  complete: bool = False
+  kind: str = 'tree'
+
+  @property
+  def bands(self) -> int:
+    """The longest distance over which noise is correlated."""
+    return max(self.steps)
+
+  @property
+  def steps(self) -> tuple[int, ...]:
+    """The number of rounds of each tree."""
+    return tree.check_steps(self.rounds, self.restart_every)
+
+  def matrix(self) -> np.ndarray:
+    """Returns C, of a row for each node and a column for each round."""
+    return tree.strategy_matrix(self.steps, complete=self.complete)
+
+  def sensitivity(
+    self, contract: participation.Participation
+  ) -> sensitivity.Sensitivity:
+    """Returns the sensitivity of the first `contract.rounds` rounds."""
+    _check_rounds(self.rounds, contract)
+    steps = tree.check_steps(contract.rounds, self.restart_every)
+    square = tree.square_sensitivity(steps, contract, self.complete)
+    return sensitivity.Sensitivity(
+      float(np.sqrt(square)), not contract.cyclic, 'worst counts in tree nodes'
+    )
+
+  def errors(self, workload: Optional[np.ndarray] = None) -> Errors:
+    """Returns the errors for prefix sums.
+
+    Raises:
+      ValueError: If another workload is given: trees answer prefix sums.
+    """
+    if workload is not None:
+      raise ValueError('Errors of trees are known for prefix sums only.')
+    return _errors(
+      tree.restarted_variances(self.steps, self.decoder, self.complete)
+    )
+
+
+Strategy = Union[Toeplitz, Blt, Matrix, Tree]
+
+
+def identity(rounds: int) -> Toeplitz:
+  """Returns the strategy of independent noise, as in DP-SGD and DP-FedAvg."""
+  return Toeplitz(np.ones(1), rounds, 'identity')
+
+
+def check_lower(matrix: np.ndarray) -> np.ndarray:
+  """Returns a strategy matrix after checks.
+
+  Args:
+    matrix: C.
+
+  Raises:
+    ValueError: If it is not float64, square, finite, lower triangular with a
+      positive diagonal.
+  """
+  if matrix.dtype != np.float64:
+    raise ValueError(
+      f'A strategy matrix is of type float64; found {matrix.dtype}.'
+    )
+  if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+    raise ValueError(f'A strategy matrix is square; found {matrix.shape}.')
+  if not np.isfinite(matrix).all():
+    raise ValueError('A strategy matrix has an entry that is not finite.')
+  if np.triu(matrix, 1).any():
+    raise ValueError('A strategy matrix has entries above its diagonal.')
+  if not (matrix.diagonal() > 0).all():
+    raise ValueError('A strategy matrix has a diagonal entry not above zero.')
+  return matrix
+
+
+def _check_rounds(rounds, contract):
+  if contract.rounds > rounds:
+    raise ValueError(
+      f'A strategy for {rounds} rounds can not serve {contract.rounds} rounds.'
+    )
+
+
+def _errors(variances):
+  return Errors(
+    float(np.sqrt(np.max(variances))), float(np.sqrt(np.mean(variances)))
+  )
+
+
+def _frozen(array):
+  array = np.array(array)
+  array.flags.writeable = False
+  return array

@@ -1,0 +1,130 @@
+"""Strategies on disk, and a cache of those that take long to optimise."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from typing import Any, Union
+
+import numpy as np
+
+from si_federated.privacy import strategies
+
+_Path = Union[str, os.PathLike]
+
+
+def save(path: _Path, strategy: strategies.Strategy) -> None:
+  """Writes a strategy to an `.npz` file, whole or not at all.
+
+  Args:
+    path: Where the file will be.
+    strategy: Any but a tree, which has nothing to keep.
+  """
+  arrays: dict[str, Any] = {'kind': np.array(strategy.kind)}
+  if isinstance(strategy, strategies.Tree):
+    raise ValueError('A tree has no matrix worth a file.')
+  if isinstance(strategy, strategies.Blt):
+    arrays.update(
+      decay=strategy.decay, scale=strategy.scale, rounds=strategy.rounds
+    )
+  elif isinstance(strategy, strategies.Toeplitz):
+    arrays.update(coefficients=strategy.coefficients, rounds=strategy.rounds)
+  else:
+    arrays['matrix'] = strategy.lower
+  path = os.fspath(path)
+  folder = os.path.dirname(path) or '.'
+  os.makedirs(folder, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      np.savez(file, **arrays)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def load(path: _Path) -> strategies.Strategy:
+  """Reads a strategy from an `.npz` file and checks it.
+
+  Args:
+    path: The file. It holds either what `save` writes, or an array `matrix`
+      made elsewhere: C, float64, square, lower triangular, with a positive
+      diagonal.
+
+  Returns:
+    The strategy.
+
+  Raises:
+    ValueError: If the file is not there, damaged, or not of a strategy.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {key: file[key] for key in file.files}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+    raise ValueError(
+      f'{os.fspath(path)} can not be read as an .npz file of a strategy: {e}'
+    ) from e
+  except (AttributeError, TypeError) as e:
+    raise ValueError(
+      f'{os.fspath(path)} is a single array; save it by np.savez(path, '
+      'matrix=...).'
+    ) from e
+  try:
+    kind = str(arrays.get('kind', ''))
+    if 'matrix' in arrays:
+      matrix = strategies.Matrix(arrays['matrix'], kind or 'dense')
+      if not kind and matrix.bands < matrix.rounds:
+        return strategies.Matrix(arrays['matrix'], 'banded')
+      return matrix
+    if 'decay' in arrays:
+      return strategies.Blt.from_parameters(
+        arrays['decay'], arrays['scale'], int(arrays['rounds'])
+      )
+    return strategies.Toeplitz(
+      arrays['coefficients'], int(arrays['rounds']), kind or 'banded_toeplitz'
+    )
+  except KeyError as e:
+    raise ValueError(
+      f'{os.fspath(path)} holds {sorted(arrays)}, and no array {e}; save the '
+      'strategy by np.savez(path, matrix=...).'
+    ) from e
+  except (TypeError, ValueError) as e:
+    raise ValueError(f'{os.fspath(path)}: {e}') from e
+
+
+def cached(
+  folder: _Path,
+  parameters: dict[str, Any],
+  build: Callable[[], strategies.Strategy],
+) -> strategies.Strategy:
+  """Returns a strategy from a folder, or builds it and keeps it there.
+
+  Args:
+    folder: Where strategies are kept.
+    parameters: All that the strategy depends on, as JSON has it; the name of
+      the file is made from it.
+    build: Makes the strategy. A file that can't be read is built anew.
+
+  Returns:
+    The strategy.
+  """
+  # The version changes when the optimisers do.
+  text = json.dumps({'version': 1, **parameters}, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+  path = os.path.join(
+    folder, f'{parameters.get("kind", "strategy")}-{digest}.npz'
+  )
+  if os.path.exists(path):
+    with contextlib.suppress(ValueError):
+      return load(path)
+  strategy = build()
+  save(path, strategy)
+  return strategy

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from scipy import stats
+
+from si_federated.privacy import (
+  accounting,
+  participation,
+  schedules,
+  strategies,
+)
+
+Participation = participation.Participation
+PrivacyRecord = accounting.PrivacyRecord
+
+
+def _single(noise):
+  return PrivacyRecord(strategies.identity(1), noise, Participation(1, 1, 1))
+
+
+def _poisson(noise=1.0, rounds=200, probability=0.02):
+  return PrivacyRecord(
+    strategies.identity(rounds),
+    noise,
+    Participation(rounds, rounds, 1),
+    schedules.Amplification('poisson', probability),
+  )
+
+
+def test_published_tree():
+  # The Gboard launch of Xu et al. 2023: 313 rounds between is 314 apart.
+  record = PrivacyRecord(
+    strategies.Tree(2000), 7.0, Participation(2000, 6, 314)
+  )
+  assert record.rho == pytest.approx(0.81, abs=0.005)
+  assert record.rho == pytest.approx(79 / 98)
+  assert record.epsilon(1e-10, method='rdp') == pytest.approx(8.90, abs=0.005)
+  # The published rho is rounded; 8.55 is its exact conversion.
+  assert accounting.gaussian_epsilon(
+    (2 * 0.81) ** -0.5, 1e-10
+  ) == pytest.approx(8.55, abs=0.005)
+  assert record.epsilon(1e-10) == pytest.approx(8.526, abs=0.001)
+
+
+@pytest.mark.parametrize(
+  ('noise', 'epsilon'), [(2.2305, 2.0), (0.600, 8.84), (0.341, 17.65)]
+)
+def test_gaussian_of_sensitivity_one(noise, epsilon):
+  assert _single(noise).epsilon(1e-6) == pytest.approx(epsilon, abs=0.005)
+  found = accounting.calibrate(_single(1.0), target_epsilon=epsilon, delta=1e-6)
+  assert found.noise_multiplier == pytest.approx(noise, abs=5e-4)
+  assert found.epsilon(1e-6) <= epsilon
+
+
+@pytest.mark.parametrize(
+  ('rho', 'epsilon'), [(0.15068, 3.424), (0.014343, 0.99355)]
+)
+def test_published_conversions_of_rho(rho, epsilon):
+  # Of the banded matrices of BandMF's deployment, at delta 1e-10.
+  found = accounting.gaussian_epsilon((2 * rho) ** -0.5, 1e-10)
+  assert found == pytest.approx(epsilon, rel=1e-4)
+
+
+def test_gaussian_agrees_with_the_analytic_formula_and_dp_accounting():
+  for noise in (0.3, 1.0, 5.0):
+    for delta in (1e-10, 1e-5):
+      epsilon = accounting.gaussian_epsilon(noise, delta)
+      # Balle and Wang 2018, theorem 8.
+      balanced = stats.norm.cdf(0.5 / noise - epsilon * noise) - math.exp(
+        epsilon
+      ) * stats.norm.cdf(-0.5 / noise - epsilon * noise)
+      assert balanced == pytest.approx(delta, rel=1e-4)
+      accountant = dp_accounting.pld.PLDAccountant()
+      accountant.compose(dp_accounting.GaussianDpEvent(noise))
+      assert accountant.get_epsilon(delta) == pytest.approx(epsilon, rel=1e-3)
+
+
+def test_dp_sgd_agrees_with_dp_accounting():
+  record = _poisson()
+  event = dp_accounting.SelfComposedDpEvent(
+    dp_accounting.PoissonSampledDpEvent(
+      0.02, dp_accounting.GaussianDpEvent(1.0)
+    ),
+    200,
+  )
+  exact = dp_accounting.pld.PLDAccountant()
+  exact.compose(event)
+  assert record.epsilon(1e-6) == pytest.approx(exact.get_epsilon(1e-6))
+  rdp = dp_accounting.rdp.RdpAccountant()
+  rdp.compose(event)
+  ours = record.epsilon(1e-6, method='rdp')
+  assert ours == pytest.approx(rdp.get_epsilon(1e-6), rel=0.02)
+  assert ours > record.epsilon(1e-6)
+  assert record.rho is None
+  assert record.neighbouring_relation == 'add-or-remove-one'
+
+
+def test_sampling_is_worth_claiming():
+  record = _poisson()
+  unclaimed = dataclasses.replace(record, amplification=None)
+  assert record.epsilon(1e-6) < 0.2 * unclaimed.epsilon(1e-6)
+
+
+def test_cyclic_sampling_of_a_banded_strategy():
+  column = np.array([1.0, 0.5, 0.25])
+  banded = strategies.Toeplitz(column, 60)
+  record = PrivacyRecord(
+    banded,
+    2.0,
+    Participation(60, 12, 5, cyclic=True),
+    schedules.Amplification('cyclic_poisson', 0.1, 5),
+  )
+  norm = np.linalg.norm(column)
+  same = _poisson(noise=2.0 / norm, rounds=12, probability=0.1)
+  assert record.epsilon(1e-6) == pytest.approx(same.epsilon(1e-6))
+  with pytest.raises(ValueError, match='at least as many groups as bands'):
+    dataclasses.replace(
+      record, amplification=schedules.Amplification('cyclic_poisson', 0.1, 2)
+    )
+
+
+@pytest.mark.parametrize(
+  'strategy',
+  [strategies.Tree(200), strategies.Toeplitz(np.array([1.0, 0.5]), 200)],
+)
+def test_amplification_that_is_not_earned_is_refused(strategy):
+  with pytest.raises(ValueError, match='not amplif'):
+    dataclasses.replace(_poisson(), strategy=strategy)
+
+
+def test_calibration_keeps_to_epsilon_under_sampling():
+  found = accounting.calibrate(
+    _poisson(rounds=20, probability=0.1), target_epsilon=2.0, delta=1e-5
+  )
+  assert 1.99 < found.epsilon(1e-5) <= 2.001
+
+
+def test_calibration_scales_with_sensitivity():
+  contract = Participation(64, 4, 16)
+  record = PrivacyRecord(strategies.identity(64), 1.0, contract)
+  found = accounting.calibrate(record, target_epsilon=2.0, delta=1e-6)
+  assert found.noise_multiplier == pytest.approx(2 * 2.2305, abs=1e-3)
+  assert (
+    accounting.calibrate(
+      record, target_epsilon=math.inf, delta=1e-6
+    ).noise_multiplier
+    == 0
+  )
+
+
+def test_epsilon_so_far_grows_to_that_of_the_contract():
+  contract = Participation(64, 4, 16)
+  several: tuple[strategies.Strategy, ...] = (
+    strategies.identity(64),
+    strategies.Tree(64),
+    strategies.Blt.from_parameters(
+      np.array([0.9, 0.5]), np.array([0.3, 0.2]), 64
+    ),
+    strategies.Matrix(
+      strategies.Toeplitz(np.array([1.0, 0.5]), 64).matrix(), 'banded'
+    ),
+  )
+  for strategy in several:
+    record = PrivacyRecord(strategy, 3.0, contract)
+    so_far = [
+      record.after(Participation(r, -(-r // 16), 16)).epsilon(1e-6)
+      for r in range(1, 65)
+    ]
+    assert (np.diff(so_far) >= -1e-9).all()
+    assert so_far[0] < 0.8 * so_far[-1]
+    assert so_far[-1] == pytest.approx(record.epsilon(1e-6))
+  record = _poisson()
+  part = record.after(Participation(50, 3, 2))
+  assert part.epsilon(1e-6) == pytest.approx(_poisson(rounds=50).epsilon(1e-6))
+
+
+def test_no_noise_is_no_privacy():
+  for record in (_single(0.0), _poisson(noise=0.0)):
+    assert record.epsilon(1e-6) == math.inf
+    assert record.epsilon(1e-6, method='rdp') == math.inf
+  assert _single(0.0).rho == math.inf
+  assert accounting.gaussian_epsilon(1e6, 1e-3) == 0
+
+
+def test_summary_is_json():
+  summary = _poisson().summary(1e-6, method='rdp')
+  assert json.loads(json.dumps(summary)) == summary
+  assert summary['amplification']['kind'] == 'poisson'
+  assert summary['contract']['rounds'] == 200
+
+
+def test_faults():
+  class Strange:
+    kind = 'strange'
+    rounds = 1
+
+  with pytest.raises(ValueError, match="'strange' is unknown"):
+    PrivacyRecord(Strange(), 1.0, Participation(1, 1, 1))  # type: ignore
+  with pytest.raises(ValueError, match='noise_multiplier'):
+    _single(-1.0)
+  with pytest.raises(ValueError, match='noise_multiplier'):
+    _single(math.nan)
+  with pytest.raises(ValueError, match='can not serve'):
+    PrivacyRecord(strategies.identity(1), 1.0, Participation(2, 1, 1))
+  for delta in (0.0, 1.0, math.nan):
+    with pytest.raises(ValueError, match='delta'):
+      _single(1.0).epsilon(delta)
+  with pytest.raises(ValueError, match='method'):
+    _single(1.0).epsilon(1e-6, method='guess')
+  for epsilon in (0.0, -1.0, math.nan):
+    with pytest.raises(ValueError, match='target_epsilon'):
+      accounting.calibrate(_single(1.0), target_epsilon=epsilon, delta=1e-6)

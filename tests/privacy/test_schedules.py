@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from si_federated.privacy import participation, schedules
+
+_SIZES = {'num_clients': 60, 'clients_per_round': 5}
+_SCHEDULES = {
+  'uniform': lambda seed: schedules.Uniform(**_SIZES, seed=seed),
+  'epochs': lambda seed: schedules.ShuffledEpochs(**_SIZES, seed=seed),
+  'cycles': lambda seed: schedules.FixedCycles(**_SIZES, seed=seed),
+  'short_cycles': lambda seed: schedules.FixedCycles(
+    **_SIZES, seed=seed, rounds_per_cycle=7
+  ),
+  'separation': lambda seed: schedules.MinSeparation(
+    **_SIZES, seed=seed, min_separation=8
+  ),
+  'limited': lambda seed: schedules.MinSeparation(
+    **_SIZES, seed=seed, min_separation=4, max_participations=6
+  ),
+  'poisson': lambda seed: schedules.Poisson(**_SIZES, seed=seed),
+  'cyclic_poisson': lambda seed: schedules.CyclicPoisson(
+    **_SIZES, seed=seed, groups=7
+  ),
+}
+
+
+@pytest.mark.parametrize('name', _SCHEDULES)
+def test_cohorts_are_a_function_of_seed_and_round(name):
+  make = _SCHEDULES[name]
+  schedule = make(3)
+  in_order = [schedule.cohort(r) for r in range(1, 41)]
+  for round_num in (40, 3, 17, 3):
+    np.testing.assert_array_equal(
+      make(3).cohort(round_num), in_order[round_num - 1]
+    )
+    np.testing.assert_array_equal(
+      schedule.cohort(round_num), in_order[round_num - 1]
+    )
+  other = make(4)
+  assert any(
+    not np.array_equal(other.cohort(r), in_order[r - 1]) for r in range(1, 5)
+  )
+  with pytest.raises(ValueError, match='numbered from 1'):
+    schedule.cohort(0)
+
+
+@pytest.mark.parametrize('name', _SCHEDULES)
+@pytest.mark.parametrize('rounds', [1, 12, 50])
+def test_stated_contract_is_met(name, rounds):
+  schedule = _SCHEDULES[name](5)
+  recorder = participation.ParticipationRecorder(schedule.contract(rounds))
+  for round_num in range(1, rounds + 1):
+    cohort = schedule.cohort(round_num)
+    assert all(cohort >= 0) and all(cohort < 60)
+    if 'poisson' not in name:
+      assert len(cohort) == 5
+    recorder.record(round_num, cohort)
+  assert schedule.contract(rounds).rounds == rounds
+
+
+def test_contracts():
+  contract = participation.Participation
+  stated = {name: make(0).contract(50) for name, make in _SCHEDULES.items()}
+  assert stated == {
+    'uniform': contract(50, 50, 1),
+    'epochs': contract(50, 5, 1),
+    'cycles': contract(50, 5, 12, cyclic=True),
+    'short_cycles': contract(50, 8, 7, cyclic=True),
+    'separation': contract(50, 7, 8),
+    'limited': contract(50, 6, 4),
+    'poisson': contract(50, 50, 1),
+    'cyclic_poisson': contract(50, 8, 7, cyclic=True),
+  }
+
+
+def test_only_poisson_sampling_is_amplified():
+  earned = {name: make(0).amplification for name, make in _SCHEDULES.items()}
+  assert earned.pop('poisson') == schedules.Amplification('poisson', 5 / 60)
+  # 60 clients make 7 groups of 8.
+  assert earned.pop('cyclic_poisson') == schedules.Amplification(
+    'cyclic_poisson', 5 / 8, 7
+  )
+  assert set(earned.values()) == {None}
+
+
+def test_an_epoch_has_each_client_once():
+  schedule = _SCHEDULES['epochs'](1)
+  epochs = [
+    np.concatenate([schedule.cohort(12 * e + r) for r in range(1, 13)])
+    for e in range(2)
+  ]
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(60))
+  assert not np.array_equal(*epochs)
+
+
+def test_poisson_takes_each_client_at_its_rate():
+  counts = np.zeros(60)
+  schedule = _SCHEDULES['poisson'](2)
+  sizes = []
+  for round_num in range(1, 1201):
+    cohort = schedule.cohort(round_num)
+    counts[cohort] += 1
+    sizes.append(len(cohort))
+  # 100 expected of each, standard deviation sqrt(1200 * 11 / 144) = 9.6.
+  assert counts.min() > 60
+  assert counts.max() < 140
+  assert np.mean(sizes) == pytest.approx(5, abs=0.3)
+  # A fixed size would have variance 0; that of the binomial is 4.58.
+  assert np.var(sizes) == pytest.approx(4.58, rel=0.25)
+
+
+def test_check_in_is_uniform_over_available_clients():
+  counts = np.zeros(60)
+  for seed in range(300):
+    schedule = _SCHEDULES['separation'](seed)
+    counts[schedule.cohort(9)] += 1
+  # 25 expected, standard deviation under 5.
+  assert counts.min() > 5
+  assert counts.max() < 50
+
+
+def test_check_in_that_runs_dry_says_so():
+  schedule = schedules.MinSeparation(
+    num_clients=10,
+    clients_per_round=2,
+    seed=0,
+    min_separation=2,
+    max_participations=1,
+  )
+  schedule.cohort(5)
+  with pytest.raises(ValueError, match='Only 0 clients are left for round 6'):
+    schedule.cohort(6)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda **k: schedules.Uniform(**{**k, 'clients_per_round': 99}), 'size'),
+    (lambda **k: schedules.Uniform(**{**k, 'clients_per_round': 0}), 'needs'),
+    (lambda **k: schedules.FixedCycles(**k, rounds_per_cycle=13), 'at most 12'),
+    (lambda **k: schedules.MinSeparation(**k, min_separation=13), 'at most 12'),
+    (lambda **k: schedules.MinSeparation(**k, min_separation=0), 'at least 1'),
+    (lambda **k: schedules.CyclicPoisson(**k, groups=13), 'at most 12'),
+  ],
+)
+def test_impossible_schedules_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make(**_SIZES, seed=0)
+
+
+@pytest.mark.parametrize(
+  'arguments', [('uniform', 0.1), ('poisson', 0.0), ('poisson', 0.1, 2)]
+)
+def test_impossible_amplifications_are_refused(arguments):
+  with pytest.raises(ValueError, match='amplification|probability|groups'):
+    schedules.Amplification(*arguments)
