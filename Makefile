@@ -13,12 +13,14 @@ test test-slow: export TF_NUM_INTEROP_THREADS ?= 2
 test test-slow: export OMP_NUM_THREADS ?= 1
 test test-slow: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow lint format lock environment clean
+.PHONY: help demo test test-slow bench bench-peers lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
+	@echo 'make bench      measure speed and memory (make bench-peers first, to'
+	@echo '                compare with FedJAX and pfl-research as well)'
 	@echo 'make lint       check style, format and types'
 	@echo 'make format     format the code'
 	@echo 'make lock       resolve requirements.lock again (needs uv)'
@@ -43,6 +45,20 @@ test: environment
 
 test-slow: environment
 	$(PYTEST) -m slow
+
+bench: environment
+	$(VENV_PYTHON) -m experiments.benchmark $(BENCH_FLAGS)
+
+# The libraries to compare with need other versions than ours of the same
+# packages: an environment each. PyTorch's CPU build is meant: where pip finds
+# another one first, PEER_PIP_FLAGS can name an index that has it.
+bench-peers: environment .venv-fedjax/.complete .venv-pfl/.complete
+
+.venv-%/.complete: experiments/peers/requirements.%.txt
+	$(VENV_PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-deps \
+	  --only-binary :all: $(PEER_PIP_FLAGS) -r $<
+	touch $@
 
 lint: environment
 	$(VENV_PYTHON) -m ruff check .
@@ -69,6 +85,6 @@ environment:
 	@.ci/setup_environment
 
 clean:
-	rm -rf .venv build dist ./*.egg-info \
+	rm -rf .venv .venv-fedjax .venv-pfl build dist ./*.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

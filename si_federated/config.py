@@ -147,6 +147,9 @@ class ComponentSpec:
       raise ConfigError(f'--{flag}={self}: {error}') from error
 
 
+PRECISIONS = ('float32', 'bfloat16')
+
+
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
   """Everything that determines a training run; see `flags.py` for the words.
@@ -161,6 +164,7 @@ class ExperimentConfig:
   algorithm: ComponentSpec = ComponentSpec('fed_avg')
   aggregator: ComponentSpec = ComponentSpec('mean')
   runtime: ComponentSpec = ComponentSpec('local')
+  precision: str = 'float32'
   client_optimizer: ComponentSpec = ComponentSpec('sgd')
   client_learning_rate: float = 1.0
   server_optimizer: ComponentSpec = ComponentSpec(
@@ -202,6 +206,10 @@ class ExperimentConfig:
         raise ConfigError(
           f'--{name} must be at least 1, found {getattr(self, name)}.'
         )
+    if self.precision not in PRECISIONS:
+      raise ConfigError(
+        f'--precision={self.precision} must be one of {", ".join(PRECISIONS)}.'
+      )
     if self.total_rounds < 0:
       raise ConfigError(
         f'--total_rounds must be at least 0, found {self.total_rounds}.'

@@ -181,7 +181,10 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     config.ConfigError: If a part, an option or the data does not exist.
   """
   check(experiment)
-  _build(experiment, 'runtime')
+  try:
+    _build(experiment, 'runtime')
+  except ModuleNotFoundError as error:
+    raise config.ConfigError(str(error)) from error
   task = build_task(experiment)
   if experiment.clients_per_round > len(task.train):
     raise config.ConfigError(
@@ -200,6 +203,7 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     end_of_sentence=task.vocabulary.end,
     ignored_labels=task.ignored_labels,
     count_tokens=mechanism.client_weighting == 'tokens',
+    compute_dtype=experiment.precision,
   )
   process = _build(
     experiment,

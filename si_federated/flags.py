@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import sys
@@ -27,7 +28,10 @@ _HELP = {
   'algorithm': 'The federated learning algorithm: fed_avg.',
   'aggregator': "How the server combines the clients' updates: mean.",
   'runtime': 'Where the clients are simulated: local (in this process, on all '
-  "processors) or tff (TFF's own worker process).",
+  "processors), ray (on a cluster) or tff (TFF's own worker process).",
+  'precision': 'What the models compute in: float32, or bfloat16 with weights, '
+  'losses and updates in float32 (faster where the processor multiplies '
+  'bfloat16, slower elsewhere).',
   'client_optimizer': 'The optimizer on the clients, sgd as a rule.',
   'client_learning_rate': 'The learning rate of --client_optimizer.',
   'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, yogi or '
@@ -76,6 +80,12 @@ def define_experiment_flags() -> None:
   flags.DEFINE_string(
     'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
   )
+  flags.DEFINE_string(
+    'ray_address',
+    None,
+    'The cluster of --runtime=ray: auto on one of its nodes, or HOST:PORT of '
+    'its head. By default Ray is started on this machine.',
+  )
   flags.mark_flag_as_required('experiment_name')
 
 
@@ -98,6 +108,17 @@ def experiment_from_flags() -> config.ExperimentConfig:
       except config.ConfigError as error:
         raise config.ConfigError(f'--{field.name}: {error}') from error
     values[field.name] = value
+  address = flags.FLAGS.ray_address
+  if address is not None:
+    runtime = values['runtime']
+    if runtime.name != 'ray':
+      raise config.ConfigError(
+        f'--ray_address={address} is for --runtime=ray, found '
+        f'--runtime={runtime}.'
+      )
+    values['runtime'] = dataclasses.replace(
+      runtime, options=(*runtime.options, ('address', address))
+    )
   return config.ExperimentConfig(**values)
 
 
@@ -137,8 +158,12 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
       _fail(str(error), 1, error)
     except KeyboardInterrupt:
       sys.stdout.flush()
-      # Other threads may still be at a client's step: don't wait for them.
-      os._exit(130)
+      try:
+        # A runtime ends its processes so.
+        atexit._run_exitfuncs()
+      finally:
+        # Other threads may still be at a client's step: don't wait for them.
+        os._exit(130)
 
   # At every start TensorFlow tells of missing GPU libraries, and a package of
   # its time of the packaging it uses.

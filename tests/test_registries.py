@@ -24,7 +24,7 @@ def _build(**changes):
       'x',
       **{
         key: config.ComponentSpec.parse(value)
-        if isinstance(value, str)
+        if isinstance(value, str) and key != 'precision'
         else value
         for key, value in values.items()
       },
@@ -47,6 +47,25 @@ def _train_a_round(built):
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
 def test_models(name):
   _train_a_round(_build(model=f'{name}:units=8,embedding_size=4'))
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
+def test_models_in_bfloat16(name):
+  model = f'{name}:units=8,embedding_size=4'
+  exact, half = (
+    _build(model=model, precision=p) for p in ('float32', 'bfloat16')
+  )
+  _train_a_round(half)
+  weights = [
+    b.process.get_model_weights(b.process.initialize()) for b in (exact, half)
+  ]
+  for one, other in zip(weights[0].trainable, weights[1].trainable):
+    np.testing.assert_array_equal(one, other)
+  assert other.dtype == np.float32
+  losses = [b.evaluate(w)['loss'] for b, w in zip((exact, half), weights)]
+  # Rounded to 8 bits somewhere, so near but not equal.
+  assert losses[0] != losses[1]
+  assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))

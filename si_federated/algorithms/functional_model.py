@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
+
+from si_federated.algorithms import packed_tokens
 
 _PADDING = 0
 
@@ -28,9 +31,9 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
   @tf.function
   def update(state, labels, batch_output, sample_weight=None):
     del sample_weight
-    logits = tf.nest.flatten(batch_output.predictions)[-1]
-    predictions = tf.argmax(logits, -1, output_type=labels.dtype)
-    correct = tf.equal(predictions, labels)
+    *_, positions, logits = batch_output.predictions
+    labels = packed_tokens.gather_tokens(labels, positions)
+    correct = _is_largest(logits, labels)
     counted = tf.not_equal(labels, _PADDING)
     count = tf.reduce_sum(tf.cast(counted, tf.float32))
     # The loss of a batch is a mean over its tokens: tokens must weigh the same
@@ -60,6 +63,46 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
   return initialize, update, finalize
 
 
+def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+  """Returns `argmax(logits) == labels`, `[N]`, at the price of a maximum.
+
+  Few rows have a label that reaches the maximum; of these alone `argmax`, slow
+  on a CPU, is taken, which decides ties for the first class.
+  """
+  chosen = tf.gather(logits, labels[:, tf.newaxis], batch_dims=1)
+  maxima = tf.reduce_max(logits, axis=-1, keepdims=True)
+  rows = tf.where(tf.equal(chosen, maxima))[:, 0]
+  largest = tf.argmax(tf.gather(logits, rows), -1, output_type=labels.dtype)
+  return tf.scatter_nd(
+    rows[:, tf.newaxis],
+    tf.equal(largest, tf.gather(labels, rows)),
+    tf.shape(labels, out_type=rows.dtype),
+  )
+
+
+@contextlib.contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+  """Makes Keras layers use a type throughout, variables included."""
+
+  def zeros(next_creator, **options):
+    # Some initializers know no bfloat16; the values are not used.
+    shape = options['shape']
+    if options['dtype'] == name and shape is not None:
+      options['initial_value'] = lambda: tf.zeros(shape, name)
+    return next_creator(**options)
+
+  if name == 'float32':
+    yield
+    return
+  before = tf.keras.mixed_precision.global_policy()
+  tf.keras.mixed_precision.set_global_policy(name)
+  try:
+    with tf.variable_creator_scope(zeros):
+      yield
+  finally:
+    tf.keras.mixed_precision.set_global_policy(before)
+
+
 def build_functional_model(
   keras_model_fn: Callable[[], tf.keras.Model],
   *,
@@ -68,6 +111,7 @@ def build_functional_model(
   end_of_sentence: int,
   ignored_labels: Mapping[str, Sequence[int]] | None = None,
   count_tokens: bool = True,
+  compute_dtype: str = 'float32',
 ) -> tff.learning.models.FunctionalModel:
   """Builds a TFF model without variables from a Keras language model.
 
@@ -81,31 +125,46 @@ def build_functional_model(
       beside padding; `accuracy` alone by default.
     count_tokens: Whether TFF's `num_examples`, by which it weights clients, is
       the number of tokens that are predicted. Otherwise it counts sentences.
+    compute_dtype: What the layers compute in. The weights, their gradients and
+      the loss are float32 in any case.
 
   Returns:
     The model, with metrics `loss` (of a token, in nats), the accuracies and
-    `num_tokens`.
+    `num_tokens`. What it predicts ends with the positions of the N tokens of a
+    batch that are followed by a label, counted row by row, and their logits
+    `[N, V]`: no work is spent on the logits of padding.
   """
-  model = tff.learning.models.functional_model_from_keras(
-    keras_model_fn, loss, element_spec
-  )
+
+  def build(dtype: str) -> tff.learning.models.FunctionalModel:
+    def packed_model() -> tf.keras.Model:
+      with _default_dtype(dtype):
+        return packed_tokens.pack_tokens(
+          keras_model_fn(), end_of_sentence=end_of_sentence
+        )
+
+    return tff.learning.models.functional_model_from_keras(
+      packed_model, loss, element_spec
+    )
+
+  # Keras's own mixed precision wraps the variables, which TFF can't replace.
+  computing = build(compute_dtype)
+  model = computing if compute_dtype == 'float32' else build('float32')
 
   @tf.function
   def predict_on_batch(model_weights, x, training=True):
-    logits = model.predict_on_batch(model_weights, x, training)
-    if not count_tokens:
-      return logits
-    # TFF counts the rows of the first tensor of a prediction. A label follows
-    # every id but padding and the end of the sentence.
-    # Written out: TFF traces in graphs in which != compares identities.
-    predicted = tf.boolean_mask(
-      x,
-      tf.not_equal(x, _PADDING) & tf.not_equal(x, end_of_sentence),
+    model_weights = tf.nest.map_structure(
+      lambda w, used: tf.cast(w, used.dtype),
+      tuple(tuple(weights) for weights in model_weights),
+      computing.initial_weights,
     )
-    return predicted, logits
+    positions, logits = computing.predict_on_batch(model_weights, x, training)
+    # TFF counts the rows of the first tensor of a prediction.
+    return (positions, logits) if count_tokens else (x, positions, logits)
 
   def loss_fn(output, label, sample_weight=None):
-    return model.loss(tf.nest.flatten(output)[-1], label, sample_weight)
+    *_, positions, logits = output
+    labels = packed_tokens.gather_tokens(label, positions)
+    return model.loss(logits, labels, sample_weight)
 
   return tff.learning.models.FunctionalModel(
     initial_weights=model.initial_weights,

@@ -31,6 +31,9 @@ class TiedEmbedding(tf.keras.layers.Embedding):
   TensorShape([1, 2, 10])
   """
 
+  # Dense layers and this one treat every position by itself.
+  is_position_wise = True
+
   def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
     """Looks up ids, or turns vectors into logits."""
     if not reverse:

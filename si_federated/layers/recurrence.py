@@ -185,14 +185,14 @@ def scan(
       dz = outputs[0]
       if starts_at_zero:
         # h before the first step is zero and adds nothing.
-        dkernel = _outer(drop(h[:-1]), dz[1:])
-        gradients = [dz, dkernel]
+        later = None if mask is None else mask[1:]
+        gradients = [dz, _outer(drop(h[:-1]), dz[1:], later)]
       else:
         before = tf.concat([h_0[tf.newaxis], h[:-1]], axis=0)
-        gradients = [dz, _outer(drop(before), dz), *carry]
+        gradients = [dz, _outer(drop(before), dz, mask), *carry]
       if projection is not None:
         dh = outputs[1] if valid is None else outputs[1] * valid
-        gradients += [_outer(m, dh), tf.reduce_sum(dh, axis=[0, 1])]
+        gradients += [_outer(m, dh, mask), tf.reduce_sum(dh, axis=[0, 1])]
       return gradients
 
     return (h, last_c), gradient
@@ -215,10 +215,16 @@ def _transposed(matrix: tf.Tensor) -> tf.Tensor:
   return tf.reshape(copy, [columns, rows])
 
 
-def _outer(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-  """Sums left^T right over time and batch: `[T, B, M]`, `[T, B, N]`."""
-  return tf.matmul(
-    tf.reshape(left, [-1, left.shape[-1]]),
-    tf.reshape(right, [-1, right.shape[-1]]),
-    transpose_a=True,
-  )
+def _outer(
+  left: tf.Tensor, right: tf.Tensor, mask: Optional[tf.Tensor]
+) -> tf.Tensor:
+  """Sums left^T right over time and batch: `[T, B, M]`, `[T, B, N]`.
+
+  Where the mask is false the right side is zero: no work is spent there.
+  """
+  left = tf.reshape(left, [-1, left.shape[-1]])
+  right = tf.reshape(right, [-1, right.shape[-1]])
+  if mask is not None:
+    rows = tf.where(tf.reshape(mask, [-1]))[:, 0]
+    left, right = tf.gather(left, rows), tf.gather(right, rows)
+  return tf.matmul(left, right, transpose_a=True)
