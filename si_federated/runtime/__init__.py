@@ -5,15 +5,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from si_federated.runtime.local import (
-  ClientError,
-  LocalContext,
-  set_local_context,
-)
+from si_federated.runtime.local import LocalContext, set_local_context
 from si_federated.runtime.native import set_tff_context
+from si_federated.runtime.rounds import ClientError
+
+
+def set_ray_context(
+  num_actors: int | None = None,
+  address: str | None = None,
+  device: str | None = None,
+) -> Any:
+  """Makes TFF run the clients of its computations on a Ray cluster.
+
+  Actors have a core (or a GPU) and run one client at a time each. If one dies
+  in a round, others do its work, and the result is the same to the bit.
+
+  Args:
+    num_actors: How many clients to run at once; by default the number of GPUs
+      of the cluster, or of its cores if it has none.
+    address: The cluster: 'auto' on one of its nodes, or HOST:PORT of its head.
+      Every node needs this package installed. By default Ray is started on
+      this machine, and ends with this process.
+    device: The TensorFlow device of an actor, '/CPU:0' to leave GPUs alone; by
+      default TensorFlow chooses. GPUs are untested.
+
+  Returns:
+    The context, now TFF's default.
+
+  Raises:
+    ModuleNotFoundError: If Ray is not installed.
+    ValueError: If the cluster does not answer or is too small.
+  """
+  try:
+    from si_federated.runtime import ray
+  except ModuleNotFoundError as error:
+    if error.name != 'ray':
+      raise
+    raise ModuleNotFoundError(
+      "The Ray runtime needs Ray: pip install 'si_federated[ray]'.",
+      name=error.name,
+    ) from error
+  return ray.start(num_actors, address, device)
+
 
 RUNTIMES: dict[str, Callable[..., Any]] = {
   'local': set_local_context,
+  'ray': set_ray_context,
   'tff': set_tff_context,
 }
 
@@ -22,5 +59,6 @@ __all__ = [
   'ClientError',
   'LocalContext',
   'set_local_context',
+  'set_ray_context',
   'set_tff_context',
 ]

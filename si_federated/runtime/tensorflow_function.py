@@ -8,11 +8,15 @@ tensors, so that nothing is serialized between the parts of a round.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.eager import execute as tf_execute
+from tensorflow.python.eager.cancellation import CancellationManager
 from tensorflow_federated.proto.v0 import computation_pb2
 from tensorflow_federated.python.tensorflow_libs import graph_utils
 
@@ -155,6 +159,7 @@ class TensorFlowFunction:
     inputs = list(_tensor_names(body.parameter))
     outputs = list(_tensor_names(body.result))
     self.num_inputs = len(inputs)
+    self._num_outputs = len(outputs)
     specs = [
       tf.TensorSpec([], tf.variant)
       if isinstance(leaf, tff.SequenceType)
@@ -177,14 +182,36 @@ class TensorFlowFunction:
     # ones of `tf.function` would only serialize the stateful operations.
     self._function = tf.compat.v1.wrap_function(import_graph, specs)
 
-  def __call__(self, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  def __call__(
+    self,
+    arguments: Sequence[tf.Tensor],
+    cancellation: CancellationManager | None = None,
+  ) -> list[tf.Tensor]:
     """Runs the function.
 
     Args:
       arguments: The tensors of the parameter, flattened in the order of its
         type; a dataset as its variant tensor.
+      cancellation: What may end the call early.
 
     Returns:
       The tensors of the result, flattened likewise.
+
+    Raises:
+      tf.errors.CancelledError: If the call was ended early.
     """
-    return self._function(*arguments)
+    if cancellation is None:
+      return self._function(*arguments)
+    # `CancellationManager.get_cancelable_function` keeps the manager in a
+    # global, which calls of other threads would take and drop.
+    context = tf_context.context()
+    return tf_execute.execute_with_cancellation(
+      self._function._inference_function.name.decode(),
+      num_outputs=self._num_outputs,
+      inputs=list(arguments),
+      attrs=tuple(
+        itertools.chain(*context.function_call_options.as_attrs().items())
+      ),
+      ctx=context,
+      cancellation_manager=cancellation,
+    )

@@ -1,0 +1,160 @@
+"""Cuts a cohort into chunks of consecutive clients, and runs them on actors.
+
+The chunks depend on the size of the cohort alone, and their results come in
+their order: neither the speed nor the number nor the death of actors changes a
+bit of a sum of them.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from si_federated.runtime import rounds
+
+# A chunk has one client in cohorts of up to so many, and never more than so
+# many: its data and its partial accumulator travel as a whole.
+_MIN_CHUNKS = 32
+_MAX_CLIENTS = 8
+# Chunks that are drawn and not yet yielded, for each actor.
+_WINDOW = 3
+_MAX_DEATHS = 3
+
+
+class Failed(NamedTuple):
+  """The result of a chunk with a client that failed.
+
+  Attributes:
+    position: The client's position in its chunk.
+    problem: The message.
+  """
+
+  position: int
+  problem: str
+
+
+class LostError(Exception):
+  """An actor died; it was at the first of the chunks that it had."""
+
+  def __init__(self, chunks: list[int], problem: Exception):
+    super().__init__((str(problem).strip() or repr(problem)).splitlines()[0])
+    self.chunks = chunks
+
+
+class Actors(Protocol):
+  """What runs chunks.
+
+  Attributes:
+    count: How many actors there are.
+  """
+
+  count: int
+
+  @property
+  def free(self) -> bool:
+    """Whether one of them should have more to do."""
+
+  def wait(self) -> tuple[int, Any] | None:
+    """Returns a chunk and its result, if one is done; may raise `LostError`."""
+
+  def forget(self) -> None:
+    """Drops what is still to be done."""
+
+
+def cut(num_clients: int) -> list[range]:
+  """Cuts a cohort.
+
+  Args:
+    num_clients: Its size.
+
+  Returns:
+    The clients' positions in each chunk.
+  """
+  count = min(num_clients, max(_MIN_CHUNKS, -(-num_clients // _MAX_CLIENTS)))
+  return [
+    range(num_clients * i // count, num_clients * (i + 1) // count)
+    for i in range(count)
+  ]
+
+
+def run(
+  clients: Sequence[Any],
+  *,
+  draw: Callable[[Any], Any],
+  keep: Callable[[list[Any]], Any],
+  submit: Callable[[int, Any], None],
+  actors: Actors,
+) -> Iterator[Any]:
+  """Runs a cohort.
+
+  Args:
+    clients: The clients, each drawn once, when an actor is about to need it.
+    draw: Reads a client's data.
+    keep: Takes the data of a chunk and returns what `submit` takes; the last
+      reference to it is dropped when the chunk is done.
+    submit: Gives a chunk to an actor, if one is free; again if it dies.
+    actors: The actors.
+
+  Yields:
+    The result of each chunk, in order.
+
+  Raises:
+    rounds.ClientError: If a client failed.
+    RuntimeError: If actors died too often of the same chunk.
+  """
+  cohort = cut(len(clients))
+  drawn: dict[int, Any] = {}
+  waiting: list[int] = []
+  results: dict[int, Any] = {}
+  deaths: collections.Counter[int] = collections.Counter()
+
+  def draw_chunk(positions: range) -> Any:
+    data = []
+    for position in positions:
+      try:
+        data.append(draw(clients[position]))
+      except Exception as error:
+        raise rounds.client_error(clients, position, error) from error
+    return keep(data)
+
+  try:
+    for index, positions in enumerate(cohort):
+      last = min(len(cohort), index + _WINDOW * actors.count)
+      while index not in results:
+        while (waiting or len(drawn) < last) and actors.free:
+          if not waiting:
+            waiting.append(len(drawn))
+            drawn[len(drawn)] = draw_chunk(cohort[len(drawn)])
+          chunk = waiting.pop(0)
+          submit(chunk, drawn[chunk])
+        try:
+          done = actors.wait()
+        except LostError as error:
+          waiting = sorted([*waiting, *error.chunks])
+          _count_death(deaths, error, cohort)
+          continue
+        if done is not None:
+          chunk, results[chunk] = done
+          drawn[chunk] = None
+      result = results.pop(index)
+      if isinstance(result, Failed):
+        raise rounds.client_error(
+          clients, positions[result.position], result.problem
+        )
+      yield result
+  finally:
+    actors.forget()
+
+
+def _count_death(
+  deaths: collections.Counter[int], error: LostError, cohort: list[range]
+) -> None:
+  chunk = error.chunks[0]
+  deaths[chunk] += 1
+  if deaths[chunk] >= _MAX_DEATHS:
+    raise RuntimeError(
+      f'{_MAX_DEATHS} actors died of the clients at positions '
+      f'{cohort[chunk][0]} to {cohort[chunk][-1]} of the cohort, which may '
+      f'need too much memory; the last: {error}'
+    ) from error

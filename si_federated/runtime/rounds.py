@@ -1,0 +1,262 @@
+"""A round as TensorFlow functions: what every runtime of ours shares.
+
+TFF's compiler lowers a round to a `tff.backends.mapreduce.MapReduceForm`:
+prepare at the server, work at each client, accumulate, merge, report and update
+at the server, plus secure sums, which are simulated by plain ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Union
+
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_federated.proto.v0 import computation_pb2
+
+from si_federated.runtime import tensorflow_function, values
+
+
+class ClientError(RuntimeError):
+  """A client's computation failed; the message names the client."""
+
+
+def client_error(
+  clients: Sequence[Any], position: int, problem: object
+) -> ClientError:
+  """Returns the error that names a client.
+
+  Args:
+    clients: The cohort; with a method `client_name(position)` or without.
+    position: Which of them failed.
+    problem: What it failed with.
+
+  Returns:
+    An exception to raise.
+  """
+  name_of = getattr(clients, 'client_name', lambda i: f'number {i}')
+  return ClientError(
+    f'Client {name_of(position)} of the cohort failed: {_reason(problem)}'
+  )
+
+
+def _reason(problem: object) -> str:
+  """Finds what went wrong between TensorFlow's notes on where it did."""
+  lines = [
+    line
+    for line in str(problem).splitlines()
+    if line.strip()
+    and not line.startswith(
+      (
+        'Graph execution error',
+        'Detected at node',
+        'Traceback (',
+        '<stack traces',
+        '  File',
+        '\t [[',
+      )
+    )
+  ]
+  if not lines:
+    return repr(problem)
+  return re.sub(r'{{\w+ [^{}]*}} ?', '', lines[0]).strip()
+
+
+@dataclasses.dataclass
+class Partial:
+  """Some clients' updates, combined.
+
+  Attributes:
+    accumulator: The tensors of the form's accumulator.
+    secure_sums: The tensors of each of the form's kinds of secure sum.
+  """
+
+  accumulator: values.Tensors
+  secure_sums: list[values.Tensors]
+
+
+class ClientPart:
+  """What is computed where clients are: their work, folded into a partial."""
+
+  def __init__(
+    self,
+    work: tff.Computation,
+    zero: tff.Computation,
+    accumulate: tff.Computation,
+  ):
+    """Compiles the parts of a `MapReduceForm` with these names."""
+    self._computations = (work, zero, accumulate)
+    self._work, self._zero, self._accumulate = (
+      tensorflow_function.TensorFlowFunction(part, name)
+      for part, name in zip(self._computations, ('work', 'zero', 'accumulate'))
+    )
+    self._result_type = work.type_signature.result
+
+  @property
+  def client_type(self) -> tff.Type:
+    """The type of a client's data."""
+    return self._work.type_signature.parameter[0]
+
+  def serialize(self) -> list[bytes]:
+    """Returns what `deserialize` makes an equal object from."""
+    return [
+      tff.framework.serialize_computation(part).SerializeToString()
+      for part in self._computations
+    ]
+
+  @classmethod
+  def deserialize(cls, serialized: Sequence[bytes]) -> ClientPart:
+    """Compiles what `serialize` returned."""
+    return cls(
+      *(
+        tff.framework.deserialize_computation(
+          computation_pb2.Computation.FromString(part)
+        )
+        for part in serialized
+      )
+    )
+
+  def work(
+    self,
+    client: values.Tensors,
+    broadcast: values.Tensors,
+    cancellation: tensorflow_function.CancellationManager | None = None,
+  ) -> list[values.Tensors]:
+    """Runs a client.
+
+    Args:
+      client: Its data, flat.
+      broadcast: What the server prepared, flat.
+      cancellation: What may end the work early.
+
+    Returns:
+      The update and the values for each kind of secure sum, each flat.
+    """
+    result = self._work([*client, *broadcast], cancellation)
+    return values.split(result, self._result_type)
+
+  def fold(
+    self, partial: Partial | None, update: list[values.Tensors]
+  ) -> Partial:
+    """Adds an update to those before it; `None` are no updates."""
+    accumulator = self._zero([]) if partial is None else partial.accumulator
+    return Partial(
+      self._accumulate([*accumulator, *update[0]]),
+      update[1:] if partial is None else _add(partial.secure_sums, update[1:]),
+    )
+
+  def empty(self) -> Partial:
+    """Returns what no clients give."""
+    return Partial(
+      self._zero([]),
+      [
+        [
+          tf.zeros(leaf.shape, leaf.dtype)
+          for leaf in tensorflow_function.leaf_types(element)
+        ]
+        for _, element in tff.structure.to_elements(self._result_type)[1:]
+      ],
+    )
+
+
+def _add(
+  some: list[values.Tensors], others: list[values.Tensors]
+) -> list[values.Tensors]:
+  return [
+    [tf.add(total, value) for total, value in zip(totals, more)]
+    for totals, more in zip(some, others)
+  ]
+
+
+# Folds the clients' updates: takes the round, the broadcast and the clients.
+RunClients = Callable[
+  ['Round', values.Tensors, Sequence[Any]], Union[Partial, None]
+]
+
+
+class Round:
+  """One compiled computation with a client part, such as `process.next`."""
+
+  def __init__(self, computation: tff.Computation):
+    """Compiles a computation from server state and clients' data.
+
+    Args:
+      computation: The computation.
+
+    Raises:
+      NotImplementedError: If it or a part of it can't be lowered.
+      TypeError: Likewise.
+      ValueError: Likewise.
+    """
+    form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
+      computation
+    )
+
+    def function(part: str) -> tensorflow_function.TensorFlowFunction:
+      return tensorflow_function.TensorFlowFunction(getattr(form, part), part)
+
+    self._parameter_type = computation.type_signature.parameter
+    if self._parameter_type[1].all_equal:
+      raise NotImplementedError('its clients share one value.')
+    self._prepare = function('prepare')
+    self._merge = function('merge')
+    self._report = function('report')
+    self._update = function('update')
+    self.client_part = ClientPart(form.work, form.zero, form.accumulate)
+    # The bounds of the other kinds of secure sum limit what a client may send;
+    # the sums themselves need none.
+    self._modulus = function('secure_modular_sum_modulus')([])
+
+  def __call__(self, arg: Any, run_clients: RunClients) -> values.Tensors:
+    """Runs the round.
+
+    Args:
+      arg: The computation's argument: the state and the clients' data.
+      run_clients: Where clients run.
+
+    Returns:
+      The result, flat.
+
+    Raises:
+      ClientError: If a client failed.
+      TypeError: If the argument is not of the computation's type.
+    """
+    (_, state_type), (_, clients_type) = tff.structure.to_elements(
+      self._parameter_type
+    )
+    (_, server_state), (_, clients) = tff.structure.to_elements(
+      tff.structure.from_container(arg)
+    )
+    if not isinstance(clients, Sequence):
+      raise TypeError(
+        'The clients must be a list, or another sequence, of a value of type '
+        f'{clients_type.member} each; this is a {type(clients).__name__}.'
+      )
+    state = values.flatten(server_state, state_type)
+    partial = run_clients(self, self._prepare(state), clients)
+    if partial is None:
+      partial = self.client_part.empty()
+    secure_sums = partial.secure_sums
+    if secure_sums[-1]:
+      secure_sums[-1] = [
+        tf.math.floormod(total, modulus)
+        for total, modulus in zip(secure_sums[-1], self._modulus)
+      ]
+    return self._update(
+      [
+        *state,
+        *self._report(partial.accumulator),
+        *(tensor for total in secure_sums for tensor in total),
+      ]
+    )
+
+  def merge(self, partial: Partial | None, other: Partial) -> Partial:
+    """Combines the updates of two groups of clients; `None` is an empty one."""
+    if partial is None:
+      return other
+    return Partial(
+      self._merge([*partial.accumulator, *other.accumulator]),
+      _add(partial.secure_sums, other.secure_sums),
+    )

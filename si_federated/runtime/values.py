@@ -1,0 +1,259 @@
+"""TFF values as flat lists of tensors, or of arrays to send elsewhere.
+
+A value is flattened in the order of its TFF type; a dataset is one tensor, its
+variant.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_federated.python.core.impl.types import (
+  computation_types,
+  type_conversions,
+)
+from tensorflow_federated.python.core.impl.utils import tensorflow_utils
+
+from si_federated.runtime import tensorflow_function
+
+Tensors = list[Any]
+
+
+def flatten(value: Any, type_spec: tff.Type) -> Tensors:
+  """Flattens a value.
+
+  Args:
+    value: A value of the type, in any container that TFF takes; datasets as
+      `tf.data.Dataset` or as lists of elements.
+    type_spec: The type.
+
+  Returns:
+    The tensors that a `TensorFlowFunction` takes.
+
+  Raises:
+    NotImplementedError: If the type holds functions.
+    TypeError: If the value is not of the type.
+  """
+  if isinstance(type_spec, tff.TensorType):
+    if isinstance(value, tf.Variable):
+      value = value.read_value()
+    tensor = tf.convert_to_tensor(value, type_spec.dtype)
+    if not tensor.shape.is_compatible_with(type_spec.shape):
+      raise TypeError(
+        f'a tensor of type {type_spec} is expected, not one of shape '
+        f'{tensor.shape}.'
+      )
+    return [tensor]
+  if isinstance(type_spec, tff.SequenceType):
+    if isinstance(value, tf.data.Dataset):
+      _check_elements(value.element_spec, type_spec.element)
+    elif not isinstance(value, Iterable):
+      raise TypeError(
+        f'a dataset, or a list, of elements of type {type_spec.element} is '
+        f'expected, not a value of Python type {type(value).__name__}.'
+      )
+    else:
+      value = tensorflow_utils.make_data_set_from_elements(
+        None, list(value), type_spec.element
+      )
+    return [tf.data.experimental.to_variant(value)]
+  if isinstance(type_spec, tff.FederatedType):
+    return flatten(value, type_spec.member)
+  if isinstance(type_spec, tff.StructType):
+    elements = tff.structure.to_elements(tff.structure.from_container(value))
+    types = tff.structure.to_elements(type_spec)
+    if len(elements) != len(types):
+      raise TypeError(
+        f'The value has {len(elements)} elements where its type {type_spec} '
+        f'has {len(types)}.'
+      )
+    named = all(name is not None for name, _ in elements)
+    by_name = dict(elements) if named else {}
+    return [
+      tensor
+      for index, (name, element_type) in enumerate(types)
+      for tensor in flatten(
+        by_name[name] if named and name is not None else elements[index][1],
+        element_type,
+      )
+    ]
+  raise NotImplementedError(f'Values of type {type_spec} do not run locally.')
+
+
+def _check_elements(element_spec: Any, expected: tff.Type) -> None:
+  """Checks a dataset's elements; unknown shapes are let through.
+
+  TensorFlow would find out in the midst of a computation, and say it in terms
+  of its graph, or would take one component for another.
+  """
+  found = computation_types.tensorflow_to_type(element_spec)
+  if not _may_be(found, expected):
+    raise TypeError(
+      f'a dataset of elements of type {expected} is expected, its elements are '
+      f'{found}.'
+    )
+
+
+def _may_be(found: tff.Type, expected: tff.Type) -> bool:
+  if isinstance(expected, tff.TensorType):
+    return (
+      isinstance(found, tff.TensorType)
+      and found.dtype == expected.dtype
+      and tf.TensorShape(found.shape).is_compatible_with(expected.shape)
+    )
+  if not isinstance(found, tff.StructType):
+    return False
+  # TensorFlow orders named components by their names.
+  elements, others = (
+    sorted(tff.structure.to_elements(part), key=lambda item: item[0] or '')
+    for part in (found, expected)
+  )
+  return [name for name, _ in elements] == [name for name, _ in others] and all(
+    _may_be(element, other)
+    for (_, element), (_, other) in zip(elements, others)
+  )
+
+
+def unflatten(tensors: Sequence[tf.Tensor], type_spec: tff.Type) -> Any:
+  """Makes the Python value that TFF's own contexts return.
+
+  Args:
+    tensors: The flat value.
+    type_spec: Its type.
+
+  Returns:
+    The value in the containers of its type, of numpy arrays and scalars.
+  """
+  return type_conversions.type_to_py_container(
+    _unflatten(collections.deque(tensors), type_spec), type_spec
+  )
+
+
+def _unflatten(tensors: collections.deque, type_spec: tff.Type) -> Any:
+  if isinstance(type_spec, tff.TensorType):
+    value = tensors.popleft().numpy()
+    # TFF's own contexts return scalars as numpy scalars, strings as bytes.
+    return (
+      value[()] if isinstance(value, np.ndarray) and not value.shape else value
+    )
+  if isinstance(type_spec, tff.SequenceType):
+    return list(_dataset(tensors.popleft(), type_spec))
+  if isinstance(type_spec, tff.FederatedType):
+    return _unflatten(tensors, type_spec.member)
+  return tff.structure.Struct(
+    (name, _unflatten(tensors, element))
+    for name, element in tff.structure.iter_elements(type_spec)
+  )
+
+
+def split(tensors: Sequence[Any], type_spec: tff.StructType) -> list[Tensors]:
+  """Splits the flat tensors of a struct into those of its elements."""
+  rest = iter(tensors)
+  return [
+    list(itertools.islice(rest, num_leaves))
+    for num_leaves in (
+      sum(1 for _ in tensorflow_function.leaf_types(element))
+      for _, element in tff.structure.iter_elements(type_spec)
+    )
+  ]
+
+
+def _dataset(
+  variant: tf.Tensor, type_spec: tff.SequenceType
+) -> tf.data.Dataset:
+  return tf.data.experimental.from_variant(
+    variant, structure=type_conversions.type_to_tf_structure(type_spec.element)
+  )
+
+
+def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
+  """Reads a value into memory, to be sent to another process.
+
+  Args:
+    value: As for `flatten`.
+    type_spec: Its type.
+
+  Returns:
+    For each tensor of the flat value an array; for each dataset the list of its
+    elements, an element being the list of its arrays.
+
+  Raises:
+    ValueError: If a dataset has no end.
+  """
+  result: list[Any] = []
+  leaves = tensorflow_function.leaf_types(type_spec)
+  for tensor, leaf_type in zip(flatten(value, type_spec), leaves):
+    if not isinstance(leaf_type, tff.SequenceType):
+      result.append(tensor.numpy())
+      continue
+    dataset = _dataset(tensor, leaf_type)
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+      raise ValueError(
+        'a dataset without an end cannot be sent; cut it with take().'
+      )
+    result.append(
+      [[part.numpy() for part in tf.nest.flatten(item)] for item in dataset]
+    )
+  return result
+
+
+def from_arrays(arrays: Sequence[Any], type_spec: tff.Type) -> Tensors:
+  """Makes the tensors of a value from what `to_arrays` read.
+
+  Args:
+    arrays: What `to_arrays` returned.
+    type_spec: The value's type.
+
+  Returns:
+    The flat value, as of `flatten`.
+  """
+  return [
+    _to_variant(array, leaf_type)
+    if isinstance(leaf_type, tff.SequenceType)
+    else tf.convert_to_tensor(array, leaf_type.dtype)
+    for array, leaf_type in zip(
+      arrays, tensorflow_function.leaf_types(type_spec)
+    )
+  ]
+
+
+def _to_variant(
+  items: Sequence[Sequence[np.ndarray]], type_spec: tff.SequenceType
+) -> tf.Tensor:
+  """Makes a dataset, one slice for each run of elements of the same shapes."""
+  # A variant has the flat components of its elements and no structure.
+  specs = tf.nest.flatten(
+    type_conversions.type_to_tf_structure(type_spec.element)
+  )
+
+  def slices(group):
+    return tf.data.Dataset.from_tensor_slices(
+      tuple(
+        tf.convert_to_tensor(np.stack(parts), spec.dtype)
+        for parts, spec in zip(zip(*group), specs)
+      )
+    )
+
+  datasets = [
+    slices(group)
+    for _, group in itertools.groupby(
+      items, key=lambda item: [np.shape(part) for part in item]
+    )
+  ] or [
+    tf.data.Dataset.from_tensor_slices(
+      tuple(
+        tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
+        for spec in specs
+      )
+    )
+  ]
+  return tf.data.experimental.to_variant(
+    functools.reduce(tf.data.Dataset.concatenate, datasets)
+  )

@@ -1,0 +1,300 @@
+"""Tests of rounds with clients that fail, have no data or send no numbers."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import runtime
+from si_federated.training import sampling
+
+pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
+
+_SPEC = (
+  tf.TensorSpec([None, 3], tf.float32),
+  tf.TensorSpec([None, 1], tf.float32),
+)
+
+
+def _keras_model():
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.InputLayer([3]),
+      tf.keras.layers.Dense(
+        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1)
+      ),
+    ]
+  )
+
+
+def _dataset(size, seed=0):
+  x = np.random.default_rng(seed).normal(size=[size, 3]).astype(np.float32)
+  return tf.data.Dataset.from_tensor_slices(
+    (x, x.sum(axis=1, keepdims=True))
+  ).batch(4)
+
+
+def _slices(*arrays):
+  return tf.data.Dataset.from_tensor_slices(arrays).batch(2)
+
+
+def _constant(value):
+  return _slices(
+    np.full([4, 3], value, np.float32), np.zeros([4, 1], np.float32)
+  )
+
+
+@pytest.fixture(scope='module')
+def process():
+  return tff.learning.algorithms.build_weighted_fed_avg(
+    tff.learning.models.functional_model_from_keras(
+      _keras_model, tf.keras.losses.MeanSquaredError(), _SPEC
+    ),
+    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+    # The other one instantiates its body for every client: slow with many.
+    loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
+  )
+
+
+@pytest.fixture(scope='module')
+def local():
+  """One context, so that a failed round could spoil those after it."""
+  return runtime.set_local_context(num_threads=2)
+
+
+@pytest.fixture
+def state(process, local):
+  return process.initialize()
+
+
+def _assert_same_weights(process, one, other, rtol=0.0):
+  for a, b in zip(
+    process.get_model_weights(one).trainable,
+    process.get_model_weights(other).trainable,
+  ):
+    np.testing.assert_allclose(a, b, rtol=rtol)
+
+
+def _raises_in_the_middle(words):
+  good = _dataset(8)
+  return good.concatenate(
+    good.map(lambda x, y: (tf.debugging.check_numerics(x / 0.0, words), y))
+  )
+
+
+def _generator_that_raises(words):
+  def generate():
+    yield np.zeros([4, 3], np.float32), np.zeros([4, 1], np.float32)
+    raise ValueError(words)
+
+  return tf.data.Dataset.from_generator(generate, output_signature=_SPEC)
+
+
+@pytest.mark.parametrize(
+  'make', [_raises_in_the_middle, _generator_that_raises]
+)
+def test_data_that_raise_in_the_middle_name_the_client(process, state, make):
+  cohort = sampling.Cohort(
+    [0, 1, 2, 3],
+    lambda i: make('row 17 is garbled') if i == 2 else _dataset(5, i),
+    lambda i: f'client{i}',
+  )
+  with pytest.raises(runtime.ClientError) as raised:
+    process.next(state, cohort)
+  message = str(raised.value)
+  assert "'client2'" in message
+  assert 'row 17 is garbled' in message
+  assert '\n' not in message
+  assert 'node' not in message
+
+
+def test_clients_of_a_list_are_named_by_position(process, state):
+  with pytest.raises(runtime.ClientError, match='number 1 of the cohort'):
+    process.next(state, [_dataset(3), _raises_in_the_middle('x')])
+
+
+def test_the_round_after_a_failed_one_is_as_without_it(process, local, state):
+  clients = [_dataset(5, i) for i in range(6)]
+  expected = process.next(state, clients).state
+  for _ in range(3):
+    with pytest.raises(runtime.ClientError):
+      process.next(state, [*clients[:3], _generator_that_raises('x')] * 5)
+  _assert_same_weights(process, process.next(state, clients).state, expected)
+  names = [thread.name for thread in threading.enumerate()]
+  assert sum(name.startswith('client') for name in names) <= 2 * 2
+
+
+def test_a_failure_ends_the_other_clients(process, state):
+  """Without it this test would take hours."""
+  endless = _dataset(4).repeat(10**9)
+  with pytest.raises(runtime.ClientError, match='number 1'):
+    process.next(state, [endless, _raises_in_the_middle('x'), endless])
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'found'),
+  [
+    (_slices(np.zeros([4, 3]), np.zeros([4, 1], np.float32)), 'float64[?,3]'),
+    (
+      _slices(np.zeros([4, 5], np.float32), np.zeros([4, 1], np.float32)),
+      'float32[?,5]',
+    ),
+    (_dataset(4).unbatch(), '<float32[3],float32[1]>'),
+    (_dataset(4).map(lambda x, _: x), 'float32[?,3].'),
+    (_dataset(4).map(lambda x, y: {'a': x, 'b': y}), '<a=float32[?,3]'),
+    (3, 'int'),
+  ],
+)
+def test_data_of_another_type_are_told_the_right_one(
+  process, state, dataset, found
+):
+  with pytest.raises(runtime.ClientError) as raised:
+    process.next(state, [_dataset(4), dataset])
+  message = str(raised.value)
+  assert 'number 1 ' in message
+  assert '<float32[?,3],float32[?,1]>' in message
+  assert found in message
+  assert '\n' not in message
+
+
+def test_shapes_that_are_not_known_are_let_through(process, state):
+  unknown = tf.data.Dataset.from_generator(
+    lambda: iter(_dataset(5)), output_types=(tf.float32, tf.float32)
+  )
+  _assert_same_weights(
+    process,
+    process.next(state, [unknown]).state,
+    process.next(state, [_dataset(5)]).state,
+  )
+
+
+def test_one_dataset_is_not_a_cohort(process, state):
+  with pytest.raises(TypeError, match=r'clients must be a list.*Dataset'):
+    process.next(state, _dataset(4))
+
+
+def test_a_state_of_another_shape_is_told_the_right_one(process, state):
+  weights = process.get_model_weights(state)
+  wrong = tff.learning.models.ModelWeights(
+    (np.zeros([4, 1], np.float32), weights.trainable[1]), ()
+  )
+  with pytest.raises((TypeError, ValueError), match=r'float32\[3,1\]'):
+    process.next(process.set_model_weights(state, wrong), [_dataset(4)])
+
+
+@pytest.mark.parametrize(
+  'clients',
+  [
+    [],
+    [_dataset(4).take(0)],
+    [_dataset(4).take(0)] * 3,
+    [_dataset(5), _dataset(4).take(0), _dataset(7, 1)],
+    [_dataset(5), _constant(np.nan)],
+    [_constant(np.inf), _dataset(5)],
+    [_constant(np.nan)] * 2,
+    # Numbers until the sum of squares is not one.
+    [_dataset(5), _constant(1e30)],
+  ],
+  ids=[
+    'no_clients',
+    'one_empty',
+    'all_empty',
+    'some_empty',
+    'nan',
+    'infinity',
+    'all_nan',
+    'overflow',
+  ],
+)
+def test_no_data_and_no_numbers_are_guarded_as_by_tff(process, local, clients):
+  runtime.set_tff_context()
+  expected = process.next(process.initialize(), clients)
+  # The fixture's, compiled once.
+  tff.framework.set_default_context(local)
+  start = process.initialize()
+  output = process.next(start, clients)
+  _assert_same_weights(process, output.state, expected.state, rtol=1e-5)
+  tf.nest.map_structure(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
+    output.metrics,
+    expected.metrics,
+  )
+  good = [client for client in clients if _is_good(client)]
+  if not good:
+    _assert_same_weights(process, output.state, start)
+  else:
+    without = process.next(start, good).state
+    _assert_same_weights(process, output.state, without, rtol=1e-5)
+
+
+def _is_good(client):
+  total = sum(float(tf.reduce_sum(x**2)) for x, _ in client)
+  return 0 < total < np.inf
+
+
+def test_memory_holds_a_window_of_clients_not_the_cohort(process, local, state):
+  """Datasets and updates alive at once, however many clients there are."""
+  alive: weakref.WeakSet = weakref.WeakSet()
+  most, drawn, lock = 0, 0, threading.Lock()
+
+  class Cohort(sampling.Cohort):
+    def __getitem__(self, position):
+      nonlocal most, drawn
+      dataset = super().__getitem__(position)
+      with lock:
+        alive.add(dataset)
+        drawn += 1
+        most = max(most, len(alive))
+      return dataset
+
+  gc.collect()
+  process.next(
+    state, Cohort(range(400), lambda i: _dataset(1, i), lambda i: f'{i}')
+  )
+  assert drawn == 400
+  # Two threads, four updates waiting for each, those just being dropped.
+  assert most <= 2 * 4 + 2
+
+
+def test_a_slow_client_does_not_let_the_updates_of_others_pile_up(
+  process, state
+):
+  """They wait for their turn: the first client is the last to finish."""
+  drawn, lock, release = 0, threading.Lock(), threading.Event()
+
+  class Cohort(sampling.Cohort):
+    def __getitem__(self, position):
+      nonlocal drawn
+      if position == 0:
+        release.wait(60)
+      else:
+        with lock:
+          drawn += 1
+      return super().__getitem__(position)
+
+  at_release = []
+
+  def watch():
+    # Until the other thread stands still.
+    before = -1
+    while drawn != before or drawn == 0:
+      before = drawn
+      time.sleep(0.5)
+    at_release.append(drawn)
+    release.set()
+
+  watcher = threading.Thread(target=watch)
+  watcher.start()
+  process.next(
+    state, Cohort(range(100), lambda i: _dataset(1, i), lambda i: f'{i}')
+  )
+  watcher.join()
+  assert 0 < at_release[0] <= 2 * 4
+  assert drawn == 99

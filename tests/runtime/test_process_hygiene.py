@@ -1,0 +1,240 @@
+"""Tests that no process is left, however a program ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_MARK = 'SI_FEDERATED_HYGIENE_TEST'
+_RUNTIMES = [
+  'local',
+  'tff',
+  pytest.param(
+    'ray',
+    marks=pytest.mark.skipif(
+      importlib.util.find_spec('ray') is None, reason='needs Ray'
+    ),
+  ),
+]
+
+# The client of round 1 never ends unless the process does.
+_PROGRAM = """
+import sys
+import threading
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from si_federated import runtime
+
+name, ending = sys.argv[1:]
+if ending == 'thread':
+  thread = threading.Thread(target=runtime.RUNTIMES[name])
+  thread.start()
+  thread.join()
+if name == 'ray':
+  runtime.set_ray_context(num_actors=1)
+else:
+  runtime.RUNTIMES[name]()
+
+@tff.tensorflow.computation(tff.SequenceType(np.int64), np.int64)
+def work(data, add):
+  return data.reduce(add, lambda a, b: a + b)
+
+@tff.tensorflow.computation(np.int64, np.int64)
+def add(a, b):
+  return a + b
+
+@tff.federated_computation(
+  tff.FederatedType(np.int64, tff.SERVER),
+  tff.FederatedType(tff.SequenceType(np.int64), tff.CLIENTS),
+)
+def step(state, data):
+  sums = tff.federated_map(work, (data, tff.federated_broadcast(state)))
+  total = tff.federated_sum(sums)
+  return tff.federated_map(add, (state, total)), total
+
+numbers = tf.data.Dataset.range(4)
+state, _ = step(0, [numbers] * 3)
+assert state == 18, state
+print('ready', flush=True)
+if ending == 'error':
+  raise ValueError('on purpose')
+if ending == 'round':
+  # Ray takes data with an end: there a Python loop never ends.
+  endless = (
+    (i for i in iter(int, 1)) if name == 'ray' else numbers.repeat(10**12)
+  )
+  step(state, [numbers, endless, numbers])
+print('done', flush=True)
+"""
+
+
+def _living(mark: str) -> list[str]:
+  """Names the processes with a mark in their environment, at any depth."""
+  found = []
+  for folder in pathlib.Path('/proc').glob('[0-9]*'):
+    try:
+      if mark.encode() in (folder / 'environ').read_bytes():
+        command = (folder / 'cmdline').read_bytes().replace(b'\0', b' ')
+        found.append(f'{folder.name}: {command[:120]!r}')
+    except OSError:
+      continue
+  return found
+
+
+def _session(leader: int) -> list[int]:
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      # What follows the name, which may hold anything, in parentheses.
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:
+      continue
+    if int(fields[3]) == leader and fields[0] != 'Z':
+      found.append(int(path.parent.name))
+  return found
+
+
+def _assert_nothing_is_left(process, mark):
+  deadline = time.monotonic() + 10
+  while time.monotonic() < deadline:
+    left = _living(mark), _session(process.pid)
+    if not any(left):
+      return
+    time.sleep(0.1)
+  pytest.fail(f'still there: {left}')
+
+
+@pytest.fixture
+def start():
+  started = []
+
+  def start_(*command, **options):
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+      command,
+      cwd=_ROOT,
+      env={
+        **os.environ,
+        _MARK: mark,
+        'PYTHONPATH': str(_ROOT),
+        'PYTHONUNBUFFERED': '1',
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      start_new_session=True,
+      **options,
+    )
+    started.append((process, mark))
+    return process, mark
+
+  yield start_
+  for process, mark in started:
+    for line in _living(mark):
+      os.kill(int(line.partition(':')[0]), signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+
+
+def _await_ready(process):
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if 'ready' in line:
+      return
+  pytest.fail(f'ended too early: {"".join(lines)}')
+
+
+@pytest.mark.parametrize('name', _RUNTIMES)
+@pytest.mark.parametrize(('ending', 'code'), [('success', 0), ('error', 1)])
+def test_a_program_that_ends(start, name, ending, code):
+  """Its output goes through `tee`, which ends with the last that writes."""
+  process, mark = start(
+    'bash',
+    '-c',
+    'set -o pipefail; "$@" 2>&1 | tee /dev/null',
+    'bash',
+    sys.executable,
+    '-c',
+    _PROGRAM,
+    name,
+    ending,
+  )
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == code, output
+  assert ('done' in output) == (ending == 'success')
+  assert ('ValueError: on purpose' in output) == (ending == 'error')
+  _assert_nothing_is_left(process, mark)
+
+
+@pytest.mark.parametrize('name', _RUNTIMES)
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_program_that_is_ended_in_a_round(start, name, how):
+  process, mark = start(sys.executable, '-c', _PROGRAM, name, 'round')
+  _await_ready(process)
+  time.sleep(1)
+  assert process.poll() is None
+  # As a terminal does, Ctrl-C is sent to the program and all that it started.
+  if how == signal.SIGINT:
+    os.killpg(process.pid, how)
+  else:
+    os.kill(process.pid, how)
+  output, _ = process.communicate(timeout=30)
+  if how == signal.SIGINT:
+    assert process.returncode in (1, 130, -signal.SIGINT), output
+    assert 'KeyboardInterrupt' in output
+  else:
+    assert process.returncode in (-how, 128 + how), output
+  assert 'done' not in output
+  _assert_nothing_is_left(process, mark)
+
+
+def test_a_worker_outlives_the_thread_that_started_it(start):
+  """The kernel's notice of a parent's death is one of its thread's death."""
+  process, mark = start(sys.executable, '-c', _PROGRAM, 'tff', 'thread')
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == 0, output
+  assert 'done' in output
+  _assert_nothing_is_left(process, mark)
+
+
+@pytest.mark.parametrize('name', ['tff'])
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_training_that_is_ended(start, tmp_path, name, how):
+  """Locally this is tested with what it saves."""
+  process, mark = start(
+    sys.executable,
+    '-m',
+    'experiments.train',
+    '--task=synthetic:num_clients=30',
+    '--vocab_size=20',
+    '--sequence_length=8',
+    '--model=si_cifg:units=16,embedding_size=8',
+    '--clients_per_round=3',
+    '--total_rounds=10000',
+    '--num_validation_examples=64',
+    f'--root_output_dir={tmp_path}',
+    '--experiment_name=x',
+    f'--runtime={name}',
+  )
+  metrics = tmp_path / 'x' / 'metrics.csv'
+  deadline = time.monotonic() + 240
+  while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+  os.killpg(process.pid, how)
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == 130, output
+  assert 'is saved' in output
+  assert 'Traceback' not in output
+  _assert_nothing_is_left(process, mark)

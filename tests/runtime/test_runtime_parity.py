@@ -1,0 +1,173 @@
+"""Every runtime gives the same weights for the same process."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import models, runtime
+
+# Gone to TFF's runtime in silence, these tests would compare it to itself.
+pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
+
+_SET = {
+  'local': lambda: runtime.set_local_context(num_threads=2),
+  'ray': lambda: runtime.set_ray_context(num_actors=2),
+  'tff': runtime.set_tff_context,
+}
+
+
+def _dense():
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.InputLayer([3]),
+      tf.keras.layers.Dense(
+        4,
+        activation='tanh',
+        kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1),
+      ),
+      tf.keras.layers.Dense(
+        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=2)
+      ),
+    ]
+  )
+
+
+def _dense_model():
+  return tff.learning.models.functional_model_from_keras(
+    _dense,
+    tf.keras.losses.MeanSquaredError(),
+    (
+      tf.TensorSpec([None, 3], tf.float32),
+      tf.TensorSpec([None, 1], tf.float32),
+    ),
+  )
+
+
+def _dense_data(round_num):
+  def dataset(size, seed):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=[size, 3]).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True) ** 2
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+  return [dataset(3 + 2 * i, [round_num, i]) for i in range(5)]
+
+
+def _cifg():
+  tf.keras.utils.set_random_seed(0)
+  return models.MODELS['cifg'](vocab_size=12, units=8, embedding_size=4)
+
+
+def _cifg_model():
+  return tff.learning.models.functional_model_from_keras(
+    _cifg,
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    # Not in alphabetical order: what is sent must not mix them up.
+    collections.OrderedDict(
+      y=tf.TensorSpec([None, 5], tf.int32), x=tf.TensorSpec([None, 5], tf.int32)
+    ),
+  )
+
+
+def _cifg_data(round_num):
+  def dataset(size, seed):
+    ids = np.random.default_rng(seed).integers(1, 12, [size, 6])
+    ids = ids.astype(np.int32)
+    return tf.data.Dataset.from_tensor_slices(
+      collections.OrderedDict(y=ids[:, 1:], x=ids[:, :-1])
+    ).batch(3)
+
+  return [dataset(2 + 2 * i, [round_num, i]) for i in range(4)]
+
+
+def _adam(model):
+  return tff.learning.algorithms.build_weighted_fed_avg(
+    model,
+    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+    server_optimizer_fn=tff.learning.optimizers.build_adam(0.05),
+  )
+
+
+def _tree_without_noise(model):
+  return tff.learning.algorithms.build_unweighted_fed_avg(
+    model,
+    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+    server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0, 0.9),
+    model_aggregator=(
+      tff.aggregators.DifferentiallyPrivateFactory.tree_aggregation(
+        noise_multiplier=0.0,
+        clients_per_round=5.0,
+        l2_norm_clip=0.1,
+        record_specs=tuple(
+          tf.TensorSpec(weight.shape, weight.dtype)
+          for weight in model.initial_weights[0]
+        ),
+      )
+    ),
+  )
+
+
+def _mime_lite(model):
+  return tff.learning.algorithms.build_weighted_mime_lite(
+    model, base_optimizer=tff.learning.optimizers.build_sgdm(0.1, 0.9)
+  )
+
+
+def _three_rounds(process, data):
+  state = process.initialize()
+  for round_num in range(3):
+    output = process.next(state, data(round_num))
+    state = output.state
+  return process.get_model_weights(state).trainable, output.metrics
+
+
+@pytest.mark.parametrize(
+  ('build', 'model', 'data'),
+  [
+    (_adam, _dense_model, _dense_data),
+    (_tree_without_noise, _dense_model, _dense_data),
+    (_mime_lite, _dense_model, _dense_data),
+    (_adam, _cifg_model, _cifg_data),
+  ],
+  ids=['adam', 'tree', 'mime_lite', 'cifg'],
+)
+def test_three_rounds_give_the_same_weights(build, model, data):
+  process = build(model())
+  _SET['local']()
+  initial = process.get_model_weights(process.initialize()).trainable
+  results = {}
+  for name, set_runtime in _SET.items():
+    set_runtime()
+    results[name] = _three_rounds(process, data)
+  expected, expected_metrics = results.pop('tff')
+  assert any(
+    np.abs(weight - before).max() > 1e-3
+    for weight, before in zip(expected, initial)
+  )
+  for weights, metrics in results.values():
+    for ours, theirs in zip(weights, expected):
+      assert type(ours) is type(theirs)
+      # Relative to the largest weight of a tensor: small ones are differences.
+      scale = np.abs(theirs).max()
+      np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
+    tf.nest.map_structure(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      metrics,
+      expected_metrics,
+    )
+
+
+def test_two_local_runs_give_the_same_bits():
+  process = _adam(_dense_model())
+  results = []
+  for num_threads in (1, 1, 2, 2):
+    runtime.set_local_context(num_threads=num_threads)
+    results.append(_three_rounds(process, _dense_data)[0])
+  for result in results[1:]:
+    for one, other in zip(result, results[0]):
+      np.testing.assert_array_equal(one, other)
