@@ -1,0 +1,213 @@
+"""Measures how fast rounds are, beside TFF, FedJAX and pfl-research.
+
+  python -m experiments.benchmark
+
+takes about ten minutes on two cores, which should have nothing else to do. The
+contestants are our local and Ray runtimes, TensorFlow Federated as its Stack
+Overflow baseline writes it and, in environments of their own (`make
+bench-peers`), FedJAX and pfl-research on PyTorch. All get the same weights and
+sentences and take turns; figures are medians. The sections:
+
+  steps    client-steps a second and seconds a round, at the baseline's shape,
+           for clients of 8 full batches, of 1, and uneven as real ones are
+  limit    the machine's matrix products, and our share of that limit
+  memory   a fresh process's peak memory against the size of the cohort
+  startup  from the start to the first round's result; a client without data
+
+Tables go to the terminal and to table.md, all figures to benchmark.jsonl, the
+machine's facts to machine.json, in --output_dir. A check of the plumbing in a
+minute, whose figures mean nothing:
+
+  python -m experiments.benchmark --quick
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags as absl_flags
+
+from experiments.benchmarking import machine, protocol, sections, workload
+from experiments.benchmarking import plan as plan_lib
+from si_federated import config, files, flags
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CHOICES = {
+  'contestants': plan_lib.CONTESTANTS,
+  'models': plan_lib.MODELS,
+  'client_kinds': workload.KINDS,
+  'sections': tuple(sections.SECTIONS),
+}
+_HELP = {
+  'contestants': 'Who takes part. The first of them is the reference that the '
+  "others' updates are compared with.",
+  'models': 'Which models; others than us have lstm only.',
+  'client_kinds': 'Which clients: of 8 full batches, of 1, or uneven ones of '
+  'task docstrings.',
+  'sections': 'What to measure.',
+}
+
+for _name, _all in _CHOICES.items():
+  absl_flags.DEFINE_list(_name, list(_all), _HELP[_name])
+absl_flags.DEFINE_integer(
+  'repetitions', 3, 'How often each round is measured.', lower_bound=1
+)
+absl_flags.DEFINE_integer(
+  'clients_per_round', 12, 'How many clients a round has.', lower_bound=1
+)
+absl_flags.DEFINE_string(
+  'output_dir', 'runs/benchmark', 'The folder for the tables and figures.'
+)
+for _peer in ('fedjax', 'pfl'):
+  absl_flags.DEFINE_string(
+    f'{_peer}_python',
+    None,
+    f'The Python that has {_peer}; .venv-{_peer}/bin/python of this checkout '
+    'if there is one.',
+  )
+absl_flags.DEFINE_bool(
+  'quick', False, 'Tiny sizes, to see that everything works.'
+)
+
+
+def _chosen(name: str) -> list[str]:
+  """Returns a list flag's values, checked."""
+  values = list(absl_flags.FLAGS[name].value)
+  for value in values:
+    if value not in _CHOICES[name]:
+      raise config.ConfigError(
+        f'--{name} has {value!r}; choose from {", ".join(_CHOICES[name])}.'
+      )
+  if not values:
+    raise config.ConfigError(
+      f'--{name} is empty; choose from {", ".join(_CHOICES[name])}.'
+    )
+  # Each once, in the order in which they were given.
+  return list(dict.fromkeys(values))
+
+
+def _peer_pythons() -> dict[str, str]:
+  """Returns the interpreters of other libraries, as far as there are any."""
+  pythons = {}
+  for peer in ('fedjax', 'pfl'):
+    given = absl_flags.FLAGS[f'{peer}_python'].value
+    path = given or os.path.join(_ROOT, f'.venv-{peer}', 'bin', 'python')
+    if os.path.exists(path):
+      pythons[peer] = os.path.abspath(path)
+    elif given:
+      raise config.ConfigError(
+        f'--{peer}_python={given} does not exist; name the Python of an '
+        f'environment that has {peer}.'
+      )
+  return pythons
+
+
+def _make_plan(folder: str) -> plan_lib.Plan:
+  settings = workload.Settings(
+    folder=folder, clients_per_round=absl_flags.FLAGS.clients_per_round
+  )
+  plan = plan_lib.Plan(
+    settings,
+    contestants=_chosen('contestants'),
+    models=_chosen('models'),
+    kinds=_chosen('client_kinds'),
+    repetitions=absl_flags.FLAGS.repetitions,
+    pythons=_peer_pythons(),
+  )
+  if absl_flags.FLAGS.quick:
+    plan = dataclasses.replace(
+      plan,
+      settings=dataclasses.replace(
+        settings,
+        task='synthetic',
+        num_words=50,
+        embedding_size=8,
+        units=16,
+        batch_size=4,
+        sequence_length=6,
+        clients_per_round=min(settings.clients_per_round, 3),
+      ),
+      repetitions=min(plan.repetitions, 2),
+      square=64,
+      rate_seconds=0.01,
+      cohort_sizes=(2, 4),
+      starts=1,
+    )
+    plan.note('--quick: the sizes are tiny and the figures mean nothing.')
+  for peer in plan.present(['fedjax', 'pfl']):
+    if peer not in plan.pythons:
+      plan.leave_out(
+        peer, f'give --{peer}_python, or build .venv-{peer} (make bench-peers).'
+      )
+  return plan
+
+
+def _write(
+  folder: str, plan: plan_lib.Plan, facts: dict[str, Any], lines: list[str]
+) -> None:
+  """Writes what has been found so far."""
+  contents = {
+    'machine.json': json.dumps(facts, indent=2) + '\n',
+    'benchmark.jsonl': ''.join(
+      json.dumps(entry) + '\n'
+      for entry in [{'record': 'machine', **facts}, *plan.records]
+    ),
+    'table.md': '\n'.join(lines) + '\n',
+  }
+  for name, content in contents.items():
+    files.write_atomically(os.path.join(folder, name), content)
+
+
+def main() -> None:
+  """Measures and prints.
+
+  Raises:
+    config.ConfigError: If a flag is wrong.
+    ValueError: If a section could not be measured.
+  """
+  # Ends the contestants in an orderly way, as an interrupt does.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  output = absl_flags.FLAGS.output_dir
+  began = time.perf_counter()
+  with tempfile.TemporaryDirectory(prefix='si_federated_benchmark') as folder:
+    chosen = _chosen('sections')
+    plan = _make_plan(folder)
+    facts = machine.facts()
+    failed: list[str] = []
+    lines = [f'# {facts["cpu"]}, {facts["cores"]} cores, {facts["date"]}']
+    print(lines[0])
+    for name in chosen:
+      plan_lib.progress(f'Section {name}')
+      try:
+        section = ['', *sections.SECTIONS[name](plan)]
+      except protocol.ChildError as error:
+        failed.append(name)
+        section = ['', f'Section {name} could not be measured. {error}']
+      print('\n'.join(section), flush=True)
+      lines += section
+      _write(output, plan, facts, lines)
+    notes = ['', *(f'- {note}' for note in plan.notes)]
+    facts['seconds'] = round(time.perf_counter() - began, 1)
+    _write(output, plan, facts, lines + notes)
+  print('\n'.join(notes))
+  print(f'Figures are in {output}.')
+  if failed:
+    raise ValueError(
+      f'Not everything could be measured: {", ".join(failed)}; see above.'
+    )
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

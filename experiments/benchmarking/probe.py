@@ -1,0 +1,47 @@
+"""Child process: one fresh run of ours, for start-up, memory, empty clients."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarking import ours, protocol, workload
+
+
+def start(request: dict[str, Any]) -> dict[str, Any]:
+  """Runs the first round; see `protocol.serve`.
+
+  The request names the contestant, the model and how many clients of one batch
+  each there are.
+  """
+  settings = workload.Settings.from_json(request)
+  build, make_cohort = ours.contestant(settings, request['contestant'])
+  sentences = workload.full_sentences(settings, settings.batch_size)
+  process = build(request['model'])
+  state = process.initialize()
+  cohort = make_cohort([sentences] * request['num_clients'])
+  state = process.next(state, cohort).state
+
+  def peak_memory() -> dict[str, int]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {'bytes': peak * (1 if sys.platform == 'darwin' else 1024)}
+
+  def empty_client() -> dict[str, float]:
+    empty = make_cohort([np.empty([0, sentences.shape[1]], np.int32)])
+    began = time.perf_counter()
+    process.next(state, empty)
+    return {'seconds': time.perf_counter() - began}
+
+  return {
+    'about': {'clients': request['num_clients']},
+    'peak_memory': peak_memory,
+    'empty_client': empty_client,
+  }
+
+
+if __name__ == '__main__':
+  protocol.serve(start)

@@ -1,0 +1,166 @@
+"""What every contestant is given: settings, clients' sentences, weights.
+
+NumPy and the standard library only: contestants may run under a foreign Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Dict, List, Mapping, Sequence
+
+import numpy as np
+
+FULL_BATCHES = 8
+KINDS = ('full', 'single', 'uneven')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The shape of a step and of a round; the Stack Overflow baseline's.
+
+  Attributes:
+    folder: Where the sentences and weights are kept during the run.
+    task: Where the uneven clients come from.
+    num_words: V; there are V + 4 ids.
+    embedding_size: E.
+    units: H, the units of the recurrent layer.
+    batch_size: B, sentences in a step.
+    sequence_length: T, words of a sentence.
+    learning_rate: Of plain SGD on the clients; the server adds the mean.
+    clients_per_round: How many clients a round has.
+    max_elements: The most sentences of an uneven client.
+    seed: Of the choice of clients, the words of full ones and the weights.
+  """
+
+  folder: str
+  task: str = 'docstrings'
+  num_words: int = 10_000
+  embedding_size: int = 96
+  units: int = 670
+  batch_size: int = 16
+  sequence_length: int = 20
+  learning_rate: float = 0.3
+  clients_per_round: int = 12
+  max_elements: int = 256
+  seed: int = 0
+
+  @property
+  def vocab_size(self) -> int:
+    """The number of ids, special ones included."""
+    return self.num_words + 4
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> Settings:
+    """Reads `as_json()`; other keys are left alone."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: values[name] for name in names})
+
+  def as_json(self) -> Dict[str, Any]:
+    """Returns the fields."""
+    return dataclasses.asdict(self)
+
+
+def full_sentences(settings: Settings, num_sentences: int) -> np.ndarray:
+  """Draws sentences without padding, their words by Zipf's law.
+
+  Args:
+    settings: The sizes and the seed.
+    num_sentences: N.
+
+  Returns:
+    `[N, T + 1]` int32: the beginning token and T words.
+  """
+  generator = np.random.default_rng(settings.seed)
+  weights = 1.0 / np.arange(1, settings.num_words + 1)
+  ids = generator.choice(
+    np.arange(1, settings.num_words + 1, dtype=np.int32),
+    size=(num_sentences, settings.sequence_length + 1),
+    p=weights / weights.sum(),
+  )
+  ids[:, 0] = settings.num_words + 2
+  return ids
+
+
+def save_cohort(
+  settings: Settings, kind: str, clients: Sequence[np.ndarray]
+) -> None:
+  """Keeps the sentences of a round's clients.
+
+  Args:
+    settings: Names the folder.
+    kind: What sort of clients they are.
+    clients: `[n, T + 1]` ids of each client.
+  """
+  np.savez(
+    os.path.join(settings.folder, f'clients_{kind}.npz'),
+    ids=np.concatenate(clients).astype(np.int32),
+    ends=np.cumsum([len(client) for client in clients]),
+  )
+
+
+def load_cohort(settings: Settings, kind: str) -> List[np.ndarray]:
+  """Returns what `save_cohort` kept: `[n, T + 1]` int32 ids of each client."""
+  with np.load(os.path.join(settings.folder, f'clients_{kind}.npz')) as file:
+    return np.split(file['ids'], file['ends'][:-1])
+
+
+def num_steps(settings: Settings, clients: Sequence[np.ndarray]) -> int:
+  """Returns how many batches the clients have in all."""
+  return sum(-(-len(client) // settings.batch_size) for client in clients)
+
+
+def num_tokens(clients: Sequence[np.ndarray]) -> int:
+  """Returns how many labels of the clients are not padding."""
+  return int(sum(np.count_nonzero(client[:, 1:]) for client in clients))
+
+
+def weights_file(settings: Settings, model: str) -> str:
+  """Returns the file of a model's initial weights."""
+  return os.path.join(settings.folder, f'weights_{model}.npz')
+
+
+def save_weights(path: str, weights: Sequence[np.ndarray]) -> None:
+  """Keeps weights in Keras's shapes and order.
+
+  For `lstm`: embedding `[V + 4, E]`, kernel `[E, 4H]`, recurrent kernel
+  `[H, 4H]`, bias `[4H]` (blocks input, forget, candidate, output), projection
+  `[H, E]`, `[E]` and logits `[E, V + 4]`, `[V + 4]`.
+
+  Args:
+    path: The file.
+    weights: The arrays.
+  """
+  np.savez(path, **{str(i): weight for i, weight in enumerate(weights)})
+
+
+def load_weights(path: str) -> List[np.ndarray]:
+  """Returns what `save_weights` kept."""
+  with np.load(path) as file:
+    return [file[str(i)] for i in range(len(file.files))]
+
+
+def disagreement(
+  weights: Sequence[np.ndarray],
+  reference: Sequence[np.ndarray],
+  initial: Sequence[np.ndarray],
+) -> float:
+  """Compares the updates of two contestants after a round.
+
+  Args:
+    weights: Of one contestant.
+    reference: Of the other.
+    initial: Where both began.
+
+  Returns:
+    The Euclidean norm of the difference over that of the reference's update.
+  """
+
+  def norm(left, right):
+    return np.sqrt(
+      sum(
+        np.sum(np.square(a - b, dtype=np.float64)) for a, b in zip(left, right)
+      )
+    )
+
+  return float(norm(weights, reference) / norm(reference, initial))

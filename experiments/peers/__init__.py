@@ -1,0 +1,1 @@
+"""Other libraries as contestants, each in a Python environment of its own."""
