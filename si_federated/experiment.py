@@ -19,7 +19,7 @@ from si_federated.algorithms import (
   build_functional_model,
 )
 from si_federated.models import MODELS
-from si_federated.runtime import RUNTIMES
+from si_federated.runtime import RUNTIMES, ClientError
 from si_federated.tasks import TASKS, Task, Vocabulary
 from si_federated.training import checkpoints, evaluation, loop, sampling
 from si_federated.training import run_folder as run_folder_lib
@@ -256,6 +256,7 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
     config.ConfigError: If a part, an option or the data does not exist, or the
       folder holds another experiment.
     KeyboardInterrupt: If interrupted; what was done is saved.
+    ValueError: If a client fails; the message names it.
   """
   check(experiment)
   folder = run_folder_lib.RunFolder(
@@ -274,6 +275,8 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
     )
+  except ClientError as error:
+    raise ValueError(str(error)) from error
   finally:
     folder.close()
 

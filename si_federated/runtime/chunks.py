@@ -100,8 +100,8 @@ def run(
     The result of each chunk, in order.
 
   Raises:
-    rounds.ClientError: If a client failed.
-    RuntimeError: If actors died too often of the same chunk.
+    rounds.ClientError: If a client failed, or actors died too often of the same
+      chunk.
   """
   cohort = cut(len(clients))
   drawn: dict[int, Any] = {}
@@ -153,7 +153,7 @@ def _count_death(
   chunk = error.chunks[0]
   deaths[chunk] += 1
   if deaths[chunk] >= _MAX_DEATHS:
-    raise RuntimeError(
+    raise rounds.ClientError(
       f'{_MAX_DEATHS} actors died of the clients at positions '
       f'{cohort[chunk][0]} to {cohort[chunk][-1]} of the cohort, which may '
       f'need too much memory; the last: {error}'

@@ -8,12 +8,14 @@ pipe, is stopped at exit, and is killed by the kernel if its parent dies.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import ctypes
 import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +56,33 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _start_for_life(command: Sequence[str]) -> subprocess.Popen:
+  """Starts a process that lives no longer than this one.
+
+  What the kernel takes for the parent is the thread that forks. The caller's
+  may end before the process does, hence one that never ends.
+  """
+  started: concurrent.futures.Future = concurrent.futures.Future()
+
+  def start():
+    try:
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_die_with_parent,
+      )
+    except Exception as error:
+      started.set_exception(error)
+    else:
+      started.set_result(process)
+      threading.Event().wait()
+
+  threading.Thread(target=start, name='worker_parent', daemon=True).start()
+  return started.result()
+
+
 class _Worker:
   """A TFF worker process that lives no longer than this process."""
 
@@ -62,12 +91,8 @@ class _Worker:
       os.path.dirname(tff.__file__), 'data', 'worker_binary'
     )
     port = portpicker.pick_unused_port()
-    self._process = subprocess.Popen(
-      [binary, f'--port={port}', '--max_concurrent_computation_calls=-1'],
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-      preexec_fn=_die_with_parent,
+    self._process = _start_for_life(
+      [binary, f'--port={port}', '--max_concurrent_computation_calls=-1']
     )
     atexit.register(self.stop)
     channel = grpc.insecure_channel(

@@ -20,7 +20,7 @@ from si_federated.runtime import tensorflow_function, values
 
 
 class ClientError(RuntimeError):
-  """A client's computation failed; the message names the client."""
+  """A client's computation failed; the message names it or where it stands."""
 
 
 def client_error(

@@ -129,7 +129,8 @@ def unflatten(tensors: Sequence[tf.Tensor], type_spec: tff.Type) -> Any:
     type_spec: Its type.
 
   Returns:
-    The value in the containers of its type, of numpy arrays and scalars.
+    The value in the containers of its type, of numpy arrays and scalars, and
+    sequences as datasets.
   """
   return type_conversions.type_to_py_container(
     _unflatten(collections.deque(tensors), type_spec), type_spec
@@ -144,7 +145,7 @@ def _unflatten(tensors: collections.deque, type_spec: tff.Type) -> Any:
       value[()] if isinstance(value, np.ndarray) and not value.shape else value
     )
   if isinstance(type_spec, tff.SequenceType):
-    return list(_dataset(tensors.popleft(), type_spec))
+    return _dataset(tensors.popleft(), type_spec)
   if isinstance(type_spec, tff.FederatedType):
     return _unflatten(tensors, type_spec.member)
   return tff.structure.Struct(
