@@ -23,8 +23,19 @@ from si_federated.tasks import docstring_cleaning
 CLEANER_VERSION = 1
 
 _SITE_NAMES = ('site-packages', 'dist-packages')
-# This project's own modules, so that working on it does not change its data.
+# Not read, so that results stay comparable: this project's own modules, and
+# what an extra that came later than the first results brings (Ray's).
 _OWN_PACKAGES = ('si_federated', 'experiments')
+_RAY_PACKAGES = (
+  '_yaml',
+  'click',
+  'filelock',
+  'msgpack',
+  'pyyaml',
+  'ray',
+  'yaml',
+)
+_LEFT_OUT = frozenset((*_OWN_PACKAGES, *_RAY_PACKAGES))
 _VENDORED = frozenset(
   ('_vendor', '_vendored', 'vendor', 'vendored', 'extern', 'externals')
 ) | {'third_party', '_distutils', 'compat', 'packages'}
@@ -91,7 +102,7 @@ def installation_fingerprint(roots: Sequence[str]) -> str:
 def _counts_as_installed(name: str) -> bool:
   return not (
     name.startswith(('.', '~', '__editable__', '__pycache__'))
-    or name.partition('.')[0].partition('-')[0] in _OWN_PACKAGES
+    or name.partition('.')[0].partition('-')[0].lower() in _LEFT_OUT
   )
 
 
@@ -115,7 +126,7 @@ def find_sources(roots: Sequence[str]) -> list[SourceFile]:
         for name in folders
         if name.isidentifier()
         and name not in ('__pycache__', *_SITE_NAMES)
-        and not (is_top and name in _OWN_PACKAGES)
+        and not (is_top and name in _LEFT_OUT)
       )
       relative = os.path.relpath(folder, root)
       parts = [] if relative == os.curdir else relative.split(os.sep)
@@ -124,7 +135,7 @@ def find_sources(roots: Sequence[str]) -> list[SourceFile]:
         if extension != '.py' or stem.endswith(('_pb2', '_pb2_grpc')):
           continue
         module = '.'.join(parts if stem == '__init__' else [*parts, stem])
-        if module and not (is_top and stem in _OWN_PACKAGES):
+        if module and not (is_top and stem in _LEFT_OUT):
           found.setdefault(module, os.path.join(folder, name))
   order = sorted(
     found, key=lambda m: (not _VENDORED.isdisjoint(m.split('.')), m)
