@@ -11,7 +11,7 @@ import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from si_federated.runtime import rounds
+from si_federated.runtime import interrupts, rounds
 
 # A chunk has one client in cohorts of up to so many, and never more than so
 # many: its data and its partial accumulator travel as a whole.
@@ -112,6 +112,7 @@ def run(
   def draw_chunk(positions: range) -> Any:
     data = []
     for position in positions:
+      interrupts.check()
       try:
         data.append(draw(clients[position]))
       except Exception as error:
@@ -122,6 +123,7 @@ def run(
     for index, positions in enumerate(cohort):
       last = min(len(cohort), index + _WINDOW * actors.count)
       while index not in results:
+        interrupts.check()
         while (waiting or len(drawn) < last) and actors.free:
           if not waiting:
             waiting.append(len(drawn))

@@ -11,7 +11,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_analysis
 
-from si_federated.runtime import rounds, tensorflow_function, values
+from si_federated.runtime import (
+  interrupts,
+  rounds,
+  tensorflow_function,
+  values,
+)
 
 
 def _is_federated(type_spec: tff.Type) -> bool:
@@ -43,9 +48,10 @@ class Dispatcher:
     """Runs a computation, as a context's method of this name."""
     # Hashing a computation serializes it: the identity is enough, as long as
     # the computation is kept alive beside its compiled form.
-    if id(comp) not in self._compiled:
-      self._compiled[id(comp)] = (comp, self._compile(comp))
-    return self._compiled[id(comp)][1](arg)
+    with interrupts.kept():
+      if id(comp) not in self._compiled:
+        self._compiled[id(comp)] = (comp, self._compile(comp))
+      return self._compiled[id(comp)][1](arg)
 
   def _compile(self, comp: tff.Computation) -> Callable[[Any], Any]:
     try:

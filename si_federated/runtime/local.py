@@ -23,6 +23,7 @@ from tensorflow_federated.python.core.impl.context_stack import (
 
 from si_federated.runtime import (
   dispatch,
+  interrupts,
   memory,
   rounds,
   tensorflow_function,
@@ -69,6 +70,7 @@ def _in_order(
 def _await_first(pending: Sequence[concurrent.futures.Future]) -> None:
   """Waits for the first of them, or until one raises, and raises that."""
   while not pending[0].done():
+    interrupts.check()
     running = [future for future in pending if not future.done()]
     done, _ = concurrent.futures.wait(
       running, return_when=concurrent.futures.FIRST_COMPLETED

@@ -22,7 +22,7 @@ import os, subprocess, sys
 from experiments.benchmarking import protocol
 
 def start(settings):
-  print('a library prints this')
+  print('a library prints this', flush=True)
   if settings.get('fail'):
     raise ValueError('no such thing')
   sleeper = subprocess.Popen(['sleep', '600'])

@@ -240,7 +240,7 @@ def _is_good(client):
 
 
 def test_memory_holds_a_window_of_clients_not_the_cohort(process, local, state):
-  """Datasets and updates alive at once, however many clients there are."""
+  """Here of datasets, in the next test of updates."""
   alive: weakref.WeakSet = weakref.WeakSet()
   most, drawn, lock = 0, 0, threading.Lock()
 
