@@ -50,6 +50,13 @@ def main() -> None:
     f'{summary["secs_total"]:.0f} s of training; validation perplexity '
     f'{final["eval/perplexity"]:.1f}, accuracy {final["eval/accuracy"]:.3f}'
   )
+  privacy = summary['privacy']
+  if privacy['private']:
+    simulated = ' (simulated)' if privacy['simulated'] else ''
+    print(
+      f'Privacy{simulated}: epsilon {privacy["epsilon"]:.3f} at delta '
+      f'{privacy["delta"]:.3g}; see privacy.json for what it covers.'
+    )
   print(f'Results are in {os.path.join(root, config.experiment_name)}.')
 
 

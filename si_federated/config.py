@@ -182,6 +182,15 @@ class ExperimentConfig:
   num_validation_examples: int = 10000
   rounds_per_eval: int = 20
   rounds_per_checkpoint: int = 20
+  participation: ComponentSpec = ComponentSpec('uniform')
+  clip_norm: Union[float, None] = None
+  noise_multiplier: Union[float, None] = None
+  target_epsilon: Union[float, None] = None
+  delta: Union[float, None] = None
+  min_separation: Union[int, None] = None
+  max_participations: Union[int, None] = None
+  noise_cohort_size: Union[int, None] = None
+  noise_seed: Union[int, None] = None
   model_seed: int = 0
   client_seed: int = 0
 
@@ -224,6 +233,32 @@ class ExperimentConfig:
       raise ConfigError(
         '--server_momentum must be at least 0 and below 1, found '
         f'{self.server_momentum}.'
+      )
+
+    for name, least, most in (
+      ('clip_norm', 0, None),
+      ('noise_multiplier', None, None),
+      ('target_epsilon', 0, None),
+      ('delta', 0, 1),
+      ('min_separation', 0, None),
+      ('max_participations', 0, None),
+      ('noise_cohort_size', 0, None),
+    ):
+      value = getattr(self, name)
+      if value is not None and not (
+        (value >= 0 if least is None else value > least)
+        and (most is None or value < most)
+      ):
+        raise ConfigError(
+          f'--{name} must be '
+          + ('at least 0' if least is None else f'above {least}')
+          + (f' and below {most}' if most is not None else '')
+          + f', found {value}.'
+        )
+    if self.noise_multiplier is not None and self.target_epsilon is not None:
+      raise ConfigError(
+        '--noise_multiplier and --target_epsilon exclude each other: the one '
+        'follows from the other.'
       )
 
   def to_json(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config
+from si_federated import config, mechanisms
 from si_federated.aggregators import AGGREGATORS
 from si_federated.algorithms import (
   ALGORITHMS,
@@ -19,6 +19,8 @@ from si_federated.algorithms import (
   build_functional_model,
 )
 from si_federated.models import MODELS
+from si_federated.privacy.ledger import Ledger
+from si_federated.privacy.schedules import SCHEDULES, Schedule
 from si_federated.runtime import RUNTIMES, ClientError
 from si_federated.tasks import TASKS, Task, Vocabulary
 from si_federated.training import checkpoints, evaluation, loop, sampling
@@ -35,7 +37,8 @@ _GIVEN = {
     'aggregation_factory',
     'client_weighting',
   ),
-  'aggregator': (),
+  'aggregator': mechanisms.AGGREGATOR_GIVEN,
+  'participation': mechanisms.SCHEDULE_GIVEN,
   'runtime': (),
   'client_optimizer': ('learning_rate',),
   'server_optimizer': ('learning_rate',),
@@ -45,6 +48,7 @@ REGISTRIES: dict[str, dict[str, Callable]] = {
   'model': MODELS,
   'algorithm': ALGORITHMS,
   'aggregator': AGGREGATORS,
+  'participation': SCHEDULES,
   'runtime': RUNTIMES,
   'client_optimizer': OPTIMIZERS,
   'server_optimizer': OPTIMIZERS,
@@ -62,6 +66,7 @@ def check(experiment: config.ExperimentConfig) -> None:
   """
   for flag, registry in REGISTRIES.items():
     getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
+  mechanisms.check(experiment)
 
 
 def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
@@ -89,6 +94,8 @@ class Experiment:
     config: What they were built from.
     task: The data.
     process: TFF's learning process.
+    schedule: Which clients take part in which round.
+    ledger: What they are promised, and what it has cost so far.
     evaluate: Metrics of weights on the validation clients.
     validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
     num_parameters: How many numbers are trained.
@@ -97,6 +104,8 @@ class Experiment:
   config: config.ExperimentConfig
   task: Task
   process: tff.learning.templates.LearningProcess
+  schedule: Schedule
+  ledger: Ledger
   evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
   validation_examples: np.ndarray
   num_parameters: int
@@ -117,14 +126,7 @@ class Experiment:
       )
 
     return sampling.Cohort(
-      sampling.uniform_cohort(
-        num_clients=len(train),
-        clients_per_round=settings.clients_per_round,
-        seed=settings.client_seed,
-        round_num=round_num,
-      ),
-      client_dataset,
-      train.client_id,
+      self.schedule.cohort(round_num), client_dataset, train.client_id
     )
 
 
@@ -191,7 +193,8 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
       f'--clients_per_round={experiment.clients_per_round} is more than the '
       f'{len(task.train)} training clients of {task.name}.'
     )
-  mechanism = _build(experiment, 'aggregator')
+  schedule = mechanisms.build_schedule(experiment, len(task.train))
+  mechanism = mechanisms.build_mechanism(experiment, schedule)
 
   def keras_model_fn() -> tf.keras.Model:
     return build_model(experiment, task.vocabulary.size)
@@ -204,6 +207,14 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     ignored_labels=task.ignored_labels,
     count_tokens=mechanism.client_weighting == 'tokens',
     compute_dtype=experiment.precision,
+  )
+  num_parameters = sum(weight.size for weight in model.initial_weights[0])
+  mechanism = mechanisms.calibrate(
+    experiment,
+    mechanism,
+    delta=mechanisms.default_delta(experiment, len(task.train)),
+    schedule=schedule,
+    dimension=num_parameters,
   )
   process = _build(
     experiment,
@@ -221,9 +232,13 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     config=experiment,
     task=task,
     process=process,
+    schedule=schedule,
+    ledger=mechanisms.build_ledger(
+      experiment, mechanism, num_clients=len(task.train)
+    ),
     evaluate=evaluation.build_evaluation(model=model, examples=examples),
     validation_examples=examples,
-    num_parameters=sum(weight.size for weight in model.initial_weights[0]),
+    num_parameters=num_parameters,
   )
 
 
@@ -270,6 +285,7 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
       process=built.process,
       sample_cohort=built.sample_cohort,
       evaluate=built.evaluate,
+      ledger=built.ledger,
       folder=folder,
       total_rounds=experiment.total_rounds,
       rounds_per_eval=experiment.rounds_per_eval,

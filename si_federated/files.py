@@ -52,3 +52,14 @@ def write_atomically(
   """
   with atomic_file(path) as file:
     file.write(content.encode() if isinstance(content, str) else content)
+
+
+def cache_folder() -> str:
+  """Returns the folder for what takes long to make.
+
+  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`.
+  """
+  base = os.environ.get('XDG_CACHE_HOME', '')
+  if not os.path.isabs(base):  # What the XDG specification asks for.
+    base = os.path.join(os.path.expanduser('~'), '.cache')
+  return os.path.join(base, 'si_federated')

@@ -7,8 +7,9 @@ import dataclasses
 import os
 import sys
 import traceback
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -26,7 +27,9 @@ _HELP = {
   'by default.',
   'model': 'The language model: lstm, cifg or si_cifg.',
   'algorithm': 'The federated learning algorithm: fed_avg.',
-  'aggregator': "How the server combines the clients' updates: mean.",
+  'aggregator': "How the server combines the clients' updates: mean, or "
+  'privately: gaussian, adaptive_gaussian, tree, banded, blt, dense or '
+  'distributed_dp.',
   'runtime': 'Where the clients are simulated: local (in this process, on all '
   "processors), ray (on a cluster) or tff (TFF's own worker process).",
   'precision': 'What the models compute in: float32, or bfloat16 with weights, '
@@ -50,6 +53,26 @@ _HELP = {
   'evaluate on.',
   'rounds_per_eval': 'Evaluate every so many rounds.',
   'rounds_per_checkpoint': 'Save every so many rounds.',
+  'participation': 'Which clients take part in a round: uniform, '
+  'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
+  'of --min_separation rounds), poisson or cyclic_poisson.',
+  'clip_norm': "The most that the L2 norm of a client's update counts, for "
+  'private aggregators.',
+  'noise_multiplier': 'The standard deviation of the noise on the sum of '
+  'updates, relative to --clip_norm; 0 for clipping alone.',
+  'target_epsilon': 'Instead of --noise_multiplier: take the least noise that '
+  'keeps to this epsilon.',
+  'delta': 'The delta of (epsilon, delta) differential privacy; by default the '
+  'number of training clients to the power of -1.1.',
+  'min_separation': 'The promise that two rounds of one client are at least so '
+  'many apart (a difference of 1 is the next round). By default what '
+  '--participation keeps to.',
+  'max_participations': 'The promise that no client takes part more often. By '
+  'default what --participation keeps to.',
+  'noise_cohort_size': 'Simulate the noise of a cohort of this size: privacy '
+  'is then told for such a cohort, as simulated.',
+  'noise_seed': 'Seed of the noise, for a run that can be repeated; by '
+  'default it is secret and random, as real privacy needs.',
   'model_seed': 'Seed of the initial weights.',
   'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
 }
@@ -60,13 +83,26 @@ _ALIASES = {
 }
 
 
-def define_experiment_flags() -> None:
-  """Defines the flags of `ExperimentConfig`, with its defaults."""
+def _number_type(hint: Any) -> Any:
+  """Returns X of both X and `Union[X, None]`."""
+  return next(iter(typing.get_args(hint)), hint)
+
+
+def define_config_flags(names: Iterable[str]) -> None:
+  """Defines some of the flags of `ExperimentConfig`, with its defaults.
+
+  Args:
+    names: Which.
+  """
+  types = typing.get_type_hints(config.ExperimentConfig)
+  names = set(names)
   for field in dataclasses.fields(config.ExperimentConfig):
+    if field.name not in names:
+      continue
     define: Callable[..., Any] = {
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,
-    }.get(type(field.default), flags.DEFINE_string)
+    }.get(_number_type(types[field.name]), flags.DEFINE_string)
     default = (
       None
       if field.default is dataclasses.MISSING
@@ -76,7 +112,15 @@ def define_experiment_flags() -> None:
     )
     define(field.name, default, _HELP[field.name])
   for alias, name in _ALIASES.items():
-    flags.DEFINE_alias(alias, name)
+    if name in names:
+      flags.DEFINE_alias(alias, name)
+
+
+def define_experiment_flags() -> None:
+  """Defines all flags that determine a run, and where it goes."""
+  define_config_flags(
+    field.name for field in dataclasses.fields(config.ExperimentConfig)
+  )
   flags.DEFINE_string(
     'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
   )
@@ -89,8 +133,11 @@ def define_experiment_flags() -> None:
   flags.mark_flag_as_required('experiment_name')
 
 
-def experiment_from_flags() -> config.ExperimentConfig:
+def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
   """Reads the flags.
+
+  Args:
+    **given: Values of what has no flag in this binary and no default.
 
   Returns:
     The configuration.
@@ -99,8 +146,10 @@ def experiment_from_flags() -> config.ExperimentConfig:
     config.ConfigError: If a value does not follow the grammar or is out of its
       range.
   """
-  values = {}
+  values = dict(given)
   for field in dataclasses.fields(config.ExperimentConfig):
+    if field.name not in flags.FLAGS:
+      continue
     value = flags.FLAGS[field.name].value
     if isinstance(field.default, config.ComponentSpec):
       try:
@@ -108,8 +157,8 @@ def experiment_from_flags() -> config.ExperimentConfig:
       except config.ConfigError as error:
         raise config.ConfigError(f'--{field.name}: {error}') from error
     values[field.name] = value
-  address = flags.FLAGS.ray_address
-  if address is not None:
+  address = 'ray_address' in flags.FLAGS and flags.FLAGS.ray_address
+  if address:
     runtime = values['runtime']
     if runtime.name != 'ray':
       raise config.ConfigError(

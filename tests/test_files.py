@@ -22,3 +22,12 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     raise RuntimeError
   assert path.read_text() == 'old'
   assert os.listdir(tmp_path) == ['a']
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert files.cache_folder() == str(tmp_path / 'si_federated')
+  monkeypatch.setenv('HOME', '/home/someone')
+  for value in ('', 'relative/path'):
+    monkeypatch.setenv('XDG_CACHE_HOME', value)
+    assert files.cache_folder() == '/home/someone/.cache/si_federated'

@@ -28,9 +28,15 @@ _ALLOWED = {
   'training': ({'config', 'files'}, set()),
   'reporting': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
   'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
+  'mechanisms': (
+    {'config', 'files', 'aggregators', 'privacy'},
+    {'absl', 'tensorflow'},
+  ),
   'experiment': (
     {
       'config',
+      'mechanisms',
+      'privacy',
       'aggregators',
       'algorithms',
       'models',
@@ -41,7 +47,14 @@ _ALLOWED = {
     {'absl'},
   ),
 }
-_BINARIES_MAY = {'config', 'flags', 'experiment', 'reporting', 'files'}
+_BINARIES_MAY = {
+  'config',
+  'flags',
+  'mechanisms',
+  'experiment',
+  'reporting',
+  'files',
+}
 
 
 def _imports(path):

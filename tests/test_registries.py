@@ -73,10 +73,34 @@ def test_algorithms(name):
   _train_a_round(_build(algorithm=name))
 
 
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['aggregator']))
 @pytest.mark.parametrize('weighting', ['tokens', 'examples', 'uniform'])
-def test_aggregators(name, weighting):
-  _train_a_round(_build(aggregator=f'{name}:weighting={weighting}'))
+def test_mean(weighting):
+  _train_a_round(_build(aggregator=f'mean:weighting={weighting}'))
+
+
+@pytest.mark.parametrize(
+  'name', sorted(set(experiment.REGISTRIES['aggregator']) - {'mean'})
+)
+def test_private_aggregators(name):
+  built = _build(
+    aggregator=name + (':count_noise=1' if name == 'adaptive_gaussian' else ''),
+    participation='fixed_cycles',
+    clip_norm=0.5,
+    noise_multiplier=0.5,
+    total_rounds=4,
+  )
+  _train_a_round(built)
+  built.ledger.record(1, built.sample_cohort(1).clients)
+  assert 0 < built.ledger.epsilon() < np.inf
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['participation']))
+def test_participation(name):
+  built = _build(participation=name, min_separation=3, total_rounds=4)
+  _train_a_round(built)
+  contract = built.schedule.contract(4)
+  assert contract.rounds == 4
+  assert built.ledger.epsilon() == np.inf
 
 
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['runtime']))

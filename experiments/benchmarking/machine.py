@@ -6,6 +6,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from typing import Any, Dict
 
 _PACKAGES = (
@@ -35,6 +37,21 @@ def _field(path: str, name: str) -> str:
   except OSError:
     pass
   return 'unknown'
+
+
+def peak_memory() -> int:
+  """Returns the most memory that this process has had, in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak * (1 if sys.platform == 'darwin' else 1024)
+
+
+def resident_memory() -> int:
+  """Returns the memory that this process has now, or has had at most."""
+  try:
+    with open('/proc/self/statm', encoding='ascii') as file:
+      return int(file.read().split()[1]) * resource.getpagesize()
+  except OSError:
+    return peak_memory()
 
 
 def facts() -> Dict[str, Any]:

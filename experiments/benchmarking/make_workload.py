@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments.benchmarking import ours, protocol, workload
 from si_federated import tasks
-from si_federated.training import sampling
 
 
 def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
@@ -21,11 +20,8 @@ def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
       f'Task {settings.task} has {len(task.vocabulary.words)} words, not '
       f'{settings.num_words}; choose a larger one.'
     )
-  chosen = sampling.uniform_cohort(
-    num_clients=len(task.train),
-    clients_per_round=settings.clients_per_round,
-    seed=settings.seed,
-    round_num=0,
+  chosen = np.random.default_rng([settings.seed, 0]).choice(
+    len(task.train), settings.clients_per_round, replace=False
   )
   return [
     task.train.training_examples(

@@ -11,6 +11,18 @@ from experiments.benchmarking import workload
 
 CONTESTANTS = ('local', 'ray', 'tff', 'fedjax', 'pfl')
 MODELS = ('lstm', 'cifg', 'si_cifg')
+# The first clips alone.
+MECHANISMS = (
+  'gaussian:noise_multiplier=0',
+  'gaussian',
+  'adaptive_gaussian',
+  'tree',
+  'banded',
+  'banded:keep_rows=false',
+  'blt:num_buffers=4',
+  'dense',
+  'distributed_dp',
+)
 
 
 @dataclasses.dataclass
@@ -28,6 +40,13 @@ class Plan:
     rate_seconds: How long a rate is measured.
     cohort_sizes: The cohorts of the section on memory.
     starts: How often a fresh start is measured.
+    noise_models: The models of the section on noise, as in `--model`.
+    noise_mechanisms: The mechanisms, as in `--aggregator`; options here may
+      also set what flags of their own set there.
+    noise_vocab_size: The models' number of ids.
+    noise_rounds: How many rounds the mechanisms are made for.
+    noise_dense_rounds: The same of the dense one, slow to optimise.
+    noise_rows: Rounds that make more rows of z are not measured.
     environment: Variables for our own child processes.
     records: What was found, as JSON lines.
     notes: What a reader must know beside the tables.
@@ -43,6 +62,13 @@ class Plan:
   rate_seconds: float = 1.0
   cohort_sizes: Tuple[int, ...] = (10, 100, 1000)
   starts: int = 2
+  # Of 4.70 and 18.79 million parameters.
+  noise_models: Tuple[str, ...] = ('cifg:size=small', 'cifg:size=large')
+  noise_mechanisms: Tuple[str, ...] = MECHANISMS
+  noise_vocab_size: int = 4004
+  noise_rounds: int = 2048
+  noise_dense_rounds: int = 128
+  noise_rows: int = 8
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
   records: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
   notes: List[str] = dataclasses.field(default_factory=list)

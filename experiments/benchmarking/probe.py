@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarking import ours, protocol, workload
+from experiments.benchmarking import machine, ours, protocol, workload
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
@@ -27,8 +25,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
   state = process.next(state, cohort).state
 
   def peak_memory() -> dict[str, int]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {'bytes': peak * (1 if sys.platform == 'darwin' else 1024)}
+    return {'bytes': machine.peak_memory()}
 
   def empty_client() -> dict[str, float]:
     empty = make_cohort([np.empty([0, sentences.shape[1]], np.int32)])

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.benchmarking import (
   flops,
+  noise,
   protocol,
   steps,
   table,
@@ -206,4 +207,5 @@ SECTIONS: dict[str, Callable[[Plan], Sequence[str]]] = {
   'limit': measure_limit,
   'memory': measure_memory,
   'startup': measure_startup,
+  'noise': noise.measure_noise,
 }

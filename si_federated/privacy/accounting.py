@@ -95,6 +95,18 @@ class PrivacyRecord:
         'takes at least as many groups as bands.'
       )
 
+  def is_variant_of(self, other: Any) -> bool:
+    """Tells whether only noise multiplier and amplification may differ.
+
+    Args:
+      other: Another record.
+    """
+    return (
+      isinstance(other, PrivacyRecord)
+      and other.strategy is self.strategy
+      and other.contract == self.contract
+    )
+
   @functools.cached_property
   def sensitivity(self) -> sensitivity.Sensitivity:
     """Of the strategy under the contract, relative to the clip norm."""
@@ -152,7 +164,7 @@ class PrivacyRecord:
     Raises:
       ValueError: If delta or the method is unknown.
     """
-    _check_delta(delta)
+    check_delta(delta)
     if method not in METHODS:
       raise ValueError(f'method is {method!r}; known are exact and rdp.')
     if not self.noise_multiplier:
@@ -207,7 +219,7 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
     noise: The standard deviation over the sensitivity.
     delta: In (0, 1).
   """
-  _check_delta(delta)
+  check_delta(delta)
   if noise <= 0:
     return math.inf
   loss = privacy_loss_mechanism.GaussianPrivacyLoss(noise)
@@ -225,13 +237,12 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
   )
 
 
-def calibrate(
-  record: PrivacyRecord, *, target_epsilon: float, delta: float
-) -> PrivacyRecord:
+def calibrate(record: Any, *, target_epsilon: float, delta: float) -> Any:
   """Returns the record with the least noise that keeps to an epsilon.
 
   Args:
-    record: The mechanism; its noise multiplier does not count.
+    record: The mechanism, a `PrivacyRecord` or one with a `calibrate` of its
+      own; its noise multiplier does not count.
     target_epsilon: The epsilon to keep to; infinite for no noise.
     delta: In (0, 1).
 
@@ -241,11 +252,13 @@ def calibrate(
   Raises:
     ValueError: If epsilon or delta is out of range, or no noise is enough.
   """
-  _check_delta(delta)
+  check_delta(delta)
   if not target_epsilon > 0:
     raise ValueError(f'target_epsilon is {target_epsilon}; it is positive.')
   if math.isinf(target_epsilon):
     return dataclasses.replace(record, noise_multiplier=0.0)
+  if not isinstance(record, PrivacyRecord):
+    return record.calibrate(target_epsilon=target_epsilon, delta=delta)
   if record.amplification is None:
     noise = _gaussian_noise(target_epsilon, delta) * record.sensitivity.value
     return dataclasses.replace(record, noise_multiplier=noise)
@@ -307,6 +320,14 @@ def _accountant(method):
   return pld.PLDAccountant()
 
 
-def _check_delta(delta):
+def check_delta(delta: float) -> None:
+  """Raises unless delta is one.
+
+  Args:
+    delta: In (0, 1).
+
+  Raises:
+    ValueError: If it is not.
+  """
   if not 0 < delta < 1:
     raise ValueError(f'delta is {delta}; it lies between 0 and 1.')

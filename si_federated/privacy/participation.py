@@ -152,8 +152,8 @@ class ParticipationRecorder:
       self._round, max(self._max_participations, 1), separation, cyclic
     )
 
-  def record(self, round_num: int, clients: Iterable[Any]) -> None:
-    """Records the cohort of a round.
+  def check(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Raises if a cohort breaks the contract; records nothing.
 
     Args:
       round_num: The round, from 1 on; rounds must come in increasing order.
@@ -161,8 +161,34 @@ class ParticipationRecorder:
 
     Raises:
       ValueError: If the round is out of order, an id is of another type, or
-        the contract is broken; nothing has been recorded then.
+        the contract is broken.
     """
+    self._checked(round_num, clients)
+
+  def record(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Records the cohort of a round, after the same checks.
+
+    Args:
+      round_num: The round, from 1 on; rounds must come in increasing order.
+      clients: The ids of the cohort, all whole numbers or all strings.
+
+    Raises:
+      ValueError: As `check`; nothing has been recorded then.
+    """
+    ids, self._max_participations, self._min_separation = self._checked(
+      round_num, clients
+    )
+    for client in ids:
+      position = self._positions.setdefault(client, len(self._positions))
+      if position == len(self._counts):
+        self._counts.append(0)
+        self._last.append(0)
+      self._counts[position] += 1
+      self._last[position] = round_num
+    self._round = int(round_num)
+
+  def _checked(self, round_num, clients):
+    """Returns the ids, and what was observed with them."""
     if round_num <= self._round:
       raise ValueError(
         f'Round {round_num} was recorded after round {self._round}; record '
@@ -192,15 +218,7 @@ class ParticipationRecorder:
         self._check(client, round_num, count, distance)
         least = min(least or distance, distance)
       most = max(most, count)
-    for client in ids:
-      position = self._positions.setdefault(client, len(self._positions))
-      if position == len(self._counts):
-        self._counts.append(0)
-        self._last.append(0)
-      self._counts[position] += 1
-      self._last[position] = round_num
-    self._round = int(round_num)
-    self._max_participations, self._min_separation = most, least
+    return ids, most, least
 
   def _check(self, client, round_num, count, distance):
     contract = self._contract

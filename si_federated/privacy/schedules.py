@@ -9,6 +9,7 @@ another order, `cohort(round_num)` is the same. Rounds are numbered from 1.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Optional
 
 import numpy as np
@@ -46,7 +47,7 @@ class Amplification:
       raise ValueError(f'{self.kind} can not have {self.groups} groups.')
 
 
-class _Schedule:
+class Schedule:
   """What all schedules share."""
 
   amplification: Optional[Amplification] = None
@@ -93,7 +94,7 @@ class _Schedule:
     raise NotImplementedError
 
 
-class Uniform(_Schedule):
+class Uniform(Schedule):
   """Uniform without replacement in each round; promises nothing.
 
   A cohort of fixed size earns no amplification, and nothing keeps a client
@@ -110,7 +111,7 @@ class Uniform(_Schedule):
     return participation.Participation(rounds, rounds, 1)
 
 
-class ShuffledEpochs(_Schedule):
+class ShuffledEpochs(Schedule):
   """A new order of all clients each epoch; some are left out if it is uneven.
 
   A client can be last in one epoch and first in the next, so rounds may be
@@ -134,7 +135,7 @@ class ShuffledEpochs(_Schedule):
     return participation.Participation(rounds, epochs, separation)
 
 
-class FixedCycles(_Schedule):
+class FixedCycles(Schedule):
   """One order of the clients, gone through again and again.
 
   Any two rounds of a client are a multiple of `rounds_per_cycle` apart.
@@ -146,7 +147,7 @@ class FixedCycles(_Schedule):
     num_clients: int,
     clients_per_round: int,
     seed: int,
-    rounds_per_cycle: Optional[int] = None,
+    min_separation: Optional[int] = None,
   ):
     """Initializes the schedule.
 
@@ -154,19 +155,17 @@ class FixedCycles(_Schedule):
       num_clients: The size of the population.
       clients_per_round: The size of a cohort.
       seed: The client seed of the experiment.
-      rounds_per_cycle: The separation b; all whole cohorts by default.
+      min_separation: The rounds in a cycle; all whole cohorts by default.
     """
     super().__init__(
       num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
     )
     most = num_clients // clients_per_round
-    self.rounds_per_cycle = (
-      most if rounds_per_cycle is None else rounds_per_cycle
-    )
+    self.rounds_per_cycle = most if min_separation is None else min_separation
     if not 1 <= self.rounds_per_cycle <= most:
       raise ValueError(
         f'{num_clients} clients make at most {most} cohorts of '
-        f'{clients_per_round}; a cycle can not have {rounds_per_cycle} rounds.'
+        f'{clients_per_round}; a cycle can not have {min_separation} rounds.'
       )
     self._order = self._generator().permutation(num_clients)
 
@@ -180,7 +179,7 @@ class FixedCycles(_Schedule):
     return participation.Participation(rounds, -(-rounds // b), b, cyclic=True)
 
 
-class MinSeparation(_Schedule):
+class MinSeparation(Schedule):
   """Random check-in by a device timer, as in Gboard (Xu et al. 2023).
 
   A device is available again `min_separation` rounds after its last
@@ -261,7 +260,7 @@ class MinSeparation(_Schedule):
     )
 
 
-class Poisson(_Schedule):
+class Poisson(Schedule):
   """Each client takes part in each round independently of all else."""
 
   def __init__(self, *, num_clients: int, clients_per_round: int, seed: int):
@@ -283,7 +282,7 @@ class Poisson(_Schedule):
     return participation.Participation(rounds, rounds, 1)
 
 
-class CyclicPoisson(_Schedule):
+class CyclicPoisson(Schedule):
   """Fixed groups take turns; each client of the group joins independently.
 
   The sampling under which banded strategies are amplified (Choquette-Choo et
@@ -291,7 +290,12 @@ class CyclicPoisson(_Schedule):
   """
 
   def __init__(
-    self, *, num_clients: int, clients_per_round: int, seed: int, groups: int
+    self,
+    *,
+    num_clients: int,
+    clients_per_round: int,
+    seed: int,
+    min_separation: int,
   ):
     """Initializes the schedule.
 
@@ -299,24 +303,24 @@ class CyclicPoisson(_Schedule):
       num_clients: The size of the population.
       clients_per_round: The mean size of a cohort.
       seed: The client seed of the experiment.
-      groups: The number of groups, which is the separation b; at least the
-        number of bands of the strategy.
+      min_separation: The number of groups; at least the number of bands of
+        the strategy.
     """
     super().__init__(
       num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
     )
-    if not 1 <= groups <= num_clients // clients_per_round:
+    if not 1 <= min_separation <= num_clients // clients_per_round:
       raise ValueError(
-        f'{num_clients} clients in {groups} groups leave fewer than '
+        f'{num_clients} clients in {min_separation} groups leave fewer than '
         f'{clients_per_round} in a group; take at most '
         f'{num_clients // clients_per_round} groups.'
       )
-    self._groups = groups
+    self._groups = min_separation
     # Theorem 4 has groups of one size: those who don't fit are left out.
-    self._group_size = num_clients // groups
+    self._group_size = num_clients // min_separation
     self._order = self._generator().permutation(num_clients)
     self.amplification = Amplification(
-      'cyclic_poisson', clients_per_round / self._group_size, groups
+      'cyclic_poisson', clients_per_round / self._group_size, min_separation
     )
 
   def _cohort(self, round_num):
@@ -331,3 +335,13 @@ class CyclicPoisson(_Schedule):
     return participation.Participation(
       rounds, -(-rounds // self._groups), self._groups, cyclic=True
     )
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+  'uniform': Uniform,
+  'shuffled_epochs': ShuffledEpochs,
+  'fixed_cycles': FixedCycles,
+  'min_separation': MinSeparation,
+  'poisson': Poisson,
+  'cyclic_poisson': CyclicPoisson,
+}

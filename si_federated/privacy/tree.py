@@ -191,13 +191,15 @@ def square_sensitivity(
     # Taking part in all rounds is the worst, as each node's sum only grows.
     sums = node_sizes(steps, complete)
     return float(sums @ sums)
-  program = _Program(contract.participations, contract.min_separation)
-  total = None
-  for i, size in enumerate(steps):
-    table = program.tree(size, complete, i == 0, i == len(steps) - 1)
-    total = table if total is None else program.join(total, table)
-  assert total is not None
+  program = _program(contract.participations, contract.min_separation)
+  total = program.row(tuple(steps), complete, last=True)
   return float(max(table[0, -1] for table in total))
+
+
+@functools.lru_cache(maxsize=2)
+def _program(most: int, separation: int) -> _Program:
+  """Returns a program, the same one while a run goes on round by round."""
+  return _Program(most, separation)
 
 
 class _Program:
@@ -214,8 +216,23 @@ class _Program:
     self._most = most
     self._b = separation
     self._full = functools.lru_cache(maxsize=None)(self._full_uncached)
+    self._tree = functools.lru_cache(maxsize=16)(self._tree_uncached)
+    self._before = functools.lru_cache(maxsize=16)(self.row)
 
-  def tree(self, size: int, complete: bool, first: bool, last: bool):
+  def row(self, steps: tuple[int, ...], complete: bool, *, last: bool):
+    """Returns the table of the first trees.
+
+    Args:
+      steps: The rounds of each of them.
+      complete: Whether they are completed with virtual rounds.
+      last: Whether there are no others.
+    """
+    table = self._tree(steps[-1], complete, len(steps) == 1, last)
+    if len(steps) == 1:
+      return table
+    return self.join(self._before(steps[:-1], complete, last=False), table)
+
+  def _tree_uncached(self, size: int, complete: bool, first: bool, last: bool):
     """Returns the table of one tree."""
     if complete:
       return self._part(size, 1 << (size - 1).bit_length(), first, last)

@@ -6,13 +6,13 @@ import hashlib
 import os
 from typing import Sequence
 
+from si_federated import files
 from si_federated.tasks import docstring_mining
 from si_federated.tasks.splits import split_of
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
 from si_federated.tasks.token_files import (
   TokenStore,
-  cache_folder,
   open_or_build,
   progress_bar,
 )
@@ -49,7 +49,7 @@ def docstrings(
   """
   check_sizes(vocab_size, sequence_length)
   store = open_corpus(
-    data_dir or cache_folder(),
+    data_dir or files.cache_folder(),
     docstring_mining.installation_roots(),
     min_sentences=min_sentences,
   )

@@ -10,12 +10,12 @@ import os
 import tarfile
 from typing import Iterator, Mapping
 
+from si_federated import files
 from si_federated.tasks.client_database import ClientDatabase
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
 from si_federated.tasks.token_files import (
-  cache_folder,
   open_or_build,
   progress_bar,
 )
@@ -99,7 +99,7 @@ def _store_folder(database: str) -> str:
   if os.path.isdir(beside) or os.access(os.path.dirname(database), os.W_OK):
     return beside
   name = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
-  return os.path.join(cache_folder(), f'stackoverflow-{name}')
+  return os.path.join(files.cache_folder(), f'stackoverflow-{name}')
 
 
 def _find_counts(folder: str) -> str | None:

@@ -178,14 +178,6 @@ def open_or_build(
     ) from error
 
 
-def cache_folder() -> str:
-  """Returns where stores are kept: `$XDG_CACHE_HOME` or `~/.cache`."""
-  base = os.environ.get('XDG_CACHE_HOME', '')
-  if not os.path.isabs(base):  # What the XDG specification asks for.
-    base = os.path.join(os.path.expanduser('~'), '.cache')
-  return os.path.join(base, 'si_federated')
-
-
 def progress_bar(
   items: Iterable[_T], *, total: int, label: str
 ) -> Iterable[_T]:

@@ -4,18 +4,63 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Optional, Protocol
 
+import numpy as np
 import tensorflow_federated as tff
 import tree
 
+from si_federated.training import checkpoints, run_folder
 from si_federated.training import progress as progress_lib
-from si_federated.training import run_folder
+
+_MEASUREMENTS = ('clip_norm', 'clip_fraction', 'nonfinite_updates')
+
+
+class Cohort(Protocol):
+  """The datasets of a round's clients."""
+
+  @property
+  def clients(self) -> list[int]:
+    """The clients' indices."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, position: Any) -> Any: ...
+
+
+class Ledger(Protocol):
+  """What keeps account of privacy, as `privacy.ledger.Ledger` does."""
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What determines privacy, as plain values."""
+
+  def check(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Raises ValueError if a cohort breaks the contract."""
+
+  def record(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Enters the cohort of a complete round."""
+
+  def notices(self) -> list[str]:
+    """Returns what whoever starts the run should know."""
+
+  def row(self) -> dict[str, float]:
+    """Returns columns of the metrics."""
+
+  def summary(self) -> dict[str, Any]:
+    """Returns all that is known, as plain values."""
+
+  def state(self) -> dict[str, np.ndarray]:
+    """Returns arrays that restore it."""
+
+  def restore(self, state: dict[str, np.ndarray]) -> None:
+    """Goes back to a state."""
 
 
 @contextlib.contextmanager
@@ -49,17 +94,55 @@ class _Complete:
   secs_total: float
   last_eval: dict[str, float]
   best: dict[str, float]
+  ledger: dict[str, np.ndarray]
+
+
+def _restore_ledger(
+  ledger: Optional[Ledger], facts: dict[str, Any], folder: str
+) -> None:
+  """Takes up the ledger of a checkpoint."""
+  if ledger is None or 'ledger' not in facts:
+    return
+  # JSON makes lists of tuples.
+  mine, theirs = json.loads(json.dumps(ledger.facts)), facts['privacy']
+  differences = [
+    f'{key}: {theirs.get(key)} there, {mine.get(key)} here'
+    for key in sorted(set(mine) | set(theirs))
+    if mine.get(key) != theirs.get(key)
+  ]
+  if differences:
+    raise checkpoints.CheckpointError(
+      f'The checkpoint in {folder} was made under another promise of privacy '
+      f'({"; ".join(differences)}); go on with that one, or start anew under '
+      'another --experiment_name.'
+    )
+  ledger.restore(
+    {key: np.array(value) for key, value in facts['ledger'].items()}
+  )
+
+
+def _measurements(output: Any) -> dict[str, float]:
+  """Returns what a private aggregator has measured."""
+  measured = output.metrics.get('aggregator')
+  if not isinstance(measured, dict):
+    return {}
+  return {
+    f'train/{name}': float(measured[name])
+    for name in _MEASUREMENTS
+    if name in measured
+  }
 
 
 def run(
   *,
   process: tff.learning.templates.LearningProcess,
-  sample_cohort: Callable[[int], Sequence[Any]],
+  sample_cohort: Callable[[int], Cohort],
   evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]],
   folder: run_folder.RunFolder,
   total_rounds: int,
   rounds_per_eval: int,
   rounds_per_checkpoint: int,
+  ledger: Optional[Ledger] = None,
 ) -> dict[str, Any]:
   """Runs the rounds that are still to be run, and keeps their results.
 
@@ -77,6 +160,7 @@ def run(
       the last round.
     rounds_per_checkpoint: How often to save; always after the last round and
       when interrupted.
+    ledger: Checks each cohort before it trains, and keeps account of it.
 
   Returns:
     The summary, which is also written to the folder.
@@ -84,11 +168,15 @@ def run(
   Raises:
     KeyboardInterrupt: If interrupted by Ctrl-C or SIGTERM, after the state of
       the last complete round was saved.
-    checkpoints.CheckpointError: If checkpoints are there, but none is usable.
+    checkpoints.CheckpointError: If checkpoints are there, but none is usable,
+      or the newest was made under another promise of privacy.
+    ValueError: If a cohort breaks the ledger's contract; nothing of it was
+      used, and the rounds before are saved.
   """
   initial_state = process.initialize()
   state, round_num, facts = folder.checkpoints.restore(initial_state)
   resumed = bool(facts)
+  _restore_ledger(ledger, facts, folder.path)
   weights = initial_state.global_model_weights
   bytes_down = _num_bytes(weights)
   bytes_up = _num_bytes(weights.trainable)
@@ -100,6 +188,7 @@ def run(
     facts.get('secs_total', 0.0),
     facts.get('last_eval', {}),
     facts.get('best', {}),
+    ledger.state() if ledger is not None else {},
   )
   saved_round = complete.round_num
 
@@ -118,6 +207,12 @@ def run(
       best = {'perplexity': value, 'round_num': round_num}
     return last_eval, best
 
+  def ledger_facts():
+    if ledger is None:
+      return {}
+    state = {key: array.tolist() for key, array in complete.ledger.items()}
+    return {'privacy': ledger.facts, 'ledger': state}
+
   def save():
     nonlocal saved_round
     if saved_round != complete.round_num:
@@ -128,6 +223,7 @@ def run(
           'secs_total': complete.secs_total,
           'last_eval': complete.last_eval,
           'best': complete.best,
+          **ledger_facts(),
         },
       )
       saved_round = complete.round_num
@@ -136,17 +232,23 @@ def run(
     _terminate_as_interrupt(),
     progress_lib.Progress(total_rounds, start_round=round_num) as progress,
   ):
+    for notice in ledger.notices() if ledger is not None else ():
+      progress.message(notice)
     if resumed:
       progress.message(f'Going on from round {round_num}.')
     try:
       if not resumed:
         row: dict[str, float] = {'secs_total': 0.0}
+        if ledger is not None:
+          row.update(ledger.row())
         last_eval, best = evaluate_after(0, state, row)
         folder.write_metrics(0, row)
-        complete = _Complete(state, 0, 0.0, last_eval, best)
+        complete = _Complete(state, 0, 0.0, last_eval, best, complete.ledger)
         save()
       for round_num in range(complete.round_num + 1, total_rounds + 1):
         cohort = sample_cohort(round_num)
+        if ledger is not None:
+          ledger.check(round_num, cohort.clients)
         start = time.monotonic()
         output = process.next(complete.state, cohort)
         secs = time.monotonic() - start
@@ -156,6 +258,7 @@ def run(
             f'train/{key}': float(value)
             for key, value in output.metrics['client_work']['train'].items()
           },
+          **_measurements(output),
           'round_secs': secs,
           'secs_total': secs_total,
           'clients_per_sec': len(cohort) / secs,
@@ -165,9 +268,17 @@ def run(
         last_eval, best = complete.last_eval, complete.best
         if round_num % rounds_per_eval == 0 or round_num == total_rounds:
           last_eval, best = evaluate_after(round_num, output.state, row)
+        if ledger is not None:
+          ledger.record(round_num, cohort.clients)
+          row.update(ledger.row())
         folder.write_metrics(round_num, row)
         complete = _Complete(
-          output.state, round_num, secs_total, last_eval, best
+          output.state,
+          round_num,
+          secs_total,
+          last_eval,
+          best,
+          ledger.state() if ledger is not None else {},
         )
         progress.update(
           round_num,
@@ -182,6 +293,9 @@ def run(
       save()
       progress.message(f'Interrupted; round {complete.round_num} is saved.')
       raise
+    except Exception:
+      save()
+      raise
   summary = {
     'rounds': complete.round_num,
     'secs_total': complete.secs_total,
@@ -191,5 +305,11 @@ def run(
     'best': complete.best,
     'final': complete.last_eval,
   }
+  if ledger is not None:
+    privacy = ledger.summary()
+    folder.write_json('privacy.json', privacy)
+    summary['privacy'] = {
+      key: privacy[key] for key in ('epsilon', 'delta', 'private', 'simulated')
+    }
   folder.write_json('summary.json', summary)
   return summary

@@ -6,7 +6,9 @@ ROOT/EXPERIMENT/
   vocabulary.txt  one word a line
   metrics.csv     a row a round
   logdir/         TensorBoard
-  checkpoints/    the newest states
+  checkpoints/    the newest states; the seed of the noise, too, so secret if
+                  the run is private
+  privacy.json    who took part, with what noise, and what that guarantees
   summary.json    the end result
 """
 
@@ -32,6 +34,9 @@ COLUMNS = (
   'train/accuracy_no_oov',
   'train/accuracy_no_oov_no_eos',
   'train/num_tokens',
+  'train/clip_norm',
+  'train/clip_fraction',
+  'train/nonfinite_updates',
   'eval/loss',
   'eval/perplexity',
   'eval/accuracy',
@@ -43,6 +48,7 @@ COLUMNS = (
   'clients_per_sec',
   'bytes_up_per_client',
   'bytes_down_per_client',
+  'privacy/epsilon',
 )
 
 

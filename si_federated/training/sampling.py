@@ -1,4 +1,4 @@
-"""Which clients take part in a round."""
+"""The data of the clients that take part in a round."""
 
 from __future__ import annotations
 
@@ -7,33 +7,6 @@ from typing import Union
 
 import numpy as np
 import tensorflow as tf
-
-
-def uniform_cohort(
-  *, num_clients: int, clients_per_round: int, seed: int, round_num: int
-) -> np.ndarray:
-  """Draws a cohort uniformly without replacement.
-
-  Args:
-    num_clients: The size of the population.
-    clients_per_round: The size of the cohort.
-    seed: The client seed of the experiment.
-    round_num: The round; nothing else than it and the seed is a source of
-      randomness, so a resumed run has the schedule of an uninterrupted one.
-
-  Returns:
-    The clients' indices, shape `[clients_per_round]`.
-
-  Raises:
-    ValueError: If the cohort is larger than the population.
-  """
-  if clients_per_round > num_clients:
-    raise ValueError(
-      f'A cohort of {clients_per_round} clients needs a population of that '
-      f'size; the training split has {num_clients}.'
-    )
-  generator = np.random.default_rng([seed, round_num])
-  return generator.choice(num_clients, clients_per_round, replace=False)
 
 
 def data_seed(*, seed: int, round_num: int) -> int:
@@ -62,6 +35,11 @@ class Cohort(Sequence):
     self._clients = clients
     self._client_dataset = client_dataset
     self._client_id = client_id
+
+  @property
+  def clients(self) -> list[int]:
+    """The clients' indices."""
+    return [int(client) for client in self._clients]
 
   def __len__(self) -> int:
     return len(self._clients)

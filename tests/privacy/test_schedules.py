@@ -11,7 +11,7 @@ _SCHEDULES = {
   'epochs': lambda seed: schedules.ShuffledEpochs(**_SIZES, seed=seed),
   'cycles': lambda seed: schedules.FixedCycles(**_SIZES, seed=seed),
   'short_cycles': lambda seed: schedules.FixedCycles(
-    **_SIZES, seed=seed, rounds_per_cycle=7
+    **_SIZES, seed=seed, min_separation=7
   ),
   'separation': lambda seed: schedules.MinSeparation(
     **_SIZES, seed=seed, min_separation=8
@@ -21,7 +21,7 @@ _SCHEDULES = {
   ),
   'poisson': lambda seed: schedules.Poisson(**_SIZES, seed=seed),
   'cyclic_poisson': lambda seed: schedules.CyclicPoisson(
-    **_SIZES, seed=seed, groups=7
+    **_SIZES, seed=seed, min_separation=7
   ),
 }
 
@@ -140,10 +140,10 @@ def test_check_in_that_runs_dry_says_so():
   [
     (lambda **k: schedules.Uniform(**{**k, 'clients_per_round': 99}), 'size'),
     (lambda **k: schedules.Uniform(**{**k, 'clients_per_round': 0}), 'needs'),
-    (lambda **k: schedules.FixedCycles(**k, rounds_per_cycle=13), 'at most 12'),
+    (lambda **k: schedules.FixedCycles(**k, min_separation=13), 'at most 12'),
     (lambda **k: schedules.MinSeparation(**k, min_separation=13), 'at most 12'),
     (lambda **k: schedules.MinSeparation(**k, min_separation=0), 'at least 1'),
-    (lambda **k: schedules.CyclicPoisson(**k, groups=13), 'at most 12'),
+    (lambda **k: schedules.CyclicPoisson(**k, min_separation=13), 'at most 12'),
   ],
 )
 def test_impossible_schedules_are_refused(make, message):

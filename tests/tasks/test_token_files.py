@@ -13,7 +13,6 @@ import time
 import numpy as np
 import pytest
 
-from si_federated.tasks import token_files
 from si_federated.tasks.token_files import (
   TokenStoreError,
   build_store,
@@ -237,12 +236,3 @@ def test_folders_without_a_lock_are_removed_when_old(folder, monkeypatch):
   os.utime(left, (old, old))
   build_store(folder + '2', fill, key='k')
   assert not os.path.exists(left)
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  assert token_files.cache_folder() == str(tmp_path / 'si_federated')
-  monkeypatch.setenv('HOME', '/home/someone')
-  for value in ('', 'relative/path'):
-    monkeypatch.setenv('XDG_CACHE_HOME', value)
-    assert token_files.cache_folder() == '/home/someone/.cache/si_federated'

@@ -14,6 +14,8 @@ import pytest
 import tensorflow_federated as tff
 
 from si_federated import config
+from si_federated.privacy import Participation, PrivacyRecord, strategies
+from si_federated.privacy.ledger import Ledger
 from si_federated.training import loop, run_folder
 
 _TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
@@ -76,18 +78,34 @@ def _evaluate(weights):
   }
 
 
-def _run(path, process=None, evaluate=_evaluate, total_rounds=10):
+class _Cohort(list):
+  """Client n has the data n."""
+
+  @property
+  def clients(self):
+    return list(self)
+
+
+def _run(
+  path,
+  process=None,
+  evaluate=_evaluate,
+  total_rounds=10,
+  sample_cohort=lambda round_num: _Cohort([round_num, 2 * round_num]),
+  ledger=None,
+):
   folder = run_folder.RunFolder(path)
   folder.open(config.ExperimentConfig('x'))
   try:
     return loop.run(
       process=process or _Process(),
-      sample_cohort=lambda round_num: [round_num, 2 * round_num],
+      sample_cohort=sample_cohort,
       evaluate=evaluate,
       folder=folder,
       total_rounds=total_rounds,
       rounds_per_eval=4,
       rounds_per_checkpoint=3,
+      ledger=ledger,
     )
   finally:
     folder.close()
@@ -279,3 +297,118 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(config.ConfigError, match='garbled'):
     run_folder.read_config(tmp_path)
+
+
+def _ledger(noise_multiplier=2.0, max_participations=3, **facts):
+  contract = Participation(10, max_participations, 4)
+  return Ledger(
+    mechanism='gaussian',
+    delta=1e-5,
+    contract=contract,
+    record=PrivacyRecord(strategies.identity(10), noise_multiplier, contract),
+    facts={'clip_norm': 1.0, **facts},
+    unnoised=['train/loss'],
+  )
+
+
+def _five_in_turn(round_num):
+  return _Cohort([round_num % 5, 100 + round_num])
+
+
+def test_epsilon_is_that_of_the_participation_so_far(tmp_path):
+  _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
+  rows = _rows(tmp_path)
+  assert rows[0]['privacy/epsilon'] == '0.0'
+  # One participation up to round 5, two from round 6 on, when client 1 is back.
+  once, twice = (
+    PrivacyRecord(
+      strategies.identity(10), 2.0, Participation(10, k, 5)
+    ).epsilon(1e-5)
+    for k in (1, 2)
+  )
+  found = [float(row['privacy/epsilon']) for row in rows[1:]]
+  np.testing.assert_allclose(found, [once] * 5 + [twice] * 5, rtol=1e-6)
+  privacy = json.loads((tmp_path / 'privacy.json').read_text())
+  assert privacy['epsilon'] == pytest.approx(twice)
+  assert privacy['observed'] == {
+    'rounds': 10,
+    'clients': 15,
+    'max_participations': 2,
+    'min_separation': 5,
+  }
+  assert privacy['contract']['max_participations'] == 3
+  assert privacy['promised']['epsilon'] > privacy['epsilon']
+  assert privacy['released_without_noise'] == ['train/loss']
+  assert privacy['private'] and not privacy['simulated']
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert summary['privacy']['epsilon'] == privacy['epsilon']
+
+
+def test_a_cohort_that_breaks_the_contract_is_not_used(tmp_path):
+  process = _Process()
+  with pytest.raises(ValueError, match='Client 1 takes part in round 8'):
+    _run(
+      tmp_path,
+      process,
+      sample_cohort=lambda r: _Cohort([1] if r in (5, 8) else [10 + r]),
+      ledger=_ledger(),
+    )
+  assert process.rounds[-1] == 7
+  # The rounds before are saved, though no checkpoint was due.
+  assert _last_weights(tmp_path)[0] == 'round_000007.npz'
+  assert _rows(tmp_path)[-1]['round_num'] == '7'
+
+
+def test_a_resumed_ledger_is_that_of_an_uninterrupted_run(tmp_path):
+  _run(tmp_path / 'whole', sample_cohort=_five_in_turn, ledger=_ledger())
+  with pytest.raises(KeyboardInterrupt):
+    _run(
+      tmp_path / 'x',
+      _Process(interrupt_in=8),
+      sample_cohort=_five_in_turn,
+      ledger=_ledger(),
+    )
+  assert not (tmp_path / 'x' / 'privacy.json').exists()
+  _run(tmp_path / 'x', sample_cohort=_five_in_turn, ledger=_ledger())
+  assert _rows(tmp_path / 'x') == _rows(tmp_path / 'whole')
+  files = [
+    (tmp_path / name / 'privacy.json').read_text() for name in ('x', 'whole')
+  ]
+  assert files[0] == files[1]
+
+
+def test_an_interrupt_in_an_evaluation_leaves_its_round_out(tmp_path):
+  calls = []
+
+  def evaluate(weights):
+    calls.append(1)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return _evaluate(weights)
+
+  with pytest.raises(KeyboardInterrupt):
+    _run(
+      tmp_path,
+      evaluate=evaluate,
+      sample_cohort=_five_in_turn,
+      ledger=_ledger(),
+    )
+  _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
+  assert len(_rows(tmp_path)) == 11
+
+
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    ({'noise_multiplier': 3.0}, 'noise_multiplier: 2.0 there, 3.0 here'),
+    ({'max_participations': 2}, 'contract'),
+    ({'clip_norm': 0.5}, 'clip_norm: 1.0 there, 0.5 here'),
+    ({'participation': 'poisson'}, 'participation: None there, poisson here'),
+  ],
+)
+def test_a_checkpoint_of_another_promise_is_refused(tmp_path, changed, message):
+  _run(tmp_path, total_rounds=6, sample_cohort=_five_in_turn, ledger=_ledger())
+  before = (tmp_path / 'metrics.csv').read_text()
+  with pytest.raises(ValueError, match=message):
+    _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger(**changed))
+  assert (tmp_path / 'metrics.csv').read_text() == before

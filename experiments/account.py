@@ -1,0 +1,179 @@
+"""Tells what privacy a mechanism gives, or what noise a budget needs.
+
+No training and no data. What it prints is JSON; below it, with --compare, a
+table of mechanisms at equal privacy. DP-FTRL with trees as Gboard had it:
+
+  python -m experiments.account --aggregator=tree --noise_multiplier=7 \\
+    --total_rounds=2000 --max_participations=6 --min_separation=314 \\
+    --delta=1e-10
+
+The noise that a budget needs, and how the mechanisms compare in that setting:
+
+  python -m experiments.account --aggregator=blt --target_epsilon=8 \\
+    --total_rounds=2048 --max_participations=6 --min_separation=342 \\
+    --delta=1e-6 --compare
+
+Flags are those of experiments.train. Poisson sampling, which amplifies privacy,
+takes --participation=poisson with --clients_per_round and --num_clients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+
+from si_federated import config, files, flags
+
+_NAMES = (
+  'aggregator',
+  'participation',
+  'clients_per_round',
+  'total_rounds',
+  'clip_norm',
+  'noise_multiplier',
+  'target_epsilon',
+  'delta',
+  'min_separation',
+  'max_participations',
+  'noise_cohort_size',
+)
+flags.define_config_flags(_NAMES)
+absl_flags.adopt_module_key_flags(flags)
+_NUM_CLIENTS = absl_flags.DEFINE_integer(
+  'num_clients',
+  None,
+  'The number of training clients: with it, --participation is held to the '
+  'contract and its sampling amplifies privacy where it does.',
+  lower_bound=1,
+)
+_DIMENSION = absl_flags.DEFINE_integer(
+  'num_parameters',
+  None,
+  "The number of the model's parameters, for --aggregator=distributed_dp.",
+  lower_bound=1,
+)
+_METHOD = absl_flags.DEFINE_enum(
+  'method',
+  'exact',
+  ['exact', 'rdp'],
+  'How epsilon is computed: exactly (with amplification, from privacy loss '
+  'distributions), or from Renyi differential privacy, a little larger.',
+)
+_COMPARE = absl_flags.DEFINE_bool(
+  'compare', False, 'Print a table of the mechanisms for the same contract.'
+)
+_MECHANISMS = absl_flags.DEFINE_list(
+  'mechanisms',
+  None,
+  'What to compare; all by default, of which banded and dense take minutes.',
+)
+
+
+def _experiment() -> config.ExperimentConfig:
+  experiment = flags.experiment_from_flags(experiment_name='account')
+  changes: dict[str, Any] = {}
+  if experiment.delta is None:
+    raise config.ConfigError('--delta is missing; 1e-6 is a usual value.')
+  if _NUM_CLIENTS.value is None and experiment.participation.name != 'uniform':
+    raise config.ConfigError(
+      f'--participation={experiment.participation} needs --num_clients.'
+    )
+  if experiment.clip_norm is None and experiment.aggregator.name != 'mean':
+    # Privacy depends on it only where updates are rounded.
+    changes['clip_norm'] = 1.0
+  if experiment.min_separation is None and experiment.max_participations == 1:
+    # Then there is nothing to be separated.
+    changes['min_separation'] = experiment.total_rounds
+  return dataclasses.replace(experiment, **changes)
+
+
+def _without_infinity(value: Any) -> Any:
+  """Replaces what JSON does not have by null."""
+  if isinstance(value, dict):
+    return {key: _without_infinity(part) for key, part in value.items()}
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
+  """Returns what is printed, and the mechanism."""
+  from si_federated import mechanisms
+
+  delta = experiment.delta
+  assert delta is not None
+  schedule = None
+  if _NUM_CLIENTS.value is not None:
+    schedule = mechanisms.build_schedule(experiment, _NUM_CLIENTS.value)
+  mechanism = mechanisms.calibrate(
+    experiment,
+    mechanisms.build_mechanism(experiment, schedule),
+    delta=delta,
+    schedule=schedule,
+    dimension=_DIMENSION.value,
+  )
+  record: Any = mechanism.record
+  if record is None:
+    raise config.ConfigError(
+      f'--aggregator={experiment.aggregator} is not private; choose another.'
+    )
+  facts = record.summary(delta, method=_METHOD.value)
+  return {
+    'aggregator': str(experiment.aggregator),
+    'noise_multiplier': facts.pop('noise_multiplier'),
+    'rho': facts.pop('rho'),
+    'epsilon': facts.pop('epsilon'),
+    'delta': facts.pop('delta'),
+    'sensitivity': facts.pop('sensitivity'),
+    'method': _METHOD.value,
+    'simulated': mechanism.noise_cohort_size is not None,
+    **facts,
+  }, mechanism
+
+
+def main() -> None:
+  """Prints the privacy of a mechanism."""
+  experiment = _experiment()
+  facts, mechanism = _account(experiment)
+  print(json.dumps(_without_infinity(facts), indent=2), flush=True)
+  if not _COMPARE.value:
+    return
+  from si_federated import privacy
+
+  known = privacy.comparison.MECHANISMS
+  chosen = _MECHANISMS.value or list(known)
+  for name in chosen:
+    if name not in known:
+      raise config.ConfigError(
+        f'--mechanisms has {name!r}; {config.near_matches(name, known)}'
+      )
+  rows = []
+  for row in privacy.compare(
+    mechanism.contract,
+    mechanisms=chosen,
+    cache=os.path.join(files.cache_folder(), 'strategies'),
+  ):
+    print(f'{row.mechanism}: {row.secs:.1f} s', file=sys.stderr, flush=True)
+    rows.append(row)
+  print()
+  print(privacy.format_rows(rows))
+  print(
+    '\nErrors are standard deviations of the sum of all updates so far, its '
+    'largest and its root mean square over rounds, for noise of equal privacy '
+    '(rho = 1/2), in units of the clip norm.'
+  )
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,80 @@
+"""A clip norm that follows a quantile of the norms of updates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveClip:
+  """Geometric updates of a clip norm (Andrew et al., arXiv 1905.03871).
+
+  Attributes:
+    target_quantile: The part of updates that should not be clipped.
+    learning_rate: The norm changes by at most a factor of its exponential in a
+      round.
+    count_noise: The standard deviation of the noise on the count of updates
+      that were not clipped, relative to the cohort.
+  """
+
+  target_quantile: float = 0.5
+  learning_rate: float = 0.2
+  count_noise: float = 0.05
+
+  def __post_init__(self):
+    if not 0 <= self.target_quantile <= 1:
+      raise ValueError(
+        f'target_quantile is {self.target_quantile}; it lies in [0, 1].'
+      )
+    if not 0 <= self.learning_rate < math.inf:
+      raise ValueError(
+        f'clip_learning_rate is {self.learning_rate}; it is finite and not '
+        'negative.'
+      )
+    if not 0 < self.count_noise < math.inf:
+      raise ValueError(
+        f'count_noise is {self.count_noise}; it is finite and positive.'
+      )
+
+  def split(
+    self, noise_multiplier: float, cohort_size: float
+  ) -> tuple[float, float]:
+    """Returns the noise of the sum and of the count that together cost as one.
+
+    The count, of sensitivity 1/2, takes its part of the privacy, so that the
+    sum needs a little more noise than alone (theorem 1 of the paper).
+
+    Args:
+      noise_multiplier: Of the whole.
+      cohort_size: The number of clients in a round.
+
+    Returns:
+      The noise multiplier of the sum, and the standard deviation of the noise
+      on the count relative to the cohort.
+
+    Raises:
+      ValueError: If the count alone takes more than all of the privacy.
+    """
+    if not noise_multiplier:
+      return 0.0, 0.0
+    left = noise_multiplier**-2 - (2 * self.count_noise * cohort_size) ** -2
+    if left <= 0:
+      raise ValueError(
+        f'With noise_multiplier={noise_multiplier} a cohort of {cohort_size} '
+        f'and count_noise={self.count_noise} are too small; take more clients '
+        'or more count_noise.'
+      )
+    return left**-0.5, self.count_noise
+
+  def update(self, clip_norm: tf.Tensor, unclipped: tf.Tensor) -> tf.Tensor:
+    """Returns the next clip norm.
+
+    Args:
+      clip_norm: The present one.
+      unclipped: The noised part of updates that were not clipped.
+    """
+    error = tf.clip_by_value(unclipped, 0, 1) - self.target_quantile
+    return clip_norm * tf.exp(-self.learning_rate * error)

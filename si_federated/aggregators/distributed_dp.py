@@ -1,0 +1,186 @@
+"""Distributed differential privacy: clients add the noise (simulated).
+
+Each client clips, rotates, rounds and adds its share of discrete noise, and a
+secure sum shows the server only the total. Here secure sums are simulated:
+what is tried is what the mechanism does to training, not its cryptography.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any, Optional
+
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_federated.python.aggregators import distributed_dp
+
+from si_federated.aggregators import clipping, mechanism
+from si_federated.privacy import distributed, participation
+
+_NOISE = {
+  'skellam': 'distributed_skellam',
+  'discrete_gaussian': 'distributed_dgauss',
+}
+_ROTATION = {'hadamard': 'hd', 'fourier': 'dft'}
+
+
+def build_distributed_dp(
+  *,
+  clip_norm: float,
+  noise_multiplier: float,
+  clients_per_round: int,
+  total_rounds: int,
+  min_separation: Optional[int] = None,
+  max_participations: Optional[int] = None,
+  bits: int = 20,
+  noise: str = 'skellam',
+  rotation: str = 'hadamard',
+) -> mechanism.Mechanism:
+  """Builds TFF's distributed mechanisms (arXiv 2102.06387 and 2110.04995).
+
+  As `tff.learning.ddp_secure_aggregator`, with a fixed clip norm.
+
+  Its privacy is near that of a Gaussian mechanism of the same noise
+  multiplier, but not the same: rounding makes updates longer, and a sum of
+  discrete noise is not quite Gaussian. Both depend on the size of the model,
+  which the record must be told by `Mechanism.for_dimension`. Numbers that wrap
+  around in the sum make it wrong, not less private. A round of fewer clients
+  than `clients_per_round`, which together would make too little noise, fails.
+
+  The noise is TensorFlow Privacy's, which is seeded by the clock: runs are not
+  reproducible, and the privacy is a simulation's.
+
+  Args:
+    clip_norm: The most that the L2 norm of a client's update counts.
+    noise_multiplier: The standard deviation of the noise on the sum, of all
+      clients together, relative to the clip norm.
+    clients_per_round: The number of clients that share the noise, and that the
+      sum is divided by.
+    total_rounds: The number of rounds.
+    min_separation: The least distance of two rounds of one client; 1 if none.
+    max_participations: The most rounds of one client; as many as fit if none.
+    bits: The width of the numbers that are summed, 1 to 22.
+    noise: `'skellam'` or `'discrete_gaussian'`.
+    rotation: `'hadamard'`, or `'fourier'`, which pads less.
+
+  Returns:
+    The mechanism.
+
+  Raises:
+    ValueError: If an argument is out of range.
+  """
+  mechanism.check_clip_and_noise(clip_norm, noise_multiplier, clients_per_round)
+  contract = participation.Participation(
+    total_rounds,
+    total_rounds if max_participations is None else max_participations,
+    1 if min_separation is None else min_separation,
+  )
+  record = distributed.DistributedRecord(
+    noise=noise,
+    noise_multiplier=float(noise_multiplier),
+    contract=contract,
+    clip_norm=float(clip_norm),
+    clients_per_round=clients_per_round,
+    bits=bits,
+    rotation=rotation,
+  )
+  return mechanism.Mechanism(
+    factory=_GuardedMeanFactory(record),
+    client_weighting='uniform',
+    record=record,
+    contract=contract,
+    unnoised_measurements=('nonfinite_updates',),
+  )
+
+
+class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
+  """Takes what is not finite for zero, sums, and divides by a fixed number.
+
+  A subclass, since one more process around TFF's would be nested more deeply
+  than protocol buffers allow when it becomes a part of a learning process (as
+  `tff.learning.ddp_secure_aggregator` does).
+  """
+
+  def __init__(self, record: distributed.DistributedRecord):
+    """Initializes the factory of the mechanism that a record describes."""
+    super().__init__(
+      noise_multiplier=record.noise_multiplier,
+      expected_clients_per_round=record.clients_per_round,
+      bits=record.bits,
+      l2_clip=record.clip_norm,
+      modclip_prob=record.wrap_probability,
+      beta=record.beta,
+      mechanism=_NOISE[record.noise],
+      rotation_type=_ROTATION[record.rotation],
+    )
+    self._record = record
+
+  def with_noise_multiplier(self, noise_multiplier: float):
+    """Returns the factory with another noise multiplier."""
+    return _GuardedMeanFactory(
+      dataclasses.replace(self._record, noise_multiplier=noise_multiplier)
+    )
+
+  def with_dimension(self, dimension: int):
+    """Returns the factory for updates of one size only."""
+    return _GuardedMeanFactory(self._record.for_dimension(dimension))
+
+  def create(self, value_type: Any) -> tff.templates.AggregationProcess:
+    """Makes the process.
+
+    Raises:
+      ValueError: If updates are not of the size that was accounted for.
+    """
+    specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(value_type))
+    self._client_dim = sum(spec.shape.num_elements() for spec in specs)
+    accounted = self._record.dimension
+    if accounted is not None and accounted != self._client_dim:
+      raise ValueError(
+        f'Updates have {self._client_dim} weights, but the privacy of '
+        f'distributed_dp was accounted for {accounted}; give for_dimension the '
+        'number of weights that are trained.'
+      )
+    inner = self._build_aggregation_factory().create(value_type)
+
+    @tff.tensorflow.computation(value_type)
+    def guard(update):
+      is_finite = tf.math.is_finite(clipping.global_norm(update))
+      return tf.nest.map_structure(
+        lambda part: tf.where(is_finite, part, tf.zeros_like(part)), update
+      ), 1 - tf.cast(is_finite, tf.float32)
+
+    @tff.tensorflow.computation(value_type, tf.int32)
+    def divide(total, num_shares):
+      # Without noise, nothing is promised.
+      enough = self._num_clients if self._noise_multiplier else 0
+      check = tf.debugging.assert_greater_equal(
+        num_shares,
+        enough,
+        message='Fewer clients than clients_per_round make less noise than '
+        'distributed_dp accounts for; use a schedule of full cohorts.',
+      )
+      with tf.control_dependencies([check]):
+        return tf.nest.map_structure(
+          lambda part: part / tf.cast(self._num_clients, part.dtype), total
+        )
+
+    @tff.federated_computation(
+      inner.initialize.type_signature.result,
+      tff.FederatedType(value_type, tff.CLIENTS),
+    )
+    def next_round(state, value):
+      guarded = tff.federated_map(guard, value)
+      output = inner.next(state, guarded[0])
+      num_shares = tff.federated_sum(tff.federated_value(1, tff.CLIENTS))
+      return tff.templates.MeasuredProcessOutput(
+        output.state,
+        tff.federated_map(divide, (output.result, num_shares)),
+        tff.federated_zip(
+          collections.OrderedDict(
+            nonfinite_updates=tff.federated_sum(guarded[1])
+          )
+        ),
+      )
+
+    return tff.templates.AggregationProcess(inner.initialize, next_round)

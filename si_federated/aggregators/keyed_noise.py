@@ -1,0 +1,92 @@
+"""Gaussian noise from a counter-based generator, keyed by row and variable.
+
+Nothing but the seed and a row's number is needed to make a row again, so that
+a run that was stopped goes on with exactly the noise it would have had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+_ROW_BITS = 31
+
+
+def check_seed(noise_seed: Optional[int]) -> None:
+  """Raises unless a noise seed is None or a whole number of 63 bits.
+
+  Args:
+    noise_seed: The seed.
+
+  Raises:
+    ValueError: If it is anything else.
+  """
+  if noise_seed is None:
+    return
+  if isinstance(noise_seed, bool) or not isinstance(
+    noise_seed, (int, np.integer)
+  ):
+    raise ValueError(f'noise_seed is {noise_seed!r}; it is a whole number.')
+  if not 0 <= noise_seed < 1 << 63:
+    raise ValueError(f'noise_seed is {noise_seed}; it lies in [0, 2^63).')
+
+
+def initial_seed(noise_seed: Optional[int]) -> tf.Tensor:
+  """Returns the seed that a state begins with.
+
+  Args:
+    noise_seed: The seed, or None for one from the system's entropy. Then it is
+      another one each time that the graph is run, since noise used twice on
+      different data would tell them apart. TensorFlow's own entropy has only 32
+      bits; to it are added 128 bits of the system's that are the graph's.
+
+  Returns:
+    Shape `[2]`, int64.
+  """
+  if noise_seed is not None:
+    return tf.constant([noise_seed, 0], tf.int64)
+  secret = np.frombuffer(os.urandom(16), np.int64)
+  return tf.bitwise.bitwise_xor(
+    tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int64), secret
+  )
+
+
+def standard_normals(
+  seed: tf.Tensor,
+  row: tf.Tensor,
+  shapes: Sequence[tf.TensorShape],
+  *,
+  first_stream: int = 0,
+) -> list[tf.Tensor]:
+  """Returns a row of z: independent noise of variance 1.
+
+  TensorFlow turns a seed of 128 bits into the key and counter of Philox by a
+  one-to-one map, and no two rows or variables have the same: no noise is ever
+  used twice.
+
+  Args:
+    seed: Shape `[2]`, int64.
+    row: The row's number, below 2^31.
+    shapes: The variables' shapes.
+    first_stream: The number of the first variable.
+
+  Returns:
+    Float32 tensors of these shapes.
+  """
+  row = tf.bitwise.left_shift(
+    tf.cast(row, tf.int64), tf.constant(_ROW_BITS, tf.int64)
+  )
+  return [
+    tf.random.stateless_normal(
+      shape,
+      tf.stack(
+        [seed[0], tf.bitwise.bitwise_xor(seed[1], row + first_stream + stream)]
+      ),
+      alg='philox',
+    )
+    for stream, shape in enumerate(shapes)
+  ]

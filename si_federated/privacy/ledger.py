@@ -1,0 +1,177 @@
+"""The ledger of a private run: who took part, and what that has cost so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, Optional
+
+import numpy as np
+
+from si_federated.privacy import participation
+
+_NOT_COVERED = (
+  'the choice of hyper-parameters, if other runs on the same data led to it',
+  'the vocabulary and other statistics of the data made before training',
+  'the times and sizes of what is written',
+)
+
+
+class Ledger:
+  """Holds a run to its contract, round by round, and tells its epsilon."""
+
+  def __init__(
+    self,
+    *,
+    mechanism: str,
+    delta: float,
+    contract: Optional[participation.Participation] = None,
+    record: Optional[Any] = None,
+    simulated: bool = False,
+    facts: Optional[dict[str, Any]] = None,
+    unnoised: Iterable[str] = (),
+  ):
+    """Initializes the ledger of a run that has not begun.
+
+    Args:
+      mechanism: The aggregator's name and options.
+      delta: At which epsilon is told, in (0, 1).
+      contract: What to hold clients to; if none, they are only observed.
+      record: The `accounting.PrivacyRecord` of the mechanism, or one like it;
+        none of an aggregator that is not private, whose epsilon is infinite.
+      simulated: Whether the noise is that of a larger cohort than there is.
+      facts: More that determines privacy, as plain values: clip norm, schedule,
+        seeds. A saved ledger of other facts is refused.
+      unnoised: Names of what is written without noise.
+    """
+    self._mechanism = mechanism
+    self._delta = delta
+    self._contract = contract
+    self._record = record
+    self._simulated = simulated
+    self._facts = dict(facts or {})
+    self._unnoised = list(unnoised)
+    self._recorder = participation.ParticipationRecorder(contract)
+    self._epsilons: dict[Any, float] = {}
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What determines privacy; equal in all runs that may share a state."""
+    noise = self._record and self._record.noise_multiplier
+    return {
+      'mechanism': self._mechanism,
+      'noise_multiplier': noise,
+      'contract': self._contract and dataclasses.asdict(self._contract),
+      **self._facts,
+    }
+
+  def check(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Raises if a cohort that is about to train breaks the contract.
+
+    Args:
+      round_num: The round, from 1 on.
+      clients: The ids of its clients.
+
+    Raises:
+      ValueError: If it does.
+    """
+    self._recorder.check(round_num, clients)
+
+  def record(self, round_num: int, clients: Iterable[Any]) -> None:
+    """Enters the cohort of a round that is complete.
+
+    Args:
+      round_num: The round, from 1 on.
+      clients: The ids of its clients.
+
+    Raises:
+      ValueError: If it breaks the contract.
+    """
+    self._recorder.record(round_num, clients)
+
+  def epsilon(self) -> float:
+    """Returns epsilon of all rounds so far; infinite without noise.
+
+    For the participation that was observed, which is at most the contract's.
+    """
+    if self._record is None or not self._record.noise_multiplier:
+      return math.inf
+    if not self._recorder.max_participations:
+      return 0.0
+    observed = self._recorder.observed()
+    if observed not in self._epsilons:
+      record = self._record.after(observed)
+      # Privacy loss distributions take seconds a round under sampling.
+      method = 'exact' if record.amplification is None else 'rdp'
+      self._epsilons = {observed: record.epsilon(self._delta, method=method)}
+    return self._epsilons[observed]
+
+  def row(self) -> dict[str, float]:
+    """Returns what a row of metrics says of privacy."""
+    return {'privacy/epsilon': self.epsilon()}
+
+  def notices(self) -> list[str]:
+    """Returns what whoever starts a private run should know, in sentences."""
+    record = self._record
+    if record is None:
+      return []
+    if not record.noise_multiplier:
+      return ['Updates are clipped but get no noise: there is no privacy.']
+    promised = record.epsilon(self._delta)
+    simulated = ' (simulated)' if self._simulated else ''
+    lines = [
+      f'Privacy{simulated}: at most epsilon {promised:.4g} at delta '
+      f'{self._delta:.3g} ({record.neighbouring_relation}), by a noise '
+      f'multiplier of {record.noise_multiplier:.4g}.'
+    ]
+    if self._facts.get('noise_seed_is_secret'):
+      lines.append(
+        'The noise has no given seed, as real privacy needs: this run can not '
+        'be repeated, and its checkpoints must stay secret.'
+      )
+    return lines
+
+  def summary(self) -> dict[str, Any]:
+    """Returns all that is known as plain values, some of them infinite."""
+    observed = self._recorder
+    result: dict[str, Any] = {
+      **self.facts,
+      'private': bool(self._record and self._record.noise_multiplier),
+      'simulated': self._simulated,
+      'observed': {
+        'rounds': observed.last_round,
+        'clients': observed.num_clients,
+        'max_participations': observed.max_participations,
+        'min_separation': observed.min_separation,
+      },
+      'unit': 'all the updates of one client',
+      'epsilon': math.inf,
+      'delta': self._delta,
+    }
+    if self._record is not None:
+      promised = self._record.summary(self._delta)
+      result['promised'] = promised
+      result['neighbouring_relation'] = promised['neighbouring_relation']
+      if observed.max_participations:
+        so_far = self._record.after(observed.observed()).summary(self._delta)
+        result['so_far'] = so_far
+        result.update({key: so_far[key] for key in ('rho', 'epsilon')})
+    result['released_without_noise'] = self._unnoised
+    result['not_covered'] = list(_NOT_COVERED)
+    return result
+
+  def state(self) -> dict[str, np.ndarray]:
+    """Returns plain arrays that restore who took part."""
+    return self._recorder.state()
+
+  def restore(self, state: dict[str, np.ndarray]) -> None:
+    """Goes back to a state.
+
+    Args:
+      state: What `state` has returned, in a run of the same facts.
+
+    Raises:
+      ValueError: If the state is not one of a ledger.
+    """
+    self._recorder.restore(state)

@@ -1,0 +1,134 @@
+"""The accounting binary, as users run it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import dp_accounting
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def account(monkeypatch, tmp_path):
+  """Gives `account(*flags)`: the exit code, what it printed, its errors."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+
+  def run(*flags):
+    done = subprocess.run(
+      [sys.executable, '-m', 'experiments.account', *flags],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+  return run
+
+
+_GBOARD = (
+  '--noise_multiplier=7',
+  '--total_rounds=2000',
+  '--max_participations=6',
+  '--min_separation=314',
+  '--delta=1e-10',
+)
+
+
+def test_a_published_tree(account):
+  """Gboard's: rho 0.81; epsilon 8.90 by RDP (Xu et al. 2023, table 1)."""
+  code, output, errors = account('--aggregator=tree', *_GBOARD, '--method=rdp')
+  assert code == 0, errors
+  found = json.loads(output)
+  assert found['rho'] == pytest.approx(0.81, abs=0.005)
+  assert found['epsilon'] == pytest.approx(8.90, abs=0.005)
+  assert found['delta'] == 1e-10
+  assert found['noise_multiplier'] == 7
+  # rho = (sensitivity / noise)^2 / 2.
+  assert found['sensitivity'] == pytest.approx(7 * math.sqrt(2 * found['rho']))
+  assert found['contract']['min_separation'] == 314
+
+
+def test_noise_for_a_budget_and_the_table(account):
+  code, output, errors = account(
+    '--aggregator=gaussian',
+    '--target_epsilon=2',
+    '--total_rounds=64',
+    '--max_participations=1',
+    '--delta=1e-6',
+    '--compare',
+    '--mechanisms=gaussian,tree,blt',
+  )
+  assert code == 0, errors
+  found, _, table = output.partition('\n}\n')
+  found = json.loads(found + '}')
+  assert found['noise_multiplier'] == pytest.approx(2.2305, abs=5e-5)
+  rows = {
+    cells[0]: [float(cell) for cell in cells[1:4]]
+    for line in table.splitlines()
+    if line.startswith('| ')
+    for cells in [[cell.strip() for cell in line.strip('|').split('|')]]
+    if cells[0] in ('gaussian', 'tree', 'blt')
+  }
+  # The sum of t independent rows has the variance t.
+  assert rows['gaussian'] == pytest.approx(
+    [1, 8, math.sqrt(sum(range(65)) / 64)], abs=1e-3
+  )
+  assert rows['blt'][2] < rows['tree'][2] < rows['gaussian'][2]
+
+
+def test_poisson_sampling_is_that_of_dp_accounting(account):
+  code, output, errors = account(
+    '--aggregator=gaussian',
+    '--noise_multiplier=1',
+    '--participation=poisson',
+    '--num_clients=10000',
+    '--clients_per_round=100',
+    '--total_rounds=500',
+    '--delta=1e-5',
+  )
+  assert code == 0, errors
+  accountant = dp_accounting.pld.PLDAccountant()
+  accountant.compose(
+    dp_accounting.PoissonSampledDpEvent(
+      0.01, dp_accounting.GaussianDpEvent(1.0)
+    ),
+    500,
+  )
+  found = json.loads(output)
+  assert found['epsilon'] == pytest.approx(accountant.get_epsilon(1e-5))
+  assert found['amplification']['probability'] == 0.01
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (('--aggregator=tree', *_GBOARD[:-1]), '--delta is missing'),
+    (('--aggregator=mean', '--delta=1e-6'), 'is not private'),
+    (
+      ('--aggregator=blt', '--delta=1e-6', '--noise_multiplier=1'),
+      'blt needs min_separation',
+    ),
+    (
+      (
+        '--aggregator=gaussian',
+        '--delta=1e-6',
+        '--noise_multiplier=1',
+        '--participation=poisson',
+      ),
+      'needs --num_clients',
+    ),
+  ],
+)
+def test_usage_errors(account, flags, message):
+  code, output, errors = account(*flags)
+  assert code == 2
+  assert message in errors and 'Traceback' not in errors
+  assert output == ''
