@@ -88,11 +88,14 @@ def _number_type(hint: Any) -> Any:
   return next(iter(typing.get_args(hint)), hint)
 
 
-def define_config_flags(names: Iterable[str]) -> None:
+def define_config_flags(
+  names: Iterable[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
   """Defines some of the flags of `ExperimentConfig`, with its defaults.
 
   Args:
     names: Which.
+    flag_values: Where; absl's own by default.
   """
   types = typing.get_type_hints(config.ExperimentConfig)
   names = set(names)
@@ -110,10 +113,10 @@ def define_config_flags(names: Iterable[str]) -> None:
       if isinstance(field.default, config.ComponentSpec)
       else field.default
     )
-    define(field.name, default, _HELP[field.name])
+    define(field.name, default, _HELP[field.name], flag_values=flag_values)
   for alias, name in _ALIASES.items():
     if name in names:
-      flags.DEFINE_alias(alias, name)
+      flags.DEFINE_alias(alias, name, flag_values=flag_values)
 
 
 def define_experiment_flags() -> None:

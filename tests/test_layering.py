@@ -51,6 +51,7 @@ _BINARIES_MAY = {
   'config',
   'flags',
   'mechanisms',
+  'privacy',
   'experiment',
   'reporting',
   'files',

@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
+from absl import flags as absl_flags
 
-from si_federated import config, experiment
+from si_federated import config, experiment, flags
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _RECIPES = sorted((_ROOT / 'experiments' / 'configs').glob('*.flags'))
@@ -44,32 +44,29 @@ def test_there_are_recipes():
 def test_name_and_head(recipe):
   """A recipe is named task.model.aggregator and tells its own command."""
   text = recipe.read_text()
-  flags = dict(
+  values = dict(
     line[2:].split('=', 1) for line in text.splitlines() if line[:2] == '--'
   )
   task, model, aggregator = recipe.name.split('.')[:3]
-  assert flags['task'].split(':')[0] == task
-  assert flags['model'].split(':')[0] == model
-  assert flags.get('aggregator', 'mean').split(':')[0] == aggregator
+  assert values['task'].split(':')[0] == task
+  assert values['model'].split(':')[0] == model
+  assert values.get('aggregator', 'mean').split(':')[0] == aggregator
   head = [line for line in text.splitlines() if line.startswith('#')]
   assert f'experiments/configs/{recipe.name}' in '\n'.join(head)
 
 
 @pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
 def test_parts_and_options_exist(recipe):
-  values = flags.FlagValues()
-  for field in dataclasses.fields(config.ExperimentConfig):
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}.get(
-      type(field.default), flags.DEFINE_string
-    )
-    define(field.name, None, 'As in training.', flag_values=values)
+  values = absl_flags.FlagValues()
+  names = [field.name for field in dataclasses.fields(config.ExperimentConfig)]
+  flags.define_config_flags(names, values)
   values(['train', f'--flagfile={recipe}'])
   given = {
     name: config.ComponentSpec.parse(value)
     if isinstance(getattr(config.ExperimentConfig, name), config.ComponentSpec)
     else value
     for name, value in values.flag_values_dict().items()
-    if value is not None
+    if name in names and value is not None
   }
   experiment.check(config.ExperimentConfig('x', **given))
 

@@ -54,6 +54,9 @@ def _rows_of_z(factory: Any) -> np.ndarray:
   )
   if isinstance(generator, noise_generators.Regenerated):
     return generator.rows.ends - generator.rows.begins
+  if isinstance(generator, noise_generators.TreeBuffered):
+    fresh = generator.rows.fresh
+    return fresh.ends - fresh.begins
   return _ONE_ROW
 
 

@@ -17,6 +17,7 @@ MECHANISMS = (
   'gaussian',
   'adaptive_gaussian',
   'tree',
+  'tree:keep_rows=false',
   'banded',
   'banded:keep_rows=false',
   'blt:num_buffers=4',

@@ -198,7 +198,11 @@ class TreeBuffered:
     # the rounds.
     count = tf.gather(tf.constant(used.max(axis=1)), t)
     weights = tf.gather(tf.constant(tables), t)[:, :count]
-    sums = [tf.tensordot(weights, kept[:count], 1) for kept in buffers]
+    # A slice of a length known only in its round loses the shape.
+    sums = [
+      tf.ensure_shape(tf.tensordot(weights, kept[:count], 1), [2, *shape])
+      for kept, shape in zip(buffers, shapes)
+    ]
     noise = [part + both[1] for part, both in zip(fresh, sums)]
     slot = tf.gather(tf.constant(self.rows.slots), t)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from typing import Any
 
@@ -230,67 +229,32 @@ def test_streamed_noise_is_the_dense_product(run, strategy, keep_rows):
   np.testing.assert_allclose(_noise(run, factory), expected, rtol=0, atol=1e-6)
 
 
-def _tree_noise(strategy, z):
-  """Returns the noise of trees by their dense decoders."""
-  sums, rest, first = [], np.zeros(z.shape[1]), 0
-  for size in strategy.steps:
-    nodes = tree.nodes(size, strategy.complete)
-    decoder = tree.decoder(nodes[-1][1], strategy.decoder)
+@pytest.mark.parametrize(
+  ('strategy', 'keep_rows'),
+  [
+    ('tree', None),
+    ('tree', False),
+    ('plain_tree', None),
+    ('restarted_tree', None),
+  ],
+)
+def test_streamed_noise_of_trees_is_the_dense_product(run, strategy, keep_rows):
+  kind = _STRATEGIES[strategy]
+  sums, first, rest = [], 0, np.zeros(12)
+  for size in kind.steps:
+    nodes = tree.nodes(size, kind.complete)
+    decoder = tree.decoder(nodes[-1][1], kind.decoder)
     # A tree that is completed is so in its last round.
     decoder = np.concatenate([decoder[: size - 1], decoder[-1:]])
-    sums.append(rest + decoder @ z[first : first + len(nodes)])
+    z = _standard_normals(11, first + len(nodes))[first:]
+    sums.append(rest + decoder @ z)
     rest = sums[-1][-1]
     first += len(nodes)
-  assert first == len(z)
-  return np.diff(np.concatenate(sums), axis=0, prepend=0)
-
-
-def _num_nodes(strategy):
-  return sum(len(tree.nodes(n, strategy.complete)) for n in strategy.steps)
-
-
-@pytest.mark.parametrize('keep_rows', [None, False])
-@pytest.mark.parametrize('decoder', ['plain', 'honaker'])
-@pytest.mark.parametrize(
-  ('restart_every', 'complete'),
-  [(0, False), (13, False), (13, True), (37, True), (16, True), (1, True)],
-)
-def test_streamed_noise_of_trees_is_the_dense_product(
-  run, decoder, restart_every, complete, keep_rows
-):
-  strategy = strategies.Tree(_ROUNDS, decoder, restart_every, complete)
-  factory = dataclasses.replace(
-    _factory(noise_multiplier=0.5), strategy=strategy, keep_rows=keep_rows
+  expected = np.diff(np.concatenate(sums), axis=0, prepend=0)
+  found = _noise(
+    run, _factory(strategy, noise_multiplier=0.5, keep_rows=keep_rows)
   )
-  expected = _tree_noise(strategy, _standard_normals(11, _num_nodes(strategy)))
-  np.testing.assert_allclose(_noise(run, factory), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize('decoder', ['plain', 'honaker'])
-@pytest.mark.parametrize(
-  ('rounds', 'restart_every', 'complete'),
-  [(1, 0, False), (13, 0, False), (37, 0, True), (22, 7, True)],
-)
-def test_a_tree_goes_on_from_a_saved_state_in_any_round(
-  run, decoder, rounds, restart_every, complete
-):
-  strategy = strategies.Tree(rounds, decoder, restart_every, complete)
-  factory = dataclasses.replace(
-    _factory(noise_multiplier=0.5), strategy=strategy
-  )
-  initialize, step = run(factory, _SHAPES)
-  state, results = initialize(), []
-  for t in range(rounds):
-    if t % 3 == 0:
-      # Another process.
-      _, step = run(factory, _SHAPES)
-    state, result, _ = step(_saved(state), _zeros())
-    results.append(_concatenated(result))
-  expected = _tree_noise(strategy, _standard_normals(11, _num_nodes(strategy)))
-  # The noise multiplier, the clip norm and the clients per round.
-  np.testing.assert_allclose(
-    np.array(results) * 4 / (0.5 * 2.0), expected, rtol=0, atol=1e-6
-  )
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('strategy', sorted(_STRATEGIES))
@@ -356,12 +320,13 @@ def test_going_on_from_a_saved_state_is_exact(run, strategy):
   initialize, step = begin()
   state, results = initialize(), []
   for t in range(16):
-    if t == 8:
+    if t == 7:
+      # Of the trees three estimates are kept, which round 8 uses.
       middle = _saved(state)
     state, result, _ = step(state, [_update(0.1)])
     results.append(_concatenated(result))
   _, step = begin()
-  for expected in results[8:]:
+  for expected in results[7:]:
     middle, result, _ = step(middle, [_update(0.1)])
     np.testing.assert_array_equal(_concatenated(result), expected)
 

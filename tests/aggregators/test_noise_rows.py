@@ -1,4 +1,7 @@
-"""Rows of C^-1, against dense algebra and TensorFlow Privacy's trees."""
+"""Rows of C^-1, against dense algebra and TensorFlow Privacy's trees.
+
+And the noise that generators stream by the rows of trees.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_privacy as tfp
 
-from si_federated.aggregators import noise_rows
+from si_federated.aggregators import (
+  keyed_noise,
+  noise_generators,
+  noise_rows,
+)
 from si_federated.privacy import strategies, tree
 
 
@@ -149,6 +156,48 @@ def test_no_row_of_z_is_made_twice_if_estimates_are_kept(
       for size in strategy.steps
       for count in range(1, size + 1)
     ]
+
+
+def _stream(generator, rounds):
+  """Returns noise, made from round 7 on in a new graph from saved buffers."""
+  seed = keyed_noise.initial_seed(11)
+  shapes = [tf.TensorShape(shape) for shape in ([3, 2], [], [5])]
+  buffers = [tf.zeros([generator.num_buffers, *shape]) for shape in shapes]
+  found = []
+  for t in range(rounds):
+    if t in (0, 7):
+      step = tf.function(lambda t, buffers: generator(seed, t, buffers, shapes))
+      buffers = [tf.constant(part.numpy()) for part in buffers]
+    noise, buffers = step(tf.constant(t, tf.int64), buffers)
+    found.append(np.concatenate([np.ravel(part) for part in noise]))
+  return np.array(found)
+
+
+@pytest.mark.parametrize('decoder', ['plain', 'honaker'])
+@pytest.mark.parametrize(
+  ('rounds', 'restart_every', 'complete'),
+  [(13, 0, False), (37, 0, True), (30, 13, True), (3, 1, True)],
+)
+def test_streamed_noise_of_trees_is_the_dense_product(
+  decoder, rounds, restart_every, complete
+):
+  strategy = strategies.Tree(rounds, decoder, restart_every, complete)
+  rows = noise_rows.for_strategy(strategy).dense()
+  z = [
+    keyed_noise.standard_normals(
+      keyed_noise.initial_seed(11),
+      row,
+      [tf.TensorShape([n]) for n in (6, 1, 5)],
+    )
+    for row in range(rows.shape[1])
+  ]
+  generator = noise_generators.for_strategy(strategy)
+  np.testing.assert_allclose(
+    _stream(generator, rounds),
+    rows @ np.array([np.concatenate(row) for row in z], np.float64),
+    rtol=0,
+    atol=1e-6,
+  )
 
 
 def test_rounds_of_a_plain_tree_make_one_row_of_z():

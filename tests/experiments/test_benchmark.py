@@ -349,7 +349,7 @@ def test_noise_measures_state_and_rows_of_each_mechanism(tmp_path):
     workload.Settings(folder=str(tmp_path)),
     repetitions=2,
     noise_models=('cifg:units=64,embedding_size=32',),
-    noise_mechanisms=('tree', blt),
+    noise_mechanisms=('tree:keep_rows=false', blt),
     noise_vocab_size=50,
     noise_rounds=8,
   )
