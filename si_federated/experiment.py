@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -13,12 +13,14 @@ import tensorflow_federated as tff
 
 from si_federated import config, mechanisms
 from si_federated.aggregators import AGGREGATORS
+from si_federated.aggregators.canaries import scores as canary_scores
 from si_federated.algorithms import (
   ALGORITHMS,
   OPTIMIZERS,
   build_functional_model,
 )
 from si_federated.models import MODELS
+from si_federated.privacy import auditing
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import SCHEDULES, Schedule
 from si_federated.runtime import RUNTIMES, ClientError
@@ -170,11 +172,15 @@ def build_model(
   return _build(experiment, 'model', vocab_size=vocab_size)
 
 
-def build(experiment: config.ExperimentConfig) -> Experiment:
+def build(
+  experiment: config.ExperimentConfig,
+  canaries: Optional[mechanisms.Canaries] = None,
+) -> Experiment:
   """Builds an experiment's parts and sets the TFF runtime.
 
   Args:
     experiment: What is to be run.
+    canaries: For an audit, clients of known updates.
 
   Returns:
     The experiment.
@@ -216,6 +222,8 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     schedule=schedule,
     dimension=num_parameters,
   )
+  if canaries is not None:
+    mechanism = mechanisms.add_canaries(experiment, mechanism, canaries)
   process = _build(
     experiment,
     'algorithm',
@@ -234,7 +242,7 @@ def build(experiment: config.ExperimentConfig) -> Experiment:
     process=process,
     schedule=schedule,
     ledger=mechanisms.build_ledger(
-      experiment, mechanism, num_clients=len(task.train)
+      experiment, mechanism, num_clients=len(task.train), added=canaries
     ),
     evaluate=evaluation.build_evaluation(model=model, examples=examples),
     validation_examples=examples,
@@ -257,15 +265,20 @@ def _task_facts(built: Experiment) -> dict[str, Any]:
   }
 
 
-def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
+def run(
+  experiment: config.ExperimentConfig,
+  root: str,
+  canaries: Optional[mechanisms.Canaries] = None,
+) -> dict[str, Any]:
   """Runs an experiment from its start or from where it stopped.
 
   Args:
     experiment: What is to be run.
     root: The folder that holds the folder of this run.
+    canaries: For an audit, clients of known updates.
 
   Returns:
-    The summary.
+    The summary; of an audit with `audit`, what the canaries show.
 
   Raises:
     config.ConfigError: If a part, an option or the data does not exist, or the
@@ -279,9 +292,9 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
   )
   folder.open(experiment)
   try:
-    built = build(experiment)
+    built = build(experiment, canaries)
     _keep_task_facts(built, folder)
-    return loop.run(
+    summary = loop.run(
       process=built.process,
       sample_cohort=built.sample_cohort,
       evaluate=built.evaluate,
@@ -291,10 +304,46 @@ def run(experiment: config.ExperimentConfig, root: str) -> dict[str, Any]:
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
     )
+    if canaries is not None:
+      summary['audit'] = _audit(built, folder, canaries)
+    return summary
   except ClientError as error:
     raise ValueError(str(error)) from error
   finally:
     folder.close()
+
+
+def _audit(
+  built: Experiment,
+  folder: run_folder_lib.RunFolder,
+  canaries: mechanisms.Canaries,
+) -> dict[str, Any]:
+  """Sets what canaries show beside the guarantee."""
+  initial = built.process.get_model_weights(built.process.initialize())
+  final = checkpoints.read_weights(folder.checkpoints.newest()[0])
+  scores = canary_scores(
+    [after - before for after, before in zip(final, initial.trainable)],
+    canary_seed=canaries.seed,
+    num_canaries=canaries.count,
+  )
+  privacy = built.ledger.summary()
+  delta = privacy['delta']
+  result = {
+    'epsilon_estimate': auditing.estimate_epsilon(
+      scores, delta, dimension=built.num_parameters
+    ),
+    'epsilon_promised': privacy['promised']['epsilon'],
+    'delta': delta,
+    'simulated': privacy['simulated'],
+    'canaries': dataclasses.asdict(canaries),
+    'mean_score': float(scores.mean()),
+    'std_score': float(scores.std(ddof=1)),
+    'std_score_unseen': built.num_parameters**-0.5,
+    'what': 'A one-shot estimate from the final model (arXiv 2302.03098), '
+    'without confidence; who sees every round may learn more.',
+  }
+  folder.write_json('audit.json', result)
+  return result
 
 
 def _keep_task_facts(

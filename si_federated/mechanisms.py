@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from si_federated import config, files
-from si_federated.aggregators import AGGREGATORS, Mechanism
+from si_federated.aggregators import AGGREGATORS, Mechanism, canaries
 from si_federated.privacy import accounting, ledger, schedules
 
 # The arguments that come from flags of their own.
@@ -264,6 +264,58 @@ def calibrate(
   return mechanism.with_record(record)
 
 
+@dataclasses.dataclass(frozen=True)
+class Canaries:
+  """Clients of known updates, for an audit.
+
+  Attributes:
+    count: How many.
+    seed: Makes their updates.
+  """
+
+  count: int
+  seed: int
+
+
+def add_canaries(
+  experiment: config.ExperimentConfig, mechanism: Mechanism, added: Canaries
+) -> Mechanism:
+  """Returns a mechanism with canaries in its cohorts.
+
+  Args:
+    experiment: What is to be run.
+    mechanism: Calibrated.
+    added: The canaries, which take part as often as the contract allows.
+
+  Raises:
+    config.ConfigError: If the mechanism can't be audited.
+  """
+  factory: Any = mechanism.factory
+  contract = mechanism.contract
+  try:
+    if contract is None or not getattr(factory, 'noise_multiplier', 0):
+      raise ValueError(
+        'Only noise can be audited; choose a private aggregator.'
+      )
+    return dataclasses.replace(
+      mechanism,
+      factory=canaries.CanaryFactory(
+        factory,
+        added.seed,
+        canaries.schedule(
+          num_canaries=added.count,
+          rounds=contract.rounds,
+          participations=contract.participations,
+          separation=contract.min_separation,
+        ),
+      ),
+    )
+  except ValueError as error:
+    raise config.ConfigError(
+      f'--aggregator={experiment.aggregator}: {error}'
+    ) from error
+
+
 def default_delta(
   experiment: config.ExperimentConfig, num_clients: int
 ) -> float:
@@ -283,6 +335,7 @@ def build_ledger(
   mechanism: Mechanism,
   *,
   num_clients: int,
+  added: Optional[Canaries] = None,
 ) -> ledger.Ledger:
   """Builds the ledger of a run.
 
@@ -290,6 +343,7 @@ def build_ledger(
     experiment: What is to be run.
     mechanism: How updates are combined.
     num_clients: The number of training clients.
+    added: Canaries in the cohorts.
   """
   return ledger.Ledger(
     mechanism=str(experiment.aggregator),
@@ -306,6 +360,7 @@ def build_ledger(
       'noise_cohort_size': mechanism.noise_cohort_size,
       # A secret seed is in the state, so that it can not be mistaken.
       'noise_seed_is_secret': experiment.noise_seed is None,
+      'canaries': added and dataclasses.asdict(added),
     },
     unnoised=[
       f'train/{name}' for name in (*_METRICS, *mechanism.unnoised_measurements)

@@ -1,0 +1,65 @@
+"""Audits a private training: a lower estimate of epsilon, beside its promise.
+
+Trains as experiments.train does, with the same flags, and with canaries in the
+cohorts: clients whose updates are known random directions. How well the final
+model shows them is an estimate of what it gives away (one-shot auditing,
+arXiv 2302.03098). Far above the promise, something is wrong; below, it proves
+nothing:
+
+  python -m experiments.audit --experiment_name=audit \\
+    --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
+    --num_canaries=500
+
+What it finds goes to audit.json in the run's folder and is printed as JSON. An
+interrupted audit goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+from absl import flags as absl_flags
+
+from si_federated import flags
+
+flags.define_experiment_flags()
+absl_flags.adopt_module_key_flags(flags)
+_NUM_CANARIES = absl_flags.DEFINE_integer(
+  'num_canaries',
+  500,
+  'How many canaries; more make a better estimate and longer rounds.',
+  lower_bound=2,
+)
+_CANARY_SEED = absl_flags.DEFINE_integer(
+  'canary_seed', 0, "Seed of the canaries' updates.", lower_bound=0
+)
+
+
+def main() -> None:
+  """Trains with canaries, and prints what they show."""
+  config = flags.experiment_from_flags()
+  from si_federated import experiment, mechanisms
+
+  root = absl_flags.FLAGS.root_output_dir
+  summary = experiment.run(
+    config,
+    root,
+    mechanisms.Canaries(_NUM_CANARIES.value, _CANARY_SEED.value),
+  )
+  audit = {
+    key: None if isinstance(value, float) and math.isinf(value) else value
+    for key, value in summary['audit'].items()
+  }
+  print(json.dumps(audit, indent=2))
+  print(f'Results are in {os.path.join(root, config.experiment_name)}.')
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

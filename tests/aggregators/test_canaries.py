@@ -1,0 +1,131 @@
+"""Canaries: what they add to a mean, and how well they tell noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated.aggregators import (
+  CorrelatedNoiseFactory,
+  adaptive_clip,
+  canaries,
+)
+from si_federated.privacy import accounting, auditing, strategies
+
+_SHAPES = [[3, 2], [], [5]]
+
+
+def _factory(rounds=4, **options):
+  return CorrelatedNoiseFactory(
+    strategies.identity(rounds),
+    **{
+      'clip_norm': 2.0,
+      'noise_multiplier': 0.0,
+      'clients_per_round': 4,
+      'noise_seed': 11,
+      **options,
+    },
+  )
+
+
+def _flat(update):
+  return np.concatenate([np.ravel(part) for part in update])
+
+
+def _direction(seed, canary, shapes=_SHAPES):
+  return _flat(canaries.direction(seed, tf.constant(canary), shapes))
+
+
+def test_directions_are_of_norm_one_and_nearly_orthogonal():
+  found = np.array([_direction(3, i, [[50, 100], [5000]]) for i in range(20)])
+  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+  products = found @ found.T - np.eye(20)
+  # Of standard deviation 1 / sqrt(10000).
+  assert np.abs(products).max() < 0.05
+  np.testing.assert_array_equal(_direction(3, 7), _direction(3, 7))
+  assert not np.allclose(_direction(3, 7), _direction(4, 7))
+
+
+@pytest.mark.parametrize(
+  ('rounds', 'participations', 'separation', 'expected'),
+  [
+    (5, 1, 5, [1, 1, 1, 1, 1]),
+    (6, 3, 2, [3, 2, 3, 2, 3, 2]),
+    (4, 9, 1, [5, 5, 5, 5]),
+    (7, 2, 4, [2, 2, 1, 0, 2, 2, 1]),
+  ],
+)
+def test_schedule(rounds, participations, separation, expected):
+  table = canaries.schedule(
+    num_canaries=5,
+    rounds=rounds,
+    participations=participations,
+    separation=separation,
+  )
+  assert (table >= 0).sum(axis=1).tolist() == expected
+  for canary in range(5):
+    taken = np.flatnonzero((table == canary).any(axis=1))
+    assert len(taken) == min(participations, -(-rounds // separation))
+    assert set(np.diff(taken)) <= {separation}
+
+
+def test_the_mean_has_the_rounds_canaries(run):
+  table = np.array([[0, 1], [2, -1], [-1, -1], [0, 2]], np.int32)
+  factory = canaries.CanaryFactory(_factory(), 3, table)
+  initialize, step = run(factory, _SHAPES)
+  state = initialize()
+  client = [np.full(shape, 0.25, np.float32) for shape in _SHAPES]
+  for cohort in ([0, 1], [2], [], [0, 2]):
+    state, result, measurements = step(state, [client, client])
+    # Clip norm 2, four clients a round.
+    expected = 0.125 + sum(0.5 * _direction(3, i) for i in cohort)
+    np.testing.assert_allclose(
+      _flat(result), np.broadcast_to(expected, [12]), rtol=1e-5, atol=1e-7
+    )
+    assert measurements['clip_fraction'] == 0
+
+
+def test_a_simulated_cohort_makes_canaries_as_small(run):
+  table = np.array([[0]] * 4, np.int32)
+  factory = canaries.CanaryFactory(_factory(noise_cohort_size=40), 3, table)
+  initialize, step = run(factory, _SHAPES)
+  zero = [np.zeros(shape, np.float32) for shape in _SHAPES]
+  _, result, _ = step(initialize(), [zero])
+  np.testing.assert_allclose(
+    _flat(result), 0.05 * _direction(3, 0), rtol=1e-5, atol=1e-8
+  )
+
+
+@pytest.mark.parametrize('noise', [0.5, 1.0, 2.0])
+def test_the_estimate_is_near_the_epsilon_of_a_gaussian(run, noise):
+  shapes, count = [[200, 100], [10_000]], 400
+  table = canaries.schedule(
+    num_canaries=count, rounds=1, participations=1, separation=1
+  )
+  inner = _factory(1, noise_multiplier=noise)
+  initialize, step = run(canaries.CanaryFactory(inner, 5, table), shapes)
+  zero = [np.zeros(shape, np.float32) for shape in shapes]
+  _, result, _ = step(initialize(), [zero])
+  scores = canaries.scores(list(result), canary_seed=5, num_canaries=count)
+  found = auditing.estimate_epsilon(scores, 1e-5, dimension=30_000)
+  truth = accounting.gaussian_epsilon(noise, 1e-5)
+  # Canaries are noise to one another, and 400 scores have an error.
+  assert 0.75 * truth < found < 1.15 * truth
+
+
+def test_scores_of_what_did_not_move():
+  with pytest.raises(ValueError, match='nothing to audit'):
+    canaries.scores([np.zeros(3)], canary_seed=0, num_canaries=2)
+  with pytest.raises(ValueError, match='nothing to audit'):
+    canaries.scores([np.array([np.nan])], canary_seed=0, num_canaries=2)
+
+
+def test_what_can_not_be_audited():
+  table = np.zeros([4, 1], np.int32)
+  with pytest.raises(ValueError, match='fixed clip norm'):
+    canaries.CanaryFactory(
+      _factory(adaptive=adaptive_clip.AdaptiveClip()), 0, table
+    )
+  with pytest.raises(ValueError, match='at least 2'):
+    canaries.schedule(num_canaries=1, rounds=1, participations=1, separation=1)
