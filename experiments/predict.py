@@ -38,9 +38,9 @@ _CONTINUE = absl_flags.DEFINE_integer(
 
 def main() -> None:
   """Prints suggestions for each text."""
-  from si_federated import experiment
+  from si_federated import trained_model
 
-  trained = experiment.load_model(_RUN.value)
+  trained = trained_model.load_model(_RUN.value)
   vocabulary = trained.vocabulary
   print(f'Model of {trained.checkpoint}.', file=sys.stderr)
 

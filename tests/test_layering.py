@@ -32,6 +32,7 @@ _ALLOWED = {
     {'config', 'files', 'aggregators', 'privacy'},
     {'absl', 'tensorflow'},
   ),
+  'trained_model': ({'config', 'experiment', 'tasks', 'training'}, {'absl'}),
   'experiment': (
     {
       'config',
@@ -53,6 +54,7 @@ _BINARIES_MAY = {
   'mechanisms',
   'privacy',
   'experiment',
+  'trained_model',
   'reporting',
   'files',
 }
