@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import signal
 import sys
 import traceback
 import typing
@@ -177,8 +178,8 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
 def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Runs a binary: parses flags, and ends on bad input with one sentence.
 
-  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, and 130
-  when interrupted. `-v=1` shows the traceback.
+  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, 130 when
+  interrupted and 141 when nobody reads the output. `-v=1` shows the traceback.
 
   Args:
     main: The binary's work.
@@ -204,8 +205,14 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
       _fail(f'What is {argv[1]!r}? Flags start with --; see --help.', 2)
     try:
       main(*([argv[1:]] if arguments else []))
+      sys.stdout.flush()
     except config.ConfigError as error:
       _fail(str(error), 2, error)
+    except BrokenPipeError:
+      # Whoever read the output, such as `head`, has enough. Python would
+      # complain again when it ends.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(128 + signal.SIGPIPE)
     except (OSError, ValueError) as error:
       _fail(str(error), 1, error)
     except KeyboardInterrupt:

@@ -132,3 +132,23 @@ def test_usage_errors(account, flags, message):
   assert code == 2
   assert message in errors and 'Traceback' not in errors
   assert output == ''
+
+
+def test_a_reader_that_has_enough_sees_no_error():
+  done = subprocess.run(
+    [
+      'bash',
+      '-c',
+      '"$@" | true; exit ${PIPESTATUS[0]}',
+      'bash',
+      *(sys.executable, '-m', 'experiments.account', '--aggregator=gaussian'),
+      *('--noise_multiplier=1', '--delta=1e-6'),
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == 141
+  assert done.stderr == ''
