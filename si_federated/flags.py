@@ -178,8 +178,9 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
 def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Runs a binary: parses flags, and ends on bad input with one sentence.
 
-  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, 130 when
-  interrupted and 141 when nobody reads the output. `-v=1` shows the traceback.
+  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, 130
+  when interrupted and 141 when nobody reads the output. `-v=1` shows the
+  traceback.
 
   Args:
     main: The binary's work.
