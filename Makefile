@@ -3,7 +3,7 @@
 
 VENV_PYTHON := .venv/bin/python
 TEST_WORKERS ?= 2
-PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20
 DEMO := runs/demo
 
 # Quiet TensorFlow; every test worker keeps to about one core.
