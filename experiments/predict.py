@@ -1,4 +1,4 @@
-"""Suggests the next word with the model of a run.
+"""Suggests the next word, or character, with the model of a run.
 
   python -m experiments.predict --run=runs/first --text="returns the number of"
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 from absl import flags as absl_flags
 
 from si_federated import flags
@@ -26,12 +25,16 @@ _TEXT = absl_flags.DEFINE_multi_string(
   'terminal if not given.',
 )
 _TOP = absl_flags.DEFINE_integer(
-  'top', 5, 'How many words to suggest.', lower_bound=1
+  'top',
+  5,
+  'How many words (or characters, if those are its tokens) to suggest.',
+  lower_bound=1,
 )
 _CONTINUE = absl_flags.DEFINE_integer(
   'continue_words',
   0,
-  'Also continue the text by up to so many words, the likeliest one each time.',
+  'Also continue the text by up to so many words (or characters), the '
+  'likeliest one each time.',
   lower_bound=0,
 )
 
@@ -44,41 +47,25 @@ def main() -> None:
   vocabulary = trained.vocabulary
   print(f'Model of {trained.checkpoint}.', file=sys.stderr)
 
-  def probabilities(ids: list[int]) -> np.ndarray:
-    # The model has learned from sentences cut to a length: give it the end of
-    # a longer one.
-    recent = ids[max(0, len(ids) + 1 - trained.config.sequence_length) :]
-    batch = np.array([[vocabulary.beginning, *recent]], np.int32)
-    logits = trained.model(batch, training=False)[0, -1].numpy()
-    logits = logits.astype(np.float64)
-    never = [
-      vocabulary.padding,
-      vocabulary.out_of_vocabulary,
-      vocabulary.beginning,
-    ]
-    logits[never] = -np.inf
-    likelihoods = np.exp(logits - logits.max())
-    return likelihoods / likelihoods.sum()
-
-  def word(token: int) -> str:
-    if token == vocabulary.end:
+  def name(ids: list[int]) -> str:
+    if ids == [vocabulary.end]:
       return '(end of sentence)'
-    return vocabulary.decode([token])[0]
+    # A character that can't be seen has a name.
+    return vocabulary.text_of(ids).strip() or ' '.join(vocabulary.decode(ids))
 
   def show(text: str) -> None:
     ids = vocabulary.encode(text)
-    print(f'{" ".join(vocabulary.decode(ids))} ...')
-    suggested = probabilities(ids)
-    for token in np.argsort(-suggested)[: _TOP.value]:
-      print(f'  {suggested[token]:6.1%}  {word(int(token))}')
+    print(f'{vocabulary.text_of(ids)} ...')
+    for word, probability in trained.next_words(ids, top=_TOP.value):
+      print(f'  {probability:6.1%}  {name(word)}')
     longer = list(ids)
-    while len(longer) < len(ids) + _CONTINUE.value:
-      token = int(np.argmax(probabilities(longer)))
-      if token == vocabulary.end:
+    for _ in range(_CONTINUE.value):
+      ((word, _),) = trained.next_words(longer, top=1)
+      if word == [vocabulary.end]:
         break
-      longer.append(token)
+      longer += word
     if _CONTINUE.value:
-      print(f'  {" ".join(vocabulary.decode(longer))}')
+      print(f'  {vocabulary.text_of(longer)}')
 
   for text in _TEXT.value or _typed_lines():
     show(text)

@@ -12,7 +12,8 @@ A recipe, with a flag changed:
 
 Each part (task, model, optimizers and so on) is written NAME or
 NAME:option=value,option=value, as in --model=si_cifg:units=670; a wrong name or
-option is answered with the ones that exist.
+option is answered with the ones that exist. --help_models lists the models with
+their options, shapes and numbers of parameters.
 
 What it learns, and how well, goes to the folder runs/NAME: metrics.csv has a
 row a round, checkpoints/ the newest states (the same command again goes on from
@@ -25,12 +26,32 @@ there), logdir/ is for TensorBoard. Then:
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 from absl import flags as absl_flags
 
 from si_federated import flags
 
+
+class _HelpModels(absl_flags.BooleanFlag):
+  """Prints the models and ends, whatever other flags there are."""
+
+  def parse(self, argument: Any) -> None:
+    """Parses; see the class."""
+    super().parse(argument)
+    if self.value:
+      from si_federated.models import catalog
+
+      for line in catalog.describe():
+        print(line)
+      sys.exit(0)
+
+
 flags.define_experiment_flags()
+absl_flags.DEFINE_flag(
+  _HelpModels('help_models', False, 'Show the models, then end.')
+)
 # Otherwise --help would leave out what another module defines.
 absl_flags.adopt_module_key_flags(flags)
 

@@ -160,6 +160,7 @@ class ExperimentConfig:
   experiment_name: str
   task: ComponentSpec = ComponentSpec('docstrings')
   data_dir: Union[str, None] = None
+  vocabulary: ComponentSpec = ComponentSpec('words')
   model: ComponentSpec = ComponentSpec('si_cifg')
   algorithm: ComponentSpec = ComponentSpec('fed_avg')
   aggregator: ComponentSpec = ComponentSpec('mean')

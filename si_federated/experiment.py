@@ -24,13 +24,14 @@ from si_federated.privacy import auditing
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import SCHEDULES, Schedule
 from si_federated.runtime import RUNTIMES, ClientError
-from si_federated.tasks import TASKS, Task, Vocabulary
+from si_federated.tasks import TASKS, VOCABULARIES, Task, vocabularies
 from si_federated.training import checkpoints, evaluation, loop, sampling
 from si_federated.training import run_folder as run_folder_lib
 
 # The parts' arguments that come from flags of their own.
 _GIVEN = {
   'task': ('data_dir', 'vocab_size', 'sequence_length'),
+  'vocabulary': (),
   'model': ('vocab_size',),
   'algorithm': (
     'model',
@@ -47,6 +48,7 @@ _GIVEN = {
 }
 REGISTRIES: dict[str, dict[str, Callable]] = {
   'task': TASKS,
+  'vocabulary': VOCABULARIES,
   'model': MODELS,
   'algorithm': ALGORITHMS,
   'aggregator': AGGREGATORS,
@@ -144,13 +146,21 @@ def build_task(experiment: config.ExperimentConfig) -> Task:
   Raises:
     config.ConfigError: If the data is missing or unusable.
   """
-  return _build(
+  # Before the data, for a wrong option or a missing package ends it here.
+  with_vocabulary = _build(experiment, 'vocabulary')
+  task = _build(
     experiment,
     'task',
     data_dir=experiment.data_dir,
     vocab_size=experiment.vocab_size,
     sequence_length=experiment.sequence_length,
   )
+  try:
+    return with_vocabulary(task)
+  except ValueError as error:
+    raise config.ConfigError(
+      f'--vocabulary={experiment.vocabulary}: {error}'
+    ) from error
 
 
 def build_model(
@@ -168,7 +178,9 @@ def build_model(
   Raises:
     config.ConfigError: If the model refuses an option's value.
   """
-  tf.keras.utils.set_random_seed(experiment.model_seed)
+  # A graph of TFF's gets its weights from outside; no seed is to stay in it.
+  if tf.executing_eagerly():
+    tf.keras.utils.set_random_seed(experiment.model_seed)
   return _build(experiment, 'model', vocab_size=vocab_size)
 
 
@@ -258,6 +270,7 @@ def _task_facts(built: Experiment) -> dict[str, Any]:
     'num_validation_clients': len(task.validation),
     'num_validation_examples': len(built.validation_examples),
     'num_words': len(task.vocabulary.words),
+    'tokens_per_word': task.tokens_per_word(built.validation_examples),
     'num_parameters': built.num_parameters,
     'reference_perplexity': task.reference_perplexities(
       built.validation_examples
@@ -350,16 +363,15 @@ def _keep_task_facts(
   built: Experiment, folder: run_folder_lib.RunFolder
 ) -> None:
   """Writes what the run's data are, or checks that they still are the same."""
-  vocabulary_file = os.path.join(folder.path, 'vocabulary.txt')
   vocabulary = built.task.vocabulary
   if folder.has('metrics.csv') and folder.has('task.json'):
-    if Vocabulary.load(vocabulary_file).words != vocabulary.words:
+    if vocabularies.load_vocabulary(folder.path) != vocabulary:
       raise config.ConfigError(
         f'The data of {built.task.name} are no longer those that the run in '
-        f'{folder.path} began with (its words differ); give this one another '
-        '--experiment_name.'
+        f'{folder.path} began with (its vocabulary differs); give this one '
+        'another --experiment_name.'
       )
     return
-  vocabulary.save(vocabulary_file)
+  vocabularies.save_vocabulary(vocabulary, folder.path)
   # The reference perplexities take a pass over the training text.
   folder.write_json('task.json', _task_facts(built))

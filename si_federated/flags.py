@@ -10,7 +10,7 @@ import sys
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -22,10 +22,15 @@ _HELP = {
   'and flags again resume it.',
   'task': 'What text to learn from: docstrings (real English from the '
   "installed Python packages, no download), stackoverflow (TFF's dataset, or "
-  'any file of its format) or synthetic.',
+  'any file of its format), shakespeare (speeches, by characters) or '
+  'synthetic.',
   'data_dir': "The folder of the task's data: stackoverflow.sqlite for "
-  'stackoverflow; where to keep the prepared text for docstrings. Not needed '
-  'by default.',
+  'stackoverflow; speeches.jsonl, speeches.jsonl.xz or shakespeare.sqlite for '
+  'shakespeare; where to keep the prepared text for docstrings. Not needed by '
+  'default.',
+  'vocabulary': 'What the text is cut into: words (characters for shakespeare) '
+  'or sentencepiece, subwords learned from the training clients, as in '
+  'sentencepiece:size=4096.',
   'model': 'The language model: lstm, cifg or si_cifg.',
   'algorithm': 'The federated learning algorithm: fed_avg.',
   'aggregator': "How the server combines the clients' updates: mean, or "
@@ -47,9 +52,11 @@ _HELP = {
   'client_epochs_per_round': 'How often a client goes through its text.',
   'client_batch_size': "Sentences in a client's step.",
   'max_elements_per_client': 'The most sentences a client uses in a round.',
-  'sequence_length': 'Sentences are cut to this many words.',
+  'sequence_length': 'Sentences are cut to this many words or subwords; '
+  'speeches of shakespeare into windows of so many characters, of 80 by '
+  'default.',
   'vocab_size': 'How many words, the most frequent ones of the training '
-  'clients, the model knows.',
+  'clients, the model knows (--vocabulary=sentencepiece has its own size).',
   'num_validation_examples': "How many of the held-out clients' sentences to "
   'evaluate on.',
   'rounds_per_eval': 'Evaluate every so many rounds.',
@@ -76,6 +83,11 @@ _HELP = {
   'default it is secret and random, as real privacy needs.',
   'model_seed': 'Seed of the initial weights.',
   'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
+}
+# Defaults of a task that are not those of the configuration.
+_TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+  # As in McMahan et al. 2016 (arXiv 1602.05629), LEAF and TFF.
+  'shakespeare': {'sequence_length': 80}
 }
 _ALIASES = {
   'client_lr': 'client_learning_rate',
@@ -161,6 +173,11 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
       except config.ConfigError as error:
         raise config.ConfigError(f'--{field.name}: {error}') from error
     values[field.name] = value
+  task = values.get('task')
+  defaults = _TASK_DEFAULTS.get(task.name, {}) if task is not None else {}
+  for name, value in defaults.items():
+    if name in flags.FLAGS and flags.FLAGS[name].using_default_value:
+      values[name] = value
   address = 'ray_address' in flags.FLAGS and flags.FLAGS.ray_address
   if address:
     runtime = values['runtime']

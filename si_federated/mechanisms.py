@@ -365,4 +365,8 @@ def build_ledger(
     unnoised=[
       f'train/{name}' for name in (*_METRICS, *mechanism.unnoised_measurements)
     ],
+    not_covered=[
+      f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
+      "from the training clients' text, without noise, before training",
+    ],
   )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from si_federated import config
 from si_federated import experiment as experiment_lib
-from si_federated.tasks import Vocabulary
+from si_federated.tasks import Vocabulary, load_vocabulary
 from si_federated.training import checkpoints
 from si_federated.training import run_folder as run_folder_lib
+
+# Beginnings of words that are followed when tokens are pieces of words.
+_BEAM = 16
+_MAX_PIECES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +25,7 @@ class TrainedModel:
 
   Attributes:
     config: What the run was made from.
-    vocabulary: The words it knows.
+    vocabulary: The words, pieces or characters it knows.
     model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`.
     checkpoint: The file that its weights are from.
   """
@@ -29,6 +34,70 @@ class TrainedModel:
   vocabulary: Vocabulary
   model: tf.keras.Model
   checkpoint: str
+
+  def next_words(
+    self, ids: Sequence[int], *, top: int
+  ) -> list[tuple[list[int], float]]:
+    """Suggests the next word (character, for a vocabulary of characters).
+
+    Words of several pieces are found by a beam search; the probability of one
+    is that of its pieces and of no further piece.
+
+    Args:
+      ids: The text so far, without special ids.
+      top: The most suggestions.
+
+    Returns:
+      Ids and probability of each, the likeliest first; the end of the sentence
+      is one of them.
+    """
+    begins = self.vocabulary.begins_word
+    first = self._next_tokens([ids])[0] * begins
+    first /= first.sum()
+    found = [([int(i)], float(first[i])) for i in np.argsort(-first)]
+    found = [item for item in found if item[1] > 0]
+    if begins.all():
+      return found[:top]
+    end = [self.vocabulary.end]
+    whole = [item for item in found if item[0] == end]
+    started = [item for item in found if item[0] != end]
+    beam = max(_BEAM, 2 * top)
+    for _ in range(_MAX_PIECES):
+      started = sorted(started, key=lambda item: -item[1])[:beam]
+      whole = sorted(whole, key=lambda item: -item[1])[:top]
+      if not started or (len(whole) == top and whole[-1][1] >= started[0][1]):
+        break
+      following = self._next_tokens([[*ids, *word] for word, _ in started])
+      longer = []
+      for (word, probability), row in zip(started, following):
+        if self.vocabulary.text_of(word):  # The mark of a word is none yet.
+          whole.append((word, probability * float(row[begins].sum())))
+        continued = np.where(begins, 0.0, row)
+        longer += [
+          ([*word, int(i)], probability * float(continued[i]))
+          for i in np.argsort(-continued)[:beam]
+          if continued[i] > 0
+        ]
+      started = longer
+    return sorted(whole, key=lambda item: -item[1])[:top]
+
+  def _next_tokens(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns `[n, V]` probabilities after each of n texts of one length."""
+    vocabulary = self.vocabulary
+    # The model has learned from sentences cut to a length: give it the end of
+    # a longer one.
+    start = max(0, len(texts[0]) + 1 - self.config.sequence_length)
+    batch = [[vocabulary.beginning, *text[start:]] for text in texts]
+    logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
+    logits = logits.numpy().astype(np.float64)
+    never = [
+      vocabulary.padding,
+      vocabulary.out_of_vocabulary,
+      vocabulary.beginning,
+    ]
+    logits[:, never] = -np.inf
+    likelihoods = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return likelihoods / likelihoods.sum(axis=1, keepdims=True)
 
 
 def load_model(path: str) -> TrainedModel:
@@ -44,10 +113,10 @@ def load_model(path: str) -> TrainedModel:
     config.ConfigError: If the folder holds no run or no whole checkpoint.
   """
   experiment = run_folder_lib.read_config(path)
-  words_file = os.path.join(path, 'vocabulary.txt')
-  if not os.path.exists(words_file):
-    raise config.ConfigError(f'{path} has no vocabulary.txt yet.')
-  vocabulary = Vocabulary.load(words_file)
+  try:
+    vocabulary = load_vocabulary(path)
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from error
   # A checkpoint has the weights in the order of their creation, which need not
   # be that of the layers.
   created: list[tf.Variable] = []
@@ -71,7 +140,7 @@ def load_model(path: str) -> TrainedModel:
     if [weight.shape for weight in weights] != shapes:
       raise config.ConfigError(
         f'{file} holds weights of other shapes than the model '
-        f'{experiment.model} of {words_file} has.'
+        f'{experiment.model} of {path} has.'
       )
     for variable, weight in zip(variables, weights):
       variable.assign(weight)

@@ -78,6 +78,13 @@ def test_experiment_json_round_trip():
   assert config.ExperimentConfig.from_json(text) == experiment
 
 
+def test_json_from_before_there_was_an_entry_has_its_default():
+  experiment = config.ExperimentConfig('x', sequence_length=7)
+  values = json.loads(experiment.to_json())
+  assert values.pop('vocabulary') == 'words'
+  assert config.ExperimentConfig.from_json(json.dumps(values)) == experiment
+
+
 @pytest.mark.parametrize(
   'text', ['', '[]', '{"experiment_name": 3}', '{"a": 1}']
 )

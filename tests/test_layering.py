@@ -33,6 +33,7 @@ _ALLOWED = {
     {'absl', 'tensorflow'},
   ),
   'trained_model': ({'config', 'experiment', 'tasks', 'training'}, {'absl'}),
+  'exporting': ({'config', 'files', 'tasks', 'trained_model'}, {'absl'}),
   'experiment': (
     {
       'config',
@@ -55,6 +56,8 @@ _BINARIES_MAY = {
   'privacy',
   'experiment',
   'trained_model',
+  'exporting',
+  'models',
   'reporting',
   'files',
 }

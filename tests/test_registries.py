@@ -44,14 +44,22 @@ def _train_a_round(built):
   assert built.num_parameters == sum(w.size for w in before)
 
 
+def _small_model(name):
+  if name.endswith('former'):
+    return (
+      f'{name}:embedding_size=4,num_heads=2,intermediate_dim=8,num_layers=1'
+    )
+  return f'{name}:units=8,embedding_size=4'
+
+
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
 def test_models(name):
-  _train_a_round(_build(model=f'{name}:units=8,embedding_size=4'))
+  _train_a_round(_build(model=_small_model(name)))
 
 
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
+@pytest.mark.parametrize('name', ['si_cifg', 'si_gru', 'si_conformer'])
 def test_models_in_bfloat16(name):
-  model = f'{name}:units=8,embedding_size=4'
+  model = _small_model(name)
   exact, half = (
     _build(model=model, precision=p) for p in ('float32', 'bfloat16')
   )
@@ -66,6 +74,13 @@ def test_models_in_bfloat16(name):
   # Rounded to 8 bits somewhere, so near but not equal.
   assert losses[0] != losses[1]
   assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['vocabulary']))
+def test_vocabularies(name):
+  if name != 'words':
+    pytest.importorskip(name)
+  _train_a_round(_build(vocabulary=name))
 
 
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))

@@ -6,17 +6,50 @@ from collections.abc import Callable
 
 import tensorflow_federated as tff
 
+from si_federated.algorithms import scale_invariant_sgd
 
-def build_sgd(*, learning_rate: float) -> tff.learning.optimizers.Optimizer:
-  """Builds plain stochastic gradient descent.
+
+def build_sgd(
+  *,
+  learning_rate: float,
+  weight_decay: float = 0.0,
+  relative_clip: float | None = None,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds stochastic gradient descent.
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The step size η.
+    weight_decay: λ; the weights shrink by the factor 1 - ηλ each step.
+    relative_clip: C; gradients are clipped to a global norm of √(2 C λ/η)
+      times that of the weights (arXiv 2202.00980, where C is 4). Needs a weight
+      decay.
 
   Returns:
     The optimizer.
+
+  Raises:
+    ValueError: If an option is out of range.
   """
-  return tff.learning.optimizers.build_sgdm(learning_rate)
+  if not 0 <= weight_decay < float('inf'):
+    raise ValueError(
+      f'weight_decay must be at least 0, but it is {weight_decay}: give a '
+      'small number such as 0.01.'
+    )
+  if relative_clip is not None and relative_clip <= 0:
+    raise ValueError(
+      f'relative_clip must be above 0, but it is {relative_clip}: give 4, as '
+      'in the paper, or leave it out.'
+    )
+  if relative_clip is not None and not weight_decay:
+    raise ValueError(
+      'relative_clip clips to a norm that follows from weight_decay, which is '
+      '0: give both or none.'
+    )
+  if not weight_decay:
+    return tff.learning.optimizers.build_sgdm(learning_rate)
+  return scale_invariant_sgd.DecayedSGD(
+    learning_rate, weight_decay, relative_clip
+  )
 
 
 def build_sgdm(

@@ -1,19 +1,40 @@
 """Keras layers and activations; TensorFlow is all they need."""
 
 from si_federated.layers.activations import maxn, si_sigmoid, si_tanh
+from si_federated.layers.attention import MultiHeadAttention, normalized_relu
 from si_federated.layers.cifg import CIFG, SICIFG, CIFGCell, SICIFGCell
+from si_federated.layers.conformer import ConformerBlock
 from si_federated.layers.embedding import TiedEmbedding
-from si_federated.layers.lstm import LSTM, LSTMCell
+from si_federated.layers.feed_forward import FeedForward
+from si_federated.layers.gru import GRU, SIGRU, GRUCell, SIGRUCell
+from si_federated.layers.lstm import LSTM, SILSTM, LSTMCell, SILSTMCell
+from si_federated.layers.normalization import Gain, LayerNormalization
+from si_federated.layers.position import PositionEmbedding
+from si_federated.layers.transformer import TransformerBlock
 
 __all__ = [
   'CIFG',
   'CIFGCell',
+  'ConformerBlock',
+  'FeedForward',
+  'GRU',
+  'GRUCell',
+  'Gain',
   'LSTM',
   'LSTMCell',
+  'LayerNormalization',
+  'MultiHeadAttention',
+  'PositionEmbedding',
   'SICIFG',
   'SICIFGCell',
+  'SIGRU',
+  'SIGRUCell',
+  'SILSTM',
+  'SILSTMCell',
   'TiedEmbedding',
+  'TransformerBlock',
   'maxn',
+  'normalized_relu',
   'si_sigmoid',
   'si_tanh',
 ]

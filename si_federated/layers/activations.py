@@ -9,7 +9,7 @@ has 0/0; here the output is then zero, and so is the gradient.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple, Union
+from typing import Any, Callable, Tuple, Union
 
 import tensorflow as tf
 
@@ -156,7 +156,7 @@ _BY_NAME = {'maxn': maxn, 'si_sigmoid': si_sigmoid, 'si_tanh': si_tanh}
 
 def get(
   identifier: Union[str, dict, Callable, None],
-) -> Optional[Callable]:
+) -> Callable:
   """Finds an activation as Keras does, knowing our plain names as well.
 
   Args:

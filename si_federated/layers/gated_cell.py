@@ -1,20 +1,30 @@
-"""The Keras cell that LSTM, CIFG and SI-CIFG share."""
+"""The Keras cell that LSTM, CIFG and GRU share."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence
+from typing import (
+  Any,
+  Callable,
+  ClassVar,
+  Dict,
+  List,
+  Optional,
+  Sequence,
+  Tuple,
+)
 
 import tensorflow as tf
 
-from si_federated.layers import activations
+from si_federated.layers import activations, recurrence
 from si_federated.layers import gates as gates_lib
 
 
 class GatedCell(tf.keras.layers.LSTMCell):
   """One step of a gated recurrence, with an optional recurrent projection.
 
-  Subclasses set `kind`. Keras's `LSTMCell` gives the constructor's checks, the
-  dropout masks and the zero initial state; weights and equations are our own.
+  Subclasses set `kind` or override what uses it. Keras's `LSTMCell` gives the
+  constructor's checks, the dropout masks and the zero initial state; weights
+  and equations are our own.
 
   Args:
     units: H, the number of hidden units.
@@ -31,7 +41,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
 
   Call arguments:
     inputs: `[B, D]`.
-    states: h `[B, R]` and c `[B, H]`.
+    states: h `[B, R]` and c `[B, H]`, or h alone if that is the carry too.
     training: Whether dropout is active.
   """
 
@@ -95,9 +105,19 @@ class GatedCell(tf.keras.layers.LSTMCell):
     """The activation of the carry in the output."""
     return self.activation
 
+  @property
+  def blocks(self) -> Tuple[str, ...]:
+    """The names of the column blocks of the kernels."""
+    return self.kind.blocks
+
+  @property
+  def bias_shape(self) -> Tuple[int, ...]:
+    """The shape of the bias."""
+    return (self.units * len(self.blocks),)
+
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, D]`."""
-    width = self.units * len(self.kind.blocks)
+    width = self.units * len(self.blocks)
     self.kernel = self.add_weight(
       shape=(tf.TensorShape(input_shape)[-1], width),
       name='kernel',
@@ -115,7 +135,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
     self.bias = self.projection_kernel = self.projection_bias = None
     if self.use_bias:
       self.bias = self.add_weight(
-        shape=(width,),
+        shape=self.bias_shape,
         name='bias',
         initializer=self._initial_bias,
         regularizer=self.bias_regularizer,
@@ -145,7 +165,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
         tf.ones([self.units], dtype)
         if name == 'forget'
         else self.bias_initializer((self.units,), dtype=dtype, **kwargs)
-        for name in self.kind.blocks
+        for name in self.blocks
       ],
       axis=0,
     )
@@ -166,33 +186,54 @@ class GatedCell(tf.keras.layers.LSTMCell):
       self.get_recurrent_dropout_mask_for_cell(h, training, count=1),
     ]
 
+  def input_product(self, inputs: tf.Tensor) -> tf.Tensor:
+    """Returns what inputs `[N, D]` add to the pre-activations, `[N, K*H]`."""
+    x = tf.matmul(inputs, self.weight('kernel'))
+    return tf.nn.bias_add(x, self.weight('bias')) if self.use_bias else x
+
+  def apply_gates(
+    self, z: tf.Tensor, c: tf.Tensor
+  ) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Returns output and carry, differentiable as it stands."""
+    gate = gates_lib.with_dead_slope(
+      self.recurrent_activation, self.dead_gate_slope
+    )
+    functions = [
+      self.activation if name == 'candidate' else gate for name in self.blocks
+    ]
+    return gates_lib.apply_gates(
+      self.kind, functions, self.output_activation, z, c
+    )
+
+  def make_gates(self, dtype: str) -> recurrence.Gates:
+    """Returns the same for `recurrence.scan`, computed in the type given."""
+    return gates_lib.make_gates(
+      self.kind,
+      activation=self.activation,
+      recurrent_activation=self.recurrent_activation,
+      output_activation=self.output_activation,
+      dead_slope=self.dead_gate_slope,
+      dtype=dtype,
+    )
+
   def call(self, inputs: Any, states: Sequence, training: Any = None):
     """Computes one step; see the class for the arguments."""
-    h, c = states
+    # A cell whose carry is its output has the one state.
+    h, c = states[0], states[-1]
     input_mask, recurrent_mask = self.dropout_masks(inputs, h, training)
     if input_mask is not None:
       inputs = inputs * input_mask
     dropped = h if recurrent_mask is None else h * recurrent_mask
-    z = tf.matmul(inputs, self.weight('kernel'))
-    z += tf.matmul(dropped, self.weight('recurrent_kernel'))
-    if self.use_bias:
-      z = tf.nn.bias_add(z, self.weight('bias'))
-    functions = [
-      self.activation
-      if name == 'candidate'
-      else gates_lib.with_dead_slope(
-        self.recurrent_activation, self.dead_gate_slope
-      )
-      for name in self.kind.blocks
-    ]
-    h, c = gates_lib.apply_gates(
-      self.kind, functions, self.output_activation, z, c
+    z = recurrence.add_product(
+      self.input_product(inputs),
+      tf.matmul(dropped, self.weight('recurrent_kernel')),
     )
+    h, c = self.apply_gates(z, c)
     if self.projection_units:
       h = tf.matmul(h, self.weight('projection_kernel'))
       if self.use_bias:
         h = tf.nn.bias_add(h, self.weight('projection_bias'))
-    return h, [h, c]
+    return h, [h, c][: len(self.state_size)]
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""

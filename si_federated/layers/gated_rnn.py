@@ -1,4 +1,4 @@
-"""The Keras layer that LSTM, CIFG and SI-CIFG share."""
+"""The Keras layer that LSTM, CIFG and GRU share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, Callable, ClassVar, Dict, List, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import gates as gates_lib
-from si_federated.layers import recurrence
+from si_federated.layers import recurrence, tracing
 from si_federated.layers.gated_cell import GatedCell
 
 
@@ -21,7 +20,7 @@ class GatedRNN(tf.keras.layers.RNN):
   Args:
     units: H, the number of hidden units.
     return_sequences: Whether to return the output of all steps.
-    return_state: Whether to return h and c after the last step as well.
+    return_state: Whether to return the state after the last step as well.
     go_backwards: Whether to go through the sequence from its end; the outputs
       are then in the reversed order.
     stateful: Whether the state after a batch starts the next batch.
@@ -35,7 +34,7 @@ class GatedRNN(tf.keras.layers.RNN):
     mask: `[B, T]` booleans; where false, the state is held and the output is
       the one before.
     training: Whether dropout is active.
-    initial_state: h `[B, R]` and c `[B, H]` before the first step.
+    initial_state: The cell's state before the first step.
   """
 
   cell_class: ClassVar[Callable[..., GatedCell]]
@@ -101,7 +100,7 @@ class GatedRNN(tf.keras.layers.RNN):
     """Runs the layer; see the class for the arguments."""
     if isinstance(inputs, tf.RaggedTensor):
       return super().call(inputs, mask, training, initial_state)
-    building = _is_building_in_graph(inputs)
+    building = tracing.is_building_in_graph(inputs)
     has_state = (
       self.stateful or initial_state is not None or isinstance(inputs, list)
     )
@@ -125,6 +124,7 @@ class GatedRNN(tf.keras.layers.RNN):
       state = [outputs[0], tf.zeros([shape[1], self.units], inputs.dtype)]
     else:
       outputs, state = self._scan(inputs, mask, training, initial_state)
+    state = state[: len(self.cell.state_size)]
 
     if self.stateful:
       for variable, value in zip(self.states, state):
@@ -153,9 +153,7 @@ class GatedRNN(tf.keras.layers.RNN):
     )
     if input_mask is not None:
       inputs *= input_mask
-    x = tf.matmul(tf.reshape(inputs, [-1, features]), cell.weight('kernel'))
-    if cell.use_bias:
-      x = tf.nn.bias_add(x, cell.weight('bias'))
+    x = cell.input_product(tf.reshape(inputs, [-1, features]))
     x = tf.reshape(x, [tf.shape(inputs)[0], batch, x.shape[-1]])
     x.set_shape([steps, inputs.shape[1], None])
     projection = None
@@ -164,19 +162,15 @@ class GatedRNN(tf.keras.layers.RNN):
       if bias is None:
         bias = tf.zeros([cell.projection_units], x.dtype)
       projection = (cell.weight('projection_kernel'), bias)
+    first = None
+    if initial_state is not None:
+      first = (initial_state[0], initial_state[-1])
     outputs, last_c = recurrence.scan(
       x,
       cell.weight('recurrent_kernel'),
-      gates_lib.make_gates(
-        cell.kind,
-        activation=cell.activation,
-        recurrent_activation=cell.recurrent_activation,
-        output_activation=cell.output_activation,
-        dead_slope=cell.dead_gate_slope,
-        dtype=x.dtype.name,
-      ),
+      cell.make_gates(x.dtype.name),
       units=cell.units,
-      initial_state=None if initial_state is None else tuple(initial_state),
+      initial_state=first,
       projection=projection,
       mask=mask,
       recurrent_dropout_mask=recurrent_mask,
@@ -199,21 +193,6 @@ class GatedRNN(tf.keras.layers.RNN):
     """Makes a layer from `get_config()`."""
     del custom_objects
     return cls(**config)
-
-
-def _is_building_in_graph(inputs: Any) -> bool:
-  """Whether Keras calls the layer only to find out the shapes of a model.
-
-  A functional model of TensorFlow Federated builds the Keras model again inside
-  a function of a TensorFlow 1 graph, on placeholders that are never fed, before
-  it calls it on data. Whatever control flow and random operations that leaves
-  in the graph would be run all the same, and fail.
-  """
-  return (
-    hasattr(inputs, '_keras_history')
-    and not tf.compat.v1.executing_eagerly_outside_functions()
-    and tf.inside_function()
-  )
 
 
 def _argument_names(cell_class: Any) -> List[str]:

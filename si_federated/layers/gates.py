@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -51,7 +51,7 @@ LSTM_KIND = Kind(
 )
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
   """An activation whose derivative follows from its output and its maximum.
 
   dz = v - s <v, y> with v = scale * dy; s is `max_share` if the activation is
@@ -64,10 +64,10 @@ class _Rule(NamedTuple):
 
 
 def _pointwise(function, scale):
-  return _Rule(lambda z: (function(z), None), lambda y, _: scale(y))
+  return Rule(lambda z: (function(z), None), lambda y, _: scale(y))
 
 
-def _rules(dead_slope: float) -> Dict[Callable, _Rule]:
+def _rules(dead_slope: float) -> Dict[Callable, Rule]:
   def rectified_scale(y, maximum):
     scale = tf.sign(y) * activations.inverse_maximum(maximum)
     if dead_slope:
@@ -77,17 +77,41 @@ def _rules(dead_slope: float) -> Dict[Callable, _Rule]:
   return {
     tf.keras.activations.tanh: _pointwise(tf.tanh, lambda y: 1 - y * y),
     tf.keras.activations.sigmoid: _pointwise(tf.sigmoid, lambda y: y * (1 - y)),
-    activations.si_tanh: _Rule(
+    activations.si_tanh: Rule(
       lambda z: activations.max_normalize(z, rectify=False),
       lambda _, maximum: activations.inverse_maximum(maximum),
       scale_invariant=True,
     ),
-    activations.si_sigmoid: _Rule(
+    activations.si_sigmoid: Rule(
       lambda z: activations.max_normalize(z, rectify=True),
       rectified_scale,
       scale_invariant=True,
     ),
   }
+
+
+def find_rules(
+  functions: Sequence[Callable], dead_slope: float, dtype: str
+) -> Optional[List[Rule]]:
+  """Finds the written-out derivatives of activations.
+
+  Args:
+    functions: Activations.
+    dead_slope: See `si_sigmoid`.
+    dtype: The type computed in.
+
+  Returns:
+    Their rules, or `None` if TensorFlow has to differentiate: if there is no
+    rule for one of them, or a scale-invariant one is computed in float16, where
+    the products taken in advance could overflow.
+  """
+  rules = _rules(dead_slope)
+  found = [rules[function] for function in functions if function in rules]
+  if len(found) < len(functions):
+    return None
+  if dtype == 'float16' and any(rule.scale_invariant for rule in found):
+    return None
+  return found
 
 
 def make_gates(
@@ -101,8 +125,8 @@ def make_gates(
 ) -> Gates:
   """Builds the gates of a cell for `recurrence.scan`.
 
-  With tanh, sigmoid, SI-tanh and SI-sigma the derivative is written out; with
-  any other activation a step is differentiated by TensorFlow.
+  With tanh, sigmoid, SI-tanh and SI-sigma the derivative is written out; where
+  `find_rules` knows none, a step is differentiated by TensorFlow.
 
   Args:
     kind: `CIFG_KIND` or `LSTM_KIND`.
@@ -110,9 +134,7 @@ def make_gates(
     recurrent_activation: Activation of the gates.
     output_activation: Activation of the carry in the output.
     dead_slope: See `si_sigmoid`.
-    dtype: The type computed in. In float16 the scale-invariant activations are
-      differentiated by TensorFlow as well: the products taken in advance here
-      could overflow.
+    dtype: The type computed in.
 
   Returns:
     The gates.
@@ -121,14 +143,12 @@ def make_gates(
     activation if name == 'candidate' else recurrent_activation
     for name in kind.blocks
   ]
-  rules = _rules(dead_slope)
-  used = (*functions, output_activation)
-  found = [rules[function] for function in used if function in rules]
-  exact = dtype != 'float16' or not any(r.scale_invariant for r in found)
-  if len(found) == len(used) and exact:
-    return _written_out(kind, found[:-1], found[-1])
-  return _differentiated(
-    kind, [with_dead_slope(f, dead_slope) for f in functions], output_activation
+  rules = find_rules([*functions, output_activation], dead_slope, dtype)
+  if rules:
+    return _written_out(kind, rules[:-1], rules[-1])
+  functions = [with_dead_slope(f, dead_slope) for f in functions]
+  return differentiated(
+    lambda z, c: apply_gates(kind, functions, output_activation, z, c)
   )
 
 
@@ -172,9 +192,20 @@ def apply_gates(
   return blocks[-1] * output_activation(c), c
 
 
-def _differentiated(kind, functions, output_activation) -> Gates:
+def differentiated(
+  apply: Callable[..., Tuple[tf.Tensor, tf.Tensor]],
+) -> Gates:
+  """Builds gates whose steps TensorFlow differentiates.
+
+  Args:
+    apply: `(z, c) -> (m, new c)`, see `Gates.step`.
+
+  Returns:
+    The gates.
+  """
+
   def step(z, c):
-    m, new_c = apply_gates(kind, functions, output_activation, z, c)
+    m, new_c = apply(z, c)
     return m, new_c, (z,)
 
   def coefficients(residuals, previous_c, valid):
@@ -185,7 +216,7 @@ def _differentiated(kind, functions, output_activation) -> Gates:
     z, c, kept = current
     with tf.GradientTape() as tape:
       tape.watch((z, c))
-      m, new_c, _ = step(z, c)
+      m, new_c = apply(z, c)
     dz, dc_before = tape.gradient(
       (m, new_c), (z, c), output_gradients=(dm * kept, dc * kept)
     )
@@ -194,7 +225,7 @@ def _differentiated(kind, functions, output_activation) -> Gates:
   return Gates(step, coefficients, pull)
 
 
-def _written_out(kind: Kind, rules: List[_Rule], out: _Rule) -> Gates:
+def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
   num_blocks = len(rules)
   invariant = any(rule.scale_invariant for rule in rules)
 

@@ -1,10 +1,11 @@
-"""LSTM with Keras's weights, in the fused form of this package."""
+"""LSTM with Keras's weights and its scale-invariant form."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from si_federated.layers import activations, gated_cell, gated_rnn, gates
+from si_federated.layers.scale_invariant_cell import ScaleInvariant
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
@@ -35,3 +36,32 @@ class LSTM(gated_rnn.GatedRNN):
   """
 
   cell_class = LSTMCell
+
+
+@tf.keras.utils.register_keras_serializable(activations.PACKAGE)
+class SILSTMCell(ScaleInvariant, gated_cell.GatedCell):
+  """LSTM cell with scale-invariant activations.
+
+  Weights and equations are those of `LSTMCell`, with SI-σ and SI-tanh for σ and
+  tanh: the rule by which arXiv 2403.08100 makes SI-CIFG of CIFG. The carry can
+  grow with every step, unlike that of SI-CIFG, and max-normalisation bounds the
+  output. See `ScaleInvariant` for the arguments.
+  """
+
+  kind = gates.LSTM_KIND
+
+
+@tf.keras.utils.register_keras_serializable(activations.PACKAGE)
+class SILSTM(gated_rnn.GatedRNN):
+  """Scale-invariant LSTM layer, by the rule of arXiv 2403.08100.
+
+  See `GatedRNN` and `SILSTMCell` for the arguments.
+
+  Example:
+
+  >>> layer = SILSTM(670, projection_units=96, return_sequences=True)
+  >>> layer(tf.zeros([2, 20, 96])).shape
+  TensorShape([2, 20, 96])
+  """
+
+  cell_class = SILSTMCell

@@ -96,7 +96,8 @@ def scan(
 
   Args:
     x: `[T, B, K*H]` input products of all steps, bias included.
-    recurrent_kernel: U, `[R, K*H]`.
+    recurrent_kernel: U, `[R, K*H]`, or less wide: then the last columns of x
+      get no recurrent product.
     gates: The cell.
     units: H, the size of c.
     initial_state: h `[B, R]` and c `[B, H]` before the first step; zero if
@@ -132,6 +133,10 @@ def scan(
   def drop(h):
     return h if recurrent_dropout_mask is None else h * recurrent_dropout_mask
 
+  def recurrent_part(dz):
+    width = recurrent_kernel.shape[-1]
+    return dz if dz.shape[-1] == width else dz[..., :width]
+
   def run(x, kernel, *others):
     rest = list(others)
     h_0, c_0 = (None, None) if starts_at_zero else (rest.pop(0), rest.pop(0))
@@ -139,7 +144,7 @@ def scan(
 
     def forward(carry, x_t, *masked):
       h, c = carry
-      z = x_t if h is None else x_t + tf.matmul(drop(h), kernel)
+      z = x_t if h is None else add_product(x_t, tf.matmul(drop(h), kernel))
       m, new_c, residuals = gates.step(z, zeros if c is None else c)
       new_h = m if projection is None else tf.matmul(m, rest[0]) + rest[1]
       if masked:
@@ -170,7 +175,7 @@ def scan(
         if valid is not None:
           held, current = current[0], current[1:]
         dz, dc = gates.pull(current, dm, dc_next)
-        dh_before = drop(tf.matmul(dz, kernel_t))
+        dh_before = drop(tf.matmul(recurrent_part(dz), kernel_t))
         if valid is not None:
           dh_before += dh * held
         return (dh_before, dc), ((dz,) if projection is None else (dz, dh))
@@ -183,13 +188,14 @@ def scan(
         backward, carry, inputs, unroll=unroll, reverse=True
       )
       dz = outputs[0]
+      dz_recurrent = recurrent_part(dz)
       if starts_at_zero:
         # h before the first step is zero and adds nothing.
         later = None if mask is None else mask[1:]
-        gradients = [dz, _outer(drop(h[:-1]), dz[1:], later)]
+        gradients = [dz, _outer(drop(h[:-1]), dz_recurrent[1:], later)]
       else:
         before = tf.concat([h_0[tf.newaxis], h[:-1]], axis=0)
-        gradients = [dz, _outer(drop(before), dz, mask), *carry]
+        gradients = [dz, _outer(drop(before), dz_recurrent, mask), *carry]
       if projection is not None:
         dh = outputs[1] if valid is None else outputs[1] * valid
         gradients += [_outer(m, dh, mask), tf.reduce_sum(dh, axis=[0, 1])]
@@ -201,6 +207,22 @@ def scan(
   h, last_c = tf.custom_gradient(run)(*arguments)
   h.set_shape([steps, x.shape[1], recurrent_kernel.shape[0]])
   return h, last_c
+
+
+def add_product(x: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
+  """Adds the recurrent product to the input's, which may be wider.
+
+  Args:
+    x: `[B, M]`.
+    product: `[B, N]` with N at most M.
+
+  Returns:
+    `[B, M]`, where the last M - N columns are those of x.
+  """
+  width = product.shape[-1]
+  if x.shape[-1] == width:
+    return x + product
+  return tf.concat([x[:, :width] + product, x[:, width:]], axis=-1)
 
 
 def _transposed(matrix: tf.Tensor) -> tf.Tensor:

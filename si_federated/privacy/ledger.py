@@ -13,7 +13,7 @@ from si_federated.privacy import participation
 
 _NOT_COVERED = (
   'the choice of hyper-parameters, if other runs on the same data led to it',
-  'the vocabulary and other statistics of the data made before training',
+  'other statistics of the data made before training',
   'the times and sizes of what is written',
 )
 
@@ -31,6 +31,7 @@ class Ledger:
     simulated: bool = False,
     facts: Optional[dict[str, Any]] = None,
     unnoised: Iterable[str] = (),
+    not_covered: Iterable[str] = (),
   ):
     """Initializes the ledger of a run that has not begun.
 
@@ -44,6 +45,7 @@ class Ledger:
       facts: More that determines privacy, as plain values: clip norm, schedule,
         seeds. A saved ledger of other facts is refused.
       unnoised: Names of what is written without noise.
+      not_covered: More that the guarantee does not cover, as phrases.
     """
     self._mechanism = mechanism
     self._delta = delta
@@ -52,6 +54,7 @@ class Ledger:
     self._simulated = simulated
     self._facts = dict(facts or {})
     self._unnoised = list(unnoised)
+    self._not_covered = [*not_covered, *_NOT_COVERED]
     self._recorder = participation.ParticipationRecorder(contract)
     self._epsilons: dict[Any, float] = {}
 
@@ -158,7 +161,7 @@ class Ledger:
         result['so_far'] = so_far
         result.update({key: so_far[key] for key in ('rho', 'epsilon')})
     result['released_without_noise'] = self._unnoised
-    result['not_covered'] = list(_NOT_COVERED)
+    result['not_covered'] = list(self._not_covered)
     return result
 
   def state(self) -> dict[str, np.ndarray]:

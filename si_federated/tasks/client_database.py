@@ -14,6 +14,7 @@ _COLUMNS = {
   'examples': ('split_name', 'client_id', 'serialized_example_proto'),
   'client_metadata': ('split_name', 'client_id', 'num_examples'),
 }
+_FORMS = {'tokens': ', words separated by spaces'}
 # Sentences parsed at once: enough to make the cost of a call vanish.
 _BATCH = 8192
 _RUN = 100_000
@@ -26,9 +27,15 @@ class ClientDatabase:
   locked or of another format.
   """
 
-  def __init__(self, path: str):
-    """Opens the file and checks its tables and columns."""
+  def __init__(self, path: str, feature: str = 'tokens'):
+    """Opens the file and checks its tables and columns.
+
+    Args:
+      path: The file.
+      feature: The feature of an example that holds its text.
+    """
     self._path = path
+    self._feature = feature
     with self._one_sentence():
       uri = pathlib.Path(path).resolve().as_uri() + '?mode=ro'
       self._connection = sqlite3.connect(uri, uri=True)
@@ -93,7 +100,7 @@ class ClientDatabase:
       split: The split's name.
 
     Yields:
-      The client's name and its `tokens` features.
+      The client's name and the texts of its examples.
     """
     # A client of the table of clients without examples gets a NULL row.
     query = (
@@ -135,21 +142,21 @@ class ClientDatabase:
     """Cuts one batch of examples into the sentences of its clients."""
     sentences: list[bytes] = []
     for start in range(0, len(messages), _RUN):
-      sentences.extend(self._tokens(messages[start : start + _RUN]))
+      sentences.extend(self._texts(messages[start : start + _RUN]))
     start = 0
     for client_id, size in clients:
       yield client_id, sentences[start : start + size]
       start += size
 
-  def _tokens(self, messages: list[bytes]) -> list[bytes]:
+  def _texts(self, messages: list[bytes]) -> list[bytes]:
     # Parsing the one feature that is needed is what makes this quick.
-    spec = {'tokens': tf.io.FixedLenFeature([], tf.string)}
+    spec = {self._feature: tf.io.FixedLenFeature([], tf.string)}
     try:
       parsed = tf.io.parse_example(tf.constant(messages, tf.string), spec)
     except (tf.errors.OpError, TypeError, ValueError):
       raise ValueError(
-        f'{self._path} has an example without a `tokens` feature of one '
-        'string; give a file whose examples hold the words of a sentence, '
-        'separated by spaces, as `tokens`.'
+        f'{self._path} has an example without a `{self._feature}` feature of '
+        'one string; give a file whose examples hold their text as '
+        f'`{self._feature}`{_FORMS.get(self._feature, "")}.'
       ) from None
-    return parsed['tokens'].numpy().tolist()
+    return parsed[self._feature].numpy().tolist()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import os
 import tarfile
 from typing import Iterator, Mapping
 
-from si_federated import files
 from si_federated.tasks.client_database import ClientDatabase
+from si_federated.tasks.source_files import (
+  stamp,
+  store_folder,
+  tff_database,
+  tff_folder,
+)
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
@@ -77,29 +81,15 @@ def stackoverflow(
       _fill(writer, opened, database)
 
   # A file of another size or time is another file.
-  key = {'database': _stamp(database), 'counts': counts and _stamp(counts)}
-  store = open_or_build(_store_folder(database), fill, key=key, words=words)
+  key = {'database': stamp(database), 'counts': counts and stamp(counts)}
+  folder = store_folder(database, suffix='.tokens', task='stackoverflow')
+  store = open_or_build(folder, fill, key=key, words=words)
   return task_from_store(
     'stackoverflow',
     store,
     vocab_size=vocab_size,
     sequence_length=sequence_length,
   )
-
-
-def _stamp(path: str) -> list[int]:
-  status = os.stat(path)
-  return [status.st_size, status.st_mtime_ns]
-
-
-def _store_folder(database: str) -> str:
-  """Returns a folder beside the file, or in the cache if that is read-only."""
-  database = os.path.realpath(database)
-  beside = os.path.splitext(database)[0] + '.tokens'
-  if os.path.isdir(beside) or os.access(os.path.dirname(database), os.W_OK):
-    return beside
-  name = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
-  return os.path.join(files.cache_folder(), f'stackoverflow-{name}')
 
 
 def _find_counts(folder: str) -> str | None:
@@ -111,33 +101,28 @@ def _find_counts(folder: str) -> str | None:
 
 def _download() -> tuple[str, str | None]:
   """Returns TFF's files, downloaded if they are not there yet."""
-  folder = os.path.join(os.path.expanduser('~'), '.tff')
+  folder = tff_folder()
   keras_folder = os.path.join(os.path.expanduser('~'), '.keras', 'datasets')
-  database = os.path.join(folder, DATABASE_NAME)
 
   def counts() -> str | None:
     return _find_counts(folder) or _find_counts(keras_folder)
 
   # TFF is loaded only here: the other tasks do without it.
-  if not os.path.isfile(database):
-    try:
-      from tensorflow_federated.python.simulation.datasets import (
-        stackoverflow as source,
-      )
+  def load() -> None:
+    from tensorflow_federated.python.simulation.datasets import (
+      stackoverflow as source,
+    )
 
-      source.load_data()
-    except (Exception, KeyboardInterrupt) as error:
-      # TFF would take the beginning of a file for the whole next time.
-      with contextlib.suppress(OSError):
-        os.unlink(database)
-      if isinstance(error, KeyboardInterrupt):
-        raise
-      raise ValueError(
-        f'The Stack Overflow data cannot be downloaded ({error}); put '
-        f'{DATABASE_NAME} and {WORD_COUNT_NAME} into {folder} or a folder '
-        'named by --data_dir, or use --task=docstrings, which needs no '
-        'download.'
-      ) from error
+    source.load_data()
+
+  database = tff_database(
+    DATABASE_NAME,
+    load,
+    what='The Stack Overflow data',
+    advice=f'put {DATABASE_NAME} and {WORD_COUNT_NAME} into {folder} or a '
+    'folder named by --data_dir, or use --task=docstrings, which needs no '
+    'download',
+  )
   if counts() is None:
     try:
       from tensorflow_federated.python.simulation.datasets import (

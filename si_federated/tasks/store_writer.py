@@ -49,6 +49,7 @@ class StoreWriter:
     self._id_bytes = dict.fromkeys(SPLITS, 0)
     self.num_empty = 0
     self.notes: dict[str, int] = {}
+    self._added: list[str] = []
     zero = np.zeros([1], '<i8').tobytes()
     for split in SPLITS:
       os.mkdir(os.path.join(folder, split))
@@ -84,10 +85,49 @@ class StoreWriter:
     else:
       get = self._ids.get
       ids = np.array([get(word, UNLISTED) for word in words], '<u2')
+    self._append(split, client_id, ids, sizes)
+
+  def add_ranks(
+    self,
+    split: str,
+    client_id: str,
+    ranks: np.ndarray,
+    sizes: Sequence[int] | np.ndarray,
+  ) -> None:
+    """Appends a client whose sentences are ranks of the given words already.
+
+    Args:
+      split: One of `SPLITS`.
+      client_id: The client's name.
+      ranks: `[n]` ranks, `UNLISTED` for what is no word, back to back.
+      sizes: The number of ranks of each sentence.
+    """
+    if self._given is None:
+      raise ValueError('Ranks need a list of words; give one to the store.')
+    self._append(split, client_id, np.asarray(ranks, '<u2'), sizes)
+
+  def add_file(self, name: str, content: bytes) -> None:
+    """Adds a file of another kind to the store.
+
+    Args:
+      name: Its name in the store's folder.
+      content: Its bytes.
+    """
+    with open(os.path.join(self._folder, name), 'wb') as file:
+      file.write(content)
+    self._added.append(name)
+
+  def _append(
+    self,
+    split: str,
+    client_id: str,
+    ids: np.ndarray,
+    sizes: Sequence[int] | np.ndarray,
+  ) -> None:
     total = self._totals[split]
     name = client_id.encode()
     ends = np.cumsum(sizes, dtype='<i8') + total['words']
-    total['words'] += len(words)
+    total['words'] += len(ids)
     total['sentences'] += len(sizes)
     total['clients'] += 1
     self._id_bytes[split] += len(name)
@@ -122,6 +162,7 @@ class StoreWriter:
       with open(os.path.join(self._folder, COUNTS_NAME), 'wb') as file:
         file.write(counts.astype('<i8').tobytes())
     names = [WORDS_NAME] + ([COUNTS_NAME] if counts is not None else [])
+    names += self._added
     names += [f'{split}/{name}' for split in SPLITS for name in ARRAY_TYPES]
     meta = {
       'format_version': FORMAT_VERSION,

@@ -90,6 +90,32 @@ class Task:
     """Returns constructors of the metrics, by name."""
     return objective.metric_constructors(self.vocabulary)
 
+  def tokens_per_word(self, examples: np.ndarray) -> float:
+    """Returns labels for each word, counting the end of a sentence as a word.
+
+    The perplexity of tokens to this power is the perplexity of words.
+
+    Args:
+      examples: `[N, T + 1]` ids.
+
+    Returns:
+      1 unless tokens are pieces of words; for characters 1, too.
+
+    Raises:
+      ValueError: The examples hold no label.
+    """
+    labels = self._labels(examples)
+    return labels.size / int(self.vocabulary.begins_word[labels].sum())
+
+  def _labels(self, examples: np.ndarray) -> np.ndarray:
+    labels = np.asarray(examples)[:, 1:]
+    labels = labels[labels != self.vocabulary.padding]
+    if not labels.size:
+      raise ValueError(
+        'The examples hold nothing but padding; give sentences with words.'
+      )
+    return labels
+
   def reference_perplexities(self, examples: np.ndarray) -> dict[str, float]:
     """Returns perplexities to compare a model with on the same examples.
 
@@ -105,11 +131,7 @@ class Task:
       ValueError: The examples hold no label.
     """
     examples = np.asarray(examples)
-    labels = examples[:, 1:][examples[:, 1:] != self.vocabulary.padding]
-    if not labels.size:
-      raise ValueError(
-        'The examples hold nothing but padding; give sentences with words.'
-      )
+    labels = self._labels(examples)
     counts = self.train.label_counts().astype(np.float64) + 1.0
     counts[[self.vocabulary.padding, self.vocabulary.beginning]] = 0.0
     losses = np.log(counts.sum()) - np.log(counts[labels])

@@ -1,10 +1,10 @@
-"""The words of a language task and their ids."""
+"""The words, or characters, of a language task and their ids."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Iterable, Mapping
+from typing import ClassVar, Iterable, Mapping
 
 import numpy as np
 
@@ -15,6 +15,17 @@ PADDING_WORD = '<PAD>'
 OUT_OF_VOCABULARY_WORD = '<UNK>'
 BEGINNING_WORD = '<BOS>'
 END_WORD = '<EOS>'
+
+# How characters are written that cannot stand alone on a line or between
+# spaces.
+_PICTURES = {
+  ' ': '\N{SYMBOL FOR SPACE}',
+  '\n': '\N{SYMBOL FOR LINE FEED}',
+  '\r': '\N{SYMBOL FOR CARRIAGE RETURN}',
+  '\t': '\N{SYMBOL FOR HORIZONTAL TABULATION}',
+}
+_TO_PICTURES = str.maketrans(_PICTURES)
+_FROM_PICTURES = str.maketrans({v: k for k, v in _PICTURES.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +43,9 @@ class Vocabulary:
   Attributes:
     words: The V words, the most frequent first.
   """
+
+  # The file in a run's folder; each kind of vocabulary has its own.
+  FILE_NAME: ClassVar[str] = 'vocabulary.txt'
 
   words: tuple[str, ...]
 
@@ -73,6 +87,11 @@ class Vocabulary:
     return len(self.words) + 4
 
   @functools.cached_property
+  def begins_word(self) -> np.ndarray:
+    """`[size]` bool: whether an id is not the continuation of a word."""
+    return np.ones([self.size], bool)
+
+  @functools.cached_property
   def _ids(self) -> Mapping[str, int]:
     return {word: index for index, word in enumerate(self.words, start=1)}
 
@@ -107,6 +126,14 @@ class Vocabulary:
         raise ValueError(f'{i} is no id of this vocabulary of {self.size} ids.')
     return [names[i] for i in ids]
 
+  def text_of(self, ids: Iterable[int]) -> str:
+    """Returns ids as text for people, the words with spaces between them.
+
+    Raises:
+      ValueError: An id lies outside 0..size - 1.
+    """
+    return ' '.join(self.decode(ids))
+
   def save(self, path: str) -> None:
     """Writes the words to a UTF-8 file, one a line."""
     files.write_atomically(path, ''.join(word + '\n' for word in self.words))
@@ -127,9 +154,56 @@ class Vocabulary:
     except FileNotFoundError:
       raise ValueError(
         f'There is no vocabulary file {path}; a training run writes it as '
-        'vocabulary.txt into its folder.'
+        f'{cls.FILE_NAME} into its folder.'
       ) from None
     except ValueError as error:
       raise ValueError(
         f'{path} is no vocabulary (one word a line in UTF-8): {error}'
       ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class CharacterVocabulary(Vocabulary):
+  """The characters of a task whose tokens are characters.
+
+  Upper and lower case differ. Space, line feed, carriage return and tabulator
+  are written as their Unicode pictures, in `words` as well as in the file.
+
+  >>> v = CharacterVocabulary(('a', '\N{SYMBOL FOR SPACE}'))
+  >>> v.encode('a aA'), v.text_of([1, 2, 1])
+  ([1, 2, 1, 3], 'a a')
+  """
+
+  FILE_NAME: ClassVar[str] = 'characters.txt'
+
+  def __post_init__(self):
+    super().__post_init__()
+    for word in self.words:
+      if len(word) != 1 or word in _PICTURES:
+        raise ValueError(f'{word!r} is no single visible character.')
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the id of each character, without special ids.
+
+    Args:
+      text: Any text.
+    """
+    ids, unknown = self._ids, self.out_of_vocabulary
+    return [ids.get(character, unknown) for character in visible(text)]
+
+  def text_of(self, ids: Iterable[int]) -> str:
+    """Returns ids as text, nothing between the characters.
+
+    Raises:
+      ValueError: An id lies outside 0..size - 1.
+    """
+    return ''.join(self.decode(ids)).translate(_FROM_PICTURES)
+
+
+def visible(text: str) -> str:
+  """Returns text with spaces, line ends and tabulators as pictures.
+
+  >>> visible('a b') == 'a\N{SYMBOL FOR SPACE}b'
+  True
+  """
+  return text.translate(_TO_PICTURES)

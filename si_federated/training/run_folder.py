@@ -3,7 +3,7 @@
 ROOT/EXPERIMENT/
   config.json     every flag
   task.json       facts about the data
-  vocabulary.txt  one word a line
+  vocabulary.txt  one word a line; characters.txt or vocabulary.model for others
   metrics.csv     a row a round
   logdir/         TensorBoard
   checkpoints/    the newest states; the seed of the noise, too, so secret if

@@ -12,7 +12,12 @@ PAIRS = {
   'lstm': layers.LSTM,
   'cifg': layers.CIFG,
   'si_cifg': layers.SICIFG,
+  'si_lstm': layers.SILSTM,
+  'gru': layers.GRU,
+  'si_gru': layers.SIGRU,
 }
+# Layers whose output without a projection is all of their state.
+ONE_STATE = ('gru', 'si_gru')
 BATCH, STEPS, FEATURES, UNITS = 4, 7, 5, 6
 MASK = np.array(
   [
@@ -41,7 +46,15 @@ def _run(function, variables, x, **arguments):
 
 @pytest.mark.parametrize(
   ('name', 'unroll'),
-  [('lstm', None), ('cifg', False), ('si_cifg', None), ('si_cifg', False)],
+  [
+    ('lstm', None),
+    ('cifg', False),
+    ('si_cifg', None),
+    ('si_cifg', False),
+    ('si_lstm', None),
+    ('gru', False),
+    ('si_gru', None),
+  ],
 )
 @pytest.mark.parametrize(
   'options',
@@ -85,8 +98,7 @@ def test_equals_the_cell_in_keras(name, unroll, options):
     arguments['mask'] = tf.constant(MASK)
   if initial:
     arguments['initial_state'] = [
-      tf.random.normal([BATCH, options.get('projection_units', UNITS)]),
-      tf.random.normal([BATCH, UNITS]),
+      tf.random.normal([BATCH, size]) for size in layer.cell.state_size
     ]
   variables = layer.trainable_variables
   expected = _run(loop, variables, x, **arguments)
@@ -116,8 +128,9 @@ def test_gradients_of_the_initial_state(name):
   tf.keras.utils.set_random_seed(2)
   layer = PAIRS[name](UNITS, return_sequences=True)
   x = tf.random.normal([BATCH, STEPS, FEATURES])
-  state = [tf.random.normal([BATCH, UNITS]) for _ in range(2)]
   layer(x)
+  assert len(layer.cell.state_size) == (1 if name in ONE_STATE else 2)
+  state = [tf.random.normal([BATCH, n]) for n in layer.cell.state_size]
   results = []
   for function in (
     layer,

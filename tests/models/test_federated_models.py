@@ -13,7 +13,9 @@ tff = pytest.importorskip('tensorflow_federated')
 SPEC = (tf.TensorSpec([None, 5], tf.int32), tf.TensorSpec([None, 5], tf.int32))
 X = np.array([[7, 1, 2, 3, 4], [7, 5, 9, 0, 0]], np.int32)
 Y = np.array([[1, 2, 3, 4, 8], [5, 9, 8, 0, 0]], np.int32)
-ALL = pytest.mark.parametrize('name', ['lstm', 'cifg', 'si_cifg'])
+RECURRENT = ('lstm', 'si_cifg', 'si_gru')
+ATTENTION = ('si_transformer', 'si_conformer')
+ALL = pytest.mark.parametrize('name', [*RECURRENT, *ATTENTION])
 
 
 class _Loss(tf.keras.losses.Loss):
@@ -30,7 +32,16 @@ class _Loss(tf.keras.losses.Loss):
 
 def _model(name, **options):
   tf.keras.utils.set_random_seed(0)
-  return MODELS[name](12, embedding_size=6, units=8, **options)
+  if name in RECURRENT:
+    return MODELS[name](12, embedding_size=6, units=8, **options)
+  options.pop('projection_units', None)
+  return MODELS[name](
+    12,
+    embedding_size=6,
+    intermediate_dim=8,
+    num_heads=2,
+    **{'num_layers': 1, **options},
+  )
 
 
 def _loss_and_gradients(model):

@@ -157,6 +157,7 @@ def test_left_out_folders_and_files(tmp_path, root):
     'si_federated/models.py',
     'experiments/train.py',
     'ray/util/queue.py',
+    'sentencepiece/trainer.py',
     '__pycache__/cached.py',
     'not-a-package/mod.py',
     'pack/thing_pb2.py',
@@ -184,6 +185,7 @@ def test_built_once_and_again_when_the_installation_changes(
   assert clients(corpus(tmp_path, root)) == clients(first)
   # This project's own installation is not part of the data, nor is an extra's.
   (root / 'PyYAML-6.0.dist-info').mkdir()
+  (root / 'sentencepiece-0.2.3.dist-info').mkdir()
   (root / 'si_federated-0.1.0.dist-info').mkdir()
   (root / '__editable__.si_federated-0.1.0.pth').write_text('')
   corpus(tmp_path, root)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated.tasks import TASKS
+from si_federated.tasks import TASKS, VOCABULARIES
 from si_federated.tasks.client_database import ClientDatabase
 
 tff = pytest.importorskip('tensorflow_federated')
@@ -343,3 +343,19 @@ def test_read_only_folder_keeps_the_store_in_the_cache(
   assert len(load(folder).train) == 3
   assert not (folder / 'stackoverflow.tokens').exists()
   assert len(os.listdir(tmp_path / 'cache' / 'si_federated')) == 1
+
+
+def test_pieces_of_words(folder):
+  pytest.importorskip('sentencepiece')
+  words = load(folder)
+  task = VOCABULARIES['sentencepiece'](size=20)(words)
+  vocabulary = task.vocabulary
+  assert (folder / 'stackoverflow.sentencepiece-20' / 'meta.json').exists()
+  np.testing.assert_array_equal(
+    task.train.examples(0)[0],
+    [vocabulary.beginning, *vocabulary.encode('the cat sat')][:5],
+  )
+  # Words beyond the list, and the empty one between two spaces, are unknown.
+  assert vocabulary.text_of(task.train.examples(0)[2]) == (
+    '<BOS> <UNK> <UNK> <UNK> <EOS>'
+  )

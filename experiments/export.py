@@ -1,0 +1,62 @@
+"""Exports the model of a run for servers and devices.
+
+  python -m experiments.export --run=runs/first --output=exported
+
+writes a TensorFlow SavedModel and a TensorFlow Lite file, both with a signature
+`next_token` (ids of a sentence so far -> the likeliest next ids with their
+probabilities) and one for the logits, the vocabulary, and export.json, which
+says how to call them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags as absl_flags
+
+from si_federated import flags
+
+_RUN = absl_flags.DEFINE_string(
+  'run', None, 'The folder of the run, such as runs/first.', required=True
+)
+_OUTPUT = absl_flags.DEFINE_string(
+  'output', None, 'The folder to write to; RUN/exported by default.'
+)
+_FORMATS = absl_flags.DEFINE_list(
+  'formats', ['saved_model', 'tflite'], 'What to write: saved_model, tflite.'
+)
+_TOP = absl_flags.DEFINE_integer(
+  'top', 5, 'How many next tokens to suggest.', lower_bound=1
+)
+_PRECISION = absl_flags.DEFINE_string(
+  'tflite_precision',
+  'float32',
+  'Of the weights in the TensorFlow Lite file: float32, float16 or int8.',
+)
+
+
+def main() -> None:
+  """Exports, and prints what was written."""
+  from si_federated import exporting
+
+  output = _OUTPUT.value or os.path.join(_RUN.value, 'exported')
+  facts = exporting.export_model(
+    _RUN.value,
+    output,
+    formats=tuple(_FORMATS.value),
+    top=_TOP.value,
+    tflite_precision=_PRECISION.value,
+  )
+  for kind, written in facts['written'].items():
+    path = os.path.join(output, written['path'])
+    print(f'{kind}: {path}, {written["bytes"] / 1e6:.1f} MB')
+  print(f'How to call them: {os.path.join(output, "export.json")}')
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

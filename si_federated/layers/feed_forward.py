@@ -1,0 +1,181 @@
+"""The position-wise feed-forward part of Transformer and Conformer blocks."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict
+
+import tensorflow as tf
+
+from si_federated.layers import activations, tracing
+
+# Activations with f(c x) = c f(x) for c > 0.
+_HOMOGENEOUS = ('linear', 'relu')
+
+
+def check_homogeneous(activation: Callable) -> None:
+  """Refuses an activation that breaks scale invariance.
+
+  Args:
+    activation: An activation function.
+
+  Raises:
+    ValueError: If it is not positively homogeneous.
+  """
+  name = activations.serialize(activation)
+  if name not in _HOMOGENEOUS:
+    raise ValueError(
+      'scale_invariant needs an activation that scales with its input, but it '
+      f'is {name!r}: choose {" or ".join(_HOMOGENEOUS)}.'
+    )
+
+
+def build_dense(
+  size: int,
+  input_size: int,
+  *,
+  name: str,
+  policy: Any,
+  activation: Any = None,
+  use_bias: bool = True,
+  kernel_initializer: Any = 'glorot_uniform',
+  **options: Any,
+) -> tf.keras.layers.Dense:
+  """Builds a dense layer inside another layer.
+
+  Args:
+    size: Features of its output.
+    input_size: Features of its input.
+    name: Its name.
+    policy: The type policy of the layer that it belongs to.
+    activation: See `tf.keras.layers.Dense`, as for the rest.
+    use_bias: Whether it has a bias.
+    kernel_initializer: Initializer of the kernel.
+    **options: Further arguments of the layer.
+
+  Returns:
+    The layer with its weights.
+  """
+  initializer = tf.keras.initializers.get(kernel_initializer)
+  layer = tf.keras.layers.Dense(
+    size,
+    activation=activation,
+    use_bias=use_bias,
+    # A fresh one: an initializer that is used twice repeats its values.
+    kernel_initializer=type(initializer).from_config(initializer.get_config()),
+    dtype=policy,
+    name=name,
+    **options,
+  )
+  with tf.name_scope(name):
+    layer.build((None, input_size))
+  return layer
+
+
+def build_dropout(rate: float, policy: Any) -> tf.keras.layers.Layer:
+  """Builds the dropout inside another layer.
+
+  Args:
+    rate: The fraction to drop.
+    policy: The type policy of the layer that it belongs to.
+
+  Returns:
+    A layer that can be called with `training`.
+  """
+  # Keras's other generators keep a variable, which a model whose weights are
+  # plain tensors can't have.
+  layer = tf.keras.layers.Dropout(
+    rate, rng_type='legacy_stateful', dtype=policy
+  )
+  layer.built = True
+  return layer
+
+
+@tf.keras.utils.register_keras_serializable(activations.PACKAGE)
+class FeedForward(tf.keras.layers.Layer):
+  """Two dense layers with an activation between, D -> intermediate_dim -> D.
+
+  Args:
+    intermediate_dim: Features between the two.
+    activation: Activation between the two.
+    dropout: Fraction of what lies between to drop.
+    use_bias: Whether the first dense layer has a bias.
+    use_output_bias: Whether the second has one. Without it, and with ReLU, the
+      layer is of degree 2 in its weights (Li et al., arXiv 2202.00980).
+    kernel_initializer: Initializer of both kernels.
+    **kwargs: The arguments of `tf.keras.layers.Layer`.
+
+  Call arguments:
+    inputs: `[..., D]`.
+    training: Whether dropout is active.
+  """
+
+  is_position_wise = True
+
+  def __init__(
+    self,
+    intermediate_dim: int,
+    activation: Any = 'relu',
+    dropout: float = 0.0,
+    *,
+    use_bias: bool = True,
+    use_output_bias: bool = True,
+    kernel_initializer: Any = 'glorot_uniform',
+    **kwargs: Any,
+  ) -> None:
+    super().__init__(**kwargs)
+    if int(intermediate_dim) != intermediate_dim or intermediate_dim < 1:
+      raise ValueError(
+        'intermediate_dim must be a positive whole number, but it is '
+        f'{intermediate_dim!r}: give the number of features.'
+      )
+    self.intermediate_dim = intermediate_dim
+    self.activation = activations.get(activation)
+    self.dropout = dropout
+    self.use_bias = use_bias
+    self.use_output_bias = use_output_bias
+    self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
+    self.supports_masking = True
+    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+
+  def build(self, input_shape: Any) -> None:
+    """Creates the weights for inputs `[..., D]`."""
+    size = tf.TensorShape(input_shape)[-1]
+    self.intermediate_dense = build_dense(
+      self.intermediate_dim,
+      size,
+      name='intermediate',
+      policy=self._dtype_policy,
+      activation=self.activation,
+      use_bias=self.use_bias,
+      kernel_initializer=self.kernel_initializer,
+    )
+    self.output_dense = build_dense(
+      size,
+      self.intermediate_dim,
+      name='output',
+      policy=self._dtype_policy,
+      use_bias=self.use_output_bias,
+      kernel_initializer=self.kernel_initializer,
+    )
+    super().build(input_shape)
+
+  def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
+    """Computes the two layers."""
+    if tracing.is_building_in_graph(inputs):
+      return tf.identity(inputs)
+    x = self.intermediate_dense(inputs)
+    return self.output_dense(self._dropout_layer(x, training=training))
+
+  def get_config(self) -> Dict[str, Any]:
+    """Returns the constructor's arguments."""
+    return {
+      **super().get_config(),
+      'intermediate_dim': self.intermediate_dim,
+      'activation': activations.serialize(self.activation),
+      'dropout': self.dropout,
+      'use_bias': self.use_bias,
+      'use_output_bias': self.use_output_bias,
+      'kernel_initializer': tf.keras.initializers.serialize(
+        self.kernel_initializer
+      ),
+    }

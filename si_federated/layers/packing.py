@@ -1,0 +1,45 @@
+"""Rows of the valid tokens of a batch, so that padding costs nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import tensorflow as tf
+
+
+class Packing:
+  """Goes between `[B, T, D]` and the `[M, D]` of the M valid tokens.
+
+  Sentences are padded to a common length; what treats every position by itself,
+  most of the work of a Transformer, need not see the padding.
+
+  Args:
+    inputs: `[B, T, D]`.
+    mask: `[B, T]` booleans, false for padding; all is valid if `None`.
+  """
+
+  def __init__(self, inputs: tf.Tensor, mask: Optional[tf.Tensor]) -> None:
+    shape = tf.shape(inputs)
+    self.batch: Any = shape[0]
+    self.length: Any = shape[1]
+    self._static = inputs.shape[:2]
+    self.mask = mask if mask is None else tf.cast(mask, tf.bool)
+    self._rows = None
+    if mask is not None:
+      valid = tf.where(tf.reshape(self.mask, [-1]))[:, 0]
+      self._rows = tf.cast(valid, tf.int32)
+
+  def pack(self, x: tf.Tensor) -> tf.Tensor:
+    """Turns `[B, T, D]` into `[M, D]`."""
+    size = x.shape[-1]
+    x = tf.reshape(x, [-1, size])
+    return x if self._rows is None else tf.gather(x, self._rows)
+
+  def unpack(self, x: tf.Tensor) -> tf.Tensor:
+    """Turns `[M, D]` into `[B, T, D]`, zero where there is padding."""
+    size = x.shape[-1]
+    if self._rows is not None:
+      shape = [self.batch * self.length, size]
+      x = tf.scatter_nd(self._rows[:, tf.newaxis], x, shape)
+    x = tf.reshape(x, [self.batch, self.length, size])
+    return tf.ensure_shape(x, [*self._static, size])

@@ -1,0 +1,242 @@
+"""The Transformer block, with softmax or scale-invariant attention."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional
+
+import tensorflow as tf
+
+from si_federated.layers import activations, tracing
+from si_federated.layers.attention import MultiHeadAttention
+from si_federated.layers.feed_forward import (
+  FeedForward,
+  build_dropout,
+  check_homogeneous,
+)
+from si_federated.layers.normalization import LayerNormalization
+from si_federated.layers.packing import Packing
+
+
+@tf.keras.utils.register_keras_serializable(activations.PACKAGE)
+class TransformerBlock(tf.keras.layers.Layer):
+  """Self-attention and a feed-forward part, each with a residual connection.
+
+  With `scale_invariant` it is an encoder layer of Li et al. 2022 (SIBERT, arXiv
+  2202.00980): ReLU attention, ReLU, layer normalisation without weights and
+  without epsilon before each part, and no biases at the end of a part. Inputs
+  of degree 2 in the weights then give outputs of degree 2.
+
+  With `attention_only` as well, the rest is as without `scale_invariant`.
+
+  No work is spent on the positions that a mask leaves out; they give zeros.
+
+  Args:
+    intermediate_dim: Features inside the feed-forward part.
+    num_heads: Number of attention heads.
+    key_dim: Features of a head; D / num_heads if `None`.
+    activation: Activation of the feed-forward part.
+    dropout: Fraction to drop of attention weights, of what is inside the
+      feed-forward part, and of what each part adds.
+    normalize_first: Whether each part's input is normalised (pre-norm), rather
+      than the sum after it (post-norm).
+    use_causal_mask: Whether a position sees no later ones.
+    scale_invariant: See above.
+    attention_only: Whether only the attention is scale invariant.
+    layer_norm_epsilon: Added to variances; 0 with `scale_invariant`.
+    kernel_initializer: Initializer of all kernels.
+    **kwargs: The arguments of `tf.keras.layers.Layer`.
+
+  Call arguments:
+    inputs: `[B, T, D]`.
+    mask: `[B, T]` booleans; positions where it is false are padding.
+    training: Whether dropout is active.
+
+  Example:
+
+  >>> layer = TransformerBlock(512, 8, scale_invariant=True)
+  >>> layer(tf.zeros([2, 20, 96])).shape
+  TensorShape([2, 20, 96])
+  """
+
+  def __init__(
+    self,
+    intermediate_dim: int,
+    num_heads: int,
+    *,
+    key_dim: Optional[int] = None,
+    activation: Any = 'relu',
+    dropout: float = 0.0,
+    normalize_first: bool = True,
+    use_causal_mask: bool = True,
+    scale_invariant: bool = False,
+    attention_only: bool = False,
+    layer_norm_epsilon: float = 1e-6,
+    kernel_initializer: Any = 'glorot_uniform',
+    **kwargs: Any,
+  ) -> None:
+    super().__init__(**kwargs)
+    self.intermediate_dim = intermediate_dim
+    self.num_heads = num_heads
+    self.key_dim = key_dim
+    self.activation = activations.get(activation)
+    self.dropout = dropout
+    self.normalize_first = normalize_first
+    self.use_causal_mask = use_causal_mask
+    self.scale_invariant = scale_invariant
+    self.attention_only = attention_only
+    self.homogeneous = scale_invariant and not attention_only
+    self.layer_norm_epsilon = layer_norm_epsilon
+    self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
+    self.supports_masking = True
+    if self.homogeneous:
+      check_homogeneous(self.activation)
+      if not normalize_first:
+        raise ValueError(
+          'scale_invariant needs normalize_first=True: after a normalised sum '
+          'the two sides of the next one differ in degree.'
+        )
+    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+
+  def build(self, input_shape: Any) -> None:
+    """Creates the weights for inputs `[B, T, D]`."""
+    size = tf.TensorShape(input_shape)[-1]
+    # In the order of the computation: that of the weights.
+    self.attention_norm = build_norm(self, 'attention_norm', size)
+    self.attention = build_attention(self, size)
+    self.feed_forward_norm = build_norm(self, 'feed_forward_norm', size)
+    self.feed_forward = build_feed_forward(self, 'feed_forward', size)
+    super().build(input_shape)
+
+  def call(
+    self, inputs: tf.Tensor, mask: Any = None, training: Any = None
+  ) -> tf.Tensor:
+    """Computes the block; see the class for the arguments."""
+    if tracing.is_building_in_graph(inputs):
+      return tf.identity(inputs)
+    packing = Packing(inputs, mask)
+
+    def drop(x):
+      return self._dropout_layer(x, training=training)
+
+    def attend(x):
+      return self.attention.attend_packed(
+        x, packing, use_causal_mask=self.use_causal_mask, training=training
+      )
+
+    def feed(x):
+      return self.feed_forward(x, training=training)
+
+    x = packing.pack(inputs)
+    for part, norm in (
+      (attend, self.attention_norm),
+      (feed, self.feed_forward_norm),
+    ):
+      if self.normalize_first:
+        x = x + drop(part(norm(x)))
+      else:
+        x = norm(x + drop(part(x)))
+    return packing.unpack(x)
+
+  def get_config(self) -> Dict[str, Any]:
+    """Returns the constructor's arguments."""
+    return {
+      **super().get_config(),
+      'intermediate_dim': self.intermediate_dim,
+      'num_heads': self.num_heads,
+      'key_dim': self.key_dim,
+      'activation': activations.serialize(self.activation),
+      'dropout': self.dropout,
+      'normalize_first': self.normalize_first,
+      'use_causal_mask': self.use_causal_mask,
+      'scale_invariant': self.scale_invariant,
+      'attention_only': self.attention_only,
+      'layer_norm_epsilon': self.layer_norm_epsilon,
+      'kernel_initializer': tf.keras.initializers.serialize(
+        self.kernel_initializer
+      ),
+    }
+
+
+def build_norm(
+  block: Any, name: str, size: int, *, affine: Optional[bool] = None
+) -> LayerNormalization:
+  """Builds a normalisation of a Transformer or Conformer block.
+
+  Args:
+    block: The block, with `homogeneous` and `layer_norm_epsilon`.
+    name: The name of the layer.
+    size: D.
+    affine: Whether it has weights; if `None`, unless the block is homogeneous.
+
+  Returns:
+    The layer with its weights.
+  """
+  affine = not block.homogeneous if affine is None else affine
+  layer = LayerNormalization(
+    epsilon=0.0 if block.homogeneous else block.layer_norm_epsilon,
+    center=affine,
+    scale=affine,
+    dtype=block._dtype_policy,
+    name=name,
+  )
+  with tf.name_scope(name):
+    layer.build((None, size))
+  return layer
+
+
+def build_feed_forward(block: Any, name: str, size: int) -> FeedForward:
+  """Builds a feed-forward part of a Transformer or Conformer block.
+
+  Args:
+    block: The block, with the attributes that `TransformerBlock` has.
+    name: The name of the layer.
+    size: D.
+
+  Returns:
+    The layer with its weights.
+  """
+  layer = FeedForward(
+    block.intermediate_dim,
+    activation=block.activation,
+    dropout=block.dropout,
+    use_output_bias=not block.homogeneous,
+    kernel_initializer=block.kernel_initializer,
+    dtype=block._dtype_policy,
+    name=name,
+  )
+  with tf.name_scope(name):
+    layer.build((None, size))
+  return layer
+
+
+def build_attention(block: Any, size: int) -> MultiHeadAttention:
+  """Builds the self-attention of a Transformer or Conformer block.
+
+  Args:
+    block: The block, with the attributes that `TransformerBlock` has.
+    size: D.
+
+  Returns:
+    The layer with its weights.
+
+  Raises:
+    ValueError: If D is no multiple of the number of heads.
+  """
+  if block.key_dim is None and size % block.num_heads:
+    raise ValueError(
+      f'The {size} features of the input are no multiple of num_heads='
+      f'{block.num_heads}: choose another number of heads or give key_dim.'
+    )
+  layer = MultiHeadAttention(
+    block.num_heads,
+    block.key_dim or size // block.num_heads,
+    dropout=block.dropout,
+    scale_invariant=block.scale_invariant,
+    use_output_bias=not block.homogeneous,
+    kernel_initializer=block.kernel_initializer,
+    dtype=block._dtype_policy,
+    name='attention',
+  )
+  with tf.name_scope(layer.name):
+    layer.build_projections(size, size, size)
+  return layer

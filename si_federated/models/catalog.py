@@ -1,0 +1,65 @@
+"""The models in words: options, shapes and numbers of weights."""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import re
+from typing import Dict, Iterator, List, Optional, Tuple
+
+import tensorflow as tf
+
+from si_federated.models import MODELS
+
+# Ids of the published sizes: 4,000 pieces and four special ones.
+PUBLISHED_VOCAB_SIZE = 4004
+SIZES: Tuple[Optional[str], ...] = (None, 'small', 'large')
+
+
+def weight_groups(model: tf.keras.Model) -> Dict[str, List[Tuple[int, ...]]]:
+  """Returns the shapes of a model's weights, of like layers under one name.
+
+  Args:
+    model: A built model.
+
+  Returns:
+    Name to shapes; a number at the end of a layer's name is `*`.
+  """
+  groups: Dict[str, List[Tuple[int, ...]]] = collections.OrderedDict()
+  for weight in model.trainable_weights:
+    layer, _, rest = weight.name.partition(':')[0].partition('/')
+    name = f'{re.sub(r"_[0-9]+$", "_*", layer)}/{rest}'
+    groups.setdefault(name, []).append(tuple(weight.shape))
+  return groups
+
+
+def describe(vocab_size: int = PUBLISHED_VOCAB_SIZE) -> Iterator[str]:
+  """Describes every model at its default, small and large size.
+
+  Args:
+    vocab_size: V, the number of ids.
+
+  Yields:
+    Lines of text.
+  """
+  yield f'Parameters are counted for {vocab_size:,} ids.'
+  for name, build in MODELS.items():
+    documentation = inspect.getdoc(build) or ''
+    parameters = inspect.signature(build).parameters
+    options = ', '.join(
+      f'{option}={parameter.default}'
+      for option, parameter in parameters.items()
+      if option != 'vocab_size'
+    )
+    yield ''
+    yield f'{name}: {documentation.splitlines()[0]}'
+    yield f'  options: {options}'
+    for size in SIZES:
+      with tf.Graph().as_default():  # Where no weight gets a value.
+        model = build(vocab_size, size=size)
+      label = 'default' if size is None else f'size={size}'
+      yield f'  {label}: {model.count_params():,} parameters'
+      for group, shapes in weight_groups(model).items():
+        count = f'{len(shapes)} x ' if len(shapes) > 1 else ''
+        kinds = ' or '.join(map(str, dict.fromkeys(shapes)))
+        yield f'    {group:<44} {count}{kinds}'

@@ -1,0 +1,82 @@
+"""Sizes of models: published ones by name, and the checks of those given."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, Dict, Mapping, Optional
+
+
+def _check_count(name: str, value: Any) -> None:
+  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not is_number or value % 1 != 0 or value < 1:
+    raise ValueError(
+      f'{name} must be a positive whole number, but it is {value!r}: give a '
+      'number from 1 up.'
+    )
+
+
+def resolve(
+  size: Optional[str],
+  *,
+  given: Mapping[str, Optional[int]],
+  defaults: Mapping[str, Optional[int]],
+  published: Mapping[str, Mapping[str, int]],
+) -> Dict[str, Optional[int]]:
+  """Settles a model's sizes: the given, the published or the default ones.
+
+  Args:
+    size: A key of `published`, or `None`.
+    given: Option to the value that the caller gave, `None` if absent.
+    defaults: Option to its value where neither the caller nor `size` sets it;
+      has the keys of `given`. `None` says that the model does without.
+    published: Name of a size to the options that it sets.
+
+  Returns:
+    Option to value, for all the options of `given`.
+
+  Raises:
+    ValueError: If a given value isn't a positive whole number, the size is
+      unknown, or a given value differs from the one that the size sets.
+  """
+  for name, value in given.items():
+    if value is not None:
+      _check_count(name, value)
+  if size is not None and size not in published:
+    raise ValueError(
+      f'size must be one of {", ".join(published)}, but it is {size!r}: choose '
+      f'one of these or give {", ".join(given)} instead.'
+    )
+  fixed = {} if size is None else published[size]
+  resolved: Dict[str, Optional[int]] = {}
+  for name, value in given.items():
+    if value is None:
+      value = fixed.get(name, defaults[name])
+    elif value != fixed.get(name, value):
+      raise ValueError(
+        f'size={size!r} sets {name}={fixed[name]}, but {name}={value!r} is '
+        'given as well: leave one of them out.'
+      )
+    resolved[name] = None if value is None else int(value)
+  return resolved
+
+
+def check_common(
+  *, vocab_size: int, num_layers: int, dropout: float = 0.0
+) -> None:
+  """Checks the options that all language models have.
+
+  Args:
+    vocab_size: Number of all ids.
+    num_layers: Number of layers or blocks.
+    dropout: Fraction of units to drop.
+
+  Raises:
+    ValueError: If one is out of range.
+  """
+  _check_count('vocab_size', vocab_size)
+  _check_count('num_layers', num_layers)
+  if not 0 <= dropout < 1:
+    raise ValueError(
+      f'dropout must be at least 0 and below 1, but it is {dropout!r}: give '
+      'the fraction of units to drop.'
+    )

@@ -1,0 +1,75 @@
+"""Files that tasks read: where they are, and where their stores go."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from typing import Callable
+
+from si_federated import files
+
+
+def tff_folder() -> str:
+  """Returns the folder into which TFF downloads its data."""
+  return os.path.join(os.path.expanduser('~'), '.tff')
+
+
+def tff_database(
+  name: str, load: Callable[[], object], *, what: str, advice: str
+) -> str:
+  """Returns the path of a file of TFF's, downloaded if it is not there yet.
+
+  Args:
+    name: The file's name.
+    load: Has TFF download it.
+    what: What the file holds, for the message.
+    advice: What to do without it, for the message.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: It is not there and cannot be downloaded.
+  """
+  path = os.path.join(tff_folder(), name)
+  if os.path.isfile(path):
+    return path
+  try:
+    load()
+  except (Exception, KeyboardInterrupt) as error:
+    # TFF would take the beginning of a file for the whole next time.
+    with contextlib.suppress(OSError):
+      os.unlink(path)
+    if isinstance(error, KeyboardInterrupt):
+      raise
+    raise ValueError(
+      f'{what} cannot be downloaded ({error}); {advice}.'
+    ) from error
+  return path
+
+
+def stamp(path: str) -> list[int]:
+  """Returns a file's size and time: another of either is another file."""
+  status = os.stat(path)
+  return [status.st_size, status.st_mtime_ns]
+
+
+def store_folder(path: str, *, suffix: str, task: str) -> str:
+  """Returns the folder of the store that is made from a file.
+
+  Args:
+    path: The file.
+    suffix: Replaces its extension in the name of the folder beside it.
+    task: The task's name, which begins the folder's name in the user's cache
+      folder. The store goes there if it cannot be written beside the file.
+
+  Returns:
+    The folder, which need not exist.
+  """
+  path = os.path.realpath(path)
+  beside = os.path.splitext(path)[0] + suffix
+  if os.path.isdir(beside) or os.access(os.path.dirname(path), os.W_OK):
+    return beside
+  name = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
+  return os.path.join(files.cache_folder(), f'{task}-{name}')

@@ -1,0 +1,56 @@
+"""The kinds of vocabularies, and the file of each in a run's folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable
+
+from si_federated.tasks.subwords import SubwordVocabulary
+from si_federated.tasks.task import Task
+from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
+
+_KINDS: tuple[type[Vocabulary], ...] = (
+  Vocabulary,
+  CharacterVocabulary,
+  SubwordVocabulary,
+)
+
+
+def words() -> Callable[[Task], Task]:
+  """Leaves a task with its own tokens: words, or characters."""
+  return lambda task: task
+
+
+def save_vocabulary(vocabulary: Vocabulary, folder: str) -> None:
+  """Writes a vocabulary into the folder of a run, and removes another.
+
+  Args:
+    vocabulary: Of any kind.
+    folder: The run's folder.
+  """
+  vocabulary.save(os.path.join(folder, vocabulary.FILE_NAME))
+  for kind in _KINDS:
+    other = os.path.join(folder, kind.FILE_NAME)
+    if kind.FILE_NAME != vocabulary.FILE_NAME and os.path.exists(other):
+      os.unlink(other)
+
+
+def load_vocabulary(folder: str) -> Vocabulary:
+  """Reads the vocabulary of a run, of whatever kind it is.
+
+  Args:
+    folder: The run's folder.
+
+  Returns:
+    The vocabulary.
+
+  Raises:
+    ValueError: There is none, it is damaged, or a package is missing that it
+      needs.
+  """
+  for kind in _KINDS:
+    path = os.path.join(folder, kind.FILE_NAME)
+    if os.path.exists(path):
+      return kind.load(path)
+  names = ' or '.join(kind.FILE_NAME for kind in _KINDS)
+  raise ValueError(f'{folder} has no vocabulary yet ({names}).')

@@ -1,0 +1,162 @@
+"""SGD with weight decay and relative clipping, step by step and by symmetry."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated.algorithms import OPTIMIZERS
+
+_SHAPES = ((3, 4), (4,))
+
+
+def _values(seed):
+  generator = np.random.default_rng(seed)
+  return [generator.normal(size=s).astype('float32') for s in _SHAPES]
+
+
+def _run(gradient, weights, steps=20, **options):
+  """Follows `gradient`, a function of the step and the weights."""
+  optimizer = OPTIMIZERS['sgd'](**options)
+  weights = [tf.constant(w) for w in weights]
+  specs = [tf.TensorSpec(w.shape, w.dtype) for w in weights]
+  state = optimizer.initialize(specs)
+  path = []
+  for step in range(steps):
+    state, weights = optimizer.next(state, weights, gradient(step, weights))
+    path.append([w.numpy() for w in weights])
+  return path
+
+
+def _norm(values):
+  return np.sqrt(sum(np.sum(np.square(v)) for v in values))
+
+
+def test_weight_decay_by_hand():
+  ((w,),) = _run(
+    lambda step, weights: [tf.constant([2.0, -4.0])],
+    [np.array([10.0, 1.0], np.float32)],
+    steps=1,
+    learning_rate=0.5,
+    weight_decay=0.1,
+  )
+  np.testing.assert_allclose(w, [0.95 * 10 - 1.0, 0.95 * 1 + 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('large', [True, False])
+def test_relative_clip_by_hand(large):
+  rate, decay, clip = 0.5, 0.02, 4.0
+  start = _values(0)
+  limit = np.sqrt(2 * clip * decay / rate) * _norm(start)
+  gradient = _values(1)
+  target = limit * (3.0 if large else 0.9)
+  gradient = [g * target / _norm(gradient) for g in gradient]
+  (actual,) = _run(
+    lambda step, weights: [tf.constant(g) for g in gradient],
+    start,
+    steps=1,
+    learning_rate=rate,
+    weight_decay=decay,
+    relative_clip=clip,
+  )
+  used = [g / 3 for g in gradient] if large else gradient
+  for after, before, g in zip(actual, start, used):
+    np.testing.assert_allclose(
+      after, (1 - rate * decay) * before - rate * g, rtol=1e-5, atol=1e-6
+    )
+
+
+def _scale_invariant_gradient(loss_scale=1.0):
+  target = [tf.constant(v) for v in _values(2)]
+
+  def gradient(step, weights):
+    del step
+    with tf.GradientTape() as tape:
+      tape.watch(weights)
+      norm = tf.linalg.global_norm(weights)
+      loss = sum(
+        tf.reduce_sum(tf.square(w / norm - t)) for w, t in zip(weights, target)
+      )
+      loss *= loss_scale
+    return tape.gradient(loss, weights)
+
+  return gradient
+
+
+_OPTIONS = {'learning_rate': 0.3, 'weight_decay': 0.01, 'relative_clip': 1.0}
+
+
+def test_scaling_the_loss_is_undone_by_rate_and_decay():
+  """(L, η, λ, x) -> (c L, η/c, c λ, x) leaves the iterates (2202.00980)."""
+  c = 8.0
+  expected = _run(_scale_invariant_gradient(), _values(0), **_OPTIONS)
+  actual = _run(
+    _scale_invariant_gradient(c),
+    _values(0),
+    learning_rate=_OPTIONS['learning_rate'] / c,
+    weight_decay=_OPTIONS['weight_decay'] * c,
+    relative_clip=1.0,
+  )
+  assert _norm(np.subtract(expected[-1][0], _values(0)[0])) > 0.1
+  for one, other in zip(actual[-1], expected[-1]):
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_scaling_the_weights_leaves_the_directions():
+  """(L, η, λ, x) -> (L, c² η, λ/c², c x) leaves the directions."""
+  c = 4.0
+  expected = _run(_scale_invariant_gradient(), _values(0), **_OPTIONS)
+  actual = _run(
+    _scale_invariant_gradient(),
+    [c * w for w in _values(0)],
+    learning_rate=_OPTIONS['learning_rate'] * c**2,
+    weight_decay=_OPTIONS['weight_decay'] / c**2,
+    relative_clip=1.0,
+  )
+  for one, other in zip(actual[-1], expected[-1]):
+    np.testing.assert_allclose(one, c * other, rtol=1e-4)
+
+
+def test_sparse_and_absent_gradients():
+  rows = tf.IndexedSlices(tf.ones([2, 4]), tf.constant([1, 1]), [3, 4])
+  for clip in (None, 100.0):
+    (actual,) = _run(
+      lambda step, weights: [rows, None],
+      [np.ones([3, 4], np.float32), np.ones([4], np.float32)],
+      steps=1,
+      learning_rate=1.0,
+      weight_decay=0.5,
+      relative_clip=clip,
+    )
+    np.testing.assert_allclose(actual[0][:, 0], [0.5, -1.5, 0.5])
+    np.testing.assert_allclose(actual[1], [0.5] * 4)
+
+
+def test_zero_learning_rate_changes_nothing():
+  options = {**_OPTIONS, 'learning_rate': 0.0}
+  path = _run(_scale_invariant_gradient(), _values(0), **options)
+  for after, before in zip(path[-1], _values(0)):
+    np.testing.assert_array_equal(after, before)
+
+
+def test_hyperparameters_can_be_changed():
+  optimizer = OPTIMIZERS['sgd'](learning_rate=0.1, weight_decay=0.1)
+  state = optimizer.initialize([tf.TensorSpec([2])])
+  assert optimizer.get_hparams(state) == {'learning_rate': 0.1}
+  changed = collections.OrderedDict(learning_rate=0.2)
+  state = optimizer.set_hparams(state, changed)
+  assert optimizer.get_hparams(state) == changed
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'weight_decay': -1.0}, 'weight_decay must be at least 0'),
+    ({'weight_decay': 0.1, 'relative_clip': 0.0}, 'must be above 0'),
+    ({'relative_clip': 4.0}, 'give both or none'),
+  ],
+)
+def test_options_are_checked(options, message):
+  with pytest.raises(ValueError, match=message):
+    OPTIMIZERS['sgd'](learning_rate=0.1, **options)

@@ -1,0 +1,162 @@
+"""Exported models give what the checkpoint gives."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated import config, experiment, exporting, trained_model
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_OPTIONS = {
+  'si_cifg': 'units=64,embedding_size=8',
+  'si_transformer': (
+    'embedding_size=8,intermediate_dim=16,num_heads=2,num_layers=1'
+  ),
+  'si_conformer': (
+    'embedding_size=8,intermediate_dim=16,num_heads=2,num_layers=1,'
+    'kernel_size=4'
+  ),
+}
+
+
+@pytest.fixture(name='runs', scope='module')
+def _runs(tmp_path_factory):
+  root = tmp_path_factory.mktemp('runs')
+  for name, options in _OPTIONS.items():
+    experiment.run(
+      config.ExperimentConfig(
+        name,
+        task=config.ComponentSpec.parse('synthetic:num_clients=30'),
+        model=config.ComponentSpec.parse(f'{name}:{options}'),
+        vocab_size=20,
+        sequence_length=8,
+        clients_per_round=2,
+        total_rounds=0,
+        num_validation_examples=16,
+      ),
+      str(root),
+    )
+  return root
+
+
+def _sentences(trained):
+  vocabulary = trained.vocabulary
+  generator = np.random.default_rng(0)
+  length = trained.config.sequence_length
+  ids = np.zeros([4, length], np.int32)
+  for row, known in zip(ids, (0, 1, 4, length - 1)):
+    row[0] = vocabulary.beginning
+    row[1 : known + 1] = generator.integers(1, 21, size=known)
+  return ids
+
+
+@pytest.mark.parametrize('name', list(_OPTIONS))
+def test_same_next_words_as_the_checkpoint(runs, name, tmp_path):
+  facts = exporting.export_model(str(runs / name), str(tmp_path), top=3)
+  trained = trained_model.load_model(str(runs / name))
+  assert json.loads((tmp_path / 'export.json').read_text()) == facts
+  words = (tmp_path / 'vocabulary.txt').read_text().splitlines()
+  assert tuple(words) == trained.vocabulary.words
+
+  saved = tf.saved_model.load(str(tmp_path / 'saved_model'))
+  lite = tf.lite.Interpreter(str(tmp_path / 'model.tflite'))
+  runners = {
+    'saved_model': saved.signatures,
+    'tflite': {
+      key: lite.get_signature_runner(key) for key in ('next_token', 'logits')
+    },
+  }
+  for row in _sentences(trained):
+    known = int(np.sum(row != 0))
+    expected = trained.model(row[np.newaxis]).numpy()[:, :known]
+    best = trained.next_words(row[1:known].tolist(), top=3)
+    for kind, signatures in runners.items():
+      ids = tf.constant(row[np.newaxis])
+      logits = np.asarray(signatures['logits'](ids=ids)['logits'])
+      np.testing.assert_allclose(logits[:, :known], expected, atol=1e-5)
+      answer = signatures['next_token'](ids=ids)
+      assert np.asarray(answer['ids'])[0].tolist() == [
+        word for ((word,), _) in best
+      ], kind
+      np.testing.assert_allclose(
+        np.asarray(answer['probabilities'])[0],
+        [probability for _, probability in best],
+        rtol=1e-4,
+      )
+
+
+def test_any_shape_of_batch(runs, tmp_path):
+  exporting.export_model(
+    str(runs / 'si_cifg'), str(tmp_path), formats=('saved_model',)
+  )
+  saved = tf.saved_model.load(str(tmp_path / 'saved_model'))
+  trained = trained_model.load_model(str(runs / 'si_cifg'))
+  ids = np.random.default_rng(1).integers(1, 21, size=(3, 13)).astype('int32')
+  np.testing.assert_allclose(
+    saved.signatures['logits'](tf.constant(ids))['logits'],
+    trained.model(ids),
+    atol=1e-5,
+  )
+  assert not (tmp_path / 'model.tflite').exists()
+
+
+def test_smaller_weights(runs, tmp_path):
+  sizes = {}
+  for precision in exporting.PRECISIONS:
+    facts = exporting.export_model(
+      str(runs / 'si_cifg'),
+      str(tmp_path),
+      formats=('tflite',),
+      tflite_precision=precision,
+    )
+    sizes[precision] = facts['written']['tflite']['bytes']
+    assert (tmp_path / 'model.tflite').stat().st_size == sizes[precision]
+  assert sizes['float16'] < sizes['float32']
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'formats': ('onnx',)}, "'onnx' is no format"),
+    ({'tflite_precision': 'int4'}, "'int4' is no precision"),
+    ({'top': 100}, '--top must be from 1'),
+  ],
+)
+def test_options_are_checked(runs, tmp_path, options, message):
+  with pytest.raises(config.ConfigError, match=message):
+    exporting.export_model(
+      str(runs / 'si_cifg'), str(tmp_path / 'new'), **options
+    )
+  assert not (tmp_path / 'new').exists()
+
+
+def test_binary(runs, tmp_path):
+  command = [sys.executable, '-m', 'experiments.export']
+  done = subprocess.run(
+    [*command, f'--run={runs / "si_cifg"}', f'--output={tmp_path / "out"}'],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'model.tflite' in done.stdout
+  assert (tmp_path / 'out' / 'saved_model' / 'saved_model.pb').exists()
+  done = subprocess.run(
+    [*command, f'--run={tmp_path}'],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == 2
+  assert len(done.stderr.strip().splitlines()) == 1
