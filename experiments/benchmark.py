@@ -8,13 +8,15 @@ Overflow baseline writes it and, in environments of their own (`make
 bench-peers`), FedJAX and pfl-research on PyTorch. All get the same weights and
 sentences and take turns; figures are medians. The sections:
 
-  steps    client-steps a second and seconds a round, at the baseline's shape,
-           for clients of 8 full batches, of 1, and uneven as real ones are
-  limit    the machine's matrix products, and our share of that limit
-  memory   a fresh process's peak memory against the size of the cohort
-  startup  from the start to the first round's result; a client without data
-  noise    the time, state and memory that each aggregator adds to a round of
-           4.7 and of 18.8 million parameters
+  steps      client-steps a second and seconds a round, at the baseline's shape,
+             for clients of 8 full batches, of 1, and uneven as real ones are
+  limit      the machine's matrix products, and our share of that limit
+  memory     a fresh process's peak memory against the size of the cohort
+  startup    from the start to the first round's result; a client without data
+  noise      the time, state and memory that each aggregator adds to a round of
+             4.7 and of 18.8 million parameters
+  attention  steps of our Transformers beside the same of stock Keras layers;
+             rounds and memory of all large models
 
 Tables go to the terminal and to table.md, all figures to benchmark.jsonl, the
 machine's facts to machine.json, in --output_dir. A check of the plumbing in a
@@ -145,6 +147,11 @@ def _make_plan(folder: str) -> plan_lib.Plan:
       noise_mechanisms=('tree', 'blt:num_buffers=4'),
       noise_vocab_size=50,
       noise_rounds=8,
+      attention_sizes=(
+        'embedding_size=8,num_heads=2,intermediate_dim=16,num_layers=1',
+      ),
+      attention_num_words=50,
+      large_models=('cifg:units=16,embedding_size=8',),
     )
     plan.note('--quick: the sizes are tiny and the figures mean nothing.')
   for peer in plan.present(['fedjax', 'pfl']):

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -170,3 +171,46 @@ def test_import_works_without(module, absent):
   )
   assert result.returncode == 0, result.stderr[-2000:]
   assert result.stdout.strip() == 'imported'
+
+
+@pytest.mark.slow
+def test_readme_layers_in_a_bare_tensorflow_environment(tmp_path):
+  """`pip install .` and the examples that need nothing but TensorFlow."""
+  checkout = tmp_path / 'checkout'
+  checkout.mkdir()
+  for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, checkout)
+  for name in ('si_federated', 'experiments'):
+    shutil.copytree(ROOT / name, checkout / name)
+  constraints = tmp_path / 'constraints.txt'
+  constraints.write_text(
+    ''.join(
+      f'{name}=={version}\n' for name, (version, _) in _lock_entries().items()
+    )
+  )
+  python = tmp_path / 'env' / 'bin' / 'python'
+  for command in (
+    [sys.executable, '-m', 'venv', tmp_path / 'env'],
+    [python, '-m', 'pip', 'install', '--quiet', '-c', constraints, checkout],
+  ):
+    subprocess.run(command, check=True, timeout=800)
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  blocks = [
+    block
+    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    if 'tensorflow_federated' not in block
+  ]
+  assert len(blocks) >= 2
+  for block in blocks:
+    done = subprocess.run(
+      [python, '-c', block],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+  absent = 'import importlib.util as u; assert not u.find_spec("{}")'
+  for name in ('tensorflow_federated', 'dp_accounting'):
+    subprocess.run([python, '-c', absent.format(name)], check=True)

@@ -86,7 +86,8 @@ def build(settings: workload.Settings, model: str) -> experiment.Experiment:
 
   Args:
     settings: The sizes.
-    model: `lstm`, `cifg` or `si_cifg`, its embeddings untied.
+    model: `lstm`, `cifg` or `si_cifg`, of the settings' sizes and with its
+      embeddings untied, or a model with options, `name:key=value`.
 
   Returns:
     The experiment.
@@ -107,7 +108,9 @@ def build(settings: workload.Settings, model: str) -> experiment.Experiment:
       task=config.ComponentSpec(_NAME),
       runtime=config.ComponentSpec(_NAME),
       model=config.ComponentSpec.parse(
-        f'{model}:tied_embeddings=false,units={settings.units},'
+        model
+        if ':' in model
+        else f'{model}:tied_embeddings=false,units={settings.units},'
         f'embedding_size={settings.embedding_size}'
       ),
       # As TFF and the peers weight clients.

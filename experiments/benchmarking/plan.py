@@ -48,6 +48,9 @@ class Plan:
     noise_rounds: How many rounds the mechanisms are made for.
     noise_dense_rounds: The same of the dense one, slow to optimise.
     noise_rows: Rounds that make more rows of z are not measured.
+    attention_sizes: The options of the Transformers beside stock Keras.
+    attention_num_words: The words of these and of the large models.
+    large_models: The models whose rounds and memory are measured.
     environment: Variables for our own child processes.
     records: What was found, as JSON lines.
     notes: What a reader must know beside the tables.
@@ -70,6 +73,20 @@ class Plan:
   noise_rounds: int = 2048
   noise_dense_rounds: int = 128
   noise_rows: int = 8
+  attention_sizes: Tuple[str, ...] = ('size=small', 'size=large')
+  attention_num_words: int = 4000
+  large_models: Tuple[str, ...] = tuple(
+    f'{model}:size=large'
+    for model in (
+      'lstm',
+      'cifg',
+      'si_cifg',
+      'transformer',
+      'si_transformer',
+      'conformer',
+      'si_conformer',
+    )
+  )
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
   records: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
   notes: List[str] = dataclasses.field(default_factory=list)

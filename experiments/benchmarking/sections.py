@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.benchmarking import (
+  attention,
   flops,
   noise,
   protocol,
@@ -208,4 +209,5 @@ SECTIONS: dict[str, Callable[[Plan], Sequence[str]]] = {
   'memory': measure_memory,
   'startup': measure_startup,
   'noise': noise.measure_noise,
+  'attention': attention.measure_attention,
 }

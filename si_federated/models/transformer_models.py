@@ -333,6 +333,7 @@ def si_conformer(
   normalize_embedding: bool = True,
   kernel_size: int = 32,
   attention_only: bool = False,
+  dead_gate_slope: float = 0.1,
 ) -> tf.keras.Model:
   """Builds a scale-invariant Conformer, by the rules of `si_transformer`.
 
@@ -353,6 +354,7 @@ def si_conformer(
     kernel_size: How many steps a convolution sees.
     attention_only: Whether only the attention is scale invariant, the rest
       being that of `conformer`.
+    dead_gate_slope: Slope of the gradient of gates that are all zero.
 
   Returns:
     A model from ids `[B, T]` to logits `[B, T, V]`.
@@ -378,6 +380,7 @@ def si_conformer(
     normalize_embedding=normalize_embedding,
     kernel_size=kernel_size,
     attention_only=attention_only,
+    dead_gate_slope=dead_gate_slope,
     scale_invariant=True,
     final_norm=not attention_only,
   )

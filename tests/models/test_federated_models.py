@@ -32,7 +32,7 @@ class _Loss(tf.keras.losses.Loss):
 
 def _model(name, **options):
   tf.keras.utils.set_random_seed(0)
-  if name in RECURRENT:
+  if name not in ATTENTION:
     return MODELS[name](12, embedding_size=6, units=8, **options)
   options.pop('projection_units', None)
   return MODELS[name](
