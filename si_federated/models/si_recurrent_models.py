@@ -7,12 +7,29 @@ would drown beside it. What the authors of SI-CIFG do is not known.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import tensorflow as tf
 
 from si_federated import layers
 from si_federated.models import recurrent_models
+
+
+def _initializers(initial_scale: float) -> Dict[str, Any]:
+  """Returns the initializers of kernels, Keras's times a factor."""
+  if not 0 < initial_scale < float('inf'):
+    raise ValueError(
+      f'initial_scale must be above 0, but it is {initial_scale!r}: give the '
+      'factor of the initial kernels.'
+    )
+  if initial_scale == 1:
+    return {}
+  return {
+    'kernel_initializer': tf.keras.initializers.VarianceScaling(
+      initial_scale**2, 'fan_avg', 'uniform'
+    ),
+    'recurrent_initializer': tf.keras.initializers.Orthogonal(initial_scale),
+  }
 
 
 def si_cifg(
@@ -29,6 +46,7 @@ def si_cifg(
   unit_forget_bias: bool = False,
   scale_invariant_output: bool = True,
   dead_gate_slope: float = 0.1,
+  initial_scale: float = 1.0,
 ) -> tf.keras.Model:
   """Builds a scale-invariant CIFG language model (arXiv 2403.08100).
 
@@ -45,6 +63,8 @@ def si_cifg(
     unit_forget_bias: See `SICIFGCell`, as for the rest.
     scale_invariant_output: Whether the output uses SI-tanh rather than tanh.
     dead_gate_slope: Slope of the gradient of gates that are all zero.
+    initial_scale: Factor of the initial kernels. It changes no output, but
+      weights twice as large feel a quarter of a step.
 
   Returns:
     A model from ids `[B, T]` to logits `[B, T, V]`.
@@ -67,6 +87,7 @@ def si_cifg(
     unit_forget_bias=unit_forget_bias,
     scale_invariant_output=scale_invariant_output,
     dead_gate_slope=dead_gate_slope,
+    **_initializers(initial_scale),
   )
 
 
@@ -84,6 +105,7 @@ def si_lstm(
   unit_forget_bias: bool = False,
   scale_invariant_output: bool = True,
   dead_gate_slope: float = 0.1,
+  initial_scale: float = 1.0,
 ) -> tf.keras.Model:
   """Builds a scale-invariant LSTM language model.
 
@@ -105,6 +127,7 @@ def si_lstm(
     unit_forget_bias=unit_forget_bias,
     scale_invariant_output=scale_invariant_output,
     dead_gate_slope=dead_gate_slope,
+    **_initializers(initial_scale),
   )
 
 
@@ -120,6 +143,7 @@ def si_gru(
   normalize_embedding: bool = True,
   dropout: float = 0.0,
   dead_gate_slope: float = 0.1,
+  initial_scale: float = 1.0,
 ) -> tf.keras.Model:
   """Builds a scale-invariant GRU language model.
 
@@ -140,4 +164,5 @@ def si_gru(
     normalize_embedding=normalize_embedding,
     dropout=dropout,
     dead_gate_slope=dead_gate_slope,
+    **_initializers(initial_scale),
   )

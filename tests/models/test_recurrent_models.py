@@ -197,3 +197,22 @@ def test_importing_loads_neither_tff_nor_absl_flags():
     'assert {m for m in new if "." not in m} <= {"si_federated"}, new'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('name', ['si_lstm', 'si_cifg', 'si_gru'])
+def test_initial_scale_changes_no_output_and_shrinks_gradients(name):
+  outputs, gradients = [], []
+  for scale in (1.0, 4.0):
+    tf.keras.utils.set_random_seed(0)
+    model = MODELS[name](12, embedding_size=6, units=16, initial_scale=scale)
+    with tf.GradientTape() as tape:
+      output = model(tf.constant([[7, 1, 2, 3, 4], [7, 5, 9, 2, 1]]))
+      loss = tf.reduce_sum(tf.square(output))
+    kernel = model.get_layer('recurrent_1').cell.kernel
+    outputs.append(output)
+    gradients.append(tape.gradient(loss, kernel).numpy())
+  np.testing.assert_array_equal(outputs[0], outputs[1])
+  np.testing.assert_allclose(gradients[0], 4 * gradients[1], rtol=1e-4)
+  assert np.any(gradients[0])
+  with pytest.raises(ValueError, match='initial_scale must be above 0'):
+    MODELS[name](12, initial_scale=0.0)
