@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 import tensorflow as tf
 
 from si_federated.layers import activations, tracing
+from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import build_dense, build_dropout
 from si_federated.layers.packing import Packing
 
@@ -154,11 +155,8 @@ class MultiHeadAttention(tf.keras.layers.Layer):
       ('value_dim', value_dim),
       ('output_size', output_size),
     ):
-      if value is not None and (int(value) != value or value < 1):
-        raise ValueError(
-          f'{name} must be a positive whole number, but it is {value!r}: give '
-          'a number from 1 up.'
-        )
+      if value is not None:
+        check_count(name, value)
     self.num_heads = num_heads
     self.key_dim = key_dim
     self.value_dim = value_dim or key_dim

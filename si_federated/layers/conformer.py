@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 import tensorflow as tf
 
 from si_federated.layers import activations, tracing
+from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import (
   build_dense,
   build_dropout,
@@ -108,11 +109,8 @@ class ConformerBlock(tf.keras.layers.Layer):
     **kwargs: Any,
   ) -> None:
     super().__init__(**kwargs)
-    if int(kernel_size) != kernel_size or kernel_size < 1:
-      raise ValueError(
-        f'kernel_size must be a positive whole number, but it is '
-        f'{kernel_size!r}: give the number of steps.'
-      )
+    check_count('kernel_size', kernel_size)
+    check_count('num_heads', num_heads)
     self.homogeneous = scale_invariant and not attention_only
     if activation is None:
       activation = 'relu' if self.homogeneous else 'swish'

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict
 import tensorflow as tf
 
 from si_federated.layers import activations, tracing
+from si_federated.layers.checks import check_count
 
 # Activations with f(c x) = c f(x) for c > 0.
 _HOMOGENEOUS = ('linear', 'relu')
@@ -123,11 +124,7 @@ class FeedForward(tf.keras.layers.Layer):
     **kwargs: Any,
   ) -> None:
     super().__init__(**kwargs)
-    if int(intermediate_dim) != intermediate_dim or intermediate_dim < 1:
-      raise ValueError(
-        'intermediate_dim must be a positive whole number, but it is '
-        f'{intermediate_dim!r}: give the number of features.'
-      )
+    check_count('intermediate_dim', intermediate_dim)
     self.intermediate_dim = intermediate_dim
     self.activation = activations.get(activation)
     self.dropout = dropout

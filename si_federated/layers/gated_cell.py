@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from si_federated.layers import activations, recurrence
 from si_federated.layers import gates as gates_lib
+from si_federated.layers.checks import check_count
 
 
 class GatedCell(tf.keras.layers.LSTMCell):
@@ -65,11 +66,8 @@ class GatedCell(tf.keras.layers.LSTMCell):
       ('units', units),
       ('projection_units', projection_units),
     ):
-      if value is not None and (int(value) != value or value < 1):
-        raise ValueError(
-          f'{name} must be a positive whole number, but it is {value!r}: give '
-          'the number of units.'
-        )
+      if value is not None:
+        check_count(name, value)
     if dead_gate_slope < 0:
       raise ValueError(
         f'dead_gate_slope must not be negative, but it is {dead_gate_slope}: '

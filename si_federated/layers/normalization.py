@@ -7,6 +7,7 @@ from typing import Any, Dict
 import tensorflow as tf
 
 from si_federated.layers import activations
+from si_federated.layers.checks import check_count
 
 
 def normalize(x: tf.Tensor, epsilon: float = 0.0) -> tf.Tensor:
@@ -114,11 +115,7 @@ class Gain(tf.keras.layers.Layer):
 
   def __init__(self, power: int = 1, **kwargs: Any) -> None:
     super().__init__(**kwargs)
-    if int(power) != power or power < 1:
-      raise ValueError(
-        f'power must be a positive whole number, but it is {power!r}: give 1 '
-        'or 2.'
-      )
+    check_count('power', power)
     self.power = power
     self.supports_masking = True
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from si_federated.layers import activations, tracing
 from si_federated.layers.attention import MultiHeadAttention
+from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import (
   FeedForward,
   build_dropout,
@@ -75,6 +76,7 @@ class TransformerBlock(tf.keras.layers.Layer):
     **kwargs: Any,
   ) -> None:
     super().__init__(**kwargs)
+    check_count('num_heads', num_heads)
     self.intermediate_dim = intermediate_dim
     self.num_heads = num_heads
     self.key_dim = key_dim

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional
 import tensorflow as tf
 
 from si_federated import layers
-from si_federated.models import sizes
+from si_federated.models import sizes, word_ends
 
 DEFAULTS: Dict[str, Optional[int]] = {
   'embedding_size': 96,
@@ -82,14 +82,9 @@ def build(
       'tied embeddings: make them equal or set tied_embeddings=False.'
     )
 
-  embedding_class = (
-    layers.TiedEmbedding if tied_embeddings else tf.keras.layers.Embedding
+  ids, embedding, hidden = word_ends.embed(
+    vocab_size, width, tied=tied_embeddings
   )
-  embedding = embedding_class(
-    vocab_size, width, mask_zero=True, name='embedding'
-  )
-  ids = tf.keras.layers.Input(shape=(None,), dtype=tf.int32, name='ids')
-  hidden = embedding(ids)
   if normalize_embedding:
     # Freshly drawn embeddings have a variance below Keras's default epsilon.
     hidden = tf.keras.layers.LayerNormalization(
@@ -106,11 +101,7 @@ def build(
     )(hidden)
     if projected is None:
       hidden = tf.keras.layers.Dense(width, name=f'projection_{index}')(hidden)
-  if tied_embeddings:
-    logits = embedding(hidden, reverse=True)
-  else:
-    logits = tf.keras.layers.Dense(vocab_size, name='logits')(hidden)
-  return tf.keras.Model(inputs=ids, outputs=logits, name=name)
+  return word_ends.finish(ids, embedding, hidden, name=name)
 
 
 def lstm(

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, Dict, Mapping, Optional
 
-
-def _check_count(name: str, value: Any) -> None:
-  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not is_number or value % 1 != 0 or value < 1:
-    raise ValueError(
-      f'{name} must be a positive whole number, but it is {value!r}: give a '
-      'number from 1 up.'
-    )
+from si_federated.layers.checks import check_count
 
 
 def resolve(
@@ -21,7 +13,7 @@ def resolve(
   given: Mapping[str, Optional[int]],
   defaults: Mapping[str, Optional[int]],
   published: Mapping[str, Mapping[str, int]],
-) -> Dict[str, Optional[int]]:
+) -> Dict[str, Any]:
   """Settles a model's sizes: the given, the published or the default ones.
 
   Args:
@@ -40,14 +32,14 @@ def resolve(
   """
   for name, value in given.items():
     if value is not None:
-      _check_count(name, value)
+      check_count(name, value)
   if size is not None and size not in published:
     raise ValueError(
       f'size must be one of {", ".join(published)}, but it is {size!r}: choose '
       f'one of these or give {", ".join(given)} instead.'
     )
   fixed = {} if size is None else published[size]
-  resolved: Dict[str, Optional[int]] = {}
+  resolved: Dict[str, Any] = {}
   for name, value in given.items():
     if value is None:
       value = fixed.get(name, defaults[name])
@@ -73,8 +65,8 @@ def check_common(
   Raises:
     ValueError: If one is out of range.
   """
-  _check_count('vocab_size', vocab_size)
-  _check_count('num_layers', num_layers)
+  check_count('vocab_size', vocab_size)
+  check_count('num_layers', num_layers)
   if not 0 <= dropout < 1:
     raise ValueError(
       f'dropout must be at least 0 and below 1, but it is {dropout!r}: give '

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional
 import tensorflow as tf
 
 from si_federated import layers
-from si_federated.models import sizes
+from si_federated.models import sizes, word_ends
 
 _DEFAULTS: Dict[str, Optional[int]] = {
   'embedding_size': 128,
@@ -60,28 +60,14 @@ def _attention_model(
     defaults=_DEFAULTS,
     published=sizes_by_name,
   )
-  width, inner, num_layers = (
-    int(chosen[option] or 0)
-    for option in ('embedding_size', 'intermediate_dim', 'num_layers')
-  )
+  width, num_blocks = chosen['embedding_size'], chosen['num_layers']
   sizes.check_common(
-    vocab_size=vocab_size, num_layers=num_layers, dropout=dropout
+    vocab_size=vocab_size, num_layers=num_blocks, dropout=dropout
   )
-  if width % num_heads:
-    raise ValueError(
-      f'embedding_size={width} is no multiple of num_heads={num_heads}: choose '
-      'another number of heads.'
-    )
-
   homogeneous = scale_invariant and not attention_only
-  embedding_class = (
-    layers.TiedEmbedding if tied_embeddings else tf.keras.layers.Embedding
+  ids, embedding, hidden = word_ends.embed(
+    vocab_size, width, tied=tied_embeddings
   )
-  embedding = embedding_class(
-    vocab_size, width, mask_zero=True, name='embedding'
-  )
-  ids = tf.keras.layers.Input(shape=(None,), dtype=tf.int32, name='ids')
-  hidden = embedding(ids)
   if normalize_embedding:
     hidden = layers.LayerNormalization(
       center=False, scale=False, epsilon=0.0, name='embedding_norm'
@@ -100,9 +86,9 @@ def _attention_model(
     hidden = tf.keras.layers.Dropout(
       dropout, rng_type='legacy_stateful', name='dropout'
     )(hidden)
-  for index in range(1, num_layers + 1):
+  for index in range(1, num_blocks + 1):
     hidden = build_block(
-      inner,
+      chosen['intermediate_dim'],
       num_heads,
       dropout=dropout,
       scale_invariant=scale_invariant,
@@ -117,11 +103,7 @@ def _attention_model(
       scale=not homogeneous,
       name='final_norm',
     )(hidden)
-  if tied_embeddings:
-    logits = embedding(hidden, reverse=True)
-  else:
-    logits = tf.keras.layers.Dense(vocab_size, name='logits')(hidden)
-  return tf.keras.Model(inputs=ids, outputs=logits, name=name)
+  return word_ends.finish(ids, embedding, hidden, name=name)
 
 
 def transformer(
