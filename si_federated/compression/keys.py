@@ -1,0 +1,112 @@
+"""Randomness of the rounding: keyed by seed, round and, on clients, the update.
+
+TFF tells clients no number of their own, so what makes the randomness of two
+clients of a round independent is their updates: these differ unless the clients
+hold the same data, and a hash of 64 bits of all entries differs with them. For
+a fixed update the hash is fixed and the seed alone is random, so that rounding
+stays unbiased. Everything is reproducible from seed, round and update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+KEY_BYTES = 8
+
+
+def check_seed(seed: int) -> None:
+  """Raises unless a seed is a whole number of 63 bits.
+
+  Args:
+    seed: The seed.
+
+  Raises:
+    ValueError: If it is anything else.
+  """
+  if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+    raise ValueError(f'The seed is {seed!r}; it is a whole number.')
+  if not 0 <= seed < 1 << 63:
+    raise ValueError(f'The seed is {seed}; it lies in [0, 2^63).')
+
+
+def round_seed(seed: int, round_num: tf.Tensor, update: Any = ()) -> tf.Tensor:
+  """Returns the seed of a round or, given an update, of a client in a round.
+
+  Args:
+    seed: The seed of all rounds; not that of a private mechanism's noise.
+    round_num: The round's number, an int64 scalar.
+    update: The client's variables, in any structure.
+
+  Returns:
+    Shape `[2]`, int64, as `tf.random.stateless_uniform` takes it.
+  """
+  parts = tf.nest.flatten(update)
+  prints = [_fingerprint(part) for part in parts if part.shape.num_elements()]
+  words = [tf.cast(round_num, tf.int64)]
+  words += [tf.bitcast(print_, tf.int64) for print_ in prints]
+  key = _fingerprint(tf.stack(words))
+  return tf.stack([tf.constant(seed, tf.int64), tf.bitcast(key, tf.int64)])
+
+
+def variable_seed(seed: tf.Tensor, index: int) -> tf.Tensor:
+  """Returns the seed of one of the variables.
+
+  Args:
+    seed: From `round_seed`. Its second half is a hash, so that a number put
+      into its lowest bits makes it no seed of another round or client (but by
+      chances of 2^-64).
+    index: The number of the variable.
+
+  Returns:
+    Shape `[2]`, int64.
+  """
+  return tf.bitwise.bitwise_xor(seed, tf.constant([0, index], tf.int64))
+
+
+def rotation_key(seed: tf.Tensor) -> tf.Tensor:
+  """Returns the key of a variable's rotation, which its receiver needs too.
+
+  Args:
+    seed: From `variable_seed`. It is hashed, so that the key tells nothing of
+      it and the rotation is independent of the rounding.
+
+  Returns:
+    `KEY_BYTES` numbers of uint8.
+  """
+  return _fingerprint(seed)
+
+
+def rotation_seed(key: tf.Tensor) -> tf.Tensor:
+  """Returns the seed of the rotation of a key, shape `[2]`, int64."""
+  return tf.stack([tf.constant(0, tf.int64), tf.bitcast(key, tf.int64)])
+
+
+def random_bits(count: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """Returns random whole numbers, all bits of them used.
+
+  Making random bits is the most expensive part of rounding; float32 takes 32.
+
+  Args:
+    count: How many numbers.
+    seed: Shape `[2]`, int64.
+    dtype: uint8 or uint16.
+
+  Returns:
+    Shape `[count]`.
+  """
+  words = tf.random.stateless_uniform(
+    [-(-count * dtype.size // 4)], seed, None, None, tf.uint32, alg='philox'
+  )
+  return tf.reshape(tf.bitcast(words, dtype), [-1])[:count]
+
+
+def _fingerprint(tensor: tf.Tensor) -> tf.Tensor:
+  """Returns FarmHash's 64 bits of all entries, as eight of uint8.
+
+  The sum of integers would do for most updates; of floats it would not, since
+  it depends on the number of threads.
+  """
+  return tf.fingerprint(tf.reshape(tensor, [1, -1]))[0]

@@ -1,0 +1,235 @@
+"""What is sent of a structure of variables, and how many bytes that is.
+
+An encoded update is a bitmap with a bit for each variable, in the order of
+`tf.nest.flatten`, and the bytes of each variable whose bit is set. A variable
+that is zero throughout, frozen ones among them, is not sent: its bit is not
+set, and it decodes to zeros. Shapes and compressor are known to both sides and
+not sent; nor is a length, since coding is of fixed width.
+
+In a graph, where shapes are known ahead, the encoded update holds bytes for
+all variables; those of one that is not sent are zeros and don't count.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from si_federated.compression import compressors, keys, packing
+
+
+def check_type(specs: Sequence[tf.TensorSpec]) -> None:
+  """Raises unless variables can be sent.
+
+  Args:
+    specs: Of the variables.
+
+  Raises:
+    TypeError: If one is not of floats, or its shape is not known.
+  """
+  for spec in specs:
+    if not spec.dtype.is_floating or not spec.shape.is_fully_defined():
+      raise TypeError(
+        'Variables are sent as floats of known shapes; one is of type '
+        f'{spec.dtype.name}, shape {spec.shape}.'
+      )
+
+
+def encode_update(
+  update: Any, compressor: compressors.Compressor, seed: tf.Tensor
+) -> collections.OrderedDict[str, Any]:
+  """Encodes a structure of variables.
+
+  Args:
+    update: Float tensors of known shapes in any structure.
+    compressor: Encodes those of at least `compressor.threshold` entries.
+    seed: From `keys.round_seed`.
+
+  Returns:
+    `present`, the bitmap of shape `[ceil(n / 8)]`, and `variables`, a tuple of
+    n vectors of bytes: all uint8.
+  """
+  present, variables = [], []
+  for index, part in enumerate(tf.nest.flatten(update)):
+    count = part.shape.num_elements()
+    encode, _ = _functions(_compressor_for(compressor, count), count)
+    is_present, sent = encode(
+      tf.reshape(tf.cast(part, tf.float32), [count]),
+      keys.variable_seed(seed, index),
+    )
+    present.append(tf.cast(is_present, tf.uint8))
+    variables.append(sent)
+  bits = tf.stack(present) if present else tf.zeros([0], tf.uint8)
+  return collections.OrderedDict(
+    present=packing.pack(bits, 1), variables=tuple(variables)
+  )
+
+
+def decode_update(
+  encoded: Any, compressor: compressors.Compressor, specs: Any
+) -> Any:
+  """Decodes a structure of variables.
+
+  Args:
+    encoded: From `encode_update` or `deserialize`.
+    compressor: The one that encoded them.
+    specs: Of the variables, `tf.TensorSpec`, in the structure that is wanted.
+
+  Returns:
+    The variables in that structure.
+  """
+  present = _is_present(encoded)
+  parts = []
+  for index, spec in enumerate(tf.nest.flatten(specs)):
+    count = spec.shape.num_elements()
+    _, decode = _functions(_compressor_for(compressor, count), count)
+    part = decode(encoded['variables'][index], present[index])
+    parts.append(tf.cast(tf.reshape(part, spec.shape), spec.dtype))
+  return tf.nest.pack_sequence_as(specs, parts)
+
+
+def num_bytes(encoded: Any) -> tf.Tensor:
+  """Returns the length of `serialize(encoded)`, an int64 scalar."""
+  sizes = [int(part.shape[0]) for part in encoded['variables']]
+  total = tf.constant(int(encoded['present'].shape[0]), tf.int64)
+  if sizes:
+    sent = tf.cast(_is_present(encoded), tf.int64)
+    total += tf.reduce_sum(sent * tf.constant(sizes, tf.int64))
+  return total
+
+
+def serialize(encoded: Any) -> bytes:
+  """Returns what is sent: the bitmap, then the variables that are in it.
+
+  Args:
+    encoded: From `encode_update`, its tensors evaluated.
+  """
+  bitmap = np.asarray(encoded['present'], np.uint8)
+  present = _bits(bitmap, len(encoded['variables']))
+  sent = [part for part, bit in zip(encoded['variables'], present) if bit]
+  return b''.join(
+    np.asarray(part, np.uint8).tobytes() for part in [bitmap, *sent]
+  )
+
+
+def deserialize(
+  data: bytes, compressor: compressors.Compressor, specs: Any
+) -> collections.OrderedDict[str, Any]:
+  """Inverts `serialize`.
+
+  Args:
+    data: The bytes.
+    compressor: The one that encoded them.
+    specs: Of the variables, `tf.TensorSpec` in any structure.
+
+  Returns:
+    What `encode_update` returned, as arrays.
+
+  Raises:
+    ValueError: If these bytes are no update of such variables.
+  """
+  flat = tf.nest.flatten(specs)
+  length = packing.packed_size(len(flat), 1)
+  array = np.frombuffer(data, np.uint8)
+  bitmap = array[:length]
+  present = _bits(bitmap, len(flat))
+  if len(bitmap) < length or np.unpackbits(bitmap).sum() != present.sum():
+    raise ValueError(
+      f'The encoded update is not one of {len(flat)} variables; decode it with '
+      'the model that it was made for.'
+    )
+  sizes = []
+  for spec, bit in zip(flat, present):
+    count = spec.shape.num_elements()
+    sizes.append(
+      _compressor_for(compressor, count).encoded_size(count) if bit else 0
+    )
+  expected = length + sum(sizes)
+  if len(array) != expected:
+    raise ValueError(
+      f'The encoded update has {len(array)} bytes in place of {expected}; it '
+      'is cut off, or of another model or compressor.'
+    )
+  starts = np.cumsum([length, *sizes])
+  variables = []
+  for start, size, spec in zip(starts, sizes, flat):
+    count = spec.shape.num_elements()
+    chosen = _compressor_for(compressor, count)
+    part = array[start : start + size]
+    if not size:
+      part = np.zeros(chosen.encoded_size(count), np.uint8)
+    variables.append(part)
+  return collections.OrderedDict(present=bitmap, variables=tuple(variables))
+
+
+def _compressor_for(
+  compressor: compressors.Compressor, count: int
+) -> compressors.Compressor:
+  return compressors.Float32() if count < compressor.threshold else compressor
+
+
+def _is_present(encoded):
+  return tf.cast(
+    packing.unpack(encoded['present'], len(encoded['variables']), 1), tf.bool
+  )
+
+
+def _bits(bitmap: np.ndarray, count: int) -> np.ndarray:
+  return np.unpackbits(bitmap, bitorder='little')[:count].astype(bool)
+
+
+@functools.cache
+def _functions(compressor: compressors.Compressor, count: int) -> Any:
+  """Returns functions that encode and decode a variable.
+
+  Once for all variables of a size: TFF's compiler takes long for the hundreds
+  of operations of each.
+  """
+  size = compressor.encoded_size(count)
+  # Zeros are zeros then, without a condition.
+  is_exact = isinstance(compressor, compressors.Float32)
+
+  @tf.function(
+    autograph=False,
+    input_signature=[
+      tf.TensorSpec([count]),
+      tf.TensorSpec([2], tf.int64),
+    ],
+  )
+  def encode(values, seed):
+    # What is not a number differs from zero, too.
+    is_present = tf.reduce_any(tf.not_equal(values, 0.0))
+    if is_exact:
+      return is_present, compressor.encode(values, seed)
+    sent = _if_present(
+      is_present, lambda: compressor.encode(values, seed), [size], tf.uint8
+    )
+    return is_present, sent
+
+  @tf.function(
+    autograph=False,
+    input_signature=[
+      tf.TensorSpec([size], tf.uint8),
+      tf.TensorSpec([], tf.bool),
+    ],
+  )
+  def decode(sent, is_present):
+    if is_exact:
+      return compressor.decode(sent, [count])
+    return _if_present(
+      is_present, lambda: compressor.decode(sent, [count]), [count], tf.float32
+    )
+
+  return encode, decode
+
+
+def _if_present(is_present, make, shape, dtype):
+  """Returns what `make` makes, without making it for what is not sent."""
+  result = tf.cond(is_present, make, lambda: tf.zeros(shape, dtype))
+  result.set_shape(shape)
+  return result
