@@ -8,7 +8,7 @@ from typing import List, Tuple
 import numpy as np
 import pandas as pd
 
-from si_federated.reporting import settings
+from si_federated.reporting import runs, settings
 from si_federated.reporting.runs import Run
 
 
@@ -60,7 +60,7 @@ def curve(
   group: settings.Group,
   column: str,
   *,
-  against_time: bool = False,
+  against: str = 'rounds',
   window: int = 1,
   until_divergence: bool = False,
 ) -> Curve:
@@ -69,8 +69,9 @@ def curve(
   Args:
     group: The runs.
     column: Column of `metrics.csv`.
-    against_time: Whether x is seconds of training instead of rounds; at a given
-      round it is the mean over the runs.
+    against: What x is: `'rounds'`, `'time'` (seconds of training) or `'bytes'`
+      (uploaded by all clients so far); at a given round it is the mean over the
+      runs.
     window: Rounds of the trailing mean by which values are smoothed.
     until_divergence: Whether to leave out what a run measured once it diverged.
 
@@ -84,7 +85,7 @@ def curve(
       one = one[one.index < run.divergence.round_num]
     if window > 1:
       one = one.rolling(window, min_periods=1).mean()
-    place = _places(run, one, against_time)
+    place = _places(run, one, against)
     values.append(one.loc[place.index])
     places.append(place)
   table = pd.concat(values, axis=1, join='inner').sort_index()
@@ -113,15 +114,17 @@ def curve(
   )
 
 
-def _places(run: Run, values: pd.Series, against_time: bool) -> pd.Series:
-  """Returns the x of each value: its round, or the seconds at that round."""
-  if not against_time:
+def _places(run: Run, values: pd.Series, against: str) -> pd.Series:
+  """Returns the x of each value: its round, or what that round has cost."""
+  if against == 'rounds':
     return pd.Series(values.index, index=values.index, dtype=float)
-  secs = run.wall_secs()
-  if not len(secs):
+  costs = (
+    run.wall_secs() if against == 'time' else run.finite(runs.BYTES_UP_TOTAL)
+  )
+  if not len(costs):
     return pd.Series(dtype=float)
-  # The evaluation before the first round costs no training time.
-  if secs.index[0] > 0:
-    secs = pd.concat([pd.Series([0.0], index=[0]), secs])
-  kept = values.index[values.index <= secs.index[-1]]
-  return pd.Series(np.interp(kept, secs.index, secs), index=kept)
+  # The evaluation before the first round costs nothing.
+  if costs.index[0] > 0:
+    costs = pd.concat([pd.Series([0.0], index=[0]), costs])
+  kept = values.index[values.index <= costs.index[-1]]
+  return pd.Series(np.interp(kept, costs.index, costs), index=kept)

@@ -37,8 +37,11 @@ def draw_all(comparison: settings.Comparison) -> List[Picture]:
   """
   with matplotlib.rc_context(rc=canvas.STYLE):  # type: ignore[arg-type]
     drawn = [
-      _perplexity(comparison, against_time=False),
-      _perplexity(comparison, against_time=True),
+      _perplexity(comparison, 'rounds'),
+      _perplexity(comparison, 'time'),
+      _perplexity(comparison, 'bytes')
+      if _traffic_differs(comparison)
+      else None,
       _sweep(comparison),
       _loss(comparison),
       _accuracy(comparison),
@@ -69,11 +72,25 @@ def reference_lines(comparison: settings.Comparison) -> Dict[str, float]:
   return lines
 
 
+def _traffic_differs(comparison: settings.Comparison) -> bool:
+  """Tells whether clients of some runs upload more than those of others.
+
+  If not, a picture against bytes is the one against rounds again.
+  """
+  sent = [
+    float(values.mean())
+    for group in comparison.groups
+    for run in group.runs
+    if len(values := run.finite(run_files.BYTES_UP))
+  ]
+  return len(sent) > 1 and max(sent) > 1.02 * min(sent)
+
+
 def _perplexity(
-  comparison: settings.Comparison, *, against_time: bool
+  comparison: settings.Comparison, against: str
 ) -> Picture | None:
   drawn = [
-    curves.curve(group, run_files.PERPLEXITY, against_time=against_time)
+    curves.curve(group, run_files.PERPLEXITY, against=against)
     for group in comparison.groups
   ]
   if all(one.end is None for one in drawn):
@@ -85,8 +102,12 @@ def _perplexity(
   bottom = min([*(one.lowest for one in full), *references.values()]) * 0.88
   figure, axes = canvas.blank_axes('Validation perplexity', len(drawn))
   canvas.scale_y(axes, bottom, top)
-  if against_time:
-    drawn = _scale_time(axes, drawn)
+  if against == 'bytes':
+    drawn = _scale_costs(axes, drawn, 'Uploaded by all clients', _BYTES)
+    caption = 'Validation perplexity against what all clients uploaded.'
+    name = 'perplexity_by_bytes'
+  elif against == 'time':
+    drawn = _scale_costs(axes, drawn, 'Training time', _SECONDS)
     caption = 'Validation perplexity against training time.'
     name = 'perplexity_by_time'
   else:
@@ -220,13 +241,23 @@ def _sweep(comparison: settings.Comparison) -> Picture | None:
   return canvas.finish(name, caption, figure, axes, labels)
 
 
-def _scale_time(axes: Axes, drawn: Sequence[Curve]) -> List[Curve]:
-  longest = max(one.end[0] for one in drawn if one.end is not None)
-  for secs, word in ((1, 'seconds'), (60, 'minutes'), (3600, 'hours')):
-    unit, name = secs, word
-    if longest < 180 * secs:
-      break
-  axes.set_xlabel(f'Training time ({name})')
+# The smallest number that reads well in a unit, and its name.
+_SECONDS = ((1, 'seconds'), (60, 'minutes'), (3600, 'hours'))
+_BYTES = ((1, 'B'), (1e3, 'kB'), (1e6, 'MB'), (1e9, 'GB'), (1e12, 'TB'))
+
+
+def _scale_costs(
+  axes: Axes,
+  drawn: Sequence[Curve],
+  title: str,
+  units: Sequence[Tuple[float, str]],
+) -> List[Curve]:
+  """Returns curves whose x is in the largest unit that fits them."""
+  most = max(one.end[0] for one in drawn if one.end is not None)
+  for size, word in units:
+    if size == units[0][0] or most >= 3 * size:
+      unit, name = size, word
+  axes.set_xlabel(f'{title} ({name})')
   return [
     dataclasses.replace(
       one,

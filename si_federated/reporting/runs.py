@@ -25,6 +25,7 @@ ROUND_SECS = 'round_secs'
 TOTAL_SECS = 'secs_total'
 BYTES_UP = 'bytes_up_per_client'
 BYTES_DOWN = 'bytes_down_per_client'
+BYTES_UP_TOTAL = 'bytes_up_total'
 EPSILON = 'privacy/epsilon'
 
 # A run counts as diverged from this multiple of its starting perplexity on.
@@ -286,7 +287,7 @@ _NUMERIC = frozenset(
   [
     ROUND, LOSS, PERPLEXITY, EVAL_LOSS, ACCURACY, ACCURACY_NO_OOV,
     ACCURACY_NO_OOV_NO_EOS, ROUND_SECS, TOTAL_SECS, BYTES_UP, BYTES_DOWN,
-    EPSILON,
+    BYTES_UP_TOTAL, EPSILON,
   ]
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ COLUMNS = (
   'secs_total',
   'bytes_up_per_client',
   'bytes_down_per_client',
+  'bytes_up_total',
 )
 
 
@@ -36,6 +37,7 @@ def make_run(tmp_path):
     task=None,
     seconds=2.0,
     config=None,
+    bytes_up=4_700_000,
     **settings,
   ):
     folder = tmp_path / 'runs' / name
@@ -79,7 +81,9 @@ def make_run(tmp_path):
         if round_num:
           row['train/loss'] = 8.0 - round_num / 100
           row['round_secs'] = seconds
-          row['bytes_up_per_client'] = row['bytes_down_per_client'] = 4_700_000
+          row['bytes_up_per_client'] = bytes_up
+          row['bytes_down_per_client'] = 4_700_000
+          row['bytes_up_total'] = 20 * bytes_up * round_num
         if losses and round_num in losses:
           row['train/loss'] = losses[round_num]
         if round_num % every == 0:

@@ -64,7 +64,7 @@ def test_against_time_each_round_stands_at_the_runs_mean_time(group):
   one = curves.curve(
     group({'seconds': 2.0}, {'seconds': 4.0}),
     'eval/perplexity',
-    against_time=True,
+    against='time',
   )
   np.testing.assert_allclose(one.x, [0, 30, 60, 90])
 
@@ -73,7 +73,7 @@ def test_without_times_there_is_no_curve_against_time(make_run):
   folder = make_run('a')
   (folder / 'metrics.csv').write_text('round_num,eval/perplexity\n0,9\n1,8\n')
   (only,) = reporting.compare([reporting.read_run(folder)]).groups
-  one = curves.curve(only, 'eval/perplexity', against_time=True)
+  one = curves.curve(only, 'eval/perplexity', against='time')
   assert one.end is None
   assert curves.curve(only, 'eval/perplexity').end == (1, 8)
 

@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 
 from si_federated import reporting
-from si_federated.reporting import figures, page
+from si_federated.reporting import curves, figures, page
 
 
 def _compare(*folders):
@@ -91,6 +91,24 @@ def test_two_models_side_by_side(make_run):
   for one in drawn.values():
     height, width, _ = matplotlib.image.imread(io.BytesIO(one.png)).shape
     assert (width, height >= 700) == (1050, True)  # 3.5 inches, 300 dpi.
+
+
+def test_against_bytes_where_clients_upload_different_ones(make_run):
+  comparison = _compare(
+    make_run('a', perplexities=(500, 200, 100)),
+    make_run('b', model='lstm', perplexities=(500, 220, 110), bytes_up=470_000),
+  )
+  drawn = {one.name: one for one in figures.draw_all(comparison)}
+  texts = _texts(drawn['perplexity_by_bytes'])
+  # 20 clients upload 4.7 MB in each of 20 rounds.
+  assert 'Uploaded by all clients (MB)' in texts
+  ends = [
+    curves.curve(group, 'eval/perplexity', against='bytes').end
+    for group in comparison.groups
+  ]
+  assert [end and end[1] for end in ends] == [100, 110]
+  assert ends[0] and ends[1]
+  assert ends[0][0] == pytest.approx(10 * ends[1][0])
 
 
 def test_floor_is_drawn_where_the_task_knows_it(make_run):
