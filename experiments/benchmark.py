@@ -17,6 +17,7 @@ sentences and take turns; figures are medians. The sections:
              4.7 and of 18.8 million parameters
   attention  steps of our Transformers beside the same of stock Keras layers;
              rounds and memory of all large models
+  partial    rounds, memory and upload of partial training beside FedAvg's
 
 Tables go to the terminal and to table.md, all figures to benchmark.jsonl, the
 machine's facts to machine.json, in --output_dir. A check of the plumbing in a
@@ -152,6 +153,9 @@ def _make_plan(folder: str) -> plan_lib.Plan:
       ),
       attention_num_words=50,
       large_models=('cifg:units=16,embedding_size=8',),
+      partial_model='cifg:units=16,embedding_size=8',
+      partial_clients=2,
+      partial_batches=2,
     )
     plan.note('--quick: the sizes are tiny and the figures mean nothing.')
   for peer in plan.present(['fedjax', 'pfl']):

@@ -147,6 +147,69 @@ class ComponentSpec:
       raise ConfigError(f'--{flag}={self}: {error}') from error
 
 
+@dataclasses.dataclass(frozen=True)
+class CompressionSpec:
+  """How updates and models are compressed on their way.
+
+  Written `upload=NAME:key=value,download=NAME:key=value`, either part alone, a
+  NAME alone for the upload, or `none`.
+
+  Attributes:
+    upload: How clients send their updates; None for as they are.
+    download: How the server sends the model; None for as it is.
+  """
+
+  upload: Union[ComponentSpec, None] = None
+  download: Union[ComponentSpec, None] = None
+
+  @classmethod
+  def parse(cls, text: str) -> CompressionSpec:
+    """Parses the form of the class.
+
+    Args:
+      text: What a user typed.
+
+    Returns:
+      The specification.
+
+    Raises:
+      ConfigError: If the text does not follow the grammar.
+    """
+    if text.strip() == 'none':
+      return cls()
+    ways: dict[str, str] = {}
+    way = ''
+    for index, part in enumerate(text.split(',')):
+      name, equals, rest = part.strip().partition('=')
+      if equals and name in ('upload', 'download'):
+        if name in ways:
+          raise ConfigError(f'{name!r} stands twice in {text!r}.')
+        way = name
+        ways[way] = rest
+      elif index == 0:
+        way = 'upload'
+        ways[way] = part
+      else:
+        ways[way] += ',' + part
+    return cls(**{way: ComponentSpec.parse(ways[way]) for way in ways})
+
+  def __str__(self) -> str:
+    return (
+      ','.join(f'{way}={spec}' for way, spec in vars(self).items() if spec)
+      or 'none'
+    )
+
+  def check(
+    self, registry: Mapping[str, Callable], flag: str, given: Iterable[str]
+  ) -> None:
+    """Checks both parts, as `ComponentSpec.check` does."""
+    for spec in vars(self).values():
+      if spec is not None:
+        spec.check(registry, flag, given)
+
+
+# What a flag in a grammar of its own is parsed to.
+_SPECS = (ComponentSpec, CompressionSpec)
 PRECISIONS = ('float32', 'bfloat16')
 
 
@@ -162,8 +225,12 @@ class ExperimentConfig:
   data_dir: Union[str, None] = None
   vocabulary: ComponentSpec = ComponentSpec('words')
   model: ComponentSpec = ComponentSpec('si_cifg')
+  transform: ComponentSpec = ComponentSpec('none')
+  initial_model: Union[str, None] = None
+  reinitialized_variables: Union[str, None] = None
   algorithm: ComponentSpec = ComponentSpec('fed_avg')
   aggregator: ComponentSpec = ComponentSpec('mean')
+  compression: CompressionSpec = CompressionSpec()
   runtime: ComponentSpec = ComponentSpec('local')
   precision: str = 'float32'
   client_optimizer: ComponentSpec = ComponentSpec('sgd')
@@ -172,6 +239,7 @@ class ExperimentConfig:
     'adam', (('beta_2', 0.99), ('epsilon', 0.001))
   )
   server_learning_rate: float = 0.01
+  server_learning_rate_schedule: ComponentSpec = ComponentSpec('constant')
   server_momentum: float = 0.9
   clients_per_round: int = 20
   total_rounds: int = 100
@@ -220,6 +288,11 @@ class ExperimentConfig:
       raise ConfigError(
         f'--precision={self.precision} must be one of {", ".join(PRECISIONS)}.'
       )
+    if self.reinitialized_variables is not None and self.initial_model is None:
+      raise ConfigError(
+        '--reinitialized_variables has no effect without --initial_model; give '
+        'both or leave it out.'
+      )
     if self.total_rounds < 0:
       raise ConfigError(
         f'--total_rounds must be at least 0, found {self.total_rounds}.'
@@ -267,7 +340,7 @@ class ExperimentConfig:
     return (
       json.dumps(
         {
-          key: str(value) if isinstance(value, ComponentSpec) else value
+          key: str(value) if isinstance(value, _SPECS) else value
           for key, value in vars(self).items()
         },
         indent=2,
@@ -290,7 +363,9 @@ class ExperimentConfig:
     """
     try:
       values = json.loads(text)
-      defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+      defaults: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(cls)
+      }
       unknown = set(values) - set(defaults)
       if unknown:
         raise ConfigError(
@@ -298,8 +373,8 @@ class ExperimentConfig:
         )
       return cls(
         **{
-          key: ComponentSpec.parse(value)
-          if isinstance(defaults[key], ComponentSpec)
+          key: type(defaults[key]).parse(value)
+          if isinstance(defaults[key], _SPECS)
           else value
           for key, value in values.items()
         }

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config, mechanisms
+from si_federated import config, initial_model, mechanisms, processes
 from si_federated.aggregators import AGGREGATORS
 from si_federated.aggregators.canaries import scores as canary_scores
 from si_federated.algorithms import (
   ALGORITHMS,
+  LEARNING_RATE_SCHEDULES,
   OPTIMIZERS,
   build_functional_model,
+  partial_training,
 )
-from si_federated.models import MODELS
+from si_federated.compression import COMPRESSORS
+from si_federated.models import MODELS, TRANSFORMS
 from si_federated.privacy import auditing
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import SCHEDULES, Schedule
 from si_federated.runtime import RUNTIMES, ClientError
-from si_federated.tasks import TASKS, VOCABULARIES, Task, vocabularies
+from si_federated.tasks import (
+  TASKS,
+  VOCABULARIES,
+  Task,
+  Vocabulary,
+  vocabularies,
+)
 from si_federated.training import checkpoints, evaluation, loop, sampling
 from si_federated.training import run_folder as run_folder_lib
 
@@ -33,29 +42,29 @@ _GIVEN = {
   'task': ('data_dir', 'vocab_size', 'sequence_length'),
   'vocabulary': (),
   'model': ('vocab_size',),
-  'algorithm': (
-    'model',
-    'client_optimizer',
-    'server_optimizer',
-    'aggregation_factory',
-    'client_weighting',
-  ),
+  'transform': ('model',),
+  'algorithm': processes.ALGORITHM_GIVEN,
   'aggregator': mechanisms.AGGREGATOR_GIVEN,
   'participation': mechanisms.SCHEDULE_GIVEN,
   'runtime': (),
   'client_optimizer': ('learning_rate',),
   'server_optimizer': ('learning_rate',),
+  'server_learning_rate_schedule': ('learning_rate', 'total_rounds'),
+  'compression': (),
 }
 REGISTRIES: dict[str, dict[str, Callable]] = {
   'task': TASKS,
   'vocabulary': VOCABULARIES,
   'model': MODELS,
+  'transform': TRANSFORMS,
   'algorithm': ALGORITHMS,
   'aggregator': AGGREGATORS,
   'participation': SCHEDULES,
   'runtime': RUNTIMES,
   'client_optimizer': OPTIMIZERS,
   'server_optimizer': OPTIMIZERS,
+  'server_learning_rate_schedule': LEARNING_RATE_SCHEDULES,
+  'compression': COMPRESSORS,
 }
 
 
@@ -71,23 +80,11 @@ def check(experiment: config.ExperimentConfig) -> None:
   for flag, registry in REGISTRIES.items():
     getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
   mechanisms.check(experiment)
+  processes.check(experiment)
 
 
 def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
   return getattr(experiment, flag).build(REGISTRIES[flag], flag, **given)
-
-
-def _build_optimizer(
-  experiment: config.ExperimentConfig, side: str
-) -> tff.learning.optimizers.Optimizer:
-  flag = f'{side}_optimizer'
-  spec = getattr(experiment, flag)
-  options = dict(spec.options)
-  if side == 'server' and spec.name == 'sgdm':
-    options.setdefault('momentum', experiment.server_momentum)
-  return dataclasses.replace(spec, options=tuple(options.items())).build(
-    OPTIMIZERS, flag, learning_rate=getattr(experiment, f'{side}_learning_rate')
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +95,27 @@ class Experiment:
     config: What they were built from.
     task: The data.
     process: TFF's learning process.
+    takes_client_numbers: See `processes.Process`, as for the next.
+    bytes_per_client: How much a client sent and received in a round.
     schedule: Which clients take part in which round.
     ledger: What they are promised, and what it has cost so far.
     evaluate: Metrics of weights on the validation clients.
     validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
     num_parameters: How many numbers are trained.
+    start: What of `--initial_model` the weights begin with, if it was read.
   """
 
   config: config.ExperimentConfig
   task: Task
   process: tff.learning.templates.LearningProcess
+  takes_client_numbers: bool
+  bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]]
   schedule: Schedule
   ledger: Ledger
   evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
   validation_examples: np.ndarray
   num_parameters: int
+  start: Optional[initial_model.Start] = None
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
     """Returns the datasets of a round's clients."""
@@ -120,14 +123,17 @@ class Experiment:
     settings = self.config
     seed = sampling.data_seed(seed=settings.client_seed, round_num=round_num)
 
-    def client_dataset(index: int) -> tf.data.Dataset:
-      return train.client_batches(
+    def client_dataset(index: int) -> Any:
+      batches = train.client_batches(
         index,
         batch_size=settings.client_batch_size,
         epochs=settings.client_epochs_per_round,
         max_elements=settings.max_elements_per_client,
         seed=seed,
       )
+      if not self.takes_client_numbers:
+        return batches
+      return partial_training.client_datum(batches, index)
 
     return sampling.Cohort(
       self.schedule.cohort(round_num), client_dataset, train.client_id
@@ -147,7 +153,7 @@ def build_task(experiment: config.ExperimentConfig) -> Task:
     config.ConfigError: If the data is missing or unusable.
   """
   # Before the data, for a wrong option or a missing package ends it here.
-  with_vocabulary = _build(experiment, 'vocabulary')
+  _build(experiment, 'vocabulary')
   task = _build(
     experiment,
     'task',
@@ -155,9 +161,24 @@ def build_task(experiment: config.ExperimentConfig) -> Task:
     vocab_size=experiment.vocab_size,
     sequence_length=experiment.sequence_length,
   )
+  return cut_into_tokens(experiment, task)
+
+
+def cut_into_tokens(experiment: config.ExperimentConfig, task: Task) -> Task:
+  """Returns a task of words in the tokens that `--vocabulary` asks for.
+
+  Args:
+    experiment: What is to be run.
+    task: The task as it is built.
+
+  Raises:
+    config.ConfigError: If the task has no such tokens.
+  """
   try:
-    return with_vocabulary(task)
+    return _build(experiment, 'vocabulary')(task)
   except ValueError as error:
+    if isinstance(error, config.ConfigError):
+      raise
     raise config.ConfigError(
       f'--vocabulary={experiment.vocabulary}: {error}'
     ) from error
@@ -181,18 +202,46 @@ def build_model(
   # A graph of TFF's gets its weights from outside; no seed is to stay in it.
   if tf.executing_eagerly():
     tf.keras.utils.set_random_seed(experiment.model_seed)
-  return _build(experiment, 'model', vocab_size=vocab_size)
+  model = _build(experiment, 'model', vocab_size=vocab_size)
+  return _build(experiment, 'transform', model=model)
+
+
+def load_start(
+  experiment: config.ExperimentConfig, vocabulary: Vocabulary
+) -> initial_model.Start:
+  """Loads what of `--initial_model` an experiment starts with.
+
+  Args:
+    experiment: What is to be run.
+    vocabulary: The words of its task.
+
+  Returns:
+    Weights that fit the experiment's model.
+
+  Raises:
+    config.ConfigError: If the initial model can't be read or is another one.
+  """
+  assert experiment.initial_model is not None
+  return initial_model.load(experiment.initial_model, build_model).fit(
+    lambda vocab_size: build_model(experiment, vocab_size),
+    vocabulary,
+    experiment.reinitialized_variables,
+  )
 
 
 def build(
   experiment: config.ExperimentConfig,
   canaries: Optional[mechanisms.Canaries] = None,
+  *,
+  resumed: bool = False,
 ) -> Experiment:
   """Builds an experiment's parts and sets the TFF runtime.
 
   Args:
     experiment: What is to be run.
     canaries: For an audit, clients of known updates.
+    resumed: Whether a checkpoint has the weights, so that `--initial_model` is
+      not read.
 
   Returns:
     The experiment.
@@ -214,8 +263,15 @@ def build(
   schedule = mechanisms.build_schedule(experiment, len(task.train))
   mechanism = mechanisms.build_mechanism(experiment, schedule)
 
-  def keras_model_fn() -> tf.keras.Model:
+  start = None
+  if experiment.initial_model is not None and not resumed:
+    start = load_start(experiment, task.vocabulary)
+
+  def new_model() -> tf.keras.Model:
     return build_model(experiment, task.vocabulary.size)
+
+  def keras_model_fn() -> tf.keras.Model:
+    return new_model() if start is None else start.build(new_model)
 
   model = build_functional_model(
     keras_model_fn,
@@ -233,25 +289,20 @@ def build(
     delta=mechanisms.default_delta(experiment, len(task.train)),
     schedule=schedule,
     dimension=num_parameters,
+    releases=processes.num_releases(experiment),
   )
   if canaries is not None:
     mechanism = mechanisms.add_canaries(experiment, mechanism, canaries)
-  process = _build(
-    experiment,
-    'algorithm',
-    model=model,
-    client_optimizer=_build_optimizer(experiment, 'client'),
-    server_optimizer=_build_optimizer(experiment, 'server'),
-    aggregation_factory=mechanism.factory,
-    client_weighting=mechanism.client_weighting,
-  )
+  process = processes.build(experiment, model=model, mechanism=mechanism)
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
   return Experiment(
     config=experiment,
     task=task,
-    process=process,
+    process=process.process,
+    takes_client_numbers=process.takes_client_numbers,
+    bytes_per_client=process.bytes_per_client,
     schedule=schedule,
     ledger=mechanisms.build_ledger(
       experiment, mechanism, num_clients=len(task.train), added=canaries
@@ -259,23 +310,8 @@ def build(
     evaluate=evaluation.build_evaluation(model=model, examples=examples),
     validation_examples=examples,
     num_parameters=num_parameters,
+    start=start,
   )
-
-
-def _task_facts(built: Experiment) -> dict[str, Any]:
-  task = built.task
-  return {
-    'name': task.name,
-    'num_train_clients': len(task.train),
-    'num_validation_clients': len(task.validation),
-    'num_validation_examples': len(built.validation_examples),
-    'num_words': len(task.vocabulary.words),
-    'tokens_per_word': task.tokens_per_word(built.validation_examples),
-    'num_parameters': built.num_parameters,
-    'reference_perplexity': task.reference_perplexities(
-      built.validation_examples
-    ),
-  }
 
 
 def run(
@@ -305,8 +341,16 @@ def run(
   )
   folder.open(experiment)
   try:
-    built = build(experiment, canaries)
-    _keep_task_facts(built, folder)
+    # An audit compares the end with the beginning.
+    resumed = canaries is None and bool(folder.checkpoints.newest())
+    built = build(experiment, canaries, resumed=resumed)
+    keep_task_facts(
+      folder,
+      built.task,
+      examples=built.validation_examples,
+      num_parameters=built.num_parameters,
+      start=built.start,
+    )
     summary = loop.run(
       process=built.process,
       sample_cohort=built.sample_cohort,
@@ -316,6 +360,7 @@ def run(
       total_rounds=experiment.total_rounds,
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
+      bytes_per_client=built.bytes_per_client,
     )
     if canaries is not None:
       summary['audit'] = _audit(built, folder, canaries)
@@ -359,19 +404,49 @@ def _audit(
   return result
 
 
-def _keep_task_facts(
-  built: Experiment, folder: run_folder_lib.RunFolder
+def keep_task_facts(
+  folder: run_folder_lib.RunFolder,
+  task: Task,
+  *,
+  examples: np.ndarray,
+  num_parameters: int,
+  start: Optional[initial_model.Start],
 ) -> None:
-  """Writes what the run's data are, or checks that they still are the same."""
-  vocabulary = built.task.vocabulary
+  """Writes what the run's data are, or checks that they still are the same.
+
+  Args:
+    folder: The run's folder.
+    task: The data.
+    examples: What is evaluated on, `[N, T + 1]`.
+    num_parameters: How many numbers are trained.
+    start: What of an initial model the run starts with, if it does.
+
+  Raises:
+    config.ConfigError: If the run in the folder began with other data.
+  """
+  vocabulary = task.vocabulary
   if folder.has('metrics.csv') and folder.has('task.json'):
     if vocabularies.load_vocabulary(folder.path) != vocabulary:
       raise config.ConfigError(
-        f'The data of {built.task.name} are no longer those that the run in '
+        f'The data of {task.name} are no longer those that the run in '
         f'{folder.path} began with (its vocabulary differs); give this one '
         'another --experiment_name.'
       )
-    return
+    # Whoever reads an initial model again has not trained yet.
+    if start is None:
+      return
   vocabularies.save_vocabulary(vocabulary, folder.path)
-  # The reference perplexities take a pass over the training text.
-  folder.write_json('task.json', _task_facts(built))
+  facts = {
+    'name': task.name,
+    'num_train_clients': len(task.train),
+    'num_validation_clients': len(task.validation),
+    'num_validation_examples': len(examples),
+    'num_words': len(vocabulary.words),
+    'tokens_per_word': task.tokens_per_word(examples),
+    'num_parameters': num_parameters,
+    # These take a pass over the training text.
+    'reference_perplexity': task.reference_perplexities(examples),
+  }
+  if start is not None:
+    facts['initial_model'] = dict(start.facts)
+  folder.write_json('task.json', facts)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from typing import Any, Dict
 
+import numpy as np
 import tensorflow as tf
 
 from si_federated import config, files, trained_model
@@ -31,13 +32,9 @@ class NextToken(tf.Module):
     self.model = trained.model
     self._padding = vocabulary.padding
     self._top = top
-    never = [
-      vocabulary.padding,
-      vocabulary.out_of_vocabulary,
-      vocabulary.beginning,
-    ]
-    excluded = [float('-inf') if i in never else 0.0 for i in range(self.size)]
-    self._excluded = tf.constant(excluded, tf.float32)
+    excluded = np.zeros([self.size], np.float32)
+    excluded[vocabulary.never_suggested] = -np.inf
+    self._excluded = tf.constant(excluded)
 
   @property
   def size(self) -> int:

@@ -31,11 +31,25 @@ _HELP = {
   'vocabulary': 'What the text is cut into: words (characters for shakespeare) '
   'or sentencepiece, subwords learned from the training clients, as in '
   'sentencepiece:size=4096.',
-  'model': 'The language model: lstm, cifg or si_cifg.',
-  'algorithm': 'The federated learning algorithm: fed_avg.',
+  'model': 'The language model: lstm, gru, cifg, transformer or conformer, or '
+  'one of them with si_ before (--help_models of train shows all).',
+  'transform': 'What is done to the model before training: none, or freeze, '
+  'which leaves variables untrained and unsent whose names match a regular '
+  'expression, as in freeze:variables=embedding|block_1/.',
+  'initial_model': 'Start from a trained model: the folder of a run of train '
+  'or pretrain (its newest checkpoint), a checkpoint in it, or a file of '
+  "weights by Keras's names of variables (.h5, .keras, .npz).",
+  'reinitialized_variables': 'A regular expression: variables in whose names '
+  'it is found begin at random instead of as in --initial_model.',
+  'algorithm': 'The federated learning algorithm: fed_avg, fed_prox, fed_sgd, '
+  'mime_lite, or partial_training, in which each client trains a part of the '
+  'model, as in partial_training:fraction=0.4.',
   'aggregator': "How the server combines the clients' updates: mean, or "
   'privately: gaussian, adaptive_gaussian, tree, banded, blt, dense or '
   'distributed_dp.',
+  'compression': 'How updates and models travel: none; upload=uniform:bits=8, '
+  'download=uniform:bits=16, both with a comma between them, or ternary. '
+  'rotation=hadamard is an option of each.',
   'runtime': 'Where the clients are simulated: local (in this process, on all '
   "processors), ray (on a cluster) or tff (TFF's own worker process).",
   'precision': 'What the models compute in: float32, or bfloat16 with weights, '
@@ -43,9 +57,12 @@ _HELP = {
   'bfloat16, slower elsewhere).',
   'client_optimizer': 'The optimizer on the clients, sgd as a rule.',
   'client_learning_rate': 'The learning rate of --client_optimizer.',
-  'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, yogi or '
-  'adagrad.',
+  'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, adamw, '
+  'yogi or adagrad.',
   'server_learning_rate': 'The learning rate of --server_optimizer.',
+  'server_learning_rate_schedule': 'How --server_learning_rate changes with '
+  'the rounds: constant, linear, cosine or exponential, each with an option '
+  'such as warmup_rounds=50.',
   'server_momentum': 'The momentum of --server_optimizer=sgdm.',
   'clients_per_round': 'The cohort: how many clients train in a round.',
   'total_rounds': 'The number of rounds.',
@@ -123,7 +140,7 @@ def define_config_flags(
       None
       if field.default is dataclasses.MISSING
       else str(field.default)
-      if isinstance(field.default, config.ComponentSpec)
+      if hasattr(field.default, 'parse')
       else field.default
     )
     define(field.name, default, _HELP[field.name], flag_values=flag_values)
@@ -167,9 +184,10 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
     if field.name not in flags.FLAGS:
       continue
     value = flags.FLAGS[field.name].value
-    if isinstance(field.default, config.ComponentSpec):
+    default: Any = field.default
+    if hasattr(default, 'parse'):
       try:
-        value = config.ComponentSpec.parse(value)
+        value = default.parse(value)
       except config.ConfigError as error:
         raise config.ConfigError(f'--{field.name}: {error}') from error
     values[field.name] = value

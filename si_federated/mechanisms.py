@@ -228,6 +228,7 @@ def calibrate(
   delta: Optional[float],
   schedule: Optional[schedules.Schedule] = None,
   dimension: Optional[int] = None,
+  releases: int = 1,
 ) -> Mechanism:
   """Returns a mechanism with as much noise as is asked for.
 
@@ -237,6 +238,7 @@ def calibrate(
     delta: For the noise of a target epsilon.
     schedule: Its sampling may amplify privacy.
     dimension: The number of trained weights, which some accounting needs.
+    releases: How many sums a round releases, each by such a mechanism.
 
   Raises:
     config.ConfigError: If no noise gives the epsilon.
@@ -246,6 +248,8 @@ def calibrate(
   record: Any = mechanism.record
   if record is None:
     return mechanism
+  if releases > 1:
+    record = dataclasses.replace(record, releases=releases)
   if schedule is not None and schedule.amplification is not None:
     # What this sampling does not amplify keeps its own, larger epsilon.
     with contextlib.suppress(TypeError, ValueError):
@@ -363,10 +367,29 @@ def build_ledger(
       'canaries': added and dataclasses.asdict(added),
     },
     unnoised=[
-      f'train/{name}' for name in (*_METRICS, *mechanism.unnoised_measurements)
+      *(
+        f'train/{name}'
+        for name in (*_METRICS, *mechanism.unnoised_measurements)
+      ),
+      # Which variables a client did not change shows in what it sends.
+      *(
+        ['bytes_up_per_client', 'bytes_up_total']
+        if experiment.compression.upload is not None
+        or experiment.algorithm.name == 'partial_training'
+        else []
+      ),
     ],
     not_covered=[
       f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
       "from the training clients' text, without noise, before training",
+      *(
+        [
+          'what the initial model was trained on '
+          f'(--initial_model={experiment.initial_model}); nor may the choice '
+          'of it depend on the training clients'
+        ]
+        if experiment.initial_model is not None
+        else []
+      ),
     ],
   )

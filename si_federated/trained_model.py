@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from si_federated import config
+from si_federated import config, initial_model
 from si_federated import experiment as experiment_lib
 from si_federated.tasks import Vocabulary, load_vocabulary
 from si_federated.training import checkpoints
@@ -90,12 +90,7 @@ class TrainedModel:
     batch = [[vocabulary.beginning, *text[start:]] for text in texts]
     logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
     logits = logits.numpy().astype(np.float64)
-    never = [
-      vocabulary.padding,
-      vocabulary.out_of_vocabulary,
-      vocabulary.beginning,
-    ]
-    logits[:, never] = -np.inf
+    logits[:, vocabulary.never_suggested] = -np.inf
     likelihoods = np.exp(logits - logits.max(axis=1, keepdims=True))
     return likelihoods / likelihoods.sum(axis=1, keepdims=True)
 
@@ -117,33 +112,17 @@ def load_model(path: str) -> TrainedModel:
     vocabulary = load_vocabulary(path)
   except ValueError as error:
     raise config.ConfigError(str(error)) from error
-  # A checkpoint has the weights in the order of their creation, which need not
-  # be that of the layers.
-  created: list[tf.Variable] = []
-
-  def record(next_creator, **kwargs):
-    created.append(next_creator(**kwargs))
-    return created[-1]
-
-  with tf.variable_creator_scope(record):
-    model = experiment_lib.build_model(experiment, vocabulary.size)
-  own = {id(variable) for variable in model.trainable_variables}
-  variables = [variable for variable in created if id(variable) in own]
+  model, variables = initial_model.build_named(
+    lambda: experiment_lib.build_model(experiment, vocabulary.size)
+  )
   problems = []
   for file in run_folder_lib.RunFolder(path).checkpoints.newest():
     try:
-      weights = checkpoints.read_weights(file)
+      weights = initial_model.checkpoint_weights(file, model, variables)
     except checkpoints.CheckpointError as error:
       problems.append(str(error))
       continue
-    shapes = [tuple(variable.shape) for variable in variables]
-    if [weight.shape for weight in weights] != shapes:
-      raise config.ConfigError(
-        f'{file} holds weights of other shapes than the model '
-        f'{experiment.model} of {path} has.'
-      )
-    for variable, weight in zip(variables, weights):
-      variable.assign(weight)
+    initial_model.assign(variables, weights)
     return TrainedModel(experiment, vocabulary, model, file)
   raise config.ConfigError(
     ' '.join(problems)

@@ -78,6 +78,42 @@ def test_experiment_json_round_trip():
   assert config.ExperimentConfig.from_json(text) == experiment
 
 
+@pytest.mark.parametrize(
+  ('text', 'upload', 'download'),
+  [
+    ('none', None, None),
+    ('ternary', 'ternary', None),
+    (
+      'uniform:bits=8,rotation=hadamard',
+      'uniform:bits=8,rotation=hadamard',
+      None,
+    ),
+    ('download=uniform:bits=16', None, 'uniform:bits=16'),
+    (
+      'upload=uniform:bits=8,rotation=hadamard,download=uniform:bits=16',
+      'uniform:bits=8,rotation=hadamard',
+      'uniform:bits=16',
+    ),
+    (' download=ternary, upload=uniform:bits=4', 'uniform:bits=4', 'ternary'),
+  ],
+)
+def test_compression_of_both_ways(text, upload, download):
+  spec = config.CompressionSpec.parse(text)
+  for found, expected in ((spec.upload, upload), (spec.download, download)):
+    assert found == (expected and config.ComponentSpec.parse(expected))
+  assert config.CompressionSpec.parse(str(spec)) == spec
+  experiment = config.ExperimentConfig('x', compression=spec)
+  assert config.ExperimentConfig.from_json(experiment.to_json()) == experiment
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'upload=', 'upload=a,upload=b', '8bit', 'up=uniform:bits=8']
+)
+def test_compression_that_is_none(text):
+  with pytest.raises(config.ConfigError):
+    config.CompressionSpec.parse(text)
+
+
 def test_json_from_before_there_was_an_entry_has_its_default():
   experiment = config.ExperimentConfig('x', sequence_length=7)
   values = json.loads(experiment.to_json())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 from si_federated import config, experiment
 
+_CONFIG = config.ExperimentConfig
 _SMALL = {
   'task': 'synthetic:num_clients=30',
   'model': 'cifg:units=8,embedding_size=4',
@@ -19,12 +23,15 @@ _SMALL = {
 
 def _build(**changes):
   values = {**_SMALL, **changes}
+  defaults: dict[str, Any] = {
+    f.name: f.default for f in dataclasses.fields(_CONFIG)
+  }
   return experiment.build(
-    config.ExperimentConfig(
+    _CONFIG(
       'x',
       **{
-        key: config.ComponentSpec.parse(value)
-        if isinstance(value, str) and key != 'precision'
+        key: defaults[key].parse(value)
+        if hasattr(defaults[key], 'parse')
         else value
         for key, value in values.items()
       },
@@ -86,6 +93,85 @@ def test_vocabularies(name):
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
 def test_algorithms(name):
   _train_a_round(_build(algorithm=name))
+
+
+_PRIVATE = {
+  'aggregator': 'gaussian',
+  'participation': 'fixed_cycles',
+  'clip_norm': 0.5,
+  'noise_multiplier': 0.5,
+  'total_rounds': 4,
+}
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
+def test_algorithms_with_privacy_and_compression(name):
+  built = _build(
+    algorithm=name,
+    compression='upload=uniform:bits=6,download=uniform:bits=12',
+    **_PRIVATE,
+  )
+  _train_a_round(built)
+  releases = 2 if name == 'mime_lite' else 1
+  assert built.ledger.summary()['promised']['sensitivity'] == pytest.approx(
+    releases**0.5
+  )
+
+
+def test_two_releases_have_noise_of_their_own():
+  built = _build(
+    algorithm='mime_lite',
+    client_optimizer='sgdm',
+    client_learning_rate=0.0,
+    noise_seed=1,
+    **_PRIVATE,
+  )
+  state = built.process.next(
+    built.process.initialize(), built.sample_cohort(1)
+  ).state
+  aggregator, (_, gradients) = state.aggregator, state.client_work
+  assert list(aggregator['seed']) != list(gradients['seed'])
+
+
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['compression']))
+def test_compression(name):
+  built = _build(compression=f'upload={name},download={name}')
+  _train_a_round(built)
+
+
+@pytest.mark.parametrize(
+  'name', sorted(experiment.REGISTRIES['server_learning_rate_schedule'])
+)
+def test_server_learning_rate_schedules(name):
+  _train_a_round(
+    _build(server_learning_rate_schedule=f'{name}:warmup_rounds=2')
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'compression': 'ternary', 'aggregator': 'distributed_dp'},
+      'secure aggregation adds up',
+    ),
+    (
+      {'algorithm': 'mime_lite', 'aggregator': 'distributed_dp'},
+      'has no accounting',
+    ),
+    (
+      {'algorithm': 'fed_sgd', 'client_epochs_per_round': 2},
+      'leave out --client_epochs_per_round',
+    ),
+    ({'compression': 'ternery'}, "did you mean 'ternary'"),
+    ({'compression': 'upload=uniform:bit=8'}, "did you mean 'bits'"),
+    ({'compression': 'upload=ternary,upload=uniform'}, 'stands twice'),
+  ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+  private = {**_PRIVATE, **changes} if 'aggregator' in changes else changes
+  with pytest.raises(config.ConfigError, match=message):
+    _build(**private)
 
 
 @pytest.mark.parametrize('weighting', ['tokens', 'examples', 'uniform'])

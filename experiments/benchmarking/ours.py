@@ -81,13 +81,16 @@ def set_runtime(name: str) -> None:
   RUNTIMES[_NAME] = lambda: None
 
 
-def build(settings: workload.Settings, model: str) -> experiment.Experiment:
+def build(
+  settings: workload.Settings, model: str, algorithm: str = 'fed_avg'
+) -> experiment.Experiment:
   """Builds a process for the benchmark's clients.
 
   Args:
     settings: The sizes.
     model: `lstm`, `cifg` or `si_cifg`, of the settings' sizes and with its
       embeddings untied, or a model with options, `name:key=value`.
+    algorithm: As in `--algorithm`.
 
   Returns:
     The experiment.
@@ -113,6 +116,7 @@ def build(settings: workload.Settings, model: str) -> experiment.Experiment:
         else f'{model}:tied_embeddings=false,units={settings.units},'
         f'embedding_size={settings.embedding_size}'
       ),
+      algorithm=config.ComponentSpec.parse(algorithm),
       # As TFF and the peers weight clients.
       aggregator=config.ComponentSpec.parse('mean:weighting=examples'),
       client_optimizer=config.ComponentSpec('sgd'),

@@ -51,6 +51,9 @@ class Plan:
     attention_sizes: The options of the Transformers beside stock Keras.
     attention_num_words: The words of these and of the large models.
     large_models: The models whose rounds and memory are measured.
+    partial_model: The model of the section on partial training.
+    partial_clients: Its clients a round.
+    partial_batches: The batches of each.
     environment: Variables for our own child processes.
     records: What was found, as JSON lines.
     notes: What a reader must know beside the tables.
@@ -87,6 +90,9 @@ class Plan:
       'si_conformer',
     )
   )
+  partial_model: str = 'transformer:size=large'
+  partial_clients: int = 10
+  partial_batches: int = 4
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
   records: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
   notes: List[str] = dataclasses.field(default_factory=list)

@@ -13,6 +13,7 @@ from experiments.benchmarking import (
   attention,
   flops,
   noise,
+  partial,
   protocol,
   steps,
   table,
@@ -210,4 +211,5 @@ SECTIONS: dict[str, Callable[[Plan], Sequence[str]]] = {
   'startup': measure_startup,
   'noise': noise.measure_noise,
   'attention': attention.measure_attention,
+  'partial': partial.measure_partial,
 }

@@ -50,6 +50,8 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       to a cohort of this size.
     keep_rows: See `noise_generators.for_strategy`.
     adaptive: How the clip norm adapts; None for a fixed one.
+    release: Which of the sums that are released each round this is; those of
+      the same noise seed have noise of their own.
   """
 
   strategy: strategies.Strategy
@@ -60,6 +62,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
   noise_cohort_size: Optional[int] = None
   keep_rows: Optional[bool] = None
   adaptive: Optional[adaptive_clip.AdaptiveClip] = None
+  release: int = 0
 
   def __post_init__(self):
     mechanism.check_clip_and_noise(
@@ -122,7 +125,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     def initial():
       state = collections.OrderedDict(
         round_num=tf.constant(0, tf.int64),
-        seed=keyed_noise.initial_seed(self.noise_seed),
+        seed=keyed_noise.initial_seed(self.noise_seed, self.release),
         clip_norm=tf.constant(self.clip_norm, tf.float32),
       )
       if generator is not None and generator.num_buffers:

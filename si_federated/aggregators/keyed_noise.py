@@ -35,7 +35,7 @@ def check_seed(noise_seed: Optional[int]) -> None:
     raise ValueError(f'noise_seed is {noise_seed}; it lies in [0, 2^63).')
 
 
-def initial_seed(noise_seed: Optional[int]) -> tf.Tensor:
+def initial_seed(noise_seed: Optional[int], release: int = 0) -> tf.Tensor:
   """Returns the seed that a state begins with.
 
   Args:
@@ -43,12 +43,13 @@ def initial_seed(noise_seed: Optional[int]) -> tf.Tensor:
       another one each time that the graph is run, since noise used twice on
       different data would tell them apart. TensorFlow's own entropy has only 32
       bits; to it are added 128 bits of the system's that are the graph's.
+    release: Which of the sums that are released each round the noise is for.
 
   Returns:
     Shape `[2]`, int64.
   """
   if noise_seed is not None:
-    return tf.constant([noise_seed, 0], tf.int64)
+    return tf.constant([noise_seed, release], tf.int64)
   secret = np.frombuffer(os.urandom(16), np.int64)
   return tf.bitwise.bitwise_xor(
     tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int64), secret

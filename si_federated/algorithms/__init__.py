@@ -7,16 +7,34 @@ from collections.abc import Callable
 import tensorflow_federated as tff
 
 from si_federated.algorithms.fed_avg import build_fed_avg
-from si_federated.algorithms.functional_model import build_functional_model
+from si_federated.algorithms.fed_prox import build_fed_prox
+from si_federated.algorithms.fed_sgd import build_fed_sgd
+from si_federated.algorithms.functional_model import (
+  build_functional_model,
+  weights_type,
+)
+from si_federated.algorithms.learning_rates import LEARNING_RATE_SCHEDULES
+from si_federated.algorithms.mime_lite import build_mime_lite
 from si_federated.algorithms.optimizers import OPTIMIZERS
+from si_federated.algorithms.partial_training import build_partial_training
 
 ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
   'fed_avg': build_fed_avg,
+  'fed_prox': build_fed_prox,
+  'fed_sgd': build_fed_sgd,
+  'mime_lite': build_mime_lite,
+  'partial_training': build_partial_training,
 }
 
 __all__ = [
   'ALGORITHMS',
+  'LEARNING_RATE_SCHEDULES',
   'OPTIMIZERS',
   'build_fed_avg',
+  'build_fed_prox',
+  'build_fed_sgd',
   'build_functional_model',
+  'build_mime_lite',
+  'build_partial_training',
+  'weights_type',
 ]

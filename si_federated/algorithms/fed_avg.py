@@ -6,17 +6,32 @@ from typing import Union
 
 import tensorflow_federated as tff
 
+Factory = Union[
+  tff.aggregators.WeightedAggregationFactory,
+  tff.aggregators.UnweightedAggregationFactory,
+]
+
+
+def tff_weighting(client_weighting: str) -> tff.learning.ClientWeighting:
+  """Returns TFF's value of a weighting of ours.
+
+  Args:
+    client_weighting: `'uniform'`, `'tokens'` or `'examples'`; of the latter two
+      the model counts the one that was asked for.
+  """
+  if client_weighting == 'uniform':
+    return tff.learning.ClientWeighting.UNIFORM
+  return tff.learning.ClientWeighting.NUM_EXAMPLES
+
 
 def build_fed_avg(
   *,
   model: tff.learning.models.FunctionalModel,
   client_optimizer: tff.learning.optimizers.Optimizer,
   server_optimizer: tff.learning.optimizers.Optimizer,
-  aggregation_factory: Union[
-    tff.aggregators.WeightedAggregationFactory,
-    tff.aggregators.UnweightedAggregationFactory,
-  ],
+  aggregation_factory: Factory,
   client_weighting: str = 'tokens',
+  model_distributor: tff.learning.templates.DistributionProcess | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds FedAvg, FedAdam and their kin (Reddi et al., arXiv 2003.00295).
 
@@ -27,6 +42,7 @@ def build_fed_avg(
     aggregation_factory: Combines the updates.
     client_weighting: `'uniform'`, or else clients weigh by the model's count of
       examples (or tokens).
+    model_distributor: Sends the model to the clients; as it is by default.
 
   Returns:
     TFF's learning process.
@@ -36,6 +52,7 @@ def build_fed_avg(
     'client_optimizer_fn': client_optimizer,
     'server_optimizer_fn': server_optimizer,
     'model_aggregator': aggregation_factory,
+    'model_distributor': model_distributor,
     # An iterator's loop body is instantiated once, a reduction's once a client.
     'loop_implementation': tff.learning.LoopImplementation.DATASET_ITERATOR,
   }
@@ -44,10 +61,5 @@ def build_fed_avg(
   ):
     return tff.learning.algorithms.build_unweighted_fed_avg(**options)
   return tff.learning.algorithms.build_weighted_fed_avg(
-    client_weighting=(
-      tff.learning.ClientWeighting.UNIFORM
-      if client_weighting == 'uniform'
-      else tff.learning.ClientWeighting.NUM_EXAMPLES
-    ),
-    **options,
+    client_weighting=tff_weighting(client_weighting), **options
   )

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated.algorithms import packed_tokens
+from si_federated.algorithms import frozen_variables, packed_tokens
 
 _PADDING = 0
 
@@ -103,6 +103,36 @@ def _default_dtype(name: str) -> Iterator[None]:
     tf.keras.mixed_precision.set_global_policy(before)
 
 
+def weights_type(model: tff.learning.models.FunctionalModel) -> tff.StructType:
+  """Returns the type of a model's weights, as learning processes have it.
+
+  Args:
+    model: The model.
+  """
+  return tff.types.tensorflow_to_type(
+    tff.learning.models.ModelWeights(
+      *(
+        tuple(tf.TensorSpec(w.shape, tf.as_dtype(w.dtype)) for w in weights)
+        for weights in model.initial_weights
+      )
+    )
+  )
+
+
+class LanguageModel(tff.learning.models.FunctionalModel):
+  """A functional model that knows the names of its variables.
+
+  Attributes:
+    variable_names: Of the trainable variables, in the order of the weights,
+      such as `'cifg/kernel:0'`; what a layer of the model has begins with its
+      name.
+  """
+
+  def __init__(self, *, variable_names: Sequence[str], **options: Any):
+    super().__init__(**options)
+    self.variable_names = tuple(variable_names)
+
+
 def build_functional_model(
   keras_model_fn: Callable[[], tf.keras.Model],
   *,
@@ -112,7 +142,7 @@ def build_functional_model(
   ignored_labels: Mapping[str, Sequence[int]] | None = None,
   count_tokens: bool = True,
   compute_dtype: str = 'float32',
-) -> tff.learning.models.FunctionalModel:
+) -> LanguageModel:
   """Builds a TFF model without variables from a Keras language model.
 
   Args:
@@ -135,14 +165,27 @@ def build_functional_model(
     `[N, V]`: no work is spent on the logits of padding.
   """
 
+  variable_names: list[str] = []
+
   def build(dtype: str) -> tff.learning.models.FunctionalModel:
     def packed_model() -> tf.keras.Model:
-      with _default_dtype(dtype):
-        return packed_tokens.pack_tokens(
-          keras_model_fn(), end_of_sentence=end_of_sentence
-        )
+      # TFF takes the weights in the order of their creation.
+      created: list[tf.Variable] = []
 
-    return tff.learning.models.functional_model_from_keras(
+      def record(next_creator, **options):
+        created.append(next_creator(**options))
+        return created[-1]
+
+      with _default_dtype(dtype), tf.variable_creator_scope(record):
+        keras_model = keras_model_fn()
+      if not variable_names:
+        own = {id(variable) for variable in keras_model.trainable_variables}
+        variable_names.extend(v.name for v in created if id(v) in own)
+      return packed_tokens.pack_tokens(
+        keras_model, end_of_sentence=end_of_sentence
+      )
+
+    return frozen_variables.functional_model_from_keras(
       packed_model, loss, element_spec
     )
 
@@ -166,7 +209,8 @@ def build_functional_model(
     labels = packed_tokens.gather_tokens(label, positions)
     return model.loss(logits, labels, sample_weight)
 
-  return tff.learning.models.FunctionalModel(
+  return LanguageModel(
+    variable_names=variable_names,
     initial_weights=model.initial_weights,
     predict_on_batch_fn=predict_on_batch,
     loss_fn=loss_fn,

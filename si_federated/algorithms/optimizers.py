@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import tensorflow_federated as tff
 
-from si_federated.algorithms import scale_invariant_sgd
+from si_federated.algorithms import clipped_optimizer, scale_invariant_sgd
+
+
+def _clipped(
+  optimizer: tff.learning.optimizers.Optimizer,
+  gradient_clip_norm: float | None,
+) -> tff.learning.optimizers.Optimizer:
+  if gradient_clip_norm is None:
+    return optimizer
+  return clipped_optimizer.ClippedOptimizer(optimizer, gradient_clip_norm)
 
 
 def build_sgd(
@@ -14,6 +23,7 @@ def build_sgd(
   learning_rate: float,
   weight_decay: float = 0.0,
   relative_clip: float | None = None,
+  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds stochastic gradient descent.
 
@@ -23,6 +33,8 @@ def build_sgd(
     relative_clip: C; gradients are clipped to a global norm of √(2 C λ/η)
       times that of the weights (arXiv 2202.00980, where C is 4). Needs a weight
       decay.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
 
   Returns:
     The optimizer.
@@ -46,25 +58,36 @@ def build_sgd(
       '0: give both or none.'
     )
   if not weight_decay:
-    return tff.learning.optimizers.build_sgdm(learning_rate)
-  return scale_invariant_sgd.DecayedSGD(
-    learning_rate, weight_decay, relative_clip
+    return _clipped(
+      tff.learning.optimizers.build_sgdm(learning_rate), gradient_clip_norm
+    )
+  return _clipped(
+    scale_invariant_sgd.DecayedSGD(learning_rate, weight_decay, relative_clip),
+    gradient_clip_norm,
   )
 
 
 def build_sgdm(
-  *, learning_rate: float, momentum: float = 0.9
+  *,
+  learning_rate: float,
+  momentum: float = 0.9,
+  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds stochastic gradient descent with (heavy-ball) momentum.
 
   Args:
     learning_rate: The step size.
     momentum: The decay of the velocity, in [0, 1).
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
 
   Returns:
     The optimizer.
   """
-  return tff.learning.optimizers.build_sgdm(learning_rate, momentum or None)
+  return _clipped(
+    tff.learning.optimizers.build_sgdm(learning_rate, momentum or None),
+    gradient_clip_norm,
+  )
 
 
 def build_adam(
@@ -73,6 +96,7 @@ def build_adam(
   beta_1: float = 0.9,
   beta_2: float = 0.999,
   epsilon: float = 1e-7,
+  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Adam; on the server FedAdam (Reddi et al., arXiv 2003.00295).
 
@@ -82,12 +106,47 @@ def build_adam(
     beta_2: Decay of the mean of their squares.
     epsilon: Added to the denominator; the degree of adaptivity, tau, in the
       paper.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
 
   Returns:
     The optimizer.
   """
-  return tff.learning.optimizers.build_adam(
-    learning_rate, beta_1, beta_2, epsilon
+  return _clipped(
+    tff.learning.optimizers.build_adam(learning_rate, beta_1, beta_2, epsilon),
+    gradient_clip_norm,
+  )
+
+
+def build_adamw(
+  *,
+  learning_rate: float,
+  beta_1: float = 0.9,
+  beta_2: float = 0.999,
+  epsilon: float = 1e-7,
+  weight_decay: float = 0.004,
+  gradient_clip_norm: float | None = None,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds Adam with decoupled weight decay (arXiv 1711.05101).
+
+  Args:
+    learning_rate: The step size.
+    beta_1: Decay of the mean of the gradients.
+    beta_2: Decay of the mean of their squares.
+    epsilon: Added to the denominator.
+    weight_decay: The weights shrink by this part, times the learning rate, in
+      each step.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
+
+  Returns:
+    The optimizer.
+  """
+  return _clipped(
+    tff.learning.optimizers.build_adamw(
+      learning_rate, beta_1, beta_2, epsilon, weight_decay
+    ),
+    gradient_clip_norm,
   )
 
 
@@ -98,6 +157,7 @@ def build_yogi(
   beta_2: float = 0.999,
   epsilon: float = 1e-3,
   initial_preconditioner_value: float = 1e-6,
+  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Yogi; on the server FedYogi (Reddi et al., arXiv 2003.00295).
 
@@ -107,12 +167,17 @@ def build_yogi(
     beta_2: Rate of change of the second moment.
     epsilon: Added to the denominator; tau in the paper.
     initial_preconditioner_value: The second moment before the first step.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
 
   Returns:
     The optimizer.
   """
-  return tff.learning.optimizers.build_yogi(
-    learning_rate, beta_1, beta_2, epsilon, initial_preconditioner_value
+  return _clipped(
+    tff.learning.optimizers.build_yogi(
+      learning_rate, beta_1, beta_2, epsilon, initial_preconditioner_value
+    ),
+    gradient_clip_norm,
   )
 
 
@@ -121,6 +186,7 @@ def build_adagrad(
   learning_rate: float,
   initial_preconditioner_value: float = 0.1,
   epsilon: float = 1e-7,
+  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Adagrad; on the server FedAdagrad (Reddi et al., arXiv 2003.00295).
 
@@ -128,12 +194,17 @@ def build_adagrad(
     learning_rate: The step size.
     initial_preconditioner_value: The sum of squares before the first step.
     epsilon: Added to the denominator; tau in the paper.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
 
   Returns:
     The optimizer.
   """
-  return tff.learning.optimizers.build_adagrad(
-    learning_rate, initial_preconditioner_value, epsilon
+  return _clipped(
+    tff.learning.optimizers.build_adagrad(
+      learning_rate, initial_preconditioner_value, epsilon
+    ),
+    gradient_clip_norm,
   )
 
 
@@ -141,6 +212,36 @@ OPTIMIZERS: dict[str, Callable[..., tff.learning.optimizers.Optimizer]] = {
   'sgd': build_sgd,
   'sgdm': build_sgdm,
   'adam': build_adam,
+  'adamw': build_adamw,
   'yogi': build_yogi,
   'adagrad': build_adagrad,
 }
+
+
+def split_clipping(
+  optimizer: tff.learning.optimizers.Optimizer,
+) -> tuple[float | None, tff.learning.optimizers.Optimizer]:
+  """Splits an optimizer into one that treats each variable by itself.
+
+  Args:
+    optimizer: From one of the builders here, or another whose steps of one
+      variable do not depend on the others.
+
+  Returns:
+    The norm to clip all gradients to, if any, and the optimizer to use then.
+
+  Raises:
+    ValueError: If it needs the norm of all weights.
+  """
+  clip_norm = None
+  if isinstance(optimizer, clipped_optimizer.ClippedOptimizer):
+    clip_norm, optimizer = optimizer.clip_norm, optimizer.inner
+  if (
+    isinstance(optimizer, scale_invariant_sgd.DecayedSGD)
+    and optimizer.relative_clip is not None
+  ):
+    raise ValueError(
+      'relative_clip compares the gradient with the norm of all weights, of '
+      'which a client trains a part; use gradient_clip_norm instead.'
+    )
+  return clip_norm, optimizer

@@ -17,9 +17,7 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
   Algorithm 1). At equilibrium between decay and growth a scale-invariant model
   has ‖g‖ = √(2λ/η) ‖x‖, so that C = 4 clips what is twice as large.
 
-  Args:
-    learning_rate: η.
-    weight_decay: λ.
+  Attributes:
     relative_clip: C, or `None` not to clip.
   """
 
@@ -29,9 +27,16 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
     weight_decay: float,
     relative_clip: float | None = None,
   ) -> None:
+    """Initializes the optimizer.
+
+    Args:
+      learning_rate: η.
+      weight_decay: λ.
+      relative_clip: C, or `None` not to clip.
+    """
     self._inner = tff.learning.optimizers.build_sgdm(learning_rate)
     self._weight_decay = weight_decay
-    self._relative_clip = relative_clip
+    self.relative_clip = relative_clip
 
   def initialize(self, specs: Any) -> Any:
     """Returns the state, the learning rate alone."""
@@ -44,11 +49,11 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
       None if gradient is None else tf.convert_to_tensor(gradient)
       for gradient in tf.nest.flatten(gradients)
     ]
-    if self._relative_clip is not None:
+    if self.relative_clip is not None:
       norm = tf.linalg.global_norm(flat)
       rate = tf.cast(state['learning_rate'], norm.dtype)
       ratio = tf.math.divide_no_nan(
-        2.0 * self._relative_clip * self._weight_decay, rate
+        2.0 * self.relative_clip * self._weight_decay, rate
       )
       limit = tf.sqrt(ratio) * tf.linalg.global_norm(flat_weights)
       factor = tf.where(norm > limit, limit / norm, tf.ones_like(norm))

@@ -203,4 +203,7 @@ def _argument_names(cell_class: Any) -> List[str]:
   ]:
     if '__init__' in vars(owner):
       names += inspect.signature(owner.__init__).parameters
-  return [n for n in names if n not in ('self', 'kwargs', 'units')]
+  # Keras swaps the bases of its classes in graphs of TensorFlow 1, and may
+  # leave a bare layer among these.
+  others = ('self', 'kwargs', 'units', 'name', 'trainable', 'dtype', 'dynamic')
+  return [n for n in names if n not in others]

@@ -14,6 +14,7 @@ from si_federated.models.transformer_models import (
   si_transformer,
   transformer,
 )
+from si_federated.models.transforms import freeze, none
 
 MODELS: Dict[str, Callable[..., tf.keras.Model]] = {
   'lstm': lstm,
@@ -26,4 +27,10 @@ MODELS: Dict[str, Callable[..., tf.keras.Model]] = {
   'si_transformer': si_transformer,
   'conformer': conformer,
   'si_conformer': si_conformer,
+}
+
+# Each makes of a model another one, before it is trained.
+TRANSFORMS: Dict[str, Callable[..., tf.keras.Model]] = {
+  'none': none,
+  'freeze': freeze,
 }

@@ -53,14 +53,19 @@ class PrivacyRecord:
       clip norm, on the *sum* of clipped updates.
     contract: The participation that the schedule promises.
     amplification: Of a schedule that earns it; None if none.
+    releases: How many sums a round releases, each clipped and noised like this
+      by itself: 2 of MimeLite, an update and a gradient.
   """
 
   strategy: strategies.Strategy
   noise_multiplier: float
   contract: participation.Participation
   amplification: Optional[schedules.Amplification] = None
+  releases: int = 1
 
   def __post_init__(self):
+    if self.releases < 1:
+      raise ValueError(f'releases is {self.releases}; a round has at least 1.')
     kind = getattr(self.strategy, 'kind', None)
     if kind not in _KINDS:
       raise ValueError(
@@ -109,15 +114,17 @@ class PrivacyRecord:
 
   @functools.cached_property
   def sensitivity(self) -> sensitivity.Sensitivity:
-    """Of the strategy under the contract, relative to the clip norm."""
-    return self.strategy.sensitivity(self.contract)
+    """Of all releases under the contract, relative to the clip norm."""
+    one = self.strategy.sensitivity(self.contract)
+    # Side by side, releases are one vector: their squares add up.
+    return dataclasses.replace(one, value=one.value * self.releases**0.5)
 
   @functools.cached_property
   def sensitivity_once(self) -> float:
     """The sensitivity to a client that takes part a single time."""
     rounds = self.contract.rounds
     once = participation.Participation(rounds, 1, rounds)
-    return self.strategy.sensitivity(once).value
+    return self.strategy.sensitivity(once).value * self.releases**0.5
 
   @property
   def neighbouring_relation(self) -> str:
@@ -203,6 +210,7 @@ class PrivacyRecord:
       'sensitivity': self.sensitivity.value,
       'sensitivity_is_exact': self.sensitivity.is_exact,
       'sensitivity_method': self.sensitivity.method,
+      'releases_per_round': self.releases,
       'rho': self.rho,
       'epsilon': self.epsilon(delta, method=method),
       'delta': delta,

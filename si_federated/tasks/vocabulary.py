@@ -86,6 +86,11 @@ class Vocabulary:
     """Number of ids: V + 4, the `vocab_size` of a model."""
     return len(self.words) + 4
 
+  @property
+  def never_suggested(self) -> list[int]:
+    """Ids that are no text to write: all special ones but the end."""
+    return [self.padding, self.out_of_vocabulary, self.beginning]
+
   @functools.cached_property
   def begins_word(self) -> np.ndarray:
     """`[size]` bool: whether an id is not the continuation of a word."""

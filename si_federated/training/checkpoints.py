@@ -23,7 +23,7 @@ from si_federated import files
 
 _FORMAT = 1
 _FILE_NAME = re.compile(r'round_(\d+)\.npz')
-_WEIGHTS = 'state/global_model_weights/trainable'
+_WEIGHTS = 'state/global_model_weights'
 
 
 class CheckpointError(ValueError):
@@ -59,11 +59,12 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   return arrays, facts
 
 
-def read_weights(path: str) -> list[np.ndarray]:
-  """Reads the model's trainable weights from a checkpoint.
+def read_weights(path: str, kind: str = 'trainable') -> list[np.ndarray]:
+  """Reads the model's weights from a checkpoint.
 
   Args:
     path: The checkpoint's file.
+    kind: `'trainable'`, or `'non_trainable'` for those that are frozen.
 
   Returns:
     The weights in the order in which the model makes them.
@@ -73,8 +74,8 @@ def read_weights(path: str) -> list[np.ndarray]:
   """
   arrays, _ = _read(path)
   weights: list[np.ndarray] = []
-  while f'{_WEIGHTS}/{len(weights)}' in arrays:
-    weights.append(arrays[f'{_WEIGHTS}/{len(weights)}'])
+  while f'{_WEIGHTS}/{kind}/{len(weights)}' in arrays:
+    weights.append(arrays[f'{_WEIGHTS}/{kind}/{len(weights)}'])
   return weights
 
 

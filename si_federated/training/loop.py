@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Optional, Protocol
 
 import numpy as np
@@ -19,7 +19,12 @@ import tree
 from si_federated.training import checkpoints, run_folder
 from si_federated.training import progress as progress_lib
 
-_MEASUREMENTS = ('clip_norm', 'clip_fraction', 'nonfinite_updates')
+_MEASUREMENTS = (
+  'trained_fraction',
+  'clip_norm',
+  'clip_fraction',
+  'nonfinite_updates',
+)
 
 
 class Cohort(Protocol):
@@ -81,10 +86,6 @@ def _terminate_as_interrupt():
     signal.signal(signal.SIGTERM, previous)
 
 
-def _num_bytes(weights: Any) -> int:
-  return sum(leaf.nbytes for leaf in tree.flatten(weights))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Complete:
   """What is known after a round whose row is written."""
@@ -92,6 +93,7 @@ class _Complete:
   state: Any
   round_num: int
   secs_total: float
+  bytes_total: dict[str, float]
   last_eval: dict[str, float]
   best: dict[str, float]
   ledger: dict[str, np.ndarray]
@@ -122,12 +124,11 @@ def _restore_ledger(
 
 
 def _measurements(output: Any) -> dict[str, float]:
-  """Returns what a private aggregator has measured."""
-  measured = output.metrics.get('aggregator')
-  if not isinstance(measured, dict):
-    return {}
+  """Returns what aggregator and clients have measured beside the training."""
   return {
     f'train/{name}': float(measured[name])
+    for part in ('client_work', 'aggregator')
+    if isinstance(measured := output.metrics.get(part), Mapping)
     for name in _MEASUREMENTS
     if name in measured
   }
@@ -142,6 +143,7 @@ def run(
   total_rounds: int,
   rounds_per_eval: int,
   rounds_per_checkpoint: int,
+  bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]],
   ledger: Optional[Ledger] = None,
 ) -> dict[str, Any]:
   """Runs the rounds that are still to be run, and keeps their results.
@@ -160,6 +162,8 @@ def run(
       the last round.
     rounds_per_checkpoint: How often to save; always after the last round and
       when interrupted.
+    bytes_per_client: Returns what a client sent, `up`, and received, `down`,
+      given a round's metrics.
     ledger: Checks each cohort before it trains, and keeps account of it.
 
   Returns:
@@ -178,14 +182,13 @@ def run(
   resumed = bool(facts)
   _restore_ledger(ledger, facts, folder.path)
   weights = initial_state.global_model_weights
-  bytes_down = _num_bytes(weights)
-  bytes_up = _num_bytes(weights.trainable)
   folder.open_metrics(round_num if resumed else -1)
   # What an interrupt saves: a round is complete when its row is written.
   complete = _Complete(
     state,
     round_num if resumed else -1,
     facts.get('secs_total', 0.0),
+    facts.get('bytes_total', {'up': 0, 'down': 0}),
     facts.get('last_eval', {}),
     facts.get('best', {}),
     ledger.state() if ledger is not None else {},
@@ -221,6 +224,7 @@ def run(
         complete.round_num,
         {
           'secs_total': complete.secs_total,
+          'bytes_total': complete.bytes_total,
           'last_eval': complete.last_eval,
           'best': complete.best,
           **ledger_facts(),
@@ -243,7 +247,9 @@ def run(
           row.update(ledger.row())
         last_eval, best = evaluate_after(0, state, row)
         folder.write_metrics(0, row)
-        complete = _Complete(state, 0, 0.0, last_eval, best, complete.ledger)
+        complete = dataclasses.replace(
+          complete, round_num=0, last_eval=last_eval, best=best
+        )
         save()
       for round_num in range(complete.round_num + 1, total_rounds + 1):
         cohort = sample_cohort(round_num)
@@ -253,6 +259,11 @@ def run(
         output = process.next(complete.state, cohort)
         secs = time.monotonic() - start
         secs_total = complete.secs_total + secs
+        sent = bytes_per_client(output.metrics)
+        bytes_total = {
+          way: complete.bytes_total[way] + sent[way] * len(cohort)
+          for way in ('up', 'down')
+        }
         row = {
           **{
             f'train/{key}': float(value)
@@ -262,8 +273,8 @@ def run(
           'round_secs': secs,
           'secs_total': secs_total,
           'clients_per_sec': len(cohort) / secs,
-          'bytes_up_per_client': bytes_up,
-          'bytes_down_per_client': bytes_down,
+          **{f'bytes_{way}_per_client': sent[way] for way in sent},
+          **{f'bytes_{way}_total': bytes_total[way] for way in sent},
         }
         last_eval, best = complete.last_eval, complete.best
         if round_num % rounds_per_eval == 0 or round_num == total_rounds:
@@ -276,6 +287,7 @@ def run(
           output.state,
           round_num,
           secs_total,
+          bytes_total,
           last_eval,
           best,
           ledger.state() if ledger is not None else {},

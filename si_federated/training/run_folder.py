@@ -34,6 +34,7 @@ COLUMNS = (
   'train/accuracy_no_oov',
   'train/accuracy_no_oov_no_eos',
   'train/num_tokens',
+  'train/trained_fraction',
   'train/clip_norm',
   'train/clip_fraction',
   'train/nonfinite_updates',
@@ -48,6 +49,8 @@ COLUMNS = (
   'clients_per_sec',
   'bytes_up_per_client',
   'bytes_down_per_client',
+  'bytes_up_total',
+  'bytes_down_total',
   'privacy/epsilon',
 )
 

@@ -105,6 +105,7 @@ def _run(
       total_rounds=total_rounds,
       rounds_per_eval=4,
       rounds_per_checkpoint=3,
+      bytes_per_client=lambda metrics: {'up': 8, 'down': 12},
       ledger=ledger,
     )
   finally:
@@ -135,6 +136,9 @@ def test_an_uninterrupted_run(tmp_path):
   assert rows[0]['train/loss'] == ''
   assert rows[3]['train/loss'] != ''
   assert rows[1]['bytes_up_per_client'] == '8'
+  # Two clients a round.
+  assert [float(row['bytes_up_total']) for row in rows[1:3]] == [16, 32]
+  assert [float(row['bytes_down_total']) for row in rows[1:3]] == [24, 48]
   assert summary['rounds'] == 10
   assert summary['num_parameters'] == 2
   assert summary['best']['round_num'] == 10

@@ -1,0 +1,50 @@
+"""Child process: rounds of one algorithm, of full or of partial training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from experiments.benchmarking import machine, ours, protocol, workload
+from si_federated.algorithms import partial_training
+
+
+def start(request: dict[str, Any]) -> dict[str, Any]:
+  """Runs the first round; see `protocol.serve`.
+
+  The request names the model, the algorithm, how many clients there are and how
+  many batches each has.
+  """
+  settings = workload.Settings.from_json(request)
+  ours.set_runtime('local')
+  built = ours.build(settings, request['model'], request['algorithm'])
+  sentences = workload.full_sentences(
+    settings, settings.batch_size * request['num_batches']
+  )
+  cohort: Any = ours.cohort(settings, [sentences] * request['num_clients'])
+  if built.takes_client_numbers:
+    cohort = [
+      partial_training.client_datum(batches, number)
+      for number, batches in enumerate(cohort)
+    ]
+  state = built.process.initialize()
+  state = built.process.next(state, cohort).state
+
+  def one_round() -> dict[str, float]:
+    began = time.perf_counter()
+    output = built.process.next(state, cohort)
+    seconds = time.perf_counter() - began
+    return {
+      'seconds': seconds,
+      'bytes_up': built.bytes_per_client(output.metrics)['up'],
+    }
+
+  return {
+    'about': {'parameters': built.num_parameters},
+    'round': one_round,
+    'peak_memory': lambda: {'bytes': machine.peak_memory()},
+  }
+
+
+if __name__ == '__main__':
+  protocol.serve(start)

@@ -1,0 +1,133 @@
+"""Trains a language model centrally, to start a federated run from.
+
+On text files, in the vocabulary of the task that is to follow:
+
+  python -m experiments.pretrain --experiment_name=before \\
+    --task=stackoverflow --data_dir=DATA --model=transformer:size=small \\
+    --text_files="books/**/*.txt"
+
+and then
+
+  python -m experiments.train --experiment_name=after \\
+    --task=stackoverflow --data_dir=DATA --model=transformer:size=small \\
+    --initial_model=runs/before
+
+Without --text_files it trains on the sentences of all training clients of the
+task, and with --text_files alone on these, in words of their own or in those of
+the run --vocabulary_from. Perplexity is that of the task's validation clients,
+as in experiments.train; without a task, of a tenth of the text.
+
+The folder runs/NAME is one like those of experiments.train, with steps for
+rounds: the same command again goes on from its newest checkpoint, and
+experiments.predict, experiments.export and experiments.report take it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags as absl_flags
+
+from si_federated import flags
+
+flags.define_config_flags(
+  (
+    'experiment_name',
+    'task',
+    'data_dir',
+    'vocabulary',
+    'model',
+    'transform',
+    'initial_model',
+    'reinitialized_variables',
+    'sequence_length',
+    'vocab_size',
+    'num_validation_examples',
+    'model_seed',
+  )
+)
+absl_flags.mark_flag_as_required('experiment_name')
+_ROOT = absl_flags.DEFINE_string(
+  'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
+)
+_TEXT_FILES = absl_flags.DEFINE_string(
+  'text_files',
+  None,
+  'Plain text to train on: a file, or a name with wildcards in quotes (** for '
+  'all folders below); .gz and .xz are unpacked. With --task, in the '
+  "vocabulary of the task and in place of its training clients' sentences.",
+)
+_TEXT_BY_LINE = absl_flags.DEFINE_boolean(
+  'text_by_line',
+  False,
+  'Whether sentences of --text_files end at line ends, too; otherwise lines '
+  'are wrapped text, and an empty one ends a paragraph.',
+)
+_VOCABULARY_FROM = absl_flags.DEFINE_string(
+  'vocabulary_from',
+  None,
+  'The folder of a run whose vocabulary --text_files are written in, if there '
+  'is no --task.',
+)
+_LEARNING_RATE = absl_flags.DEFINE_float(
+  'learning_rate', 0.001, 'The learning rate of Adam.'
+)
+_NUM_STEPS = absl_flags.DEFINE_integer(
+  'num_steps', 10_000, 'The number of steps.'
+)
+_BATCH_SIZE = absl_flags.DEFINE_integer(
+  'batch_size', 64, 'Sentences in a step.'
+)
+_STEPS_PER_EVAL = absl_flags.DEFINE_integer(
+  'steps_per_eval', 500, 'Evaluate, and write a row, every so many steps.'
+)
+_STEPS_PER_CHECKPOINT = absl_flags.DEFINE_integer(
+  'steps_per_checkpoint', 500, 'Save every so many steps.'
+)
+_DATA_SEED = absl_flags.DEFINE_integer(
+  'data_seed', 0, 'Seed of the order of sentences.', lower_bound=0
+)
+# Otherwise --help would leave out what another module defines.
+absl_flags.adopt_module_key_flags(flags)
+
+
+def main() -> None:
+  """Trains, and prints the result."""
+  # TensorFlow takes seconds to load: wrong flags are answered before.
+  config = flags.experiment_from_flags()
+  names_task = not absl_flags.FLAGS['task'].using_default_value
+  from si_federated import pretraining_settings
+
+  settings = pretraining_settings.Settings(
+    text_files=_TEXT_FILES.value,
+    text_by_line=_TEXT_BY_LINE.value,
+    has_task=names_task or _TEXT_FILES.value is None,
+    vocabulary_from=_VOCABULARY_FROM.value,
+    learning_rate=_LEARNING_RATE.value,
+    num_steps=_NUM_STEPS.value,
+    batch_size=_BATCH_SIZE.value,
+    steps_per_eval=_STEPS_PER_EVAL.value,
+    steps_per_checkpoint=_STEPS_PER_CHECKPOINT.value,
+    data_seed=_DATA_SEED.value,
+  )
+  from si_federated import pretraining
+
+  summary = pretraining.run(config, settings, _ROOT.value)
+  folder = os.path.join(_ROOT.value, config.experiment_name)
+  final = summary['final']
+  print(
+    f'{config.experiment_name}: {summary["rounds"]} steps, '
+    f'{summary["num_parameters"]:,} parameters, {summary["secs_total"]:.0f} s '
+    f'of training; validation perplexity {final["eval/perplexity"]:.1f}, '
+    f'accuracy {final["eval/accuracy"]:.3f}'
+  )
+  print(f'Start a federated run from it by --initial_model={folder}')
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,52 @@
+"""FedSGD: one gradient of all of a client's examples, averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow_federated as tff
+
+from si_federated.algorithms import fed_avg
+
+
+def build_fed_sgd(
+  *,
+  model: tff.learning.models.FunctionalModel,
+  server_optimizer: tff.learning.optimizers.Optimizer,
+  aggregation_factory: fed_avg.Factory,
+  client_weighting: str = 'tokens',
+  model_distributor: tff.learning.templates.DistributionProcess | None = None,
+) -> tff.learning.templates.LearningProcess:
+  """Builds FedSGD (McMahan et al. 2016, arXiv 1602.05629) as TFF has it.
+
+  Clients make no steps: there is no client optimizer.
+
+  Args:
+    model: The model to train.
+    server_optimizer: Applies the mean gradient.
+    aggregation_factory: Combines the gradients.
+    client_weighting: As for `build_fed_avg`, but not `'uniform'` unless the
+      aggregator has no weights.
+    model_distributor: As for `build_fed_avg`.
+
+  Returns:
+    TFF's learning process.
+
+  Raises:
+    ValueError: If weighted clients are to weigh the same.
+  """
+  factory: Any = aggregation_factory
+  if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
+    factory = tff.aggregators.as_weighted_aggregator(factory)
+  elif client_weighting == 'uniform':
+    raise ValueError(
+      'FedSGD weighs clients by their examples, as one gradient of them all '
+      'would; choose --aggregator=mean:weighting=tokens.'
+    )
+  return tff.learning.algorithms.build_fed_sgd(
+    model_fn=model,
+    server_optimizer_fn=server_optimizer,
+    model_aggregator=factory,
+    model_distributor=model_distributor,
+    loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
+  )

@@ -1,0 +1,83 @@
+"""TFF's functional models of Keras models of which a part is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+def functional_model_from_keras(
+  keras_model_fn: Callable[[], tf.keras.Model],
+  loss: tf.keras.losses.Loss,
+  input_spec: Any,
+) -> tff.learning.models.FunctionalModel:
+  """Builds a functional model, as TFF does, of a model with frozen variables.
+
+  TFF sorts weights by what the finished model trains, but hands them out, while
+  it builds the model around tensors, by what a variable was created as. These
+  differ when a variable is frozen after its creation, as Keras's
+  `layer.trainable = False` does.
+
+  Args:
+    keras_model_fn: Returns a new model; the same variables in the same order
+      each time.
+    loss: The loss of a batch.
+    input_spec: The specs of a batch.
+
+  Returns:
+    The model; what is frozen is among the non-trainable weights.
+  """
+  model = tff.learning.models.functional_model_from_keras(
+    keras_model_fn, loss, input_spec
+  )
+  if not model.initial_weights[1]:
+    return model
+  created, trained = _kinds(keras_model_fn)
+
+  @tf.function
+  def predict_on_batch(model_weights, x, training=True):
+    parts = {
+      True: list(model_weights[0]),
+      False: list(model_weights[1]),
+    }
+    in_order = [parts[kind].pop(0) for kind in trained]
+    weights = tuple(
+      tuple(w for w, kind in zip(in_order, created) if kind is wanted)
+      for wanted in (True, False)
+    )
+    return model.predict_on_batch(weights, x, training)
+
+  return tff.learning.models.FunctionalModel(
+    initial_weights=model.initial_weights,
+    predict_on_batch_fn=predict_on_batch,
+    loss_fn=model.loss,
+    input_spec=input_spec,
+  )
+
+
+def _kinds(
+  keras_model_fn: Callable[[], tf.keras.Model],
+) -> tuple[list[bool], list[bool]]:
+  """Returns of each variable whether it is trainable: as created, in the end.
+
+  Both are in the order of creation.
+  """
+  created: list[tuple[tf.Variable, bool]] = []
+
+  def record(next_creator: Callable[..., tf.Variable], **options: Any):
+    variable = next_creator(**options)
+    created.append((variable, bool(options.get('trainable', True))))
+    return variable
+
+  with tf.Graph().as_default(), tf.variable_creator_scope(record):
+    model = keras_model_fn()
+  own = {id(variable) for variable in model.variables}
+  trained = {id(variable) for variable in model.trainable_variables}
+  kept = [item for item in created if id(item[0]) in own]
+  return (
+    [kind for _, kind in kept],
+    [id(variable) in trained for variable, _ in kept],
+  )

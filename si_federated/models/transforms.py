@@ -1,0 +1,115 @@
+"""What is done to a model before it is trained: now the freezing of parts."""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import Any, Iterable, List, Sequence
+
+import tensorflow as tf
+
+# Names listed in a message.
+_LISTED = 40
+
+
+def stable_names(names: Iterable[str]) -> List[str]:
+  """Returns names of variables that are the same in each build of a model.
+
+  Keras numbers layers without a name of their own through the whole process:
+  the cell of a second CIFG is `cifg_cell_1`. Such numbers are left out inside a
+  name, unless two variables would then have the same one.
+
+  Args:
+    names: Names of variables as Keras has them.
+
+  Returns:
+    The names in the same order, without `:0`.
+
+  >>> stable_names(['recurrent_1/cifg_cell_7/kernel:0', 'logits/bias:0'])
+  ['recurrent_1/cifg_cell/kernel', 'logits/bias']
+  """
+  whole = [name.partition(':')[0] for name in names]
+  short = []
+  for name in whole:
+    # What has a name of its own stands first and last.
+    first, *inner = name.split('/')
+    inner[:-1] = [re.sub(r'_[0-9]+$', '', part) for part in inner[:-1]]
+    short.append('/'.join([first, *inner]))
+  counts = collections.Counter(short)
+  return [s if counts[s] == 1 else w for s, w in zip(short, whole)]
+
+
+def match_names(names: Sequence[str], pattern: Any) -> List[str]:
+  """Returns the names in which a regular expression is found.
+
+  Args:
+    names: Names of variables.
+    pattern: The regular expression; it may match any part of a name.
+
+  Returns:
+    Some of the names, in order.
+
+  Raises:
+    ValueError: If it is no regular expression, or it matches no name or all of
+      them; the message lists them.
+  """
+  if not isinstance(pattern, str) or not pattern:
+    raise ValueError(
+      f'{pattern!r} is no regular expression for names of variables.'
+    )
+  try:
+    expression = re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f'{pattern!r} is no regular expression: {error}.'
+    ) from error
+  found = [name for name in names if expression.search(name)]
+  if not found or len(found) == len(names):
+    how = 'all variables' if found else 'no variable'
+    more = len(names) - _LISTED
+    raise ValueError(
+      f'{pattern!r} matches {how} of the model, where some are to be chosen '
+      f'of {", ".join(names[:_LISTED])}'
+      + (f' and {more} more.' if more > 0 else '.')
+    )
+  return found
+
+
+def none(model: tf.keras.Model) -> tf.keras.Model:
+  """Leaves the model as it is."""
+  return model
+
+
+def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
+  """Takes variables out of training: they keep the values that they begin with.
+
+  Keras freezes layers; this goes by variable. A frozen variable is one of the
+  model's non-trainable ones, so that clients get it, but neither compute its
+  gradient nor send it back.
+
+  Args:
+    model: The model; it is changed.
+    variables: A regular expression that is found in the names of the variables
+      to freeze, such as `embedding|block_1/`; see `stable_names` for the names.
+
+  Returns:
+    The model.
+
+  Raises:
+    ValueError: If the expression matches no variable or all of them.
+  """
+  weights = model.variables
+  if not all(isinstance(weight, tf.Variable) for weight in weights):
+    # TFF builds the model a last time around tensors, which nothing trains.
+    return model
+  names = stable_names(weight.name for weight in weights)
+  chosen = set(match_names(names, variables))
+  frozen = {id(w) for name, w in zip(names, weights) if name in chosen}
+  for part in model.submodules:
+    if not isinstance(part, tf.keras.layers.Layer):
+      continue
+    own = part._trainable_weights
+    moved = [weight for weight in own if id(weight) in frozen]
+    own[:] = [weight for weight in own if id(weight) not in frozen]
+    part._non_trainable_weights.extend(moved)
+  return model

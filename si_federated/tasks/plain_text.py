@@ -1,0 +1,260 @@
+"""Plain text files as training data, in their own words or in a task's."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import lzma
+import os
+import zlib
+from typing import Any, Iterable, Iterator, Mapping, Sequence, TextIO
+
+import numpy as np
+
+from si_federated import files
+from si_federated.tasks.docstring_cleaning import _split_sentences
+from si_federated.tasks.source_files import stamp
+from si_federated.tasks.splits import split_all
+from si_federated.tasks.store_writer import SPLITS, StoreWriter
+from si_federated.tasks.task import Task, check_sizes, task_from_store
+from si_federated.tasks.token_files import (
+  TokenStore,
+  open_or_build,
+  progress_bar,
+)
+from si_federated.tasks.token_store import UNLISTED, ClientPopulation
+from si_federated.tasks.tokenizer import tokenize
+from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
+
+# Raise it when stores kept from before must be built anew.
+_VERSION = 1
+# A long file is several documents, so that parts of it can be held out.
+_LINES = 200
+
+
+def text_task(
+  pattern: str,
+  *,
+  vocab_size: int,
+  sequence_length: int,
+  vocabulary: Vocabulary | None = None,
+  by_line: bool = False,
+) -> Task:
+  """Makes a task of plain text.
+
+  Documents are files, or some 200 lines of longer ones; a tenth of them is held
+  out for validation and for test. They are split into sentences, and these into
+  words as those of the task `docstrings`, or as the vocabulary does it. The
+  first use keeps the result in the user's cache folder.
+
+  Args:
+    pattern: The files, with wildcards; `**` for all folders below. `.gz` and
+      `.xz` files are unpacked.
+    vocab_size: V, how many words have an id of their own.
+    sequence_length: T, the number of words to which a sentence is cut.
+    vocabulary: Given, its tokens are used, and `vocab_size` is not.
+    by_line: Whether sentences end at line ends, too. Otherwise lines are of
+      wrapped text, and an empty one ends a paragraph.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: If there are no such files, or too little text.
+  """
+  check_sizes(vocab_size, sequence_length)
+  paths = _find(pattern)
+  if vocabulary is not None:
+    store = _encoded(
+      paths, vocabulary, sequence_length, by_line=by_line, hold_out=True
+    )
+    train, validation, test = (
+      _population(store, split, vocabulary, sequence_length) for split in SPLITS
+    )
+    return Task('text', vocabulary, sequence_length, train, validation, test)
+
+  def fill(writer: StoreWriter) -> None:
+    held = _held_out(paths, by_line)
+    for name, lines in _progress(paths, by_line):
+      texts = (' '.join(tokenize(s)) for s in _sentences(lines, by_line))
+      writer.add_client(
+        held.get(name, 'train'), name, [text.encode() for text in texts if text]
+      )
+
+  store = _open(paths, fill, {'by_line': by_line})
+  return task_from_store(
+    'text', store, vocab_size=vocab_size, sequence_length=sequence_length
+  )
+
+
+def train_on_text(task: Task, pattern: str, *, by_line: bool = False) -> Task:
+  """Puts plain text in the place of a task's training clients.
+
+  Args:
+    task: What is evaluated, and whose vocabulary the text is written in.
+    pattern: The files, as for `text_task`; all of them are trained on.
+    by_line: As for `text_task`.
+
+  Returns:
+    The task with other training clients, each a document.
+
+  Raises:
+    ValueError: If there are no such files, or no text in them.
+  """
+  vocabulary, length = task.vocabulary, task.sequence_length
+  store = _encoded(
+    _find(pattern), vocabulary, length, by_line=by_line, hold_out=False
+  )
+  population = _population(store, 'train', vocabulary, length)
+  return dataclasses.replace(task, train=population)
+
+
+def find_text(pattern: str) -> list[list[Any]]:
+  """Returns path, size and time of each of the files that a pattern names.
+
+  Args:
+    pattern: As for `text_task`.
+
+  Returns:
+    `[path, bytes, nanoseconds]` of each, sorted.
+
+  Raises:
+    ValueError: If there are none.
+  """
+  return [[path, *stamp(path)] for path in _find(pattern)]
+
+
+def _find(pattern: str) -> list[str]:
+  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  paths = sorted(os.path.abspath(p) for p in found if os.path.isfile(p))
+  if not paths:
+    raise ValueError(
+      f'No file is called {pattern}; quote a name with wildcards, and mind the '
+      'folder that this is run in.'
+    )
+  return paths
+
+
+def _encoded(
+  paths: Sequence[str],
+  vocabulary: Vocabulary,
+  length: int,
+  *,
+  by_line: bool,
+  hold_out: bool,
+) -> TokenStore:
+  """Opens or builds the store of text in the tokens of a vocabulary.
+
+  Text of characters is cut into windows, so that all of it is used, as the task
+  `shakespeare` does it; of other text the beginnings of sentences are used.
+  """
+  window = length if isinstance(vocabulary, CharacterVocabulary) else None
+  unknown = vocabulary.out_of_vocabulary
+
+  def encode(lines: Iterable[str]) -> Iterator[np.ndarray]:
+    for text in _sentences(lines, by_line):
+      ids = np.array(vocabulary.encode(text), np.int64)
+      ranks = np.where(ids == unknown, UNLISTED, ids - 1)
+      step = window or max(len(ranks), 1)
+      for start in range(0, len(ranks), step):
+        yield ranks[start : start + step]
+
+  def fill(writer: StoreWriter) -> None:
+    held = _held_out(paths, by_line) if hold_out else {}
+    for name, lines in _progress(paths, by_line):
+      parts = list(encode(lines))
+      if parts:
+        sizes = [len(part) for part in parts]
+        split = held.get(name, 'train')
+        writer.add_ranks(split, name, np.concatenate(parts), sizes)
+    if not writer.num_clients('train'):
+      raise ValueError(f'There is no text in {", ".join(paths[:3])}.')
+
+  words = hashlib.sha256('\n'.join(vocabulary.words).encode()).hexdigest()
+  options = {
+    'by_line': by_line,
+    'vocabulary': [type(vocabulary).__name__, words],
+    'window': window,
+    'hold_out': hold_out,
+  }
+  return _open(paths, fill, options, vocabulary.words)
+
+
+def _population(
+  store: TokenStore, split: str, vocabulary: Vocabulary, length: int
+) -> ClientPopulation:
+  return ClientPopulation(store.splits[split], len(vocabulary.words), length)
+
+
+def _held_out(paths: Sequence[str], by_line: bool) -> Mapping[str, str]:
+  try:
+    return split_all(name for name, _ in _documents(paths, by_line))
+  except ValueError as error:
+    raise ValueError(
+      f'The text of {", ".join(paths[:3])} is too short to hold a part of it '
+      f'out ({error})'
+    ) from error
+
+
+def _open(
+  paths: Sequence[str],
+  fill: Any,
+  options: dict[str, Any],
+  words: Sequence[str] | None = None,
+) -> TokenStore:
+  key = {
+    'files': [[path, *stamp(path)] for path in paths],
+    'version': _VERSION,
+    **options,
+  }
+  digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
+  folder = os.path.join(files.cache_folder(), f'text-{digest}')
+  return open_or_build(folder, fill, key=key, words=words)
+
+
+def _open_file(path: str) -> TextIO:
+  openers: dict[str, Any] = {'.gz': gzip.open, '.xz': lzma.open}
+  opener = openers.get(os.path.splitext(path)[1], open)
+  return opener(path, 'rt', encoding='utf-8', errors='replace')
+
+
+def _documents(
+  paths: Iterable[str], by_line: bool
+) -> Iterator[tuple[str, list[str]]]:
+  """Yields names and lines of documents."""
+  for path in paths:
+    try:
+      with _open_file(path) as file:
+        lines: list[str] = []
+        first = 1
+        for number, line in enumerate(file, start=1):
+          # Not in the midst of a paragraph, unless that has no end.
+          may_end = by_line or not line.strip()
+          if len(lines) >= (_LINES if may_end else 10 * _LINES):
+            yield f'{path}:{first}', lines
+            lines, first = [], number
+          lines.append(line)
+        if lines:
+          yield f'{path}:{first}', lines
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+      raise ValueError(f'{path} cannot be read ({error}).') from error
+
+
+def _progress(
+  paths: Sequence[str], by_line: bool
+) -> Iterator[tuple[str, list[str]]]:
+  for path in progress_bar(paths, total=len(paths), label='Reading text'):
+    yield from _documents([path], by_line)
+
+
+def _sentences(lines: Iterable[str], by_line: bool) -> Iterator[str]:
+  paragraph: list[str] = []
+  for line in (*lines, ''):
+    text = line.strip()
+    if text:
+      paragraph.append(text)
+    if paragraph and (by_line or not text):
+      yield from _split_sentences(' '.join(paragraph))
+      paragraph = []
