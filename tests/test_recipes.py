@@ -63,8 +63,8 @@ def test_parts_and_options_exist(recipe):
   flags.define_config_flags(names, values)
   values(['train', f'--flagfile={recipe}'])
   given = {
-    name: config.ComponentSpec.parse(value)
-    if isinstance(getattr(config.ExperimentConfig, name), config.ComponentSpec)
+    name: getattr(config.ExperimentConfig, name).parse(value)
+    if hasattr(getattr(config.ExperimentConfig, name, None), 'parse')
     else value
     for name, value in values.flag_values_dict().items()
     if name in names and value is not None
