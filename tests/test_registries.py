@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from si_federated import config, experiment
+from si_federated.algorithms import variable_selection
 
 _CONFIG = config.ExperimentConfig
 _SMALL = {
@@ -131,6 +133,33 @@ def test_two_releases_have_noise_of_their_own():
   ).state
   aggregator, (_, gradients) = state.aggregator, state.client_work
   assert list(aggregator['seed']) != list(gradients['seed'])
+
+
+def test_a_client_of_partial_training_sends_what_it_trained_alone():
+  built = _build(algorithm='partial_training:fraction=0.5')
+  state = built.process.initialize()
+  output = built.process.next(state, built.sample_cohort(1))
+  model = experiment.build_model(built.config, built.task.vocabulary.size)
+  weights = built.process.get_model_weights(state).trainable
+  selection = variable_selection.Selection(
+    [w.shape for w in weights],
+    [v.name for v in model.trainable_variables],
+    fraction=0.5,
+    by='variable',
+    per='client',
+    seed=built.config.client_seed,
+  )
+  sent = []
+  for client in built.sample_cohort(1).clients:
+    trained = selection(tf.constant(0, tf.int64), tf.constant(client, tf.int64))
+    # A byte of bits says which of up to eight variables follow.
+    sent.append(
+      1 + sum(4 * w.size for w, is_sent in zip(weights, trained) if is_sent)
+    )
+  whole = 4 * sum(w.size for w in weights)
+  assert min(sent) < whole
+  traffic = built.bytes_per_client(output.metrics)
+  assert traffic == {'up': np.mean(sent), 'down': whole}
 
 
 @pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['compression']))
