@@ -124,5 +124,5 @@ def batches(
     sentences = [
       order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
     ]
-    ids = population._ids_of(np.concatenate(sentences))
+    ids = population.ids_of(np.concatenate(sentences))
     yield ids[:, :-1], ids[:, 1:]

@@ -168,13 +168,20 @@ def test_compression(name):
   _train_a_round(built)
 
 
-@pytest.mark.parametrize(
-  'name', sorted(experiment.REGISTRIES['server_learning_rate_schedule'])
-)
-def test_server_learning_rate_schedules(name):
-  _train_a_round(
-    _build(server_learning_rate_schedule=f'{name}:warmup_rounds=2')
+def test_server_learning_rate_schedules():
+  # Each by itself: tests/algorithms/test_learning_rates.py.
+  built = _build(
+    server_learning_rate_schedule='linear:warmup_rounds=2', total_rounds=4
   )
+  _train_a_round(built)
+  state = built.process.initialize()
+  rates = []
+  for round_num in (1, 2, 3):
+    rates.append(float(state.finalizer['optimizer']['learning_rate']))
+    cohort = built.sample_cohort(round_num)
+    state = built.process.next(state, cohort).state
+  rate = built.config.server_learning_rate
+  assert rates == pytest.approx([rate / 2, rate, rate])
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def _last_name(match: re.Match[str]) -> str:
   return match.group(1)
 
 
-def _split_sentences(text: str) -> Iterator[str]:
+def split_sentences(text: str) -> Iterator[str]:
   """Splits a paragraph at the ends of its sentences."""
   start = 0
   for match in _SENTENCE_END.finditer(text):
@@ -323,7 +323,7 @@ def sentences(docstring: str) -> list[str]:
   for paragraph in _paragraphs(text):
     if len(to_ascii(paragraph)) < 0.95 * len(paragraph):
       continue
-    for sentence in _split_sentences(_inline(paragraph)):
+    for sentence in split_sentences(_inline(paragraph)):
       tokens = tokenize(sentence)
       if _is_english(tokens):
         found.append(' '.join(tokens))

@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence, TextIO
 import numpy as np
 
 from si_federated import files
-from si_federated.tasks.docstring_cleaning import _split_sentences
+from si_federated.tasks.docstring_cleaning import split_sentences
 from si_federated.tasks.source_files import stamp
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
@@ -256,5 +256,5 @@ def _sentences(lines: Iterable[str], by_line: bool) -> Iterator[str]:
     if text:
       paragraph.append(text)
     if paragraph and (by_line or not text):
-      yield from _split_sentences(' '.join(paragraph))
+      yield from split_sentences(' '.join(paragraph))
       paragraph = []

@@ -165,9 +165,9 @@ class ClientPopulation:
       if there are fewer than T, zeros.
     """
     start, stop = self._sentence_range(index)
-    return self._ids_of(np.arange(start, stop))
+    return self.ids_of(np.arange(start, stop))
 
-  def _ids_of(self, sentences: np.ndarray) -> np.ndarray:
+  def ids_of(self, sentences: np.ndarray) -> np.ndarray:
     """Returns `[n, T + 1]` int32 ids of the sentences with these numbers."""
     length = self.sequence_length
     unknown = self.num_words + 1
@@ -230,7 +230,7 @@ class ClientPopulation:
       generator = np.random.PCG64([*words, index])
       passes = [_permutation(generator, size) for _ in range(-(-total // size))]
       order = np.concatenate(passes)[:total]
-    return self._ids_of(start + order)
+    return self.ids_of(start + order)
 
   def client_batches(
     self,
@@ -279,7 +279,7 @@ class ClientPopulation:
       raise ValueError(f'max_examples must be 1 or more; got {max_examples}.')
     total = self.num_sentences
     if max_examples >= total:
-      return self._ids_of(np.arange(total))
+      return self.ids_of(np.arange(total))
     generator = np.random.PCG64(seed)
     if max_examples * 4 >= total:
       chosen = _permutation(generator, total)[:max_examples]
@@ -290,7 +290,7 @@ class ClientPopulation:
         both = np.concatenate([chosen, drawn.astype(np.int64)])
         _, first = np.unique(both, return_index=True)
         chosen = both[np.sort(first)][:max_examples]
-    return self._ids_of(np.sort(chosen))
+    return self.ids_of(np.sort(chosen))
 
   def label_counts(self, chunk: int = 200_000) -> np.ndarray:
     """Counts how often each id is a label in one pass over all sentences.
@@ -304,7 +304,7 @@ class ClientPopulation:
     counts = np.zeros([self.num_words + 4], np.int64)
     for start in range(0, self.num_sentences, chunk):
       stop = min(start + chunk, self.num_sentences)
-      labels = self._ids_of(np.arange(start, stop))[:, 1:]
+      labels = self.ids_of(np.arange(start, stop))[:, 1:]
       counts += np.bincount(labels.ravel(), minlength=len(counts))
     counts[0] = 0
     return counts
