@@ -31,6 +31,12 @@ class Case(NamedTuple):
   tflite: bool = False
 
 
+def _cells(cell_class):
+  return lambda **kwargs: tf.keras.layers.RNN(
+    cell_class(4, **kwargs), return_sequences=True, **kwargs
+  )
+
+
 def _sequences(layer_class, **options):
   return lambda **kwargs: layer_class(
     4, return_sequences=True, **options, **kwargs
@@ -67,20 +73,12 @@ CASES = {
     (4,),
     keeps_mask=False,
   ),
-  'si_cifg_cell': Case(
-    lambda **kwargs: tf.keras.layers.RNN(
-      layers.SICIFGCell(4, **kwargs), return_sequences=True, **kwargs
-    ),
-    (5, 3),
-    (5, 4),
-  ),
-  'si_gru_cell': Case(
-    lambda **kwargs: tf.keras.layers.RNN(
-      layers.SIGRUCell(4, **kwargs), return_sequences=True, **kwargs
-    ),
-    (5, 3),
-    (5, 4),
-  ),
+  'lstm_cell': Case(_cells(layers.LSTMCell), (5, 3), (5, 4)),
+  'cifg_cell': Case(_cells(layers.CIFGCell), (5, 3), (5, 4)),
+  'gru_cell': Case(_cells(layers.GRUCell), (5, 3), (5, 4)),
+  'si_lstm_cell': Case(_cells(layers.SILSTMCell), (5, 3), (5, 4)),
+  'si_cifg_cell': Case(_cells(layers.SICIFGCell), (5, 3), (5, 4)),
+  'si_gru_cell': Case(_cells(layers.SIGRUCell), (5, 3), (5, 4)),
   'attention': Case(
     lambda **kwargs: layers.MultiHeadAttention(2, 3, **kwargs),
     (5, 4),
@@ -157,6 +155,19 @@ CASES = {
   ),
 }
 BATCH = 6
+
+
+def test_the_table_has_every_public_layer():
+  made = [case.make() for case in CASES.values()]
+  covered = {type(getattr(layer, 'cell', layer)) for layer in made}
+  covered |= {type(layer) for layer in made}
+  public = {
+    part
+    for part in (getattr(layers, name) for name in layers.__all__)
+    if isinstance(part, type)
+  }
+  # It takes ids: tests/layers/test_embedding.py.
+  assert public - covered == {layers.TiedEmbedding}
 
 
 @pytest.fixture(name='case', params=list(CASES))
