@@ -206,27 +206,35 @@ def build_model(
   return _build(experiment, 'transform', model=model)
 
 
-def load_start(
-  experiment: config.ExperimentConfig, vocabulary: Vocabulary
-) -> initial_model.Start:
-  """Loads what of `--initial_model` an experiment starts with.
+def prepare_model(
+  experiment: config.ExperimentConfig, vocabulary: Vocabulary, *, resumed: bool
+) -> tuple[Optional[initial_model.Start], Callable[[], tf.keras.Model]]:
+  """Loads what of `--initial_model` an experiment's model begins with.
 
   Args:
     experiment: What is to be run.
     vocabulary: The words of its task.
+    resumed: Whether a checkpoint has the weights, so that nothing is read.
 
   Returns:
-    Weights that fit the experiment's model.
+    What it begins with, if anything was read; and a function that returns a new
+    model, which has these weights.
 
   Raises:
     config.ConfigError: If the initial model can't be read or is another one.
   """
-  assert experiment.initial_model is not None
-  return initial_model.load(experiment.initial_model, build_model).fit(
+
+  def new_model() -> tf.keras.Model:
+    return build_model(experiment, vocabulary.size)
+
+  if experiment.initial_model is None or resumed:
+    return None, new_model
+  start = initial_model.load(experiment.initial_model, build_model).fit(
     lambda vocab_size: build_model(experiment, vocab_size),
     vocabulary,
     experiment.reinitialized_variables,
   )
+  return start, lambda: start.build(new_model)
 
 
 def build(
@@ -263,16 +271,9 @@ def build(
   schedule = mechanisms.build_schedule(experiment, len(task.train))
   mechanism = mechanisms.build_mechanism(experiment, schedule)
 
-  start = None
-  if experiment.initial_model is not None and not resumed:
-    start = load_start(experiment, task.vocabulary)
-
-  def new_model() -> tf.keras.Model:
-    return build_model(experiment, task.vocabulary.size)
-
-  def keras_model_fn() -> tf.keras.Model:
-    return new_model() if start is None else start.build(new_model)
-
+  start, keras_model_fn = prepare_model(
+    experiment, task.vocabulary, resumed=resumed
+  )
   model = build_functional_model(
     keras_model_fn,
     loss=task.loss,

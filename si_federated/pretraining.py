@@ -152,16 +152,9 @@ def _run(
 ) -> dict[str, Any]:
   runtime.set_local_context()
   task = _build_task(experiment, settings)
-  start = None
-  if experiment.initial_model is not None and not folder.checkpoints.newest():
-    start = experiment_lib.load_start(experiment, task.vocabulary)
-
-  def build() -> tf.keras.Model:
-    return experiment_lib.build_model(experiment, task.vocabulary.size)
-
-  def keras_model_fn() -> tf.keras.Model:
-    return build() if start is None else start.build(build)
-
+  start, keras_model_fn = experiment_lib.prepare_model(
+    experiment, task.vocabulary, resumed=bool(folder.checkpoints.newest())
+  )
   model = build_functional_model(
     keras_model_fn,
     loss=task.loss,
