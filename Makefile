@@ -6,6 +6,25 @@ TEST_WORKERS ?= 2
 PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20
 DEMO := runs/demo
 
+# The study of `make reproduce`: SCALE=laptop, or smoke to see that it works.
+SCALE ?= laptop
+MODELS ?= cifg si_cifg transformer si_transformer
+AGGREGATORS ?= mean blt
+RATES.laptop := 0.1,0.3,1,3
+RATES.smoke := 1
+SEEDS.laptop := 3
+SEEDS.smoke := 2
+STUDY_FLAGS.smoke := --task=synthetic:num_clients=200 --vocab_size=50 \
+  --sequence_length=10 --clients_per_round=5 --total_rounds=4 \
+  --max_elements_per_client=16 --rounds_per_eval=2 \
+  --num_validation_examples=100
+RATES ?= $(RATES.$(SCALE))
+SEEDS ?= $(SEEDS.$(SCALE))
+STUDY_FLAGS ?= $(STUDY_FLAGS.$(SCALE))
+STUDY := runs/reproduce
+RECIPES := $(foreach model,$(MODELS),$(foreach aggregator,$(AGGREGATORS),\
+  --recipes=experiments/configs/docstrings.$(model).$(aggregator).flags))
+
 # Quiet TensorFlow; every test worker keeps to about one core.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 test test-slow: export TF_NUM_INTRAOP_THREADS ?= 1
@@ -13,10 +32,12 @@ test test-slow: export TF_NUM_INTEROP_THREADS ?= 2
 test test-slow: export OMP_NUM_THREADS ?= 1
 test test-slow: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow bench bench-peers lint format lock environment clean
+.PHONY: help demo reproduce test test-slow bench bench-peers lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
+	@echo 'make reproduce  measure four models with and without privacy, over rates'
+	@echo '                and seeds (hours; SCALE=smoke takes minutes), then report'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
 	@echo 'make bench      measure speed and memory (make bench-peers first, to'
@@ -39,6 +60,17 @@ demo: environment
 	$(VENV_PYTHON) -m experiments.report --runs=$(DEMO) \
 	  --output=$(DEMO)/report --title='CIFG and SI-CIFG on docstrings'
 	@echo 'The report is $(DEMO)/report/report.html'
+
+# What was stopped goes on with the same command. A failed run does not keep the
+# others from being reported.
+reproduce: environment
+	$(VENV_PYTHON) -m experiments.sweep --experiment_name=$(SCALE) \
+	  --root_output_dir=$(STUDY) $(RECIPES) --seeds=$(SEEDS) \
+	  --grid=client_learning_rate=$(RATES) $(STUDY_FLAGS) $(SWEEP_FLAGS); \
+	status=$$?; [ $$status -le 1 ] || exit $$status; \
+	$(VENV_PYTHON) -m experiments.report --runs=$(STUDY)/$(SCALE) \
+	  --output=$(STUDY)/$(SCALE)/report \
+	  --title='Scale-invariant and standard models' && exit $$status
 
 test: environment
 	$(PYTEST) -m 'not slow'

@@ -23,7 +23,10 @@ _OUTPUT = absl_flags.DEFINE_string(
   'output', None, 'The folder to write to; RUN/exported by default.'
 )
 _FORMATS = absl_flags.DEFINE_list(
-  'formats', ['saved_model', 'tflite'], 'What to write: saved_model, tflite.'
+  'formats',
+  ['saved_model', 'tflite'],
+  'What to write: saved_model, tflite, adapters (what --transform=lora has '
+  'learned, without the model).',
 )
 _TOP = absl_flags.DEFINE_integer(
   'top', 5, 'How many next tokens to suggest.', lower_bound=1

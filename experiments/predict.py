@@ -1,4 +1,4 @@
-"""Suggests the next word, or character, with the model of a run.
+"""Suggests the next word, or the class of a text, with the model of a run.
 
   python -m experiments.predict --run=runs/first --text="returns the number of"
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
-from si_federated import flags
+from si_federated import config, flags
 
 _RUN = absl_flags.DEFINE_string(
   'run', None, 'The folder of the run, such as runs/first.', required=True
@@ -27,7 +27,8 @@ _TEXT = absl_flags.DEFINE_multi_string(
 _TOP = absl_flags.DEFINE_integer(
   'top',
   5,
-  'How many words (or characters, if those are its tokens) to suggest.',
+  'How many words (or characters, if those are its tokens) to suggest, or '
+  'classes to show.',
   lower_bound=1,
 )
 _CONTINUE = absl_flags.DEFINE_integer(
@@ -53,7 +54,18 @@ def main() -> None:
     # A character that can't be seen has a name.
     return vocabulary.text_of(ids).strip() or ' '.join(vocabulary.decode(ids))
 
-  def show(text: str) -> None:
+  if trained.classes and _CONTINUE.value:
+    raise config.ConfigError(
+      f'--continue_words is for language models; {_RUN.value} tells classes of '
+      'texts apart.'
+    )
+
+  def show_classes(text: str) -> None:
+    print(text)
+    for name, probability in trained.class_probabilities(text)[: _TOP.value]:
+      print(f'  {probability:6.1%}  {name}')
+
+  def show_words(text: str) -> None:
     ids = vocabulary.encode(text)
     print(f'{vocabulary.text_of(ids)} ...')
     for word, probability in trained.next_words(ids, top=_TOP.value):
@@ -67,6 +79,7 @@ def main() -> None:
     if _CONTINUE.value:
       print(f'  {vocabulary.text_of(longer)}')
 
+  show = show_classes if trained.classes else show_words
   for text in _TEXT.value or _typed_lines():
     show(text)
 

@@ -44,12 +44,8 @@ def main(arguments: Sequence[str]) -> None:
   comparison = reporting.compare([reporting.read_run(one) for one in folders])
   output = _OUTPUT.value or reporting.default_output(folders)
   written = reporting.write_report(comparison, output, _TITLE.value)
-  for table in (
-    reporting.groups_table(comparison),
-    reporting.runs_table(comparison),
-  ):
-    if table is not None:
-      print(table.as_text(), end='\n\n')
+  for _, table in reporting.all_tables(comparison):
+    print(table.as_text(), end='\n\n')
   for path in written:
     print(path)
 

@@ -65,11 +65,14 @@ def main() -> None:
   root = absl_flags.FLAGS.root_output_dir
   summary = experiment.run(config, root)
   final = summary['final']
+  perplexity = final.get('eval/perplexity')
+  result = f'accuracy {final["eval/accuracy"]:.3f}'
+  if perplexity is not None:
+    result = f'perplexity {perplexity:.1f}, {result}'
   print(
     f'{config.experiment_name}: {summary["rounds"]} rounds, '
     f'{summary["num_parameters"]:,} parameters, '
-    f'{summary["secs_total"]:.0f} s of training; validation perplexity '
-    f'{final["eval/perplexity"]:.1f}, accuracy {final["eval/accuracy"]:.3f}'
+    f'{summary["secs_total"]:.0f} s of training; validation {result}'
   )
   privacy = summary['privacy']
   if privacy['private']:

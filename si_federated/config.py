@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Union
@@ -211,6 +212,12 @@ class CompressionSpec:
 # What a flag in a grammar of its own is parsed to.
 _SPECS = (ComponentSpec, CompressionSpec)
 PRECISIONS = ('float32', 'bfloat16')
+# What is done after the last round, and may differ when a run is resumed.
+_AFTER_TRAINING = (
+  'personalize_epochs',
+  'personalize_clients',
+  'personalize_learning_rate',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +258,9 @@ class ExperimentConfig:
   num_validation_examples: int = 10000
   rounds_per_eval: int = 20
   rounds_per_checkpoint: int = 20
+  personalize_epochs: int = 0
+  personalize_clients: int = 50
+  personalize_learning_rate: Union[float, None] = None
   participation: ComponentSpec = ComponentSpec('uniform')
   clip_norm: Union[float, None] = None
   noise_multiplier: Union[float, None] = None
@@ -262,6 +272,8 @@ class ExperimentConfig:
   noise_seed: Union[int, None] = None
   model_seed: int = 0
   client_seed: int = 0
+  client_similarity: Union[float, None] = None
+  diagnostics: ComponentSpec = ComponentSpec('none')
 
   def __post_init__(self):
     if not re.fullmatch(r'[A-Za-z0-9][\w.+=-]*', self.experiment_name):
@@ -279,6 +291,7 @@ class ExperimentConfig:
       'num_validation_examples',
       'rounds_per_eval',
       'rounds_per_checkpoint',
+      'personalize_clients',
     ):
       if getattr(self, name) < 1:
         raise ConfigError(
@@ -293,10 +306,11 @@ class ExperimentConfig:
         '--reinitialized_variables has no effect without --initial_model; give '
         'both or leave it out.'
       )
-    if self.total_rounds < 0:
-      raise ConfigError(
-        f'--total_rounds must be at least 0, found {self.total_rounds}.'
-      )
+    for name in ('total_rounds', 'personalize_epochs'):
+      if getattr(self, name) < 0:
+        raise ConfigError(
+          f'--{name} must be at least 0, found {getattr(self, name)}.'
+        )
     for name in ('client_learning_rate', 'server_learning_rate'):
       value = getattr(self, name)
       if not 0 <= value < float('inf'):
@@ -309,6 +323,12 @@ class ExperimentConfig:
         f'{self.server_momentum}.'
       )
 
+    similarity = self.client_similarity
+    if similarity is not None and not 0 <= similarity <= 1:
+      raise ConfigError(
+        f'--client_similarity must be from 0 to 1, found {similarity}.'
+      )
+
     for name, least, most in (
       ('clip_norm', 0, None),
       ('noise_multiplier', None, None),
@@ -317,6 +337,7 @@ class ExperimentConfig:
       ('min_separation', 0, None),
       ('max_participations', 0, None),
       ('noise_cohort_size', 0, None),
+      ('personalize_learning_rate', 0, math.inf),
     ):
       value = getattr(self, name)
       if value is not None and not (
@@ -385,9 +406,12 @@ class ExperimentConfig:
       raise ConfigError(f'The configuration is garbled: {error}') from error
 
   def differences(self, other: ExperimentConfig) -> list[str]:
-    """Returns `--flag: this value, other value` for each one that differs."""
+    """Returns `--flag: this value, other value` for each one that differs.
+
+    What is done after the last round is left out: it can be done again.
+    """
     return [
       f'--{key}: {value} here, {vars(other)[key]} there'
       for key, value in vars(self).items()
-      if str(value) != str(vars(other)[key])
+      if str(value) != str(vars(other)[key]) and key not in _AFTER_TRAINING
     ]

@@ -11,37 +11,39 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config, initial_model, mechanisms, processes
+from si_federated import (
+  canary_audit,
+  config,
+  diagnostics,
+  initial_model,
+  mechanisms,
+  objectives,
+  opted_in,
+  personalizing,
+  processes,
+  task_facts,
+)
 from si_federated.aggregators import AGGREGATORS
-from si_federated.aggregators.canaries import scores as canary_scores
 from si_federated.algorithms import (
   ALGORITHMS,
   LEARNING_RATE_SCHEDULES,
   OPTIMIZERS,
-  build_functional_model,
   partial_training,
 )
 from si_federated.compression import COMPRESSORS
 from si_federated.models import MODELS, TRANSFORMS
-from si_federated.privacy import auditing
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import SCHEDULES, Schedule
 from si_federated.runtime import RUNTIMES, ClientError
-from si_federated.tasks import (
-  TASKS,
-  VOCABULARIES,
-  Task,
-  Vocabulary,
-  vocabularies,
-)
-from si_federated.training import checkpoints, evaluation, loop, sampling
+from si_federated.tasks import TASKS, VOCABULARIES, AnyTask, mixing
+from si_federated.training import loop, sampling
 from si_federated.training import run_folder as run_folder_lib
 
 # The parts' arguments that come from flags of their own.
 _GIVEN = {
   'task': ('data_dir', 'vocab_size', 'sequence_length'),
   'vocabulary': (),
-  'model': ('vocab_size',),
+  'model': objectives.MODEL_GIVEN,
   'transform': ('model',),
   'algorithm': processes.ALGORITHM_GIVEN,
   'aggregator': mechanisms.AGGREGATOR_GIVEN,
@@ -51,6 +53,7 @@ _GIVEN = {
   'server_optimizer': ('learning_rate',),
   'server_learning_rate_schedule': ('learning_rate', 'total_rounds'),
   'compression': (),
+  'diagnostics': (),
 }
 REGISTRIES: dict[str, dict[str, Callable]] = {
   'task': TASKS,
@@ -65,6 +68,7 @@ REGISTRIES: dict[str, dict[str, Callable]] = {
   'server_optimizer': OPTIMIZERS,
   'server_learning_rate_schedule': LEARNING_RATE_SCHEDULES,
   'compression': COMPRESSORS,
+  'diagnostics': diagnostics.DIAGNOSTICS,
 }
 
 
@@ -81,6 +85,8 @@ def check(experiment: config.ExperimentConfig) -> None:
     getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
   mechanisms.check(experiment)
   processes.check(experiment)
+  objectives.check(experiment)
+  opted_in.check(experiment)
 
 
 def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
@@ -94,6 +100,7 @@ class Experiment:
   Attributes:
     config: What they were built from.
     task: The data.
+    model: What clients train.
     process: TFF's learning process.
     takes_client_numbers: See `processes.Process`, as for the next.
     bytes_per_client: How much a client sent and received in a round.
@@ -102,11 +109,13 @@ class Experiment:
     evaluate: Metrics of weights on the validation clients.
     validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
     num_parameters: How many numbers are trained.
+    whole_task: The data with those who have opted out of the rounds.
     start: What of `--initial_model` the weights begin with, if it was read.
   """
 
   config: config.ExperimentConfig
-  task: Task
+  task: AnyTask
+  model: tff.learning.models.FunctionalModel
   process: tff.learning.templates.LearningProcess
   takes_client_numbers: bool
   bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]]
@@ -115,6 +124,7 @@ class Experiment:
   evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
   validation_examples: np.ndarray
   num_parameters: int
+  whole_task: AnyTask
   start: Optional[initial_model.Start] = None
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
@@ -140,7 +150,7 @@ class Experiment:
     )
 
 
-def build_task(experiment: config.ExperimentConfig) -> Task:
+def build_task(experiment: config.ExperimentConfig) -> AnyTask:
   """Builds the task of an experiment: reads or prepares its data.
 
   Args:
@@ -161,10 +171,13 @@ def build_task(experiment: config.ExperimentConfig) -> Task:
     vocab_size=experiment.vocab_size,
     sequence_length=experiment.sequence_length,
   )
-  return cut_into_tokens(experiment, task)
+  task = cut_into_tokens(experiment, task)
+  return mixing.mix(task, experiment.client_similarity, experiment.client_seed)
 
 
-def cut_into_tokens(experiment: config.ExperimentConfig, task: Task) -> Task:
+def cut_into_tokens(
+  experiment: config.ExperimentConfig, task: AnyTask
+) -> AnyTask:
   """Returns a task of words in the tokens that `--vocabulary` asks for.
 
   Args:
@@ -185,13 +198,14 @@ def cut_into_tokens(experiment: config.ExperimentConfig, task: Task) -> Task:
 
 
 def build_model(
-  experiment: config.ExperimentConfig, vocab_size: int
+  experiment: config.ExperimentConfig, vocab_size: int, **labels: int
 ) -> tf.keras.Model:
   """Builds the Keras model of an experiment, with its seed.
 
   Args:
     experiment: What is to be run.
     vocab_size: The number of ids, special ones included.
+    **labels: What else the task tells: `num_classes` if it has classes.
 
   Returns:
     A new model.
@@ -202,18 +216,18 @@ def build_model(
   # A graph of TFF's gets its weights from outside; no seed is to stay in it.
   if tf.executing_eagerly():
     tf.keras.utils.set_random_seed(experiment.model_seed)
-  model = _build(experiment, 'model', vocab_size=vocab_size)
+  model = _build(experiment, 'model', vocab_size=vocab_size, **labels)
   return _build(experiment, 'transform', model=model)
 
 
 def prepare_model(
-  experiment: config.ExperimentConfig, vocabulary: Vocabulary, *, resumed: bool
+  experiment: config.ExperimentConfig, task: AnyTask, *, resumed: bool
 ) -> tuple[Optional[initial_model.Start], Callable[[], tf.keras.Model]]:
   """Loads what of `--initial_model` an experiment's model begins with.
 
   Args:
     experiment: What is to be run.
-    vocabulary: The words of its task.
+    task: Its task.
     resumed: Whether a checkpoint has the weights, so that nothing is read.
 
   Returns:
@@ -225,13 +239,15 @@ def prepare_model(
   """
 
   def new_model() -> tf.keras.Model:
-    return build_model(experiment, vocabulary.size)
+    return build_model(experiment, **task.model_arguments)
 
   if experiment.initial_model is None or resumed:
     return None, new_model
   start = initial_model.load(experiment.initial_model, build_model).fit(
-    lambda vocab_size: build_model(experiment, vocab_size),
-    vocabulary,
+    lambda vocab_size: build_model(
+      experiment, **{**task.model_arguments, 'vocab_size': vocab_size}
+    ),
+    task.vocabulary,
     experiment.reinitialized_variables,
   )
   return start, lambda: start.build(new_model)
@@ -262,7 +278,8 @@ def build(
     _build(experiment, 'runtime')
   except ModuleNotFoundError as error:
     raise config.ConfigError(str(error)) from error
-  task = build_task(experiment)
+  whole_task = build_task(experiment)
+  task = opted_in.task_of_rounds(experiment, whole_task)
   if experiment.clients_per_round > len(task.train):
     raise config.ConfigError(
       f'--clients_per_round={experiment.clients_per_round} is more than the '
@@ -271,15 +288,10 @@ def build(
   schedule = mechanisms.build_schedule(experiment, len(task.train))
   mechanism = mechanisms.build_mechanism(experiment, schedule)
 
-  start, keras_model_fn = prepare_model(
-    experiment, task.vocabulary, resumed=resumed
-  )
-  model = build_functional_model(
+  start, keras_model_fn = prepare_model(experiment, task, resumed=resumed)
+  model = objectives.build_functional_model(
+    task,
     keras_model_fn,
-    loss=task.loss,
-    element_spec=task.element_spec,
-    end_of_sentence=task.vocabulary.end,
-    ignored_labels=task.ignored_labels,
     count_tokens=mechanism.client_weighting == 'tokens',
     compute_dtype=experiment.precision,
   )
@@ -301,6 +313,7 @@ def build(
   return Experiment(
     config=experiment,
     task=task,
+    model=model,
     process=process.process,
     takes_client_numbers=process.takes_client_numbers,
     bytes_per_client=process.bytes_per_client,
@@ -308,9 +321,10 @@ def build(
     ledger=mechanisms.build_ledger(
       experiment, mechanism, num_clients=len(task.train), added=canaries
     ),
-    evaluate=evaluation.build_evaluation(model=model, examples=examples),
+    evaluate=objectives.build_evaluation(task, model, examples),
     validation_examples=examples,
     num_parameters=num_parameters,
+    whole_task=whole_task,
     start=start,
   )
 
@@ -337,20 +351,19 @@ def run(
     ValueError: If a client fails; the message names it.
   """
   check(experiment)
-  folder = run_folder_lib.RunFolder(
-    os.path.join(root, experiment.experiment_name)
-  )
+  path = os.path.join(root, experiment.experiment_name)
+  folder = run_folder_lib.RunFolder(path)
   folder.open(experiment)
   try:
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())
     built = build(experiment, canaries, resumed=resumed)
-    keep_task_facts(
+    task_facts.keep(
       folder,
       built.task,
       examples=built.validation_examples,
       num_parameters=built.num_parameters,
-      start=built.start,
+      initial_facts=built.start.facts if built.start else None,
     )
     summary = loop.run(
       process=built.process,
@@ -362,92 +375,20 @@ def run(
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
+      diagnostics=diagnostics.build_recorder(built, folder.path, build_model),
     )
     if canaries is not None:
-      summary['audit'] = _audit(built, folder, canaries)
+      summary['audit'] = canary_audit.write(
+        folder,
+        initial=built.process.get_model_weights(built.process.initialize()),
+        privacy=built.ledger.summary(),
+        canaries=canaries,
+      )
+    if personal := personalizing.after_rounds(built, folder, build_model):
+      summary.update(personal)
+      folder.write_json('summary.json', summary)
     return summary
   except ClientError as error:
     raise ValueError(str(error)) from error
   finally:
     folder.close()
-
-
-def _audit(
-  built: Experiment,
-  folder: run_folder_lib.RunFolder,
-  canaries: mechanisms.Canaries,
-) -> dict[str, Any]:
-  """Sets what canaries show beside the guarantee."""
-  initial = built.process.get_model_weights(built.process.initialize())
-  final = checkpoints.read_weights(folder.checkpoints.newest()[0])
-  scores = canary_scores(
-    [after - before for after, before in zip(final, initial.trainable)],
-    canary_seed=canaries.seed,
-    num_canaries=canaries.count,
-  )
-  privacy = built.ledger.summary()
-  delta = privacy['delta']
-  result = {
-    'epsilon_estimate': auditing.estimate_epsilon(
-      scores, delta, dimension=built.num_parameters
-    ),
-    'epsilon_promised': privacy['promised']['epsilon'],
-    'delta': delta,
-    'simulated': privacy['simulated'],
-    'canaries': dataclasses.asdict(canaries),
-    'mean_score': float(scores.mean()),
-    'std_score': float(scores.std(ddof=1)),
-    'std_score_unseen': built.num_parameters**-0.5,
-    'what': 'A one-shot estimate from the final model (arXiv 2302.03098), '
-    'without confidence; who sees every round may learn more.',
-  }
-  folder.write_json('audit.json', result)
-  return result
-
-
-def keep_task_facts(
-  folder: run_folder_lib.RunFolder,
-  task: Task,
-  *,
-  examples: np.ndarray,
-  num_parameters: int,
-  start: Optional[initial_model.Start],
-) -> None:
-  """Writes what the run's data are, or checks that they still are the same.
-
-  Args:
-    folder: The run's folder.
-    task: The data.
-    examples: What is evaluated on, `[N, T + 1]`.
-    num_parameters: How many numbers are trained.
-    start: What of an initial model the run starts with, if it does.
-
-  Raises:
-    config.ConfigError: If the run in the folder began with other data.
-  """
-  vocabulary = task.vocabulary
-  if folder.has('metrics.csv') and folder.has('task.json'):
-    if vocabularies.load_vocabulary(folder.path) != vocabulary:
-      raise config.ConfigError(
-        f'The data of {task.name} are no longer those that the run in '
-        f'{folder.path} began with (its vocabulary differs); give this one '
-        'another --experiment_name.'
-      )
-    # Whoever reads an initial model again has not trained yet.
-    if start is None:
-      return
-  vocabularies.save_vocabulary(vocabulary, folder.path)
-  facts = {
-    'name': task.name,
-    'num_train_clients': len(task.train),
-    'num_validation_clients': len(task.validation),
-    'num_validation_examples': len(examples),
-    'num_words': len(vocabulary.words),
-    'tokens_per_word': task.tokens_per_word(examples),
-    'num_parameters': num_parameters,
-    # These take a pass over the training text.
-    'reference_perplexity': task.reference_perplexities(examples),
-  }
-  if start is not None:
-    facts['initial_model'] = dict(start.facts)
-  folder.write_json('task.json', facts)

@@ -11,10 +11,11 @@ from typing import Any, Dict
 import numpy as np
 import tensorflow as tf
 
-from si_federated import config, files, trained_model
+from si_federated import adapter_files, config, files, trained_model
 from si_federated.tasks.vocabularies import save_vocabulary
 
-FORMATS = ('saved_model', 'tflite')
+# The first two by default.
+FORMATS = ('saved_model', 'tflite', 'adapters')
 PRECISIONS = ('float32', 'float16', 'int8')
 
 
@@ -80,7 +81,7 @@ def export_model(
   run: str,
   folder: str,
   *,
-  formats: tuple[str, ...] = FORMATS,
+  formats: tuple[str, ...] = FORMATS[:2],
   top: int = 5,
   tflite_precision: str = 'float32',
 ) -> dict[str, Any]:
@@ -91,7 +92,8 @@ def export_model(
     folder: Where to write; made if missing. Files of an earlier export there
       are replaced, each when its successor is complete.
     formats: `saved_model`, for ids of any shape `[B, T]`, and `tflite`, for
-      `[1, T]` with T the run's sequence length.
+      `[1, T]` with T the run's sequence length, of the model with its adapters
+      merged; `adapters`, those of a run that trains adapters, alone.
     top: How many next tokens the signature `next_token` returns.
     tflite_precision: `float32`; `float16` or `int8` weights are smaller and a
       little less exact.
@@ -113,6 +115,11 @@ def export_model(
         f'{config.near_matches(value, known)}'
       )
   trained = trained_model.load_model(run)
+  if trained.classes:
+    raise config.ConfigError(
+      f'{run} tells classes of texts apart, and only language models can be '
+      'exported; load it by si_federated.trained_model.load_model.'
+    )
   vocabulary = trained.vocabulary
   if not 1 <= top <= vocabulary.size:
     raise config.ConfigError(
@@ -136,6 +143,14 @@ def export_model(
       'bytes': len(content),
       'precision': tflite_precision,
       'input_shape': [1, length],
+    }
+  if 'adapters' in formats:
+    path = os.path.join(folder, 'adapters.npz')
+    names = adapter_files.write(run, path)['weights']
+    written['adapters'] = {
+      'path': 'adapters.npz',
+      'bytes': os.path.getsize(path),
+      'weights': names,
     }
   facts = {
     'checkpoint': os.path.abspath(trained.checkpoint),

@@ -42,8 +42,9 @@ _HELP = {
   'reinitialized_variables': 'A regular expression: variables in whose names '
   'it is found begin at random instead of as in --initial_model.',
   'algorithm': 'The federated learning algorithm: fed_avg, fed_prox, fed_sgd, '
-  'mime_lite, or partial_training, in which each client trains a part of the '
-  'model, as in partial_training:fraction=0.4.',
+  'mime_lite, partial_training, in which each client trains a part of the '
+  'model, as in partial_training:fraction=0.4, or expert_personalization, '
+  'federated averaging after which clients train experts of their own.',
   'aggregator': "How the server combines the clients' updates: mean, or "
   'privately: gaussian, adaptive_gaussian, tree, banded, blt, dense or '
   'distributed_dp.',
@@ -78,6 +79,13 @@ _HELP = {
   'evaluate on.',
   'rounds_per_eval': 'Evaluate every so many rounds.',
   'rounds_per_checkpoint': 'Save every so many rounds.',
+  'personalize_epochs': 'After the last round, have validation clients '
+  'fine-tune the model on half of their text for so many epochs, and compare '
+  'on the other half. 0 for not. This and the next two may be changed on a '
+  'finished run.',
+  'personalize_clients': 'How many validation clients do so.',
+  'personalize_learning_rate': 'The learning rate of their SGD; '
+  '--client_learning_rate by default.',
   'participation': 'Which clients take part in a round: uniform, '
   'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
   'of --min_separation rounds), poisson or cyclic_poisson.',
@@ -100,13 +108,20 @@ _HELP = {
   'default it is secret and random, as real privacy needs.',
   'model_seed': 'Seed of the initial weights.',
   'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
+  'client_similarity': "This part of each training client's sentences is "
+  'exchanged for sentences of all training clients: 0 leaves the clients as '
+  'they are, 1 makes them alike but for their sizes. Privacy is then that of '
+  'such mixed clients.',
+  'diagnostics': 'Measure norms, learning rates, gates, attention and clients '
+  'by layer, for diagnostics.csv and the report: alone it means evaluations '
+  '(whenever there is one); or rounds:every=10; none by default.',
 }
 # Defaults of a task that are not those of the configuration.
 _TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   # As in McMahan et al. 2016 (arXiv 1602.05629), LEAF and TFF.
   'shakespeare': {'sequence_length': 80}
 }
-_ALIASES = {
+ALIASES = {
   'client_lr': 'client_learning_rate',
   'server_lr': 'server_learning_rate',
   'run_name': 'experiment_name',
@@ -116,6 +131,30 @@ _ALIASES = {
 def _number_type(hint: Any) -> Any:
   """Returns X of both X and `Union[X, None]`."""
   return next(iter(typing.get_args(hint)), hint)
+
+
+class _Switch(flags.Flag):
+  """A flag of text that may stand alone, for its usual value."""
+
+  def _parse(self, argument: Any) -> Any:
+    alone = {'true': 'evaluations', 'false': 'none'}
+    return super()._parse(alone.get(argument, argument))
+
+
+def _define_switch(
+  name: str, default: Any, help_text: str, flag_values: flags.FlagValues
+) -> None:
+  flags.DEFINE_flag(
+    _Switch(
+      flags.ArgumentParser(),
+      flags.ArgumentSerializer(),
+      name,
+      default,
+      help_text,
+      boolean=True,
+    ),
+    flag_values,
+  )
 
 
 def define_config_flags(
@@ -143,33 +182,88 @@ def define_config_flags(
       if hasattr(field.default, 'parse')
       else field.default
     )
+    if field.name == 'diagnostics':
+      define = _define_switch
     define(field.name, default, _HELP[field.name], flag_values=flag_values)
-  for alias, name in _ALIASES.items():
+  for alias, name in ALIASES.items():
     if name in names:
       flags.DEFINE_alias(alias, name, flag_values=flag_values)
 
 
 def define_experiment_flags() -> None:
   """Defines all flags that determine a run, and where it goes."""
-  define_config_flags(
-    field.name for field in dataclasses.fields(config.ExperimentConfig)
-  )
+  _define_run_flags(flags.FLAGS)
   flags.DEFINE_string(
     'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
+  )
+  flags.mark_flag_as_required('experiment_name')
+
+
+def _define_run_flags(flag_values: flags.FlagValues) -> None:
+  define_config_flags(
+    (field.name for field in dataclasses.fields(config.ExperimentConfig)),
+    flag_values,
   )
   flags.DEFINE_string(
     'ray_address',
     None,
     'The cluster of --runtime=ray: auto on one of its nodes, or HOST:PORT of '
     'its head. By default Ray is started on this machine.',
+    flag_values=flag_values,
   )
-  flags.mark_flag_as_required('experiment_name')
 
 
-def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
+def numeric_experiment_flags() -> dict[str, bool]:
+  """Returns, for each flag of `ExperimentConfig`, whether it is a number."""
+  types = typing.get_type_hints(config.ExperimentConfig)
+  return {
+    field.name: _number_type(types[field.name]) in (int, float)
+    for field in dataclasses.fields(config.ExperimentConfig)
+  }
+
+
+def given_experiment_flags() -> dict[str, str]:
+  """Returns those flags that determine a run and were given, as text."""
+  names = [f.name for f in dataclasses.fields(config.ExperimentConfig)]
+  return {
+    name: str(flags.FLAGS[name].value)
+    for name in [*names, 'ray_address']
+    if flags.FLAGS[name].present
+  }
+
+
+def experiment_from_arguments(
+  arguments: Sequence[str],
+) -> config.ExperimentConfig:
+  """Reads flags as they stand on a command line of `experiments.train`.
+
+  Args:
+    arguments: The flags; of one that stands twice the last holds.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    config.ConfigError: If a flag does not exist or has a wrong value.
+  """
+  flag_values = flags.FlagValues()
+  _define_run_flags(flag_values)
+  try:
+    rest = flag_values(['', *arguments])[1:]
+  except flags.Error as error:
+    raise config.ConfigError(str(error).strip().replace('\n', ' ')) from error
+  if rest:
+    raise config.ConfigError(f'What is {rest[0]!r}? Flags start with --.')
+  return experiment_from_flags(flag_values)
+
+
+def experiment_from_flags(
+  flag_values: flags.FlagValues = flags.FLAGS, **given: Any
+) -> config.ExperimentConfig:
   """Reads the flags.
 
   Args:
+    flag_values: Which; absl's own by default.
     **given: Values of what has no flag in this binary and no default.
 
   Returns:
@@ -181,9 +275,9 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
   """
   values = dict(given)
   for field in dataclasses.fields(config.ExperimentConfig):
-    if field.name not in flags.FLAGS:
+    if field.name not in flag_values:
       continue
-    value = flags.FLAGS[field.name].value
+    value = flag_values[field.name].value
     default: Any = field.default
     if hasattr(default, 'parse'):
       try:
@@ -194,9 +288,9 @@ def experiment_from_flags(**given: Any) -> config.ExperimentConfig:
   task = values.get('task')
   defaults = _TASK_DEFAULTS.get(task.name, {}) if task is not None else {}
   for name, value in defaults.items():
-    if name in flags.FLAGS and flags.FLAGS[name].using_default_value:
+    if name in flag_values and flag_values[name].using_default_value:
       values[name] = value
-  address = 'ray_address' in flags.FLAGS and flags.FLAGS.ray_address
+  address = 'ray_address' in flag_values and flag_values.ray_address
   if address:
     runtime = values['runtime']
     if runtime.name != 'ray':

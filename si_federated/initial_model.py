@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from si_federated import config, weight_files
-from si_federated.models import transforms
+from si_federated.models import adapters, transforms
 from si_federated.tasks import Vocabulary, load_vocabulary
 from si_federated.training import checkpoints, run_folder
 
@@ -49,6 +50,20 @@ def build_named(
   variables = [variable for variable in created if id(variable) in own]
   names = transforms.stable_names(variable.name for variable in variables)
   return model, dict(zip(names, variables))
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+  """Has models built whose weights are not drawn, which would take long."""
+
+  def zeros(next_creator, **options):
+    shape, dtype = options.get('shape'), options.get('dtype')
+    if shape is not None and dtype is not None:
+      options['initial_value'] = lambda: tf.zeros(shape, dtype)
+    return next_creator(**options)
+
+  with tf.variable_creator_scope(zeros):
+    yield
 
 
 def checkpoint_weights(
@@ -322,23 +337,68 @@ def _from_run(
 ) -> InitialModel:
   experiment = run_folder.read_config(run)
   vocabulary = load_vocabulary(run)
-  with tf.Graph().as_default():  # Where no weight gets a value.
-    model, variables = build_named(lambda: build(experiment, vocabulary.size))
-    problems = []
-    for file in files:
-      try:
-        weights = checkpoint_weights(file, model, variables)
-      except checkpoints.CheckpointError as error:
-        problems.append(str(error))
-        continue
-      return InitialModel(path, file, weights, vocabulary)
-  raise config.ConfigError(' '.join(problems))
+  file, weights = plain_weights(
+    files,
+    lambda: build(experiment, vocabulary.size, **run_folder.model_labels(run)),
+  )
+  return InitialModel(path, file, weights, vocabulary)
+
+
+def plain_weights(
+  files: Sequence[str], build: Callable[[], tf.keras.Model]
+) -> tuple[str, dict[str, np.ndarray]]:
+  """Reads the weights of a run's model, what adapters have learned in them.
+
+  Args:
+    files: Checkpoints, the one to take first.
+    build: Builds the model as it was trained.
+
+  Returns:
+    The first whole checkpoint, and the weights by name of the model without a
+    transform.
+
+  Raises:
+    config.ConfigError: If none is whole, or they are of another model.
+  """
+  with without_values():
+    model, variables = build_named(build)
+    file, weights = newest_weights(files, model, variables)
+    return file, adapters.merge_weights(model, variables, weights)
+
+
+def newest_weights(
+  files: Sequence[str],
+  model: tf.keras.Model,
+  variables: Mapping[str, tf.Variable],
+) -> tuple[str, dict[str, np.ndarray]]:
+  """Reads the weights of the first checkpoint that is whole.
+
+  Args:
+    files: Checkpoints, the one to take first.
+    model: The model, as it was trained.
+    variables: Its variables, from `build_named`.
+
+  Returns:
+    The checkpoint, and the weights by name.
+
+  Raises:
+    config.ConfigError: If none is whole, or they are of another model.
+  """
+  problems = []
+  for file in files:
+    try:
+      return file, checkpoint_weights(file, model, variables)
+    except checkpoints.CheckpointError as error:
+      problems.append(str(error))
+  raise config.ConfigError(' '.join(problems) or 'There is no checkpoint yet.')
 
 
 def _shapes(build: Builder, vocab_size: int) -> dict[str, tuple[int, ...]]:
-  with tf.Graph().as_default():
-    _, variables = build_named(lambda: build(vocab_size))
-    return {name: tuple(v.shape) for name, v in variables.items()}
+  """Returns the shapes by name, but of adapters, which always begin anew."""
+  with without_values():
+    model, variables = build_named(lambda: build(vocab_size))
+    shapes = {name: tuple(v.shape) for name, v in variables.items()}
+    return adapters.without_adapters(model, variables, shapes)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
-from si_federated import config, files
+from si_federated import config, files, ledger_notes
 from si_federated.aggregators import AGGREGATORS, Mechanism, canaries
 from si_federated.privacy import accounting, ledger, schedules
 
@@ -42,13 +42,6 @@ _OF_PRIVATE_ONES = (
   'target_epsilon',
   'noise_cohort_size',
   'noise_seed',
-)
-_METRICS = (
-  'loss',
-  'accuracy',
-  'accuracy_no_oov',
-  'accuracy_no_oov_no_eos',
-  'num_tokens',
 )
 
 
@@ -354,7 +347,8 @@ def build_ledger(
     delta=default_delta(experiment, num_clients),
     contract=mechanism.contract,
     record=mechanism.record,
-    simulated=mechanism.noise_cohort_size is not None,
+    simulated=mechanism.noise_cohort_size is not None
+    or bool(experiment.client_similarity),
     facts={
       'clip_norm': experiment.clip_norm,
       'participation': str(experiment.participation),
@@ -362,34 +356,11 @@ def build_ledger(
       'num_clients': num_clients,
       'client_seed': experiment.client_seed,
       'noise_cohort_size': mechanism.noise_cohort_size,
+      'client_similarity': experiment.client_similarity,
       # A secret seed is in the state, so that it can not be mistaken.
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),
     },
-    unnoised=[
-      *(
-        f'train/{name}'
-        for name in (*_METRICS, *mechanism.unnoised_measurements)
-      ),
-      # Which variables a client did not change shows in what it sends.
-      *(
-        ['bytes_up_per_client', 'bytes_up_total']
-        if experiment.compression.upload is not None
-        or experiment.algorithm.name == 'partial_training'
-        else []
-      ),
-    ],
-    not_covered=[
-      f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
-      "from the training clients' text, without noise, before training",
-      *(
-        [
-          'what the initial model was trained on '
-          f'(--initial_model={experiment.initial_model}); nor may the choice '
-          'of it depend on the training clients'
-        ]
-        if experiment.initial_model is not None
-        else []
-      ),
-    ],
+    unnoised=ledger_notes.unnoised(experiment, mechanism),
+    not_covered=ledger_notes.not_covered(experiment),
   )

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from si_federated import config, pretraining_steps, runtime
+from si_federated import config, pretraining_steps, runtime, task_facts
 from si_federated import experiment as experiment_lib
 from si_federated.algorithms import build_functional_model
 from si_federated.pretraining_settings import CONFIG_NAMES, Settings
@@ -116,8 +116,14 @@ def _refuse_others(
 def _build_task(
   experiment: config.ExperimentConfig, settings: Settings
 ) -> Task:
+  task: Any = None
   if settings.has_task:
     task = experiment_lib.build_task(experiment)
+    if not isinstance(task, Task):
+      raise config.ConfigError(
+        f'--task={experiment.task} has labels, and pretraining is for language '
+        'models: name a task of text, or --text_files alone.'
+      )
     if settings.text_files is None:
       return task
   assert settings.text_files is not None, 'Settings ask for a task or for text.'
@@ -138,7 +144,9 @@ def _build_task(
     )
     if vocabulary is not None:
       return task
-    return experiment_lib.cut_into_tokens(experiment, task)
+    cut = experiment_lib.cut_into_tokens(experiment, task)
+    assert isinstance(cut, Task), 'Tokens do not change the kind of a task.'
+    return cut
   except ValueError as error:
     if isinstance(error, config.ConfigError):
       raise
@@ -153,7 +161,7 @@ def _run(
   runtime.set_local_context()
   task = _build_task(experiment, settings)
   start, keras_model_fn = experiment_lib.prepare_model(
-    experiment, task.vocabulary, resumed=bool(folder.checkpoints.newest())
+    experiment, task, resumed=bool(folder.checkpoints.newest())
   )
   model = build_functional_model(
     keras_model_fn,
@@ -169,12 +177,12 @@ def _run(
   trainer = pretraining_steps.Trainer(
     keras_model_fn, task, settings.learning_rate
   )
-  experiment_lib.keep_task_facts(
+  task_facts.keep(
     folder,
     task,
     examples=examples,
     num_parameters=trainer.num_parameters,
-    start=start,
+    initial_facts=start.facts if start else None,
   )
   return _Run(trainer, evaluate, folder, task.train, settings).run()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -20,6 +20,7 @@ from si_federated.algorithms import (
   ALGORITHMS,
   LEARNING_RATE_SCHEDULES,
   OPTIMIZERS,
+  spare,
   weights_type,
 )
 from si_federated.compression import (
@@ -104,7 +105,7 @@ def num_releases(experiment: config.ExperimentConfig) -> int:
 
 
 def _build_optimizer(
-  experiment: config.ExperimentConfig, side: str
+  experiment: config.ExperimentConfig, side: str, variable_names: Sequence[str]
 ) -> tff.learning.optimizers.Optimizer:
   flag = f'{side}_optimizer'
   spec = getattr(experiment, flag)
@@ -115,6 +116,7 @@ def _build_optimizer(
   optimizer = dataclasses.replace(spec, options=tuple(options.items())).build(
     OPTIMIZERS, flag, learning_rate=rate
   )
+  optimizer = spare(optimizer, variable_names)
   schedule = experiment.server_learning_rate_schedule
   if side == 'client' or schedule == config.ComponentSpec('constant'):
     return optimizer
@@ -127,6 +129,20 @@ def _build_optimizer(
       total_rounds=experiment.total_rounds,
     ),
   )
+
+
+def build_client_optimizer(
+  experiment: config.ExperimentConfig,
+  model: tff.learning.models.FunctionalModel,
+) -> tff.learning.optimizers.Optimizer:
+  """Builds what makes the steps on a client.
+
+  Args:
+    experiment: What is to be run.
+    model: The model to train.
+  """
+  names = getattr(model, 'variable_names', ())
+  return _build_optimizer(experiment, 'client', names)
 
 
 def _num_bytes(weights: Any) -> int:
@@ -201,10 +217,11 @@ def build(
   check(experiment)
   name = experiment.algorithm.name
   builder = ALGORITHMS[name]
+  names = getattr(model, 'variable_names', ())
   given: dict[str, Any] = {
     'model': model,
-    'client_optimizer': _build_optimizer(experiment, 'client'),
-    'server_optimizer': _build_optimizer(experiment, 'server'),
+    'client_optimizer': _build_optimizer(experiment, 'client', names),
+    'server_optimizer': _build_optimizer(experiment, 'server', names),
     'aggregation_factory': _build_factory(experiment, mechanism),
     'client_weighting': mechanism.client_weighting,
     'model_distributor': _build_distributor(experiment, model),

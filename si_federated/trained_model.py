@@ -10,8 +10,7 @@ import tensorflow as tf
 
 from si_federated import config, initial_model
 from si_federated import experiment as experiment_lib
-from si_federated.tasks import Vocabulary, load_vocabulary
-from si_federated.training import checkpoints
+from si_federated.tasks import Vocabulary, encode_texts, load_vocabulary
 from si_federated.training import run_folder as run_folder_lib
 
 # Beginnings of words that are followed when tokens are pieces of words.
@@ -26,14 +25,17 @@ class TrainedModel:
   Attributes:
     config: What the run was made from.
     vocabulary: The words, pieces or characters it knows.
-    model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`.
+    model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`, or `[B, C]`
+      of classes.
     checkpoint: The file that its weights are from.
+    classes: The names of its classes; none of a language model.
   """
 
   config: config.ExperimentConfig
   vocabulary: Vocabulary
   model: tf.keras.Model
   checkpoint: str
+  classes: tuple[str, ...] = ()
 
   def next_words(
     self, ids: Sequence[int], *, top: int
@@ -81,6 +83,22 @@ class TrainedModel:
       started = longer
     return sorted(whole, key=lambda item: -item[1])[:top]
 
+  def class_probabilities(self, text: str) -> list[tuple[str, float]]:
+    """Returns the classes of a text, the likeliest first.
+
+    Args:
+      text: Any text.
+
+    Returns:
+      Name and probability of each class.
+    """
+    ids = encode_texts(self.vocabulary, [text], self.config.sequence_length)
+    logits = self.model(ids.astype(np.int32), training=False)[0].numpy()
+    likelihoods = np.exp(logits.astype(np.float64) - logits.max())
+    likelihoods /= likelihoods.sum()
+    order = np.argsort(-likelihoods, kind='stable')
+    return [(self.classes[i], float(likelihoods[i])) for i in order]
+
   def _next_tokens(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns `[n, V]` probabilities after each of n texts of one length."""
     vocabulary = self.vocabulary
@@ -112,19 +130,22 @@ def load_model(path: str) -> TrainedModel:
     vocabulary = load_vocabulary(path)
   except ValueError as error:
     raise config.ConfigError(str(error)) from error
+  labels = run_folder_lib.model_labels(path)
+  files = run_folder_lib.RunFolder(path).checkpoints.newest()
+  if not files:
+    raise config.ConfigError(
+      f'{path} has no checkpoint yet; wait for the first, or start the run.'
+    )
+  file, weights = initial_model.plain_weights(
+    files,
+    lambda: experiment_lib.build_model(experiment, vocabulary.size, **labels),
+  )
+  plain = dataclasses.replace(
+    experiment, transform=config.ComponentSpec('none')
+  )
   model, variables = initial_model.build_named(
-    lambda: experiment_lib.build_model(experiment, vocabulary.size)
+    lambda: experiment_lib.build_model(plain, vocabulary.size, **labels)
   )
-  problems = []
-  for file in run_folder_lib.RunFolder(path).checkpoints.newest():
-    try:
-      weights = initial_model.checkpoint_weights(file, model, variables)
-    except checkpoints.CheckpointError as error:
-      problems.append(str(error))
-      continue
-    initial_model.assign(variables, weights)
-    return TrainedModel(experiment, vocabulary, model, file)
-  raise config.ConfigError(
-    ' '.join(problems)
-    or f'{path} has no checkpoint yet; wait for the first, or start the run.'
-  )
+  initial_model.assign(variables, weights)
+  classes = run_folder_lib.read_classes(path)
+  return TrainedModel(experiment, vocabulary, model, file, classes)

@@ -71,6 +71,7 @@ COUNTS = {
   'cifg_dense': Count('cifg', WORDS, {}, 2_566_470),
 }
 LAYERS = [
+  'AdaptiveBlendingUnit',
   'CIFG',
   'CIFGCell',
   'ConformerBlock',
@@ -97,8 +98,11 @@ LAYERS = [
   'si_tanh',
 ]
 MODELS = [
+  'albert',
+  'bert',
   'cifg',
   'conformer',
+  'distilbert',
   'gru',
   'lstm',
   'si_cifg',
@@ -107,6 +111,7 @@ MODELS = [
   'si_lstm',
   'si_transformer',
   'transformer',
+  'transformer_classifier',
 ]
 
 
@@ -119,6 +124,16 @@ def test_parameter_counts(name):
   assert built.count_params() == exact
   if published:
     assert exact == pytest.approx(published * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('name', 'exact'),
+  [('bert', 144_202), ('albert', 76_618), ('distilbert', 144_074)],
+)
+def test_parameter_counts_of_bert_models(name, exact):
+  pytest.importorskip('keras_nlp')
+  built = si_federated.models.MODELS[name](1000, 10)
+  assert built.count_params() == exact
 
 
 def test_public_layers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_writes_a_run_folder(whole):
 def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
   """The same weights, from the batches and a loop of our own."""
   settings = _config()
-  task = experiment.build_task(settings)
+  task: Any = experiment.build_task(settings)
   model, variables = initial_model.build_named(
     lambda: experiment.build_model(settings, task.vocabulary.size)
   )
@@ -210,14 +211,14 @@ def test_predicts(whole):
   folder, summary = whole
   trained = trained_model.load_model(str(folder))
   assert len(trained.next_words([1, 2], top=3)) == 3
-  task = experiment.build_task(_config())
+  task: Any = experiment.build_task(_config())
   examples = task.validation.sample_examples(16, seed=0)
   loss = float(task.loss(examples[:, 1:], trained.model(examples[:, :-1])))
   assert loss == pytest.approx(summary['final']['eval/loss'], rel=1e-5)
 
 
 def test_batches_are_pure_in_seed_and_step_and_go_through_all_sentences():
-  task = experiment.build_task(_config())
+  task: Any = experiment.build_task(_config())
   size = task.train.num_sentences
   options = {'batch_size': 7, 'seed': 3}
   steps = -(-2 * size // 7)
@@ -352,7 +353,7 @@ def test_no_work_is_spent_on_padding(whole):
   """The packed model gives logits of labelled tokens alone."""
   del whole
   settings = _config()
-  task = experiment.build_task(settings)
+  task: Any = experiment.build_task(settings)
   model = packed_tokens.pack_tokens(
     experiment.build_model(settings, task.vocabulary.size),
     end_of_sentence=task.vocabulary.end,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,29 @@ def _small_model(name):
   return f'{name}:units=8,embedding_size=4'
 
 
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['model']))
+# Classifiers: tests/test_classification.py.
+_LANGUAGE_MODELS = [
+  name
+  for name, builder in sorted(experiment.REGISTRIES['model'].items())
+  if 'num_classes' not in inspect.signature(builder).parameters
+]
+
+
+@pytest.mark.parametrize('name', _LANGUAGE_MODELS)
 def test_models(name):
   _train_a_round(_build(model=_small_model(name)))
 
 
-@pytest.mark.parametrize('name', ['si_cifg', 'si_gru', 'si_conformer'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'si_cifg',
+    *(
+      pytest.param(n, marks=pytest.mark.slow)
+      for n in ('si_gru', 'si_conformer')
+    ),
+  ],
+)
 def test_models_in_bfloat16(name):
   model = _small_model(name)
   exact, half = (

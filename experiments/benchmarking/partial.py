@@ -26,7 +26,8 @@ def measure_partial(plan: Plan) -> List[str]:
   progress(f'Rounds of partial training, {plan.partial_model}')
   seconds: Dict[str, List[float]] = {name: [] for name in ALGORITHMS}
   uploads: Dict[str, float] = {}
-  memory: Dict[str, float] = {}
+  memory: Dict[str, Dict[str, float]] = {}
+  work: Dict[str, List[float]] = {name: [] for name in ALGORITHMS}
   with contextlib.ExitStack() as stack:
     children = {}
     for name in ALGORITHMS:
@@ -49,9 +50,10 @@ def measure_partial(plan: Plan) -> List[str]:
       for name, child in children.items():
         answer = child.ask('round')
         seconds[name].append(answer['seconds'])
+        work[name].append(answer['processor_seconds'])
         uploads[name] = answer['bytes_up']
     for name, child in children.items():
-      memory[name] = child.ask('peak_memory')['bytes']
+      memory[name] = child.ask('peak_memory')
   rows = []
   reference = statistics.median(seconds[ALGORITHMS[0]])
   for name in ALGORITHMS:
@@ -62,7 +64,9 @@ def measure_partial(plan: Plan) -> List[str]:
       algorithm=name,
       seconds=seconds[name],
       relative_to_fed_avg=taken / reference,
-      peak_bytes=memory[name],
+      processor_seconds=work[name],
+      peak_bytes=memory[name]['bytes'],
+      building_peak_bytes=memory[name]['building_bytes'],
       bytes_up_per_client=uploads[name],
     )
     rows.append(
@@ -71,13 +75,16 @@ def measure_partial(plan: Plan) -> List[str]:
         name,
         f'{taken:.2f}',
         f'{taken / reference:.2f}',
-        f'{memory[name] / 2**30:.2f}',
+        f'{statistics.median(work[name]):.1f}',
+        f'{memory[name]["bytes"] / 2**30:.2f}',
+        f'{memory[name]["building_bytes"] / 2**30:.2f}',
         f'{uploads[name] / 1e6:.1f}',
       ]
     )
   plan.note(
     f'partial: {plan.partial_clients} clients of {plan.partial_batches} full '
-    'batches, on the local runtime; the peak is that of the whole process.'
+    'batches, on the local runtime; the peak is that of '
+    'the process in its rounds, the other that before.'
   )
   return table.table(
     [
@@ -85,7 +92,9 @@ def measure_partial(plan: Plan) -> List[str]:
       'algorithm',
       's a round',
       'relative to fed_avg',
+      'processor s',
       'peak GiB',
+      'peak GiB of building',
       'MB up a client',
     ],
     rows,

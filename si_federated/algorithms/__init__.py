@@ -6,10 +6,17 @@ from collections.abc import Callable
 
 import tensorflow_federated as tff
 
+from si_federated.algorithms.expert_personalization import (
+  build_expert_personalization,
+)
 from si_federated.algorithms.fed_avg import build_fed_avg
 from si_federated.algorithms.fed_prox import build_fed_prox
 from si_federated.algorithms.fed_sgd import build_fed_sgd
+from si_federated.algorithms.functional_classifier import (
+  build_functional_classifier,
+)
 from si_federated.algorithms.functional_model import (
+  NamedModel,
   build_functional_model,
   weights_type,
 )
@@ -17,8 +24,10 @@ from si_federated.algorithms.learning_rates import LEARNING_RATE_SCHEDULES
 from si_federated.algorithms.mime_lite import build_mime_lite
 from si_federated.algorithms.optimizers import OPTIMIZERS
 from si_federated.algorithms.partial_training import build_partial_training
+from si_federated.algorithms.weight_decay import spare
 
 ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
+  'expert_personalization': build_expert_personalization,
   'fed_avg': build_fed_avg,
   'fed_prox': build_fed_prox,
   'fed_sgd': build_fed_sgd,
@@ -26,15 +35,26 @@ ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
   'partial_training': build_partial_training,
 }
 
+# What a model learns, and how it is made a model of TFF's.
+OBJECTIVES: dict[str, Callable[..., NamedModel]] = {
+  'next_token': build_functional_model,
+  'class': build_functional_classifier,
+}
+
 __all__ = [
   'ALGORITHMS',
   'LEARNING_RATE_SCHEDULES',
+  'OBJECTIVES',
   'OPTIMIZERS',
+  'NamedModel',
+  'build_expert_personalization',
   'build_fed_avg',
   'build_fed_prox',
   'build_fed_sgd',
+  'build_functional_classifier',
   'build_functional_model',
   'build_mime_lite',
   'build_partial_training',
+  'spare',
   'weights_type',
 ]

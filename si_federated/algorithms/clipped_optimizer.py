@@ -47,6 +47,12 @@ class ClippedOptimizer(tff.learning.optimizers.Optimizer):
     self.inner = inner
     self.clip_norm = clip_norm
 
+  def sparing(self, spared: Sequence[bool]) -> ClippedOptimizer:
+    """Returns one whose weight decay, if any, leaves some variables alone."""
+    if not hasattr(self.inner, 'sparing'):
+      return self
+    return ClippedOptimizer(self.inner.sparing(spared), self.clip_norm)
+
   def initialize(self, specs: Any) -> Any:
     """Returns the other optimizer's state."""
     return self.inner.initialize(specs)

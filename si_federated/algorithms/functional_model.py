@@ -103,6 +103,50 @@ def _default_dtype(name: str) -> Iterator[None]:
     tf.keras.mixed_precision.set_global_policy(before)
 
 
+@contextlib.contextmanager
+def naming(
+  names: list[str], dtype: str
+) -> Iterator[Callable[[tf.keras.Model], tf.keras.Model]]:
+  """Builds a Keras model in a type, and notes its variables' names.
+
+  Args:
+    names: Gets the names of the trainable variables in the order of their
+      creation, in which TFF takes the weights, unless it has them already.
+    dtype: What its layers use throughout.
+
+  Yields:
+    A function that takes the model when it is built, and returns it.
+  """
+  created: list[tf.Variable] = []
+
+  def record(next_creator, **options):
+    created.append(next_creator(**options))
+    return created[-1]
+
+  def finish(model: tf.keras.Model) -> tf.keras.Model:
+    if not names:
+      own = {id(variable) for variable in model.trainable_variables}
+      names.extend(v.name for v in created if id(v) in own)
+    return model
+
+  with _default_dtype(dtype), tf.variable_creator_scope(record):
+    yield finish
+
+
+def cast_like(model_weights: Any, used: Any) -> Any:
+  """Returns weights in the types of others.
+
+  Args:
+    model_weights: The trainable and the other ones.
+    used: As many of each.
+  """
+  return tf.nest.map_structure(
+    lambda weight, other: tf.cast(weight, other.dtype),
+    tuple(tuple(weights) for weights in model_weights),
+    used,
+  )
+
+
 def weights_type(model: tff.learning.models.FunctionalModel) -> tff.StructType:
   """Returns the type of a model's weights, as learning processes have it.
 
@@ -119,7 +163,7 @@ def weights_type(model: tff.learning.models.FunctionalModel) -> tff.StructType:
   )
 
 
-class LanguageModel(tff.learning.models.FunctionalModel):
+class NamedModel(tff.learning.models.FunctionalModel):
   """A functional model that knows the names of its variables.
 
   Attributes:
@@ -142,7 +186,7 @@ def build_functional_model(
   ignored_labels: Mapping[str, Sequence[int]] | None = None,
   count_tokens: bool = True,
   compute_dtype: str = 'float32',
-) -> LanguageModel:
+) -> NamedModel:
   """Builds a TFF model without variables from a Keras language model.
 
   Args:
@@ -169,18 +213,8 @@ def build_functional_model(
 
   def build(dtype: str) -> tff.learning.models.FunctionalModel:
     def packed_model() -> tf.keras.Model:
-      # TFF takes the weights in the order of their creation.
-      created: list[tf.Variable] = []
-
-      def record(next_creator, **options):
-        created.append(next_creator(**options))
-        return created[-1]
-
-      with _default_dtype(dtype), tf.variable_creator_scope(record):
-        keras_model = keras_model_fn()
-      if not variable_names:
-        own = {id(variable) for variable in keras_model.trainable_variables}
-        variable_names.extend(v.name for v in created if id(v) in own)
+      with naming(variable_names, dtype) as finish:
+        keras_model = finish(keras_model_fn())
       return packed_tokens.pack_tokens(
         keras_model, end_of_sentence=end_of_sentence
       )
@@ -195,11 +229,7 @@ def build_functional_model(
 
   @tf.function
   def predict_on_batch(model_weights, x, training=True):
-    model_weights = tf.nest.map_structure(
-      lambda w, used: tf.cast(w, used.dtype),
-      tuple(tuple(weights) for weights in model_weights),
-      computing.initial_weights,
-    )
+    model_weights = cast_like(model_weights, computing.initial_weights)
     positions, logits = computing.predict_on_batch(model_weights, x, training)
     # TFF counts the rows of the first tensor of a prediction.
     return (positions, logits) if count_tokens else (x, positions, logits)
@@ -209,7 +239,7 @@ def build_functional_model(
     labels = packed_tokens.gather_tokens(label, positions)
     return model.loss(logits, labels, sample_weight)
 
-  return LanguageModel(
+  return NamedModel(
     variable_names=variable_names,
     initial_weights=model.initial_weights,
     predict_on_batch_fn=predict_on_batch,

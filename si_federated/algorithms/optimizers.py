@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import tensorflow_federated as tff
 
-from si_federated.algorithms import clipped_optimizer, scale_invariant_sgd
+from si_federated.algorithms import (
+  clipped_optimizer,
+  scale_invariant_sgd,
+)
+from si_federated.algorithms import (
+  weight_decay as weight_decay_lib,
+)
 
 
 def _clipped(
@@ -143,8 +149,10 @@ def build_adamw(
     The optimizer.
   """
   return _clipped(
-    tff.learning.optimizers.build_adamw(
-      learning_rate, beta_1, beta_2, epsilon, weight_decay
+    weight_decay_lib.AdamW(
+      tff.learning.optimizers.build_adamw(
+        learning_rate, beta_1, beta_2, epsilon, weight_decay
+      )
     ),
     gradient_clip_norm,
   )

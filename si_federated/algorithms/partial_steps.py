@@ -14,6 +14,7 @@ from si_federated.algorithms import (
   lazy_gradients,
   optimizers,
   variable_selection,
+  weight_decay,
 )
 
 
@@ -43,8 +44,11 @@ def build_training(
   clip_norm, optimizer = optimizers.split_clipping(optimizer)
   sizes = [float(weight.size) for weight in model.initial_weights[0]]
 
-  def next_variable(state, weight, gradient):
-    state, (weight,) = optimizer.next(state, (weight,), (gradient,))
+  # A step of one variable at a time: each by its own rule of weight decay.
+  single = [weight_decay.of_variable(optimizer, i) for i in range(len(sizes))]
+
+  def next_variable(index, state, weight, gradient):
+    state, (weight,) = single[index].next(state, (weight,), (gradient,))
     return state, weight
 
   def next_variables(trained, states, weights, gradients):
@@ -69,11 +73,13 @@ def build_training(
       *(
         tf.cond(
           is_trained,
-          lambda s=state, w=weight, g=gradient: next_variable(s, w, g()),
+          lambda i=i, s=state, w=weight, g=gradient: next_variable(
+            i, s, w, g()
+          ),
           lambda s=state, w=weight: (s, w),
         )
-        for is_trained, state, weight, gradient in zip(
-          trained, states, weights, gradients
+        for i, (is_trained, state, weight, gradient) in enumerate(
+          zip(trained, states, weights, gradients)
         )
       )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +20,7 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
 
   Attributes:
     relative_clip: C, or `None` not to clip.
+    spared: For each variable, whether it does not decay; None if all do.
   """
 
   def __init__(
@@ -26,6 +28,7 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
     learning_rate: float,
     weight_decay: float,
     relative_clip: float | None = None,
+    spared: Sequence[bool] | None = None,
   ) -> None:
     """Initializes the optimizer.
 
@@ -33,10 +36,19 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
       learning_rate: η.
       weight_decay: λ.
       relative_clip: C, or `None` not to clip.
+      spared: See the class.
     """
+    self._learning_rate = learning_rate
     self._inner = tff.learning.optimizers.build_sgdm(learning_rate)
     self._weight_decay = weight_decay
     self.relative_clip = relative_clip
+    self.spared = spared
+
+  def sparing(self, spared: Sequence[bool]) -> DecayedSGD:
+    """Returns the optimizer with other variables spared."""
+    return DecayedSGD(
+      self._learning_rate, self._weight_decay, self.relative_clip, spared
+    )
 
   def initialize(self, specs: Any) -> Any:
     """Returns the state, the learning rate alone."""
@@ -59,9 +71,14 @@ class DecayedSGD(tff.learning.optimizers.Optimizer):
       factor = tf.where(norm > limit, limit / norm, tf.ones_like(norm))
       flat = [g if g is None else g * tf.cast(factor, g.dtype) for g in flat]
     # A variable that the loss does not depend on decays as well.
+    spared = self.spared or [False] * len(flat)
     flat = [
-      self._weight_decay * w if g is None else g + self._weight_decay * w
-      for g, w in zip(flat, flat_weights)
+      g
+      if is_spared
+      else self._weight_decay * w
+      if g is None
+      else g + self._weight_decay * w
+      for g, w, is_spared in zip(flat, flat_weights, spared)
     ]
     return self._inner.next(
       state, weights, tf.nest.pack_sequence_as(weights, flat)

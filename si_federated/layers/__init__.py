@@ -2,17 +2,20 @@
 
 from si_federated.layers.activations import maxn, si_sigmoid, si_tanh
 from si_federated.layers.attention import MultiHeadAttention, normalized_relu
+from si_federated.layers.blending import AdaptiveBlendingUnit
 from si_federated.layers.cifg import CIFG, SICIFG, CIFGCell, SICIFGCell
 from si_federated.layers.conformer import ConformerBlock
 from si_federated.layers.embedding import TiedEmbedding
 from si_federated.layers.feed_forward import FeedForward
 from si_federated.layers.gru import GRU, SIGRU, GRUCell, SIGRUCell
+from si_federated.layers.lora import LoRADense
 from si_federated.layers.lstm import LSTM, SILSTM, LSTMCell, SILSTMCell
 from si_federated.layers.normalization import Gain, LayerNormalization
 from si_federated.layers.position import PositionEmbedding
 from si_federated.layers.transformer import TransformerBlock
 
 __all__ = [
+  'AdaptiveBlendingUnit',
   'CIFG',
   'CIFGCell',
   'ConformerBlock',
@@ -23,6 +26,7 @@ __all__ = [
   'LSTM',
   'LSTMCell',
   'LayerNormalization',
+  'LoRADense',
   'MultiHeadAttention',
   'PositionEmbedding',
   'SICIFG',

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import tensorflow as tf
 
-from si_federated.layers import activations, tracing
+from si_federated.layers import activations, tapping, tracing
 from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import build_dense, build_dropout
 from si_federated.layers.packing import Packing
@@ -263,6 +263,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
       logits = tf.cast(logits, tf.float32)
     function = normalized_relu if self.scale_invariant else _softmax
     weights = function(logits, allowed)
+    tapping.tap('attention', weights)
     if narrow:
       weights = tf.cast(weights, query.dtype)
     used = weights

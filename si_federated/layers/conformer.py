@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import activations, tracing
+from si_federated.layers import activations, blending, tapping, tracing
 from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import (
   build_dense,
@@ -118,7 +118,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     self.num_heads = num_heads
     self.kernel_size = kernel_size
     self.key_dim = key_dim
-    self.activation = activations.get(activation)
+    self.activation = blending.get(activation)
     self.dropout = dropout
     self.use_causal_mask = use_causal_mask
     self.scale_invariant = scale_invariant
@@ -165,6 +165,10 @@ class ConformerBlock(tf.keras.layers.Layer):
     self.convolution_norm = build_norm(self, 'convolution_norm', size)
     self.gated_dense = dense('gated', 2 * size)
     self.inner_norm = build_norm(self, 'inner_norm', size, affine=True)
+    self.activate: Any = self.activation
+    if isinstance(self.activation, blending.Blend):
+      # Of the convolution; each feed-forward part has one of its own.
+      self.activate = self.activation.build('blending', self._dtype_policy)
     self.output_dense = dense('output', size, not self.homogeneous)
     self.feed_forward_2_norm = build_norm(self, 'feed_forward_2_norm', size)
     self.feed_forward_2 = build_feed_forward(self, 'feed_forward_2', size)
@@ -176,6 +180,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     values, gate = tf.split(self.gated_dense(x), 2, axis=-1)
     if self.homogeneous:
       gate = activations.si_sigmoid(gate, dead_slope=self.dead_gate_slope)
+      tapping.tap('convolution_gate', gate)
     else:
       gate = tf.sigmoid(gate)
     x = causal_depthwise_convolution(
@@ -184,7 +189,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     )
     if self.depthwise_bias is not None:
       x += tf.cast(self.depthwise_bias, x.dtype)
-    return self.output_dense(self.activation(self.inner_norm(packing.pack(x))))
+    return self.output_dense(self.activate(self.inner_norm(packing.pack(x))))
 
   def call(
     self, inputs: tf.Tensor, mask: Any = None, training: Any = None
@@ -222,7 +227,7 @@ class ConformerBlock(tf.keras.layers.Layer):
       'num_heads': self.num_heads,
       'kernel_size': self.kernel_size,
       'key_dim': self.key_dim,
-      'activation': activations.serialize(self.activation),
+      'activation': blending.serialize(self.activation),
       'dropout': self.dropout,
       'use_causal_mask': self.use_causal_mask,
       'scale_invariant': self.scale_invariant,

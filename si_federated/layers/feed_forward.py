@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Union
 
 import tensorflow as tf
 
-from si_federated.layers import activations, tracing
+from si_federated.layers import activations, blending, tracing
 from si_federated.layers.checks import check_count
 
 # Activations with f(c x) = c f(x) for c > 0.
 _HOMOGENEOUS = ('linear', 'relu')
 
 
-def check_homogeneous(activation: Callable) -> None:
+def check_homogeneous(activation: Union[Callable, blending.Blend]) -> None:
   """Refuses an activation that breaks scale invariance.
 
   Args:
-    activation: An activation function.
+    activation: An activation function, or a kind of blending units.
 
   Raises:
     ValueError: If it is not positively homogeneous.
   """
+  if isinstance(activation, blending.Blend):
+    if not activation.is_homogeneous:
+      raise ValueError(
+        f'scale_invariant needs an activation that scales with its input and '
+        f'not with the weights, which {str(activation)!r} does not: choose '
+        'abu_normalized:relu+identity or abu_absolute:relu+identity.'
+      )
+    return
   name = activations.serialize(activation)
   if name not in _HOMOGENEOUS:
     raise ValueError(
@@ -97,7 +105,8 @@ class FeedForward(tf.keras.layers.Layer):
 
   Args:
     intermediate_dim: Features between the two.
-    activation: Activation between the two.
+    activation: Activation between the two; `abu` and its forms (see
+      `blending.Blend`) for an adaptive blending unit.
     dropout: Fraction of what lies between to drop.
     use_bias: Whether the first dense layer has a bias.
     use_output_bias: Whether the second has one. Without it, and with ReLU, the
@@ -126,7 +135,7 @@ class FeedForward(tf.keras.layers.Layer):
     super().__init__(**kwargs)
     check_count('intermediate_dim', intermediate_dim)
     self.intermediate_dim = intermediate_dim
-    self.activation = activations.get(activation)
+    self.activation = blending.get(activation)
     self.dropout = dropout
     self.use_bias = use_bias
     self.use_output_bias = use_output_bias
@@ -137,15 +146,20 @@ class FeedForward(tf.keras.layers.Layer):
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[..., D]`."""
     size = tf.TensorShape(input_shape)[-1]
+    kind = self.activation
+    blends = isinstance(kind, blending.Blend)
     self.intermediate_dense = build_dense(
       self.intermediate_dim,
       size,
       name='intermediate',
       policy=self._dtype_policy,
-      activation=self.activation,
+      activation=None if blends else self.activation,
       use_bias=self.use_bias,
       kernel_initializer=self.kernel_initializer,
     )
+    self.blending = None
+    if isinstance(kind, blending.Blend):
+      self.blending = kind.build('blending', self._dtype_policy)
     self.output_dense = build_dense(
       size,
       self.intermediate_dim,
@@ -161,6 +175,8 @@ class FeedForward(tf.keras.layers.Layer):
     if tracing.is_building_in_graph(inputs):
       return tf.identity(inputs)
     x = self.intermediate_dense(inputs)
+    if self.blending is not None:
+      x = self.blending(x)
     return self.output_dense(self._dropout_layer(x, training=training))
 
   def get_config(self) -> Dict[str, Any]:
@@ -168,7 +184,7 @@ class FeedForward(tf.keras.layers.Layer):
     return {
       **super().get_config(),
       'intermediate_dim': self.intermediate_dim,
-      'activation': activations.serialize(self.activation),
+      'activation': blending.serialize(self.activation),
       'dropout': self.dropout,
       'use_bias': self.use_bias,
       'use_output_bias': self.use_output_bias,

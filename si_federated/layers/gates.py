@@ -6,7 +6,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
-from si_federated.layers import activations
+from si_federated.layers import activations, tapping
 from si_federated.layers.recurrence import Gates
 
 
@@ -55,12 +55,13 @@ class Rule(NamedTuple):
   """An activation whose derivative follows from its output and its maximum.
 
   dz = v - s <v, y> with v = scale * dy; s is `max_share` if the activation is
-  scale invariant, else zero.
+  scale invariant, else zero. A rectified one is SI-σ, which can be dead.
   """
 
   forward: Callable[[tf.Tensor], Tuple[tf.Tensor, Optional[tf.Tensor]]]
   scale: Callable[..., tf.Tensor]
   scale_invariant: bool = False
+  rectified: bool = False
 
 
 def _pointwise(function, scale):
@@ -86,6 +87,7 @@ def _rules(dead_slope: float) -> Dict[Callable, Rule]:
       lambda z: activations.max_normalize(z, rectify=True),
       rectified_scale,
       scale_invariant=True,
+      rectified=True,
     ),
   }
 
@@ -236,6 +238,9 @@ def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
         for rule, block in zip(rules, tf.split(z, num_blocks, axis=-1))
       )
     )
+    for name, rule, block in zip(kind.blocks, rules, blocks):
+      if rule.rectified:
+        tapping.tap(f'{name}_gate', block)
     c = kind.combine(blocks[:-1], c)
     activated, maximum = out.forward(c)
     residuals = (*blocks, activated, *maxima, maximum)

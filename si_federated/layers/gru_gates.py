@@ -6,7 +6,7 @@ from typing import Callable, Tuple
 
 import tensorflow as tf
 
-from si_federated.layers import activations, gates
+from si_federated.layers import activations, gates, tapping
 from si_federated.layers.recurrence import Gates
 
 # The columns of the pre-activations. The first three are those of the recurrent
@@ -72,6 +72,9 @@ def _written_out(gate: gates.Rule, candidate: gates.Rule) -> Gates:
     update, reset, from_state, from_input = tf.split(z, len(BLOCKS), axis=-1)
     u, u_maximum = gate.forward(update)
     r, r_maximum = gate.forward(reset)
+    if gate.rectified:
+      tapping.tap('update_gate', u)
+      tapping.tap('reset_gate', r)
     g, g_maximum = candidate.forward(from_input + r * from_state)
     c = g + u * (c - g)
     maxima = (u_maximum, g_maximum, r_maximum)

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import activations, tracing
+from si_federated.layers import activations, blending, tracing
 from si_federated.layers.attention import MultiHeadAttention
 from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import (
@@ -35,7 +35,7 @@ class TransformerBlock(tf.keras.layers.Layer):
     intermediate_dim: Features inside the feed-forward part.
     num_heads: Number of attention heads.
     key_dim: Features of a head; D / num_heads if `None`.
-    activation: Activation of the feed-forward part.
+    activation: Activation of the feed-forward part; see `FeedForward`.
     dropout: Fraction to drop of attention weights, of what is inside the
       feed-forward part, and of what each part adds.
     normalize_first: Whether each part's input is normalised (pre-norm), rather
@@ -80,7 +80,7 @@ class TransformerBlock(tf.keras.layers.Layer):
     self.intermediate_dim = intermediate_dim
     self.num_heads = num_heads
     self.key_dim = key_dim
-    self.activation = activations.get(activation)
+    self.activation = blending.get(activation)
     self.dropout = dropout
     self.normalize_first = normalize_first
     self.use_causal_mask = use_causal_mask
@@ -146,7 +146,7 @@ class TransformerBlock(tf.keras.layers.Layer):
       'intermediate_dim': self.intermediate_dim,
       'num_heads': self.num_heads,
       'key_dim': self.key_dim,
-      'activation': activations.serialize(self.activation),
+      'activation': blending.serialize(self.activation),
       'dropout': self.dropout,
       'normalize_first': self.normalize_first,
       'use_causal_mask': self.use_causal_mask,

@@ -13,6 +13,7 @@ from si_federated.models import MODELS
 
 # Ids of the published sizes: 4,000 pieces and four special ones.
 PUBLISHED_VOCAB_SIZE = 4004
+_CLASSES = 10
 SIZES: Tuple[Optional[str], ...] = (None, 'small', 'large')
 
 
@@ -42,24 +43,39 @@ def describe(vocab_size: int = PUBLISHED_VOCAB_SIZE) -> Iterator[str]:
   Yields:
     Lines of text.
   """
-  yield f'Parameters are counted for {vocab_size:,} ids.'
+  yield (
+    f'Parameters are counted for {vocab_size:,} ids, those of classifiers for '
+    f'{_CLASSES} classes.'
+  )
   for name, build in MODELS.items():
     documentation = inspect.getdoc(build) or ''
     parameters = inspect.signature(build).parameters
+    given = {'vocab_size': vocab_size, 'num_classes': _CLASSES}
+    given = {key: given[key] for key in given if key in parameters}
     options = ', '.join(
       f'{option}={parameter.default}'
       for option, parameter in parameters.items()
-      if option != 'vocab_size'
+      if option not in given
     )
     yield ''
     yield f'{name}: {documentation.splitlines()[0]}'
     yield f'  options: {options}'
+    if 'num_classes' in given:
+      try:
+        yield from _describe_weights('default', build(**given))
+      except ValueError as error:  # A package is missing.
+        yield f'  {error}'
+      continue
     for size in SIZES:
       with tf.Graph().as_default():  # Where no weight gets a value.
-        model = build(vocab_size, size=size)
+        model = build(**given, size=size)
       label = 'default' if size is None else f'size={size}'
-      yield f'  {label}: {model.count_params():,} parameters'
-      for group, shapes in weight_groups(model).items():
-        count = f'{len(shapes)} x ' if len(shapes) > 1 else ''
-        kinds = ' or '.join(map(str, dict.fromkeys(shapes)))
-        yield f'    {group:<44} {count}{kinds}'
+      yield from _describe_weights(label, model)
+
+
+def _describe_weights(label: str, model: tf.keras.Model) -> Iterator[str]:
+  yield f'  {label}: {model.count_params():,} parameters'
+  for group, shapes in weight_groups(model).items():
+    count = f'{len(shapes)} x ' if len(shapes) > 1 else ''
+    kinds = ' or '.join(map(str, dict.fromkeys(shapes)))
+    yield f'    {group:<44} {count}{kinds}'

@@ -134,7 +134,9 @@ def transformer(
     tied_embeddings: Whether the logits are a product with the transposed
       embedding, rather than a dense layer of their own.
     size: `small` or `large`, which set the first three to published values.
-    activation: Activation of the feed-forward parts, as `relu` or `gelu`.
+    activation: Activation of the feed-forward parts, as `relu` or `gelu`, or
+      adaptive blending units, as `abu` or `abu_softmax:relu+tanh` (modes and
+      functions are those of `layers.AdaptiveBlendingUnit`).
     dropout: Fraction of units to drop.
     positions: `sinusoidal` or `learned`.
     max_length: Longest sequence, for learned positions.

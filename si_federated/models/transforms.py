@@ -1,10 +1,10 @@
-"""What is done to a model before it is trained: now the freezing of parts."""
+"""What is done to a model before it is trained: the freezing of parts."""
 
 from __future__ import annotations
 
 import collections
 import re
-from typing import Any, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List, Sequence
 
 import tensorflow as tf
 
@@ -23,7 +23,8 @@ def stable_names(names: Iterable[str]) -> List[str]:
     names: Names of variables as Keras has them.
 
   Returns:
-    The names in the same order, without `:0`.
+    The names in the same order, without `:0`; a second one of a name ends with
+    `_2` and so on.
 
   >>> stable_names(['recurrent_1/cifg_cell_7/kernel:0', 'logits/bias:0'])
   ['recurrent_1/cifg_cell/kernel', 'logits/bias']
@@ -36,7 +37,14 @@ def stable_names(names: Iterable[str]) -> List[str]:
     inner[:-1] = [re.sub(r'_[0-9]+$', '', part) for part in inner[:-1]]
     short.append('/'.join([first, *inner]))
   counts = collections.Counter(short)
-  return [s if counts[s] == 1 else w for s, w in zip(short, whole)]
+  chosen = [s if counts[s] == 1 else w for s, w in zip(short, whole)]
+  # Layers of others may give several variables one name.
+  seen: Dict[str, int] = {}
+  for index, name in enumerate(chosen):
+    seen[name] = seen.get(name, 0) + 1
+    if seen[name] > 1:
+      chosen[index] = f'{name}_{seen[name]}'
+  return chosen
 
 
 def match_names(names: Sequence[str], pattern: Any) -> List[str]:
@@ -104,7 +112,20 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
     return model
   names = stable_names(weight.name for weight in weights)
   chosen = set(match_names(names, variables))
-  frozen = {id(w) for name, w in zip(names, weights) if name in chosen}
+  freeze_variables(model, [w for n, w in zip(names, weights) if n in chosen])
+  return model
+
+
+def freeze_variables(
+  model: tf.keras.Model, variables: Iterable[tf.Variable]
+) -> None:
+  """Makes variables non-trainable, one by one, where Keras goes by layer.
+
+  Args:
+    model: The model; it is changed.
+    variables: Some of its variables.
+  """
+  frozen = {id(variable) for variable in variables}
   for part in model.submodules:
     if not isinstance(part, tf.keras.layers.Layer):
       continue
@@ -112,4 +133,3 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
     moved = [weight for weight in own if id(weight) in frozen]
     own[:] = [weight for weight in own if id(weight) not in frozen]
     part._non_trainable_weights.extend(moved)
-  return model

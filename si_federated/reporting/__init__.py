@@ -1,5 +1,6 @@
 """Reports on finished and running training: tables, figures, pages."""
 
+from si_federated.reporting.page import all_tables
 from si_federated.reporting.report import default_output, write_report
 from si_federated.reporting.runs import Divergence, Run, find_runs, read_run
 from si_federated.reporting.settings import Comparison, Group, compare
@@ -11,6 +12,7 @@ __all__ = [
   'Group',
   'Run',
   'Table',
+  'all_tables',
   'compare',
   'default_output',
   'find_runs',

@@ -217,6 +217,20 @@ def finish(
           alpha=0.6,
         )
       )
+  return render(name, caption, figure)
+
+
+def render(name: str, caption: str, figure: Figure) -> Picture:
+  """Makes a picture of a finished figure.
+
+  Args:
+    name: File name without ending.
+    caption: What the figure shows.
+    figure: The figure.
+
+  Returns:
+    The picture.
+  """
   png, svg = io.BytesIO(), io.BytesIO()
   figure.savefig(png, format='png', dpi=300, metadata={'Software': None})
   with matplotlib.rc_context({'svg.hashsalt': name}):

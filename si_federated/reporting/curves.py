@@ -11,6 +11,8 @@ import pandas as pd
 from si_federated.reporting import runs, settings
 from si_federated.reporting.runs import Run
 
+_COSTS = {'bytes': runs.BYTES_UP_TOTAL, 'epsilon': runs.EPSILON}
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
@@ -69,9 +71,9 @@ def curve(
   Args:
     group: The runs.
     column: Column of `metrics.csv`.
-    against: What x is: `'rounds'`, `'time'` (seconds of training) or `'bytes'`
-      (uploaded by all clients so far); at a given round it is the mean over the
-      runs.
+    against: What x is: `'rounds'`, `'time'` (seconds of training), `'bytes'`
+      (uploaded by all clients so far) or `'epsilon'` (spent so far); at a given
+      round it is the mean over the runs.
     window: Rounds of the trailing mean by which values are smoothed.
     until_divergence: Whether to leave out what a run measured once it diverged.
 
@@ -118,9 +120,7 @@ def _places(run: Run, values: pd.Series, against: str) -> pd.Series:
   """Returns the x of each value: its round, or what that round has cost."""
   if against == 'rounds':
     return pd.Series(values.index, index=values.index, dtype=float)
-  costs = (
-    run.wall_secs() if against == 'time' else run.finite(runs.BYTES_UP_TOTAL)
-  )
+  costs = run.wall_secs() if against == 'time' else run.finite(_COSTS[against])
   if not len(costs):
     return pd.Series(dtype=float)
   # The evaluation before the first round costs nothing.

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from si_federated.reporting import canvas, curves, looks, settings
+from si_federated.reporting import (
+  canvas,
+  client_figures,
+  curves,
+  looks,
+  number_figures,
+  references,
+  settings,
+  tuning,
+  tuning_figures,
+)
 from si_federated.reporting import runs as run_files
 from si_federated.reporting.canvas import Label, Picture
 from si_federated.reporting.curves import Curve
 
+_ONLY_BEST = (
+  ' Of each kind of run it is the setting with the lowest final perplexity.'
+)
 # The most telling measure of accuracy first.
 _ACCURACIES = (
   (
@@ -36,40 +49,40 @@ def draw_all(comparison: settings.Comparison) -> List[Picture]:
     The pictures, perplexity against rounds first.
   """
   with matplotlib.rc_context(rc=canvas.STYLE):  # type: ignore[arg-type]
+    by_epsilon = tuning_figures.by_epsilon(comparison)
+    curved = _for_curves(comparison)
     drawn = [
-      _perplexity(comparison, 'rounds'),
-      _perplexity(comparison, 'time'),
-      _perplexity(comparison, 'bytes')
-      if _traffic_differs(comparison)
-      else None,
-      _sweep(comparison),
-      _loss(comparison),
-      _accuracy(comparison),
+      _perplexity(curved, 'rounds'),
+      _perplexity(curved, 'time'),
+      _perplexity(curved, 'bytes') if _traffic_differs(curved) else None,
+      tuning_figures.by_learning_rate(comparison),
+      number_figures.by_number(comparison),
+      by_epsilon or _perplexity(curved, 'epsilon'),
+      _loss(curved),
+      _accuracy(curved),
+      *client_figures.draw(comparison),
     ]
-  return [picture for picture in drawn if picture is not None]
+  pictures = [picture for picture in drawn if picture is not None]
+  if len(curved.groups) == len(comparison.groups):
+    return pictures
+  return [
+    one
+    if one.name.startswith('final_by_')
+    else dataclasses.replace(one, caption=one.caption + _ONLY_BEST)
+    for one in pictures
+  ]
 
 
-def reference_lines(comparison: settings.Comparison) -> Dict[str, float]:
-  """Returns the perplexities to compare with, by label.
-
-  Lines of the same name and (to three digits) the same value are one; where
-  tasks disagree the label names the task.
-  """
-  found: Dict[Tuple[str, str], List[Tuple[str, float]]] = {}
-  for group in comparison.groups:
-    for run in group.runs:
-      for name, value in run.reference_perplexity.items():
-        key = name, f'{value:.2e}'
-        found.setdefault(key, []).append((run.task.get('name', ''), value))
-  names = [name for name, _ in found]
-  lines = {}
-  for (name, _), entries in found.items():
-    task, value = entries[0]
-    label = name if names.count(name) == 1 else f'{name} {task}'.strip()
-    while label in lines:
-      label += '′'
-    lines[label] = value
-  return lines
+def _for_curves(comparison: settings.Comparison) -> settings.Comparison:
+  """Returns what to draw curves of: the best settings, if all are too many."""
+  kinds = tuning.find_kinds(comparison)
+  if len(comparison.groups) <= len(canvas.PALETTE) or not tuning.is_tuned(
+    kinds
+  ):
+    return comparison
+  return dataclasses.replace(
+    comparison, groups=tuple(kind.best for kind in kinds)
+  )
 
 
 def _traffic_differs(comparison: settings.Comparison) -> bool:
@@ -95,11 +108,11 @@ def _perplexity(
   ]
   if all(one.end is None for one in drawn):
     return None
-  references = reference_lines(comparison)
+  dashed = references.reference_lines(comparison)
   full = [one for one in drawn if one.end is not None]
   # A diverging run leaves through the top instead of flattening the others.
-  top = max([*(one.start for one in full), *references.values()]) * 1.15
-  bottom = min([*(one.lowest for one in full), *references.values()]) * 0.88
+  top = max([*(one.start for one in full), *dashed.values()]) * 1.15
+  bottom = min([*(one.lowest for one in full), *dashed.values()]) * 0.88
   figure, axes = canvas.blank_axes('Validation perplexity', len(drawn))
   canvas.scale_y(axes, bottom, top)
   if against == 'bytes':
@@ -110,15 +123,18 @@ def _perplexity(
     drawn = _scale_costs(axes, drawn, 'Training time', _SECONDS)
     caption = 'Validation perplexity against training time.'
     name = 'perplexity_by_time'
+  elif against == 'epsilon':
+    axes.set_xlabel('ε spent so far')
+    caption = 'Validation perplexity against the epsilon spent so far.'
+    name = 'perplexity_by_epsilon'
   else:
     canvas.scale_rounds(axes)
     caption = 'Validation perplexity against rounds of training.'
     name = 'perplexity_by_round'
-  labels = _draw_references(axes, references)
+  labels = references.draw(axes, dashed)
   labels += _draw_curves(axes, drawn, looks.group_looks(comparison))
-  if references:
-    caption += ' Dashed: ' + ' and '.join(_explain(one) for one in references)
-    caption += '.'
+  if dashed:
+    caption += ' Dashed: ' + ' and '.join(map(references.explain, dashed)) + '.'
   return canvas.finish(name, caption + _common(drawn), figure, axes, labels)
 
 
@@ -136,7 +152,9 @@ def _loss(comparison: settings.Comparison) -> Picture | None:
     for group in comparison.groups
   ]
   full = [one for one in drawn if one.end is not None]
-  figure, axes = canvas.blank_axes('Training loss (nats a token)', len(drawn))
+  runs = [run for group in comparison.groups for run in group.runs]
+  unit = 'nats' if any(map(run_files.has_classes, runs)) else 'nats a token'
+  figure, axes = canvas.blank_axes(f'Training loss ({unit})', len(drawn))
   low, high = min(one.lowest for one in full), max(one.start for one in full)
   margin = 0.06 * (high - low) or 0.1
   axes.set_ylim(low - margin, high + margin)
@@ -176,69 +194,11 @@ def _accuracy(comparison: settings.Comparison) -> Picture | None:
   canvas.scale_rounds(axes)
   labels = _draw_curves(axes, drawn, looks.group_looks(comparison))
   caption = f'Share of next words guessed right on validation clients{words}.'
+  if all(map(run_files.has_classes, runs)):
+    caption = 'Share of validation texts whose class was guessed right.'
   return canvas.finish(
     'accuracy', caption + _common(drawn), figure, axes, labels
   )
-
-
-def _sweep(comparison: settings.Comparison) -> Picture | None:
-  """Draws the best perplexity against a learning rate tried at 3 values."""
-  rate = settings.swept_rate(comparison)
-  if rate is None:
-    return None
-  lines: Dict[str, List[Tuple[float, float, float, float, bool]]] = {}
-  for group in comparison.groups:
-    try:
-      place = float(group.settings[rate])
-    except ValueError:
-      continue
-    best = [
-      float(run.finite(run_files.PERPLEXITY).min())
-      for run in group.runs
-      if len(run.finite(run_files.PERPLEXITY))
-    ]
-    if best:
-      broken = any(run.divergence for run in group.runs)
-      label = settings.without(group, rate) or 'all runs'
-      point = place, float(np.mean(best)), min(best), max(best), broken
-      lines.setdefault(label, []).append(point)
-  if not lines or max(map(len, lines.values())) < 2:
-    return None
-  references = reference_lines(comparison)
-  figure, axes = canvas.blank_axes('Best validation perplexity', len(lines))
-  values = [p[i] for points in lines.values() for p in points for i in (2, 3)]
-  canvas.scale_y(
-    axes,
-    min([*values, *references.values()]) * 0.88,
-    max([*values, *references.values()]) * 1.15,
-  )
-  axes.set_xscale('log')
-  axes.set_xlabel(rate.replace('_', ' ').capitalize())
-  labels = _draw_references(axes, references)
-  styles = looks.palette_looks(len(lines))
-  places = set()
-  for look, (label, points) in zip(styles, lines.items()):
-    points.sort()
-    x, mean, low, high, diverged = map(np.array, zip(*points))
-    places.update(x.tolist())
-    axes.plot(x, mean, color=look.color, marker=look.marker, alpha=look.alpha)
-    if np.any(high > low):
-      axes.fill_between(x, low, high, color=look.color, alpha=0.15, lw=0)
-    fine = diverged == 0
-    axes.plot(x[fine], mean[fine], 'o', ms=3.5, color=look.color)
-    axes.plot(x[~fine], mean[~fine], 'x', ms=5.5, mew=1.5, color=look.color)
-    labels.append(Label(label, look.color, mean[-1], (x[-1], mean[-1])))
-  axes.set_xticks(sorted(places), minor=False)
-  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f'{v:g}'))
-  axes.xaxis.set_minor_locator(ticker.NullLocator())
-  caption = (
-    f'Best validation perplexity of each run against its '
-    f'{rate.replace("_", " ")}.'
-  )
-  if any(point[4] for points in lines.values() for point in points):
-    caption += ' A cross marks runs that diverged: their best before that.'
-  name = f'best_by_{rate}'
-  return canvas.finish(name, caption, figure, axes, labels)
 
 
 # The smallest number that reads well in a unit, and its name.
@@ -267,15 +227,6 @@ def _scale_costs(
     )
     for one in drawn
   ]
-
-
-def _draw_references(axes: Axes, references: Dict[str, float]) -> List[Label]:
-  labels = []
-  for name, value in references.items():
-    axes.axhline(value, color=canvas.QUIET[0], linewidth=0.9, dashes=(4, 2.5))
-    text = f'{name} {canvas.tick(value)}'
-    labels.append(Label(text, canvas.QUIET[0], value))
-  return labels
 
 
 def _draw_curves(
@@ -335,14 +286,6 @@ def _leaving_point(axes: Axes, one: Curve) -> Tuple[float, float]:
       crossing = np.interp(heights[0], heights[1:], x[[before, after]])
       return float(crossing), top
   return one.end[0], min(one.end[1], top)
-
-
-def _explain(label: str) -> str:
-  if label.startswith('unigram'):
-    return f'{label}, a model that knows only how frequent each word is'
-  if label.startswith('floor'):
-    return f'{label}, the lowest that any model can reach'
-  return label
 
 
 def _common(drawn: Sequence[Curve]) -> str:

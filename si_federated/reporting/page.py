@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+import statistics
+from typing import List, Sequence, Tuple
 
 import jinja2
 import markupsafe
 
-from si_federated.reporting import canvas, figures, settings, tables
+from si_federated.reporting import (
+  canvas,
+  client_figures,
+  diagnostics,
+  references,
+  settings,
+  tables,
+  tuning,
+)
+from si_federated.reporting import runs as run_files
 from si_federated.reporting.canvas import Picture
 from si_federated.reporting.settings import Comparison, Group
 
@@ -139,7 +149,9 @@ _LEGEND = (
   'Perplexity and accuracy are measured on held-out clients; accuracy, at the '
   'last evaluation, does not count words outside the vocabulary and ends of '
   'sentences. Seconds a round are the median; bytes are those of one client '
-  'in one round.'
+  'in one round. After ± stands the standard deviation over seeds. The best '
+  'setting is the one with the lowest mean final perplexity on these same '
+  'held-out clients, among those of which no run diverged.'
 )
 
 # From so many settings on, only the best of each model is put in words.
@@ -158,20 +170,29 @@ def findings(comparison: Comparison) -> List[str]:
   """
   runs = [run for group in comparison.groups for run in group.runs]
   said = _task_sentences(comparison)
-  unigram = figures.reference_lines(comparison).get('unigram')
+  unigram = references.reference_lines(comparison).get('unigram')
   if len(comparison.groups) <= _MANY:
     said += [_result(group, unigram) for group in comparison.groups]
   else:
     said += _best_results(comparison, unigram)
-  for run in runs:
-    if run.divergence:
-      said.append(
-        f'{run.name} diverged: {run.divergence.reason} at round '
-        f'{run.divergence.round_num}.'
-      )
-    elif not run.finished:
-      said.append(f'{run.name} is {tables.state(run)}.')
-    said.extend(f'{run.name}: {note}' for note in run.notes)
+  diverged = [run for run in runs if run.divergence]
+  unfinished = [r for r in runs if not r.finished and not r.divergence]
+  if len(diverged) > _MANY:
+    said.append(f'{len(diverged)} of {len(runs)} runs diverged.')
+  else:
+    said += [
+      f'{run.name} diverged: {run.divergence.reason} at round '
+      f'{run.divergence.round_num}.'
+      for run in diverged
+      if run.divergence
+    ]
+  if len(unfinished) > _MANY:
+    said.append(f'{len(unfinished)} of {len(runs)} runs are unfinished.')
+  else:
+    said += [f'{run.name} is {tables.state(run)}.' for run in unfinished]
+  said += [f'{run.name}: {note}' for run in runs for note in run.notes]
+  said += diagnostics.sentences(comparison)
+  said += client_figures.sentences(comparison)
   return said
 
 
@@ -220,10 +241,7 @@ def _render(
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
   )
-  shown = [('Runs', tables.runs_table(comparison))]
-  repeated = tables.groups_table(comparison)
-  if repeated is not None:
-    shown.insert(0, ('Settings over their seeds', repeated))
+  shown = all_tables(comparison)
   runs = sum(len(group.runs) for group in comparison.groups)
   return environment.from_string(template).render(
     title=title,
@@ -247,16 +265,45 @@ def _render(
   )
 
 
+def all_tables(comparison: Comparison) -> List[Tuple[str, tables.Table]]:
+  """Builds every table for which the runs have data.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    Headings and tables; of sweeps the best settings first.
+  """
+  best = tuning.best_table(comparison)
+  rates = tuning.rate_table(comparison)
+  repeated = tables.groups_table(comparison)
+  shown = []
+  if best is not None:
+    shown.append(('The best setting of each kind of run', best))
+  if rates is not None:
+    shown.append(rates)
+  if repeated is not None:
+    shown.append(('Settings over their seeds', repeated))
+  return [*shown, ('Runs', tables.runs_table(comparison))]
+
+
 def _result(group: Group, unigram: float | None) -> str:
   """Says how well a group did."""
-  mean = _mean_best(group)
-  if mean is None:
+  known = tuning.final_values(group)
+  accuracy = tables.last_value(group, run_files.ACCURACY)
+  if accuracy is not None and all(map(run_files.has_classes, group.runs)):
+    return f'{group.label}: final validation accuracy {accuracy:.1%}.'
+  if not known:
+    if tuning.num_diverged(group):
+      return f'{group.label}: diverged.'
     return f'{group.label}: not evaluated yet.'
-  text = f'{group.label}: best validation perplexity {tables.number(mean)}'
-  if len(group.runs) > 1:
-    text += f' (mean over {len(group.runs)} seeds)'
-  else:
-    text += f' at round {tables.best_round(group.runs[0])}'
+  mean = sum(known) / len(known)
+  text = f'{group.label}: final validation perplexity {tables.number(mean)}'
+  if len(known) > 1:
+    deviation = tables.number(statistics.stdev(known))
+    text += f' ± {deviation} (mean and deviation over {len(known)} seeds)'
+  if len(known) < len(group.runs):
+    text += f', of {len(known)} of {len(group.runs)} runs'
   if unigram:
     way = 'below' if mean < unigram else 'above'
     share = abs(mean / unigram - 1)
@@ -266,24 +313,14 @@ def _result(group: Group, unigram: float | None) -> str:
 
 
 def _best_results(comparison: Comparison, unigram: float | None) -> List[str]:
-  """Says how well the best group did; of each model, where it differs."""
-  kinds: Dict[str, List[Group]] = {}
-  for group in comparison.groups:
-    if _mean_best(group) is not None:
-      kinds.setdefault(group.settings.get('model', ''), []).append(group)
+  """Says how well the best setting of each kind of run did."""
   said = []
-  for kind, groups in kinds.items():
-    best = min(groups, key=lambda group: _mean_best(group) or 0.0)
-    of = f' of {kind}' if kind else ''
-    text = f'Best of {len(groups)} settings{of}: {_result(best, unigram)}'
+  for kind in tuning.find_kinds(comparison):
+    text = _result(kind.best, unigram)
+    if len(kind.groups) > 1:
+      text = f'Best of {len(kind.groups)} settings of {kind.label}: {text}'
     said.append(text)
   return said
-
-
-def _mean_best(group: Group) -> float | None:
-  known = [tables.best_value(run) for run in group.runs]
-  finite = [value for value in known if value is not None]
-  return sum(finite) / len(finite) if finite else None
 
 
 def _task_sentences(comparison: Comparison) -> List[str]:

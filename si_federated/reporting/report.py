@@ -7,7 +7,7 @@ import pathlib
 from typing import Dict, List, Sequence, Union
 
 from si_federated import files
-from si_federated.reporting import figures, page
+from si_federated.reporting import diagnostics, figures, page
 from si_federated.reporting.settings import Comparison
 
 
@@ -32,7 +32,7 @@ def write_report(
   Raises:
     OSError: If a file can't be written.
   """
-  pictures = figures.draw_all(comparison)
+  pictures = figures.draw_all(comparison) + diagnostics.draw(comparison)
   contents: Dict[str, bytes] = {
     'report.html': page.html(title, comparison, pictures).encode(),
     'report.md': page.markdown(title, comparison, pictures).encode(),

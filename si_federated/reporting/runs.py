@@ -117,6 +117,15 @@ class Run:
     return total if len(total) else self.finite(ROUND_SECS).cumsum()
 
 
+def has_classes(run: Run) -> bool:
+  """Returns whether a run tells classes apart, and has no perplexity.
+
+  Args:
+    run: The run.
+  """
+  return 'classes' in run.task
+
+
 def find_runs(paths: Sequence[str]) -> List[pathlib.Path]:
   """Finds the run folders that the user means.
 
@@ -254,7 +263,8 @@ def _read_metrics(path: pathlib.Path) -> Tuple[Dict[str, pd.Series], bool]:
     cells = {r: table[r][column] for r in sorted(table) if column in table[r]}
     if cells and column != ROUND:
       series[column] = pd.Series(cells, dtype=float)
-  if PERPLEXITY not in series and EVAL_LOSS in series:
+  # Where the column is empty, the loss is not one of tokens.
+  if PERPLEXITY not in header and EVAL_LOSS in series:
     with np.errstate(over='ignore'):
       series[PERPLEXITY] = series[EVAL_LOSS].apply(np.exp)
   return series, torn

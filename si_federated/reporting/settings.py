@@ -23,7 +23,16 @@ _FIRST = (
   'clients_per_round', 'aggregator', 'clip_norm', 'noise_multiplier', 'task',
   'algorithm', 'total_rounds',
 )  # fmt: skip
-_IDENTITY = frozenset(['experiment_name', 'run_name', 'root_output_dir'])
+# Labels of more settings than that name only those from which others follow,
+# these before all.
+_MOST_NAMED = 3
+_NAMED_FIRST = (
+  'model', 'aggregator', 'target_epsilon', 'noise_multiplier',
+  'client_learning_rate', 'server_learning_rate', 'compression',
+)  # fmt: skip
+_IDENTITY = frozenset(
+  ['experiment_name', 'run_name', 'root_output_dir', 'diagnostics']
+)
 _SHORT = {
   'client_learning_rate': 'client lr',
   'server_learning_rate': 'server lr',
@@ -42,11 +51,14 @@ class Group:
     label: What tells this group from the others, short enough for a figure.
     settings: Differing setting -> its value in this group.
     runs: The runs, at least one.
+    telling: The settings that the label names: those from which all others
+      follow, if there are many.
   """
 
   label: str
   settings: Dict[str, str]
   runs: Tuple[Run, ...]
+  telling: Tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +154,12 @@ def compare(runs: Sequence[Run]) -> Comparison:
     # A run whose settings aren't known is like no other.
     alike[(*chosen, '' if one else str(index))].append(index)
   groups = []
+  named = _independent(telling, [key[:-1] for key in alike])
   for key, members in alike.items():
     values = dict(zip(telling, key))
     drawn = {tuple(settings[i].get(s) for s in seeds) for i in members}
-    label = _label(values) or shared.get('model', '')
+    label = _label({name: values[name] for name in named})
+    label = label or shared.get('model', '')
     # Two runs with the same seeds aren't repetitions: something that the
     # settings don't show tells them apart.
     repeated = len(drawn) == len(members)
@@ -153,7 +167,10 @@ def compare(runs: Sequence[Run]) -> Comparison:
       first = runs[cluster[0]]
       known_label = label if repeated and settings[cluster[0]] else ''
       group = Group(
-        known_label or first.name, values, tuple(runs[i] for i in cluster)
+        known_label or first.name,
+        values,
+        tuple(runs[i] for i in cluster),
+        named,
       )
       groups.append((cluster[0], group))
   groups.sort(key=lambda pair: pair[0])
@@ -164,13 +181,26 @@ def compare(runs: Sequence[Run]) -> Comparison:
   )
 
 
-def swept_rate(comparison: Comparison) -> str | None:
-  """Returns the learning rate tried at three values or more, or None."""
-  for name in ('client_learning_rate', 'server_learning_rate'):
-    values = {group.settings.get(name, MISSING) for group in comparison.groups}
-    if len(values - {MISSING}) >= 3:
-      return name
-  return None
+def _independent(
+  names: Sequence[str], rows: Sequence[Tuple[str, ...]]
+) -> Tuple[str, ...]:
+  """Returns settings that suffice to tell rows apart, if there are many.
+
+  Recipes differ in much at once: a private aggregator brings its clip norm, its
+  server optimizer and so on. What follows from settings kept is left out.
+  """
+  if len(names) <= _MOST_NAMED:
+    return tuple(names)
+  first = {name: place for place, name in enumerate(_NAMED_FIRST)}
+  order = sorted(names, key=lambda name: first.get(name, len(first)))
+  kept: List[str] = []
+  for name in order:
+    columns = [names.index(one) for one in kept]
+    before = {tuple(row[i] for i in columns) for row in rows}
+    columns.append(names.index(name))
+    if len({tuple(row[i] for i in columns) for row in rows}) > len(before):
+      kept.append(name)
+  return tuple(name for name in names if name in kept)
 
 
 def _label(values: Dict[str, str]) -> str:
@@ -183,9 +213,11 @@ def _label(values: Dict[str, str]) -> str:
   return ', '.join(pieces)
 
 
-def without(group: Group, name: str) -> str:
-  """Returns a group's label without one setting, for curves over it."""
-  return _label({k: v for k, v in group.settings.items() if k != name})
+def without(group: Group, *names: str) -> str:
+  """Returns a group's label without some settings, for curves over them."""
+  return _label(
+    {name: group.settings[name] for name in group.telling if name not in names}
+  )
 
 
 def _rank(name: str) -> Tuple[int, str]:

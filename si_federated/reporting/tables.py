@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable, Dict, List, Sequence, Tuple
+import statistics
+from typing import Callable, Dict, List, Mapping, Sequence, Tuple
 
 from si_federated.reporting import runs as run_files
 from si_federated.reporting import settings
@@ -84,7 +85,7 @@ def runs_table(comparison: settings.Comparison) -> Table:
     cells = tuple(cell(run) for run in runs)
     if set(cells) != {settings.MISSING}:
       kept[title] = cells
-  return _assemble(kept)
+  return assemble(kept)
 
 
 def groups_table(comparison: settings.Comparison) -> Table | None:
@@ -94,26 +95,26 @@ def groups_table(comparison: settings.Comparison) -> Table | None:
     comparison: The runs.
 
   Returns:
-    Mean and range of the best and final perplexity over seeds, or None if no
-    run was repeated.
+    Mean and standard deviation of the best and final perplexity over seeds, or
+    None if no run was repeated.
   """
   if all(len(group.runs) == 1 for group in comparison.groups):
     return None
   kept: Dict[str, Tuple[str, ...]] = {
     'setting': tuple(group.label for group in comparison.groups),
     'seeds': tuple(str(len(group.runs)) for group in comparison.groups),
-    'final perplexity, mean (range)': tuple(
-      _spread(group, final_value) for group in comparison.groups
+    'final perplexity': tuple(
+      mean_and_deviation(group, final_value) for group in comparison.groups
     ),
-    'best perplexity, mean (range)': tuple(
-      _spread(group, best_value) for group in comparison.groups
+    'best perplexity': tuple(
+      mean_and_deviation(group, best_value) for group in comparison.groups
     ),
     'diverged': tuple(
       str(sum(run.divergence is not None for run in group.runs))
       for group in comparison.groups
     ),
   }
-  return _assemble(kept)
+  return assemble(kept)
 
 
 def state(run: Run) -> str:
@@ -171,6 +172,11 @@ def count(value: float | None) -> str:
   return settings.MISSING if value is None else f'{int(value):,}'
 
 
+def count_of(number_of_runs: int) -> str:
+  """Returns `1 run`, `2 runs` and so on."""
+  return f'{number_of_runs} run' + ('s' if number_of_runs != 1 else '')
+
+
 def duration(secs: float | None) -> str:
   """Formats a duration."""
   if secs is None:
@@ -183,7 +189,11 @@ def duration(secs: float | None) -> str:
   return f'{minutes // 60:,} h {minutes % 60:02d} min'
 
 
-def _assemble(kept: Dict[str, Tuple[str, ...]]) -> Table:
+def assemble(kept: Mapping[str, Sequence[str]]) -> Table:
+  """Builds a table from columns of cells, by heading.
+
+  Columns of numbers, but for the first, are set flush right.
+  """
   return Table(
     columns=tuple(kept),
     rows=tuple(zip(*kept.values())),
@@ -211,13 +221,18 @@ def _last(column: str, form: str) -> _Cell:
 
 
 def best_round(run: Run) -> str:
-  """Returns the round of the lowest evaluation perplexity as text."""
+  """Returns the round of the best perplexity, or accuracy, as text."""
   values = run.finite(run_files.PERPLEXITY)
+  if run_files.has_classes(run):
+    values = -run.finite(run_files.ACCURACY)
   return str(values.idxmin()) if len(values) else settings.MISSING
 
 
 def _accuracy(run: Run) -> str:
-  values = run.finite(run_files.ACCURACY_NO_OOV_NO_EOS)
+  column = run_files.ACCURACY_NO_OOV_NO_EOS
+  if run_files.has_classes(run):
+    column = run_files.ACCURACY
+  values = run.finite(column)
   return f'{100 * values.iloc[-1]:.1f} %' if len(values) else settings.MISSING
 
 
@@ -247,7 +262,17 @@ def _traffic(column: str) -> _Cell:
   return cell
 
 
-def _spread(group: settings.Group, value: Callable[[Run], float | None]) -> str:
+def last_value(group: settings.Group, column: str) -> float | None:
+  """Returns the mean of the last values of a column, None without any."""
+  found = [run.finite(column) for run in group.runs]
+  last = [float(values.iloc[-1]) for values in found if len(values)]
+  return sum(last) / len(last) if last else None
+
+
+def mean_and_deviation(
+  group: settings.Group, value: Callable[[Run], float | None]
+) -> str:
+  """Returns mean ± sample standard deviation over a group's runs as text."""
   known: Sequence[float] = [
     one for one in map(value, group.runs) if one is not None
   ]
@@ -256,4 +281,4 @@ def _spread(group: settings.Group, value: Callable[[Run], float | None]) -> str:
   mean = sum(known) / len(known)
   if len(known) == 1:
     return number(mean)
-  return f'{number(mean)} ({number(min(known))}–{number(max(known))})'
+  return f'{number(mean)} ± {number(statistics.stdev(known))}'

@@ -1,28 +1,36 @@
-"""Language tasks: client populations, vocabulary, loss and metrics."""
+"""Tasks: client populations, vocabulary, loss and metrics."""
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable, Union
 
+from si_federated.tasks.classification_task import (
+  ClassificationTask,
+  encode_texts,
+)
 from si_federated.tasks.docstrings import docstrings
 from si_federated.tasks.shakespeare import shakespeare
 from si_federated.tasks.stackoverflow import stackoverflow
 from si_federated.tasks.subwords import sentencepiece
 from si_federated.tasks.synthetic import synthetic
 from si_federated.tasks.task import Task
+from si_federated.tasks.text_classification import text_classification
 from si_federated.tasks.token_store import ClientPopulation
 from si_federated.tasks.vocabularies import load_vocabulary, words
 from si_federated.tasks.vocabulary import Vocabulary
 
-TASKS: dict[str, Callable[..., Task]] = {
+AnyTask = Union[Task, ClassificationTask]
+
+TASKS: dict[str, Callable[..., Any]] = {
   'docstrings': docstrings,
   'shakespeare': shakespeare,
   'stackoverflow': stackoverflow,
   'synthetic': synthetic,
+  'text_classification': text_classification,
 }
 
 # Each builds a function from a task of words to one of its tokens.
-VOCABULARIES: dict[str, Callable[..., Callable[[Task], Task]]] = {
+VOCABULARIES: dict[str, Callable[..., Callable[[Any], Any]]] = {
   'sentencepiece': sentencepiece,
   'words': words,
 }
@@ -30,8 +38,11 @@ VOCABULARIES: dict[str, Callable[..., Callable[[Task], Task]]] = {
 __all__ = [
   'TASKS',
   'VOCABULARIES',
+  'AnyTask',
+  'ClassificationTask',
   'ClientPopulation',
   'Task',
   'Vocabulary',
+  'encode_texts',
   'load_vocabulary',
 ]

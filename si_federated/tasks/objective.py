@@ -1,4 +1,4 @@
-"""Loss and metrics of next-word prediction, padding left out."""
+"""Losses, and the metrics of next-word prediction, padding left out."""
 
 from __future__ import annotations
 
@@ -86,6 +86,35 @@ class NextWordLoss(tf.keras.losses.Loss):
       for _ in range(missing):  # One weight an example: spread over its labels.
         sample_weight = sample_weight[..., tf.newaxis]
       weights *= sample_weight
+    return tf.math.divide_no_nan(
+      tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+    )
+
+
+class ClassLoss(tf.keras.losses.Loss):
+  """Mean cross-entropy of the classes of a batch, from logits."""
+
+  def __init__(self, name: str = 'class_loss'):
+    super().__init__(reduction=tf.keras.losses.Reduction.NONE, name=name)
+
+  def call(self, y_true, y_pred):
+    """Returns the loss of each example.
+
+    Args:
+      y_true: `[B]` classes.
+      y_pred: `[B, C]` logits.
+
+    Returns:
+      `[B]` float32.
+    """
+    return cross_entropy(tf.cast(y_pred, tf.float32), y_true)
+
+  def __call__(self, y_true, y_pred, sample_weight=None):
+    """Returns the scalar mean, weighted if weights are given; 0 of none."""
+    losses = self.call(y_true, tf.convert_to_tensor(y_pred))
+    weights = tf.ones_like(losses)
+    if sample_weight is not None:
+      weights *= tf.cast(sample_weight, losses.dtype)
     return tf.math.divide_no_nan(
       tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
     )

@@ -72,7 +72,7 @@ def shakespeare(
     ValueError: A number is out of range, or a file is missing or damaged.
   """
   check_sizes(vocab_size, sequence_length)
-  source = _find_source(data_dir, path)
+  source = find_source(data_dir, path)
 
   def fill(writer: StoreWriter) -> None:
     _fill(writer, source, sequence_length)
@@ -96,7 +96,16 @@ def shakespeare(
   )
 
 
-def _find_source(data_dir: str | None, path: str | None) -> str:
+def find_source(data_dir: str | None, path: str | None) -> str:
+  """Returns the file of speeches, TFF's if none is named.
+
+  Args:
+    data_dir: As for `shakespeare`, as is `path`.
+    path: See there.
+
+  Raises:
+    ValueError: There is none.
+  """
   if path is not None:
     source = os.path.join(data_dir or '', str(path))
     if not os.path.isfile(source):
@@ -136,8 +145,7 @@ def _find_source(data_dir: str | None, path: str | None) -> str:
 def _fill(writer: StoreWriter, source: str, length: int) -> None:
   """Writes all clients, in the order of their first speech."""
   clients: dict[str, list[str]] = {}
-  read = _tff_speeches if source.endswith('.sqlite') else _json_speeches
-  for client_id, text in read(source):
+  for client_id, text in read_speeches(source):
     if text:
       clients.setdefault(client_id, []).append(text)
   try:
@@ -153,6 +161,19 @@ def _fill(writer: StoreWriter, source: str, length: int) -> None:
       for start in range(0, len(text), length)
     ]
     writer.add_client(held.get(client_id, 'train'), client_id, windows)
+
+
+def read_speeches(source: str) -> Iterator[tuple[str, str]]:
+  """Yields the client and the text of each speech.
+
+  Args:
+    source: What `find_source` returned.
+
+  Raises:
+    ValueError: It is missing or damaged.
+  """
+  read = _tff_speeches if source.endswith('.sqlite') else _json_speeches
+  return read(source)
 
 
 def _tff_speeches(path: str) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from si_federated import files
 from si_federated.tasks import tokenizer
+from si_federated.tasks.classification_task import ClassificationTask
 from si_federated.tasks.source_files import store_folder
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task
@@ -133,7 +134,7 @@ class SubwordVocabulary(Vocabulary):
       ) from error
 
 
-def sentencepiece(*, size: int = 4096) -> Callable[[Task], Task]:
+def sentencepiece(*, size: int = 4096) -> Callable[[Any], Any]:
   """Subword pieces of a unigram model (Kudo 2018, arXiv 1804.10959).
 
   The model is trained on the words of the training clients with their counts,
@@ -239,7 +240,15 @@ def _processor(model: bytes) -> Any:
     raise ValueError(f'SentencePiece cannot read it: {error}') from error
 
 
-def _task_of_pieces(task: Task, *, size: int) -> Task:
+def _task_of_pieces(
+  task: Task | ClassificationTask, *, size: int
+) -> Task | ClassificationTask:
+  if isinstance(task, ClassificationTask):
+    return task.recode(
+      lambda counts: SubwordVocabulary.from_model(
+        train_model(counts.items(), size)
+      )
+    )
   if isinstance(task.vocabulary, CharacterVocabulary):
     raise ValueError(
       f'Task {task.name} is made of characters, of which there are no '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Callable, Mapping
+from typing import Any, Callable, ClassVar, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +32,12 @@ class Task:
     reference_lines: Further reference perplexities, `[N, T + 1]` examples ->
       perplexity, by name.
   """
+
+  # What it tells the builder of a model, and how the model is to be trained.
+  MODEL_ARGUMENTS: ClassVar[tuple[str, ...]] = ('vocab_size',)
+  OBJECTIVE: ClassVar[str] = 'next_token'
+  # Names of what it tells apart: nothing.
+  classes: ClassVar[tuple[str, ...]] = ()
 
   name: str
   vocabulary: Vocabulary
@@ -89,6 +95,37 @@ class Task:
   ) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
     """Returns constructors of the metrics, by name."""
     return objective.metric_constructors(self.vocabulary)
+
+  @property
+  def model_arguments(self) -> dict[str, int]:
+    """The values of `MODEL_ARGUMENTS`."""
+    return {'vocab_size': self.vocabulary.size}
+
+  @property
+  def objective_options(self) -> dict[str, Any]:
+    """What the objective needs to know of the labels."""
+    return {
+      'end_of_sentence': self.vocabulary.end,
+      'ignored_labels': self.ignored_labels,
+    }
+
+  @staticmethod
+  def inputs_and_labels(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and labels, `[N, T]` each, of `[N, T + 1]` examples."""
+    return examples[:, :-1], examples[:, 1:]
+
+  def facts(self, examples: np.ndarray) -> dict[str, Any]:
+    """Returns what there is to know of the data, as plain values.
+
+    Args:
+      examples: What is evaluated on, `[N, T + 1]`.
+    """
+    return {
+      'num_words': len(self.vocabulary.words),
+      'tokens_per_word': self.tokens_per_word(examples),
+      # These take a pass over the training text.
+      'reference_perplexity': self.reference_perplexities(examples),
+    }
 
   def tokens_per_word(self, examples: np.ndarray) -> float:
     """Returns labels for each word, counting the end of a sentence as a word.

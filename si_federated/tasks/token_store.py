@@ -164,8 +164,20 @@ class ClientPopulation:
       `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
       if there are fewer than T, zeros.
     """
-    start, stop = self._sentence_range(index)
-    return self.ids_of(np.arange(start, stop))
+    order = np.arange(self.num_examples(index))
+    return self.ids_of(self.sentence_numbers(index, order))
+
+  def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
+    """Returns which sentences of the whole split some of a client's are.
+
+    Args:
+      index: The client.
+      order: `[n]` numbers among its own sentences, from 0.
+
+    Returns:
+      `[n]` numbers for `ids_of`.
+    """
+    return self._sentence_range(index)[0] + order
 
   def ids_of(self, sentences: np.ndarray) -> np.ndarray:
     """Returns `[n, T + 1]` int32 ids of the sentences with these numbers."""
@@ -212,25 +224,14 @@ class ClientPopulation:
     Raises:
       ValueError: A number is out of range.
     """
-    if epochs < 1:
-      raise ValueError(f'epochs must be 1 or more; got {epochs}.')
-    if max_elements is not None and max_elements < 1:
-      raise ValueError(
-        f'max_elements must be 1 or more, or None; got {max_elements}.'
-      )
-    start, stop = self._sentence_range(index)
-    size = stop - start
-    total = epochs * size
-    if max_elements is not None:
-      total = min(total, max_elements)
-    if seed is None:
-      order = np.arange(total) % max(size, 1)
-    else:
-      words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
-      generator = np.random.PCG64([*words, index])
-      passes = [_permutation(generator, size) for _ in range(-(-total // size))]
-      order = np.concatenate(passes)[:total]
-    return self.ids_of(start + order)
+    order = training_order(
+      self.num_examples(index),
+      index=index,
+      epochs=epochs,
+      max_elements=max_elements,
+      seed=seed,
+    )
+    return self.ids_of(self.sentence_numbers(index, order))
 
   def client_batches(
     self,
@@ -282,7 +283,7 @@ class ClientPopulation:
       return self.ids_of(np.arange(total))
     generator = np.random.PCG64(seed)
     if max_examples * 4 >= total:
-      chosen = _permutation(generator, total)[:max_examples]
+      chosen = permutation(generator, total)[:max_examples]
     else:  # Memory must not grow with the population.
       chosen = np.empty([0], np.int64)
       while len(chosen) < max_examples:
@@ -310,7 +311,45 @@ class ClientPopulation:
     return counts
 
 
-def _permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
+def training_order(
+  size: int,
+  *,
+  index: int,
+  epochs: int = 1,
+  max_elements: int | None = None,
+  seed: int | Sequence[int] | None = None,
+) -> np.ndarray:
+  """Returns in which order a client's examples are used, `[m]`.
+
+  Args:
+    size: The number of its examples.
+    index: The client.
+    epochs: How often each example is seen.
+    max_elements: At most this many over all epochs; None for all.
+    seed: With the client's index fixes the order; None for stored order.
+
+  Raises:
+    ValueError: A number is out of range.
+  """
+  if epochs < 1:
+    raise ValueError(f'epochs must be 1 or more; got {epochs}.')
+  if max_elements is not None and max_elements < 1:
+    raise ValueError(
+      f'max_elements must be 1 or more, or None; got {max_elements}.'
+    )
+  total = epochs * size
+  if max_elements is not None:
+    total = min(total, max_elements)
+  if seed is None:
+    return np.arange(total) % max(size, 1)
+  words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
+  generator = np.random.PCG64([*words, index])
+  passes = [permutation(generator, size) for _ in range(-(-total // size))]
+  return np.concatenate(passes)[:total]
+
+
+def permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
+  """Returns a random order of so many, the same with every NumPy."""
   # Sorted raw output, because NumPy keeps the stream of a bit generator the
   # same from version to version but not that of `Generator.permutation`.
   return np.argsort(generator.random_raw(size), kind='stable')

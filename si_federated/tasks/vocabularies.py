@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Callable
+from typing import Any, Callable
 
 from si_federated.tasks.subwords import SubwordVocabulary
-from si_federated.tasks.task import Task
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
 _KINDS: tuple[type[Vocabulary], ...] = (
@@ -16,7 +15,7 @@ _KINDS: tuple[type[Vocabulary], ...] = (
 )
 
 
-def words() -> Callable[[Task], Task]:
+def words() -> Callable[[Any], Any]:
   """Leaves a task with its own tokens: words, or characters."""
   return lambda task: task
 

@@ -1,9 +1,9 @@
-"""Evaluation of the server's model on held-out clients' text."""
+"""Evaluation of the server's model on held-out text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,16 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 
+def next_tokens(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first and the last T ids of sentences `[N, T + 1]`."""
+  return examples[:, :-1], examples[:, 1:]
+
+
 def build_evaluation(
   *,
   model: tff.learning.models.FunctionalModel,
   examples: np.ndarray,
+  inputs_and_labels: Callable[[np.ndarray], Any] = next_tokens,
   batch_size: int = 64,
   batches_per_shard: int = 8,
 ) -> Callable[[tff.learning.models.ModelWeights], dict[str, float]]:
@@ -24,14 +30,15 @@ def build_evaluation(
   federated evaluation, so that every runtime uses all its processors.
 
   Args:
-    model: The model, with metrics that are means over tokens, `loss` included.
-    examples: Sentences, shape `[N, T + 1]`; ids are the first T, labels the
-      last T.
+    model: The model, with metrics that are means, `loss` included: over tokens
+      if one is `num_tokens`.
+    examples: Sentences, shape `[N, T + 1]`.
+    inputs_and_labels: Returns the ids `[N, T]` and the labels of examples.
     batch_size: Sentences a batch.
     batches_per_shard: Batches a shard.
 
   Returns:
-    A function from weights to metrics by name; with `perplexity`, the
+    A function from weights to metrics by name; of tokens with `perplexity`, the
     exponential of the total loss over the number of predicted tokens.
 
   Raises:
@@ -48,9 +55,9 @@ def build_evaluation(
 
   def shard(start: int) -> tf.data.Dataset:
     part = examples[start : start + rows]
-    return tf.data.Dataset.from_tensor_slices(
-      (part[:, :-1], part[:, 1:])
-    ).batch(batch_size)
+    return tf.data.Dataset.from_tensor_slices(inputs_and_labels(part)).batch(
+      batch_size
+    )
 
   shards = _Shards(shard, range(0, len(examples), rows))
 
@@ -63,9 +70,32 @@ def build_evaluation(
         'current_round_metrics'
       ].items()
     }
-    return {**metrics, 'perplexity': perplexity(metrics['loss'])}
+    if 'num_tokens' in metrics:
+      metrics['perplexity'] = perplexity(metrics['loss'])
+    return metrics
 
   return evaluate
+
+
+def better(
+  metrics: Mapping[str, float], best: Mapping[str, float], round_num: int
+) -> Mapping[str, float]:
+  """Returns the best evaluation so far, as a run's summary has it.
+
+  Args:
+    metrics: A new evaluation; the lowest `perplexity` is best, of models that
+      have none the highest `accuracy`.
+    best: The best one before, empty if there is none.
+    round_num: The round of the new one.
+  """
+  name = 'perplexity' if 'perplexity' in metrics else 'accuracy'
+  sign = -1 if name == 'perplexity' else 1
+  value = metrics[name]
+  if not math.isfinite(value) or (
+    name in best and sign * value <= sign * best[name]
+  ):
+    return best
+  return {name: value, 'round_num': round_num}
 
 
 def perplexity(loss: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import signal
 import threading
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow_federated as tff
 import tree
 
-from si_federated.training import checkpoints, run_folder
+from si_federated.training import checkpoints, evaluation, run_folder
 from si_federated.training import progress as progress_lib
 
 _MEASUREMENTS = (
@@ -66,6 +65,29 @@ class Ledger(Protocol):
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
     """Goes back to a state."""
+
+
+class Diagnostics(Protocol):
+  """What looks at the model by round, as `diagnostics.Recorder` does."""
+
+  def open(self, round_num: int) -> None:
+    """Goes on after a round; -1 for a new run."""
+
+  def record(
+    self,
+    round_num: int,
+    *,
+    after: Any,
+    before: Any = None,
+    cohort: Any = None,
+    measured: Any,
+    is_evaluated: bool,
+    is_last: bool = False,
+  ) -> None:
+    """Measures after a round, if it is time to."""
+
+  def summary(self) -> dict[str, Any]:
+    """Returns what the run's summary says of it."""
 
 
 @contextlib.contextmanager
@@ -145,6 +167,7 @@ def run(
   rounds_per_checkpoint: int,
   bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]],
   ledger: Optional[Ledger] = None,
+  diagnostics: Optional[Diagnostics] = None,
 ) -> dict[str, Any]:
   """Runs the rounds that are still to be run, and keeps their results.
 
@@ -155,7 +178,7 @@ def run(
     process: The learning process.
     sample_cohort: Returns the datasets of a round's clients; must depend on the
       round alone.
-    evaluate: Returns metrics of weights, `loss` and `perplexity` among them.
+    evaluate: Returns metrics of weights, `loss` and `accuracy` among them.
     folder: Where the results go.
     total_rounds: The number of the last round.
     rounds_per_eval: How often to evaluate; always before the first and after
@@ -165,6 +188,7 @@ def run(
     bytes_per_client: Returns what a client sent, `up`, and received, `down`,
       given a round's metrics.
     ledger: Checks each cohort before it trains, and keeps account of it.
+    diagnostics: Looks at the model before the first and after each round.
 
   Returns:
     The summary, which is also written to the folder.
@@ -183,6 +207,8 @@ def run(
   _restore_ledger(ledger, facts, folder.path)
   weights = initial_state.global_model_weights
   folder.open_metrics(round_num if resumed else -1)
+  if diagnostics is not None:
+    diagnostics.open(round_num if resumed else -1)
   # What an interrupt saves: a round is complete when its row is written.
   complete = _Complete(
     state,
@@ -201,13 +227,10 @@ def run(
     last_eval = {
       f'eval/{key}': value
       for key, value in metrics.items()
-      if key != 'num_tokens'
+      if key not in ('num_tokens', 'num_examples')
     }
     row.update(last_eval, eval_secs=time.monotonic() - start)
-    best = complete.best
-    value = last_eval['eval/perplexity']
-    if not math.isnan(value) and value < best.get('perplexity', math.inf):
-      best = {'perplexity': value, 'round_num': round_num}
+    best = dict(evaluation.better(metrics, complete.best, round_num))
     return last_eval, best
 
   def ledger_facts():
@@ -246,6 +269,13 @@ def run(
         if ledger is not None:
           row.update(ledger.row())
         last_eval, best = evaluate_after(0, state, row)
+        if diagnostics is not None:
+          diagnostics.record(
+            0,
+            after=process.get_model_weights(state),
+            measured=row,
+            is_evaluated=True,
+          )
         folder.write_metrics(0, row)
         complete = dataclasses.replace(
           complete, round_num=0, last_eval=last_eval, best=best
@@ -279,6 +309,16 @@ def run(
         last_eval, best = complete.last_eval, complete.best
         if round_num % rounds_per_eval == 0 or round_num == total_rounds:
           last_eval, best = evaluate_after(round_num, output.state, row)
+        if diagnostics is not None:
+          diagnostics.record(
+            round_num,
+            before=process.get_model_weights(complete.state),
+            after=process.get_model_weights(output.state),
+            cohort=cohort,
+            measured=row,
+            is_evaluated='eval/loss' in row,
+            is_last=round_num == total_rounds,
+          )
         if ledger is not None:
           ledger.record(round_num, cohort.clients)
           row.update(ledger.row())
@@ -296,6 +336,7 @@ def run(
           round_num,
           row['train/loss'],
           last_eval.get('eval/perplexity'),
+          accuracy=last_eval.get('eval/accuracy'),
           clients=len(cohort),
         )
         if round_num % rounds_per_checkpoint == 0:
@@ -323,5 +364,7 @@ def run(
     summary['privacy'] = {
       key: privacy[key] for key in ('epsilon', 'delta', 'private', 'simulated')
     }
+  if diagnostics is not None:
+    summary['diagnostics'] = diagnostics.summary()
   folder.write_json('summary.json', summary)
   return summary

@@ -85,6 +85,7 @@ class Progress:
     self._start_round = start_round
     self._loss: float | None = None
     self._perplexity: float | None = None
+    self._accuracy: float | None = None
     self._written_secs: float | None = None
     self._written_round = start_round
     self._shown = 0  # Characters of the live line now on the terminal.
@@ -102,6 +103,7 @@ class Progress:
     loss: float | None,
     perplexity: float | None = None,
     clients: int = 0,
+    accuracy: float | None = None,
   ) -> None:
     """Records a finished round and shows it if it is time to.
 
@@ -111,11 +113,15 @@ class Progress:
       perplexity: Evaluation perplexity if this round was evaluated; the last
         one given stays on the line.
       clients: Clients that took part in the round.
+      accuracy: Evaluation accuracy, which is shown where there is no
+        perplexity; the last one given stays, too.
     """
     now = self._clock()
     self._loss = loss
     if perplexity is not None:
       self._perplexity = perplexity
+    if accuracy is not None:
+      self._accuracy = accuracy
     clients += self._marks[-1].clients
     self._marks.append(_Mark(now, round_num, clients))
     # The first round traces and compiles: as soon as two later rounds are
@@ -176,6 +182,8 @@ class Progress:
       parts.append(f'loss {_number(self._loss, 3)}')
     if self._perplexity is not None:
       parts.append(f'perplexity {_number(self._perplexity, 1)}')
+    elif self._accuracy is not None:
+      parts.append(f'accuracy {self._accuracy:.1%}')
     secs = newest.secs - oldest.secs
     rounds = newest.round_num - oldest.round_num
     if newest.round_num >= self._total:

@@ -5,6 +5,7 @@ ROOT/EXPERIMENT/
   task.json       facts about the data
   vocabulary.txt  one word a line; characters.txt or vocabulary.model for others
   metrics.csv     a row a round
+  diagnostics.csv round, layer, quantity, value (--diagnostics)
   logdir/         TensorBoard
   checkpoints/    the newest states; the seed of the noise, too, so secret if
                   the run is private
@@ -33,7 +34,9 @@ COLUMNS = (
   'train/accuracy',
   'train/accuracy_no_oov',
   'train/accuracy_no_oov_no_eos',
+  'train/macro_f1',
   'train/num_tokens',
+  'train/num_examples',
   'train/trained_fraction',
   'train/clip_norm',
   'train/clip_fraction',
@@ -43,6 +46,7 @@ COLUMNS = (
   'eval/accuracy',
   'eval/accuracy_no_oov',
   'eval/accuracy_no_oov_no_eos',
+  'eval/macro_f1',
   'round_secs',
   'eval_secs',
   'secs_total',
@@ -106,7 +110,7 @@ class RunFolder:
         f'({"; ".join(differences)}); give this one another '
         '--experiment_name, or the same flags to resume.'
       )
-    if held is None or differences:
+    if held is None or held.to_json() != experiment.to_json():
       files.write_atomically(self._file('config.json'), experiment.to_json())
     return held is not None and not differences
 
@@ -229,3 +233,30 @@ def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
     ) from error
   except config.ConfigError as error:
     raise config.ConfigError(f'{file}: {error}') from error
+
+
+def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:
+  """Reads the classes that a run tells apart.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    Their names by label; none if its task has no classes, or no data were read
+    yet.
+  """
+  try:
+    with open(os.path.join(path, 'task.json'), encoding='utf-8') as handle:
+      return tuple(json.load(handle).get('classes', ()))
+  except (OSError, ValueError, AttributeError):
+    return ()
+
+
+def model_labels(path: Union[str, os.PathLike]) -> dict[str, int]:
+  """Returns what builders of a run's model need beside its number of ids.
+
+  Args:
+    path: The run's folder.
+  """
+  classes = read_classes(path)
+  return {'num_classes': len(classes)} if classes else {}

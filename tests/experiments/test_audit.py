@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -37,6 +39,7 @@ def _audit(root, *flags):
   )
 
 
+@pytest.mark.slow
 def test_an_audit_and_a_run_without_canaries_do_not_mix(tmp_path):
   flags = (
     '--aggregator=banded:bands=2',

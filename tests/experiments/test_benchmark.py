@@ -342,6 +342,7 @@ def test_noise_of_rounds_that_were_not_measured_is_in_proportion():
   assert noise.extrapolate([1], [3.0], 1.0, 1) == (3.0, 3.0)
 
 
+@pytest.mark.slow
 def test_noise_measures_state_and_rows_of_each_mechanism(tmp_path):
   buffers = 3
   blt = f'blt:num_buffers={buffers}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from experiments.benchmarking import (
@@ -37,6 +38,7 @@ def test_the_stock_model_is_ours_with_the_same_weights():
   )
 
 
+@pytest.mark.slow
 def test_steps_and_large_models_are_measured(tmp_path):
   made = plan.Plan(
     workload.Settings(str(tmp_path), batch_size=4, sequence_length=6),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments.benchmarking import partial, plan, workload
 
 
+@pytest.mark.slow
 def test_rounds_memory_and_upload_are_measured(tmp_path):
   made = plan.Plan(
     workload.Settings(str(tmp_path), batch_size=4, sequence_length=6),
@@ -18,7 +21,10 @@ def test_rounds_memory_and_upload_are_measured(tmp_path):
   found = {r['algorithm']: r for r in made.found('partial_training')}
   assert list(found) == list(partial.ALGORITHMS)
   assert all(len(r['seconds']) == 2 for r in found.values())
-  assert all(r['peak_bytes'] > 0 for r in found.values())
+  assert all(
+    r['peak_bytes'] > 0 and r['building_peak_bytes'] > 0 for r in found.values()
+  )
+  assert all(min(r['processor_seconds']) > 0 for r in found.values())
   whole, *others = (r['bytes_up_per_client'] for r in found.values())
   assert all(0 < other < whole for other in others)
   assert len(lines) == 2 + len(partial.ALGORITHMS)

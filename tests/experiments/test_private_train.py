@@ -148,6 +148,7 @@ def test_a_run_of_another_promise_is_not_resumed(whole, flags):
   assert 'other flags' in output and 'Traceback' not in output
 
 
+@pytest.mark.slow
 def test_secret_noise(tmp_path):
   # Enough noise that no two runs agree.
   codes, weights = [], []

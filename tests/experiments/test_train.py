@@ -143,7 +143,9 @@ def test_writes_the_run_folder_and_learns(whole):
   assert str(folder) in done.stdout
 
 
-@pytest.mark.parametrize('rows_before', [2, 8])
+@pytest.mark.parametrize(
+  'rows_before', [2, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_killed_and_started_again_is_as_uninterrupted(
   whole, tmp_path, rows_before
 ):
@@ -160,7 +162,9 @@ def test_killed_and_started_again_is_as_uninterrupted(
   _assert_same_run(tmp_path / 'x', whole[0])
 
 
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'how', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_saves_and_leaves_no_process(whole, tmp_path, how):
   args = (*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
   process = _start(*args)

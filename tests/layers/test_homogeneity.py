@@ -56,6 +56,13 @@ PARTS = {
   'attention_0': Part(_attention, 0, 2),
   'attention_1': Part(_attention, 1, 3),
   'attention_with_biases': Part(_biased_attention, 0, 2),
+  'feed_forward_blending': Part(
+    lambda: layers.FeedForward(
+      8, 'abu_absolute:relu+identity', use_output_bias=False
+    ),
+    0,
+    2,
+  ),
   'encoder_layer': Part(
     lambda: layers.TransformerBlock(8, 2, scale_invariant=True), 2, 2
   ),

@@ -44,6 +44,15 @@ def _sequences(layer_class, **options):
 
 
 CASES = {
+  'lora_dense': Case(
+    lambda **kwargs: layers.LoRADense(
+      4, rank=2, alpha=6, activation='relu', a_initializer='ones', **kwargs
+    ),
+    (5, 3),
+    (5, 4),
+    mixes_steps=False,
+    tflite=True,
+  ),
   'lstm': Case(_sequences(layers.LSTM), (5, 3), (5, 4), tflite=True),
   'cifg': Case(_sequences(layers.CIFG), (5, 3), (5, 4), tflite=True),
   'si_cifg': Case(_sequences(layers.SICIFG), (5, 3), (5, 4), tflite=True),
@@ -129,6 +138,27 @@ CASES = {
     (5, 4),
     mixes_steps=False,
     tflite=True,
+  ),
+  'blending_unit': Case(
+    lambda **kwargs: layers.AdaptiveBlendingUnit('absolute', **kwargs),
+    (5, 4),
+    (5, 4),
+    mixes_steps=False,
+    tflite=True,
+  ),
+  'feed_forward_blending': Case(
+    lambda **kwargs: layers.FeedForward(6, 'abu_softmax', **kwargs),
+    (5, 4),
+    (5, 4),
+    mixes_steps=False,
+    tflite=True,
+  ),
+  'conformer_block_blending': Case(
+    lambda **kwargs: layers.ConformerBlock(
+      6, 2, kernel_size=3, activation='abu', **kwargs
+    ),
+    (5, 4),
+    (5, 4),
   ),
   'layer_normalization': Case(
     lambda **kwargs: layers.LayerNormalization(epsilon=0.0, **kwargs),

@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 
 from si_federated import reporting
-from si_federated.reporting import curves, figures, page
+from si_federated.reporting import curves, figures, page, references
 
 
 def _compare(*folders):
@@ -127,7 +127,7 @@ def test_lines_of_different_tasks_name_their_task(make_run):
       task={'name': 'synthetic', 'reference_perplexity': {'unigram': 60.0}},
     ),
   )
-  assert figures.reference_lines(comparison) == {
+  assert references.reference_lines(comparison) == {
     'unigram docstrings': 512.3,
     'unigram synthetic': 60.0,
   }
@@ -159,13 +159,13 @@ def test_diverged_run_is_marked_and_does_not_stretch_the_axis(make_run):
 def test_sweep_of_learning_rates_gets_its_own_figure(make_run):
   comparison = _compare(*_grid(make_run))
   drawn = {one.name: one for one in figures.draw_all(comparison)}
-  sweep = drawn['best_by_client_learning_rate']
+  sweep = drawn['final_by_client_learning_rate']
   assert {'0.1', '0.3', '1', '3', '10', 'cifg', 'si_cifg'} <= set(_texts(sweep))
-  assert 'A cross marks runs that diverged' in sweep.caption
+  assert 'A cross at the top: 1 run diverged there.' in sweep.caption
   said = page.findings(comparison)
   assert said[1] == (
-    'Best of 5 settings of cifg: cifg, client lr 0.1: best validation '
-    'perplexity 150.1 at round 30, 71% below the unigram perplexity (512.3).'
+    'Best of 5 settings of cifg: cifg, client lr 0.1: final validation '
+    'perplexity 150.1, 71% below the unigram perplexity (512.3).'
   )
   assert len(said) == 4
 
@@ -222,8 +222,8 @@ def test_markdown_shows_pictures_that_exist(make_run, tmp_path):
   assert len(shown) == 4
   assert set(shown) <= {path.name for path in written}
   assert (
-    '- cifg: best validation perplexity 200.0 (mean over 2 seeds), 61% below '
-    'the unigram perplexity (512.3).'
+    '- cifg: final validation perplexity 200.0 ± 0.00 (mean and deviation over '
+    '2 seeds), 61% below the unigram perplexity (512.3).'
   ) in text
   assert '- client learning rate: 1\n' in text
   assert 'Line: mean over seeds' not in text  # The two are the same.

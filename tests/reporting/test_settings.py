@@ -109,15 +109,6 @@ def test_missing_setting_is_a_difference(compare):
   ]
 
 
-@pytest.mark.parametrize(
-  ('rates', 'expected'),
-  [([1.0, 3.0], None), ([0.3, 1.0, 3.0], 'client_learning_rate')],
-)
-def test_a_sweep_has_three_rates(compare, rates, expected):
-  comparison = compare(*({'client_learning_rate': rate} for rate in rates))
-  assert settings.swept_rate(comparison) == expected
-
-
 def test_names_in_short_and_in_full():
   assert settings.heading('client_learning_rate') == 'client lr'
   assert settings.full_name('client_learning_rate') == 'client learning rate'

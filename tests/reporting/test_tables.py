@@ -63,8 +63,8 @@ def test_table_of_repeated_runs(make_run):
     (
       'clients a round 20',
       '2',
-      '1,200 (1,100–1,300)',
-      '1,150 (1,000–1,300)',
+      '1,200 ± 141.4',
+      '1,150 ± 212.1',
       '0',
     ),
     ('clients a round 5', '1', 'known for 0 of 1', '5.00', '1'),

@@ -158,6 +158,8 @@ def test_left_out_folders_and_files(tmp_path, root):
     'experiments/train.py',
     'ray/util/queue.py',
     'sentencepiece/trainer.py',
+    'keras_nlp/models.py',
+    'rich/table.py',
     '__pycache__/cached.py',
     'not-a-package/mod.py',
     'pack/thing_pb2.py',
@@ -186,6 +188,8 @@ def test_built_once_and_again_when_the_installation_changes(
   # This project's own installation is not part of the data, nor is an extra's.
   (root / 'PyYAML-6.0.dist-info').mkdir()
   (root / 'sentencepiece-0.2.3.dist-info').mkdir()
+  (root / 'keras_nlp-0.6.4.dist-info').mkdir()
+  (root / 'markdown_it_py-4.3.0.dist-info').mkdir()
   (root / 'si_federated-0.1.0.dist-info').mkdir()
   (root / '__editable__.si_federated-0.1.0.pth').write_text('')
   corpus(tmp_path, root)

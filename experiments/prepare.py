@@ -1,0 +1,107 @@
+"""Turns text by many users into data for --task=stackoverflow.
+
+A dump of a Stack Exchange site (https://archive.org/details/stackexchange), its
+Posts.xml, plain or .xz, with Comments.xml beside it if there is one; or .7z:
+
+  python -m experiments.prepare --source=stackexchange --input=dump/coffee \\
+    --output=data/coffee
+  python -m experiments.train --experiment_name=coffee --task=stackoverflow \\
+    --data_dir=data/coffee
+
+A table, a text and a user in each row, as JSON lines or CSV, plain, .xz or .gz:
+
+  python -m experiments.prepare --source=jsonl --input=messages.jsonl \\
+    --text_column=text --client_column=user --output=data/messages
+
+Columns creation_date, title, score, tags and type are kept, where there are
+any. The folder gets stackoverflow.sqlite, client data as TFF reads it, and the
+word and tag counts of the training users.
+"""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from si_federated import config, flags
+
+_SOURCE = absl_flags.DEFINE_enum(
+  'source', None, ['stackexchange', 'jsonl', 'csv'], 'What the input is.'
+)
+_INPUT = absl_flags.DEFINE_string('input', None, 'The file, or the folder.')
+_OUTPUT = absl_flags.DEFINE_string(
+  'output', None, 'The folder to write to, made if missing.'
+)
+_SPLIT = absl_flags.DEFINE_enum(
+  'split',
+  None,
+  ['date', 'hash'],
+  "How users' texts are split: date, as TFF does it (users whose number is a "
+  'multiple of 10 are held out, later texts are for tests), the default for '
+  'dumps; or hash, a tenth of the users held out and a tenth for tests, the '
+  'default for tables.',
+)
+_SPLIT_DATE = absl_flags.DEFINE_string(
+  'split_date', '2018-01-01', 'From this day on texts are for tests.'
+)
+_COMMENTS = absl_flags.DEFINE_bool(
+  'comments', True, "Take a dump's comments, too; TFF's data have none."
+)
+_MIN_SENTENCES = absl_flags.DEFINE_integer(
+  'min_sentences', 1, "Leave out users with fewer sentences (TFF's data: 100)."
+)
+_TEXT_COLUMN = absl_flags.DEFINE_string(
+  'text_column', 'text', 'The column of a table that has the text.'
+)
+_CLIENT_COLUMN = absl_flags.DEFINE_string(
+  'client_column',
+  'client_id',
+  "The column of a table that has the user's name.",
+)
+_IS_HTML = absl_flags.DEFINE_bool(
+  'html', False, 'Texts of a table are HTML; those of dumps always are.'
+)
+_OVERWRITE = absl_flags.DEFINE_bool(
+  'overwrite', False, 'Replace what is in the output folder.'
+)
+for _name in ('source', 'input', 'output'):
+  absl_flags.mark_flag_as_required(_name)
+
+
+def main() -> None:
+  """Prepares the data and says what came out."""
+  # TensorFlow takes seconds to load: wrong flags are answered before.
+  from si_federated import preparation
+
+  default = 'date' if _SOURCE.value == 'stackexchange' else 'hash'
+  try:
+    settings = preparation.Settings(
+      source=_SOURCE.value,
+      input=_INPUT.value,
+      output=_OUTPUT.value,
+      split=_SPLIT.value or default,
+      split_date=_SPLIT_DATE.value,
+      comments=_COMMENTS.value,
+      min_sentences=_MIN_SENTENCES.value,
+      text_column=_TEXT_COLUMN.value,
+      client_column=_CLIENT_COLUMN.value,
+      is_html=_IS_HTML.value,
+      overwrite=_OVERWRITE.value,
+    )
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from error
+  summary = preparation.prepare(settings)
+  for note in summary['notes']:
+    print(note)
+  for split, clients in summary['clients'].items():
+    sentences = summary['sentences'][split]
+    print(f'{split}: {clients:,} users, {sentences:,} sentences')
+  print(f'The data are in {settings.output}.')
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,203 @@
+"""Trains many models: every combination of flags' values, with several seeds.
+
+Two models, three learning rates and two seeds, twelve runs:
+
+  python -m experiments.sweep --experiment_name=rates \\
+    --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \\
+    --grid='model=cifg:units=256|si_cifg:units=256' \\
+    --grid=client_learning_rate=0.1,0.3,1 --seeds=2
+
+Recipes side by side, each with the flags of the command line on top:
+
+  python -m experiments.sweep --experiment_name=models --total_rounds=50 \\
+    --recipes=experiments/configs/docstrings.cifg.mean.flags \\
+    --recipes=experiments/configs/docstrings.si_cifg.mean.flags
+
+A random search:
+
+  python -m experiments.sweep --experiment_name=search --random=20 \\
+    --grid=client_learning_rate=log:0.01..3 --grid=clip_norm=0.1,0.3,1
+
+Every flag of experiments.train may be given, for all runs, or in --grid. Runs
+go to the folders runs/NAME/RUN, and what they say to runs/NAME/logs. There are
+as many at once as there are processors. Stop it at any moment: the same command
+goes on where it was, and tries again what failed. Then:
+
+  python -m experiments.report --runs=runs/rates
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+
+from absl import flags as absl_flags
+
+from si_federated import config, flags, sweeps
+
+flags.define_experiment_flags()
+absl_flags.adopt_module_key_flags(flags)
+
+_GRID = absl_flags.DEFINE_multi_string(
+  'grid',
+  [],
+  'What to vary, FLAG=VALUE|VALUE, or FLAG=NUMBER,NUMBER; with --random also '
+  'FLAG=log:0.01..3, FLAG=linear:0..1 or FLAG=int:1..8. May be given for '
+  'several flags.',
+)
+_RECIPES = absl_flags.DEFINE_multi_string(
+  'recipes',
+  [],
+  'Files of flags, separated by commas or given one by one: everything is run '
+  'for each of them. Flags of the command line go before those of the files.',
+)
+_SEEDS = absl_flags.DEFINE_integer(
+  'seeds', 1, 'How often to run each setting, with seeds that count up.'
+)
+_SEED_FLAGS = absl_flags.DEFINE_list(
+  'seed_flags',
+  list(sweeps.SEED_FLAGS),
+  'Which seeds --seeds counts up; noise_seed with private aggregators only '
+  '(left out, it is as the flags say: secret by default).',
+)
+_RANDOM = absl_flags.DEFINE_integer(
+  'random', None, 'Draw so many settings of --grid instead of running all.'
+)
+_RANDOM_SEED = absl_flags.DEFINE_integer(
+  'random_seed', 0, 'The seed by which --random draws.'
+)
+_JOBS = absl_flags.DEFINE_integer(
+  'jobs',
+  None,
+  'How many runs at once; by default one for each processor.',
+)
+_THREADS = absl_flags.DEFINE_integer(
+  'threads_per_run',
+  None,
+  'How many processors each run has; by default they are shared out.',
+)
+_ADD = absl_flags.DEFINE_bool(
+  'add', False, 'Add these runs to a sweep that has others.'
+)
+_DRY_RUN = absl_flags.DEFINE_bool(
+  'dry_run', False, 'Print the commands of the runs, and run nothing.'
+)
+
+
+def main() -> None:
+  """Plans the sweep, and runs what has not finished."""
+  folder = os.path.join(
+    absl_flags.FLAGS.root_output_dir, absl_flags.FLAGS.experiment_name
+  )
+  processors = len(os.sched_getaffinity(0))
+  jobs = processors if _JOBS.value is None else _JOBS.value
+  threads = _THREADS.value or max(1, processors // max(jobs, 1))
+  if jobs < 1 or threads < 1:
+    raise config.ConfigError('--jobs and --threads_per_run must be 1 or more.')
+  plan = _plan(folder)
+
+  def command(run: config.ExperimentConfig) -> list[str]:
+    arguments = sweeps.command_line(run, flags.experiment_from_arguments)
+    program = [sys.executable, '-m', 'experiments.train']
+    return [*program, f'--root_output_dir={folder}', *arguments]
+
+  if _DRY_RUN.value:
+    for settings in plan.runs:
+      print(shlex.join(command(settings)))
+    return
+  with _held(folder):
+    plan.write(folder)
+    runs = sweeps.find_runs(plan, folder)
+    with sweeps.show(runs) as shown:
+      sweeps.run_all(
+        runs,
+        lambda run: command(run.settings),
+        num_jobs=jobs,
+        threads_per_run=threads,
+        changed=shown.changed,
+      )
+  failed = [run.name for run in runs if run.state == sweeps.FAILED]
+  if failed:
+    raise ValueError(
+      f'{len(failed)} of {len(runs)} runs failed ({", ".join(failed[:5])}'
+      f'{", ..." if len(failed) > 5 else ""}): see above, and '
+      f'{os.path.join(folder, "logs")}; the same command tries them again.'
+    )
+  print(f'Results are in {folder}; experiments.report --runs={folder} shows.')
+
+
+def _plan(folder: str) -> sweeps.Plan:
+  """Returns what is to be run, checked against what the folder plans."""
+  given = flags.given_experiment_flags()
+  own = given.pop('experiment_name')
+  held = sweeps.read_plan(folder)
+  nothing = not (given or _GRID.value or _RECIPES.value or _RANDOM.value)
+  if held is not None and nothing and _SEEDS.value == 1:
+    return held
+  numeric = flags.numeric_experiment_flags()
+  wanted = sweeps.build_plan(
+    _bases(given, own),
+    [sweeps.parse_axis(text, numeric, flags.ALIASES) for text in _GRID.value],
+    flags.experiment_from_arguments,
+    num_seeds=_SEEDS.value,
+    seed_flags=_SEED_FLAGS.value,
+    num_random=_RANDOM.value,
+    random_seed=_RANDOM_SEED.value,
+  )
+  # Where nothing has run yet nothing is lost.
+  if held is None or not any(
+    run.round_num or run.state == sweeps.FINISHED
+    for run in sweeps.find_runs(held, folder)
+  ):
+    return wanted
+  where = os.path.join(folder, sweeps.PLAN_NAME)
+  return held.extend(wanted, add=_ADD.value, where=where)
+
+
+def _bases(given: dict[str, str], own_name: str) -> list[sweeps.Base]:
+  """Returns a base for each recipe, or the one of the command line."""
+  arguments = tuple(f'--{flag}={value}' for flag, value in given.items())
+  paths = [path for text in _RECIPES.value for path in text.split(',') if path]
+  if not paths:
+    label = '' if _GRID.value else own_name
+    return [sweeps.Base(label, arguments)]
+  for path in paths:
+    if not os.path.isfile(path):
+      raise config.ConfigError(
+        f'--recipes={path}: there is no such file; give files of flags, such '
+        'as those in experiments/configs.'
+      )
+  return [
+    sweeps.Base(
+      os.path.basename(path).removesuffix('.flags'),
+      (f'--flagfile={path}', *arguments),
+    )
+    for path in paths
+  ]
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+  """Keeps a second sweep out of the folder."""
+  os.makedirs(folder, exist_ok=True)
+  with open(os.path.join(folder, '.lock'), 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise config.ConfigError(
+        f'Another process is running the sweep in {folder}.'
+      ) from error
+    yield
+
+
+def run() -> None:
+  """Runs the binary."""
+  flags.run_main(main)
+
+
+if __name__ == '__main__':
+  run()

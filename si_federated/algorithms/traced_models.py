@@ -1,0 +1,183 @@
+"""TFF's functional models of any Keras model, by tracing it beforehand.
+
+TFF builds a Keras model again in TensorFlow 1 graphs, where Keras's layers of
+old are used and many of today's fail: slices of tensors, masks that are
+computed, layers within layers. Here the model is built and traced as Keras 2
+means it; TFF's graphs get the operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+# What Keras makes of plain operations of TensorFlow.
+_OPERATIONS = ('TFOpLambda', 'SlicingOpLambda')
+
+
+def functional_model_from_keras(
+  keras_model_fn: Callable[[], tf.keras.Model],
+  loss: tf.keras.losses.Loss,
+  input_spec: Any,
+) -> tff.learning.models.FunctionalModel:
+  """Builds a functional model, whose graphs hold no variables.
+
+  Args:
+    keras_model_fn: Returns a new model of one input; the same variables in the
+      same order each time. Its layers must not change variables.
+    loss: The loss of a batch.
+    input_spec: The specs of a batch `(x, y)`.
+
+  Returns:
+    The model, with weights in the order of the variables' creation; what is
+    frozen is among the non-trainable ones.
+  """
+  with _legacy_random_operations():
+    created: list[tf.Variable] = []
+
+    def record(next_creator: Callable[..., tf.Variable], **options: Any):
+      created.append(next_creator(**options))
+      return created[-1]
+
+    with tf.variable_creator_scope(record):
+      keras_model = keras_model_fn()
+    trained = {id(v) for v in keras_model.trainable_variables}
+    owned = {id(v) for v in keras_model.variables}
+    own = [v for v in created if id(v) in owned]
+    # Of each variable: whether it is trained.
+    kinds = [id(v) in trained for v in own]
+    initial_weights = tuple(
+      tuple(v.numpy() for v, k in zip(own, kinds) if k is kind)
+      for kind in (True, False)
+    )
+    x_spec, _ = input_spec
+    traced = {
+      training: _Traced(
+        keras_model_fn, kinds, initial_weights, x_spec, training
+      )
+      for training in (True, False)
+    }
+
+  @tf.function
+  def predict_on_batch(model_weights, x, training=True):
+    return traced[bool(training)](model_weights, x)
+
+  def loss_fn(output, label, sample_weight=None):
+    return loss(y_true=label, y_pred=output, sample_weight=sample_weight)
+
+  return tff.learning.models.FunctionalModel(
+    initial_weights=initial_weights,
+    predict_on_batch_fn=predict_on_batch,
+    loss_fn=loss_fn,
+    input_spec=input_spec,
+  )
+
+
+def is_needed(keras_model: tf.keras.Model) -> bool:
+  """Whether TensorFlow 1 graphs can't build a model.
+
+  Args:
+    keras_model: The model, functional.
+  """
+  return any(
+    isinstance(layer, tf.keras.Model) or type(layer).__name__ in _OPERATIONS
+    for layer in keras_model.layers
+  )
+
+
+@contextlib.contextmanager
+def _legacy_random_operations() -> Iterator[None]:
+  """Has Keras draw random numbers by operations, not by variables."""
+  backend = tf.keras.backend.experimental
+  before = backend.is_tf_random_generator_enabled()
+  backend.disable_tf_random_generator()
+  try:
+    yield
+  finally:
+    if before:
+      backend.enable_tf_random_generator()
+
+
+def _forget_seeds(graph_def: Any) -> None:
+  """Lets random operations draw anew in each run, as TFF wants it.
+
+  TensorFlow writes its global seed into what it traces.
+  """
+  functions = (function.node_def for function in graph_def.library.function)
+  for node in itertools.chain(graph_def.node, *functions):
+    if 'seed' in node.attr and 'seed2' in node.attr:
+      node.attr['seed'].i = node.attr['seed2'].i = 0
+
+
+class _Traced:
+  """The operations of a model, to be put into graphs."""
+
+  def __init__(
+    self,
+    keras_model_fn: Callable[[], tf.keras.Model],
+    kinds: list[bool],
+    initial_weights: Any,
+    x_spec: tf.TensorSpec,
+    training: bool,
+  ):
+    def call(weights, x):
+      parts = {True: list(weights[0]), False: list(weights[1])}
+      given = [parts[kind].pop(0) for kind in kinds]
+      left = list(given)
+
+      def weight_instead_of_variable(next_creator, **options):
+        # What has no shape beforehand is a counter of Keras's, not a weight.
+        if options.get('shape') is None:
+          return next_creator(**options)
+        return left.pop(0)
+
+      with tf.variable_creator_scope(weight_instead_of_variable):
+        keras_model = keras_model_fn()
+      used = {id(weight) for weight in keras_model.weights}
+      if left or used != {id(weight) for weight in given}:
+        raise ValueError(
+          f'Model {keras_model.name} was built with other variables than the '
+          'first time; its function must make the same ones in the same order.'
+        )
+      return keras_model(x, training=training)
+
+    specs = tf.nest.map_structure(
+      lambda w: tf.TensorSpec(w.shape, w.dtype), initial_weights
+    )
+    concrete = tf.function(call, autograph=False).get_concrete_function(
+      specs, x_spec
+    )
+    graph = concrete.graph
+    self._graph_def = graph.as_graph_def(add_shapes=True)
+    _forget_seeds(self._graph_def)
+    captured = {id(placeholder) for _, placeholder in graph.captures}
+    self._inputs = [
+      tensor.name for tensor in graph.inputs if id(tensor) not in captured
+    ]
+    # Constants that Keras has made outside.
+    self._constants = {
+      placeholder.name: value.numpy() for value, placeholder in graph.captures
+    }
+    self._structure = graph.structured_outputs
+    self._outputs = tf.nest.flatten(graph.structured_outputs)
+
+  def __call__(self, weights: Any, x: Any) -> Any:
+    values = tf.nest.flatten(((tuple(weights[0]), tuple(weights[1])), x))
+    input_map = dict(zip(self._inputs, values))
+    input_map.update(
+      (name, tf.constant(value)) for name, value in self._constants.items()
+    )
+    results = tf.graph_util.import_graph_def(
+      self._graph_def,
+      input_map=input_map,
+      return_elements=[tensor.name for tensor in self._outputs],
+      name='keras_model',
+    )
+    for result, traced in zip(results, self._outputs):
+      result.set_shape(traced.shape)
+    return tf.nest.pack_sequence_as(self._structure, results)

@@ -1,0 +1,80 @@
+"""What a private run's guarantee leaves out, in words for its ledger."""
+
+from __future__ import annotations
+
+from si_federated import config
+from si_federated.aggregators import Mechanism
+
+_METRICS = (
+  'loss',
+  'accuracy',
+  'accuracy_no_oov',
+  'accuracy_no_oov_no_eos',
+  'num_tokens',
+)
+# What diagnostics tell of training clients' own updates, before noise.
+DIAGNOSTICS = (
+  'client_drift',
+  'client_mean_update_norm',
+  'client_variance',
+  'clip_fraction',
+)
+
+
+def unnoised(
+  experiment: config.ExperimentConfig, mechanism: Mechanism
+) -> list[str]:
+  """Returns the names of what is written without noise.
+
+  Args:
+    experiment: What is to be run.
+    mechanism: How updates are combined.
+  """
+  names = [
+    f'train/{name}' for name in (*_METRICS, *mechanism.unnoised_measurements)
+  ]
+  # Which variables a client did not change shows in what it sends.
+  if (
+    experiment.compression.upload is not None
+    or experiment.algorithm.name == 'partial_training'
+  ):
+    names += ['bytes_up_per_client', 'bytes_up_total']
+  if experiment.diagnostics.name != 'none':
+    names += [f'diagnostics.csv: {name}' for name in DIAGNOSTICS]
+  return names
+
+
+def not_covered(experiment: config.ExperimentConfig) -> list[str]:
+  """Returns phrases for what else the guarantee does not cover.
+
+  Args:
+    experiment: What is to be run.
+  """
+  phrases = [
+    f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
+    "from the training clients' text, without noise, before training"
+  ]
+  if experiment.client_similarity:
+    phrases.append(
+      'any one person: with --client_similarity='
+      f'{experiment.client_similarity} a client is a mixture of several '
+      "people's sentences, and each person's are spread over many clients"
+    )
+  if experiment.algorithm.name == 'expert_personalization':
+    phrases.append(
+      'the experts that clients train for themselves after the last round '
+      '(experts.json, experts.csv and clients/), which hold what is theirs '
+      'alone; those who opted out are in no round'
+    )
+  if experiment.personalize_epochs:
+    phrases.append(
+      'the evaluation of validation clients before and after fine-tuning '
+      '(personalization.json and .csv)'
+    )
+  if experiment.initial_model is not None:
+    phrases.append(
+      'what the initial model was trained on '
+      f'(--initial_model={experiment.initial_model}); nor may the choice of it '
+      'depend on the training clients'
+    )
+  return phrases

@@ -1,0 +1,232 @@
+"""What diagnostics measure: norms, cosines, gates, attention, clients' spread.
+
+Plain numpy functions of weights, updates and tapped values; each returns lines
+of layer, quantity and value. A layer here is all variables whose names agree
+but for the last part; `model` stands for all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+Row = tuple[str, str, float]
+MODEL = 'model'
+
+
+def by_layer(
+  names: Sequence[str], arrays: Sequence[Any]
+) -> dict[str, np.ndarray]:
+  """Joins variables to one vector a layer, `model` last.
+
+  Args:
+    names: Names of the variables, such as `block_1/attention/query/kernel`.
+    arrays: Their values, of any shapes.
+
+  Returns:
+    Vectors by layer, float64.
+  """
+  parts: dict[str, list[np.ndarray]] = collections.OrderedDict()
+  for name, array in zip(names, arrays):
+    layer = name.rpartition('/')[0] or name
+    parts.setdefault(layer, []).append(np.asarray(array, np.float64).ravel())
+  vectors = {layer: np.concatenate(part) for layer, part in parts.items()}
+  return {**vectors, MODEL: np.concatenate(list(vectors.values()))}
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> Optional[float]:
+  product = np.linalg.norm(a) * np.linalg.norm(b)
+  return float(a @ b / product) if product else None
+
+
+def _rows(layer: str, values: Mapping[str, Any]) -> list[Row]:
+  return [
+    (layer, quantity, float(value))
+    for quantity, value in values.items()
+    if value is not None
+  ]
+
+
+def weight_rows(
+  names: Sequence[str],
+  after: Sequence[Any],
+  before: Optional[Sequence[Any]] = None,
+) -> list[Row]:
+  """Measures weights, and the server's step to them.
+
+  Args:
+    names: Names of the variables.
+    after: Their values after a round.
+    before: Their values before it, unless it is the first.
+
+  Returns:
+    `weight_norm`; with `before` also `update_norm` of the difference,
+    `effective_learning_rate`, its ratio to the norm before, and
+    `update_weight_cosine`. What would divide by zero is left out.
+  """
+  rows: list[Row] = []
+  ends = by_layer(names, after)
+  starts = by_layer(names, before) if before is not None else {}
+  for layer, end in ends.items():
+    values: dict[str, Any] = {'weight_norm': np.linalg.norm(end)}
+    if before is not None:
+      start = starts[layer]
+      norm, step = np.linalg.norm(start), end - start
+      values['update_norm'] = np.linalg.norm(step)
+      values['effective_learning_rate'] = (
+        np.linalg.norm(step) / norm if norm else None
+      )
+      values['update_weight_cosine'] = _cosine(step, start)
+    rows += _rows(layer, values)
+  return rows
+
+
+def gradient_rows(
+  names: Sequence[str], weights: Sequence[Any], gradients: Sequence[Any]
+) -> list[Row]:
+  """Measures a gradient: `gradient_norm` and `gradient_weight_cosine`.
+
+  Args:
+    names: Names of the variables.
+    weights: Their values.
+    gradients: The gradient of a loss there.
+  """
+  vectors, slopes = by_layer(names, weights), by_layer(names, gradients)
+  rows: list[Row] = []
+  for layer, slope in slopes.items():
+    values = {
+      'gradient_norm': float(np.linalg.norm(slope)),
+      'gradient_weight_cosine': _cosine(slope, vectors[layer]),
+    }
+    rows += _rows(layer, values)
+  return rows
+
+
+def client_rows(
+  names: Sequence[str], updates: Sequence[Sequence[Any]]
+) -> list[Row]:
+  """Measures how clients' updates differ.
+
+  Args:
+    names: Names of the variables.
+    updates: For each client the change of its variables.
+
+  Returns:
+    `client_drift`, the root of the mean squared distance of clients' models
+    from the server's (Karimireddy et al. 2020, arXiv 1910.06378, at the end of
+    their training); `client_mean_update_norm`, the norm of the clients' mean;
+    and, of two clients or more, `client_variance`, the unbiased estimate of the
+    expected squared distance from that mean.
+  """
+  if not updates:
+    return []
+  vectors = [by_layer(names, update) for update in updates]
+  rows: list[Row] = []
+  for layer in vectors[0]:
+    values = np.stack([vector[layer] for vector in vectors])
+    mean = values.mean(axis=0)
+    measured: dict[str, Any] = {
+      'client_drift': np.sqrt(np.mean(np.sum(values**2, axis=1))),
+      'client_mean_update_norm': np.linalg.norm(mean),
+    }
+    if len(values) > 1:
+      squares = np.sum((values - mean) ** 2)
+      measured['client_variance'] = squares / (len(values) - 1)
+    rows += _rows(layer, measured)
+  return rows
+
+
+def gate_rows(layer: str, gates: np.ndarray) -> list[Row]:
+  """Measures SI-σ gates, which are dead where they are exactly zero.
+
+  Args:
+    layer: What they are called.
+    gates: `[N, H]` values of H units at N words.
+
+  Returns:
+    `dead_gates`, the fraction of zeros; `dead_units`, the fraction of units
+    that are zero at every word; `dead_gate_rows`, the fraction of words at
+    which every unit is zero.
+  """
+  dead = np.asarray(gates) == 0
+  return _rows(
+    layer,
+    {
+      'dead_gates': dead.mean(),
+      'dead_units': dead.all(axis=0).mean(),
+      'dead_gate_rows': dead.all(axis=1).mean(),
+    },
+  )
+
+
+def attention_rows(
+  layer: str, weights: np.ndarray, valid: np.ndarray
+) -> list[Row]:
+  """Measures what attention is spread over, of each head.
+
+  Args:
+    layer: What it is called.
+    weights: `[B, N, T, S]` weights of N heads; rows add up to one, or are zero.
+    valid: `[B, T]` booleans: which queries count.
+
+  Returns:
+    `attention_entropy` of each head, the mean entropy of its rows in nats; and
+    of the layer its mean and `dead_attention_rows`, the fraction of zero rows.
+  """
+  rows_of_heads = np.asarray(weights, np.float64).transpose(1, 0, 2, 3)[
+    :, np.asarray(valid, bool)
+  ]
+  logs = np.log(np.where(rows_of_heads > 0, rows_of_heads, 1.0))
+  entropies = -np.sum(rows_of_heads * logs, axis=-1).mean(axis=-1)
+  rows: list[Row] = [
+    (f'{layer}/head_{head}', 'attention_entropy', float(value))
+    for head, value in enumerate(entropies, start=1)
+  ]
+  dead = np.all(rows_of_heads == 0, axis=-1).mean()
+  return rows + _rows(
+    layer,
+    {'attention_entropy': entropies.mean(), 'dead_attention_rows': dead},
+  )
+
+
+def tap_rows(
+  taps: Mapping[tuple[str, str], Sequence[Any]], valid: np.ndarray
+) -> list[Row]:
+  """Measures what layers have shown of a batch, as `layers.tapping` has it.
+
+  Args:
+    taps: (scope, name) -> values; the scope begins with the model's name. A
+      recurrent gate has `[B, H]` for each step, one of packed tokens `[M, H]`.
+    valid: `[B, T]` booleans: which positions are words.
+
+  Returns:
+    The lines of `gate_rows` and `attention_rows`.
+  """
+  rows: list[Row] = []
+  for (scope, name), values in taps.items():
+    layer = f'{scope.partition("/")[2] or scope}/{name}'
+    if name == 'attention':
+      rows += attention_rows(layer, np.asarray(values[-1]), valid)
+    elif len(values) == 1 and len(values[0]) == int(valid.sum()):
+      rows += gate_rows(layer, np.asarray(values[0]))
+    else:
+      # A loop of unknown length makes a step more, the first.
+      steps = np.stack([np.asarray(v) for v in values[-valid.shape[1] :]])
+      rows += gate_rows(layer, steps[valid.T])
+  return rows
+
+
+def means(rows: Iterable[Row], quantities: Iterable[str]) -> list[Row]:
+  """Returns lines of `model` with the mean over layers of some quantities."""
+  found: dict[str, list[float]] = {name: [] for name in quantities}
+  for layer, quantity, value in rows:
+    if quantity in found and '/head_' not in layer:
+      found[quantity].append(value)
+  return [
+    (MODEL, quantity, float(np.mean(values)))
+    for quantity, values in found.items()
+    if values
+  ]

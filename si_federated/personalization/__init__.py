@@ -1,0 +1,22 @@
+"""Models of single clients: their evaluation, their experts, their store."""
+
+from __future__ import annotations
+
+from si_federated.personalization.client_by_client import personalize_all
+from si_federated.personalization.client_part import ClientPart
+from si_federated.personalization.client_store import ClientStore, StoreError
+from si_federated.personalization.experts import (
+  Client,
+  ExpertSettings,
+  Personalizer,
+)
+
+__all__ = [
+  'Client',
+  'ClientPart',
+  'ClientStore',
+  'ExpertSettings',
+  'Personalizer',
+  'StoreError',
+  'personalize_all',
+]

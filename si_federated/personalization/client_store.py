@@ -1,0 +1,116 @@
+"""What is kept of each client: a file each, checked on reading.
+
+A file is a zip of numpy arrays, named by a digest of the client's name, which
+itself may hold anything. It is written under a temporary name and renamed, so a
+client is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, Union
+
+import numpy as np
+
+from si_federated import files
+
+_FORMAT = 1
+
+
+class StoreError(ValueError):
+  """A client's file can't be used; the message says which and why."""
+
+
+class ClientStore:
+  """The clients in a folder."""
+
+  def __init__(self, folder: Union[str, os.PathLike]):
+    """Initializes the store.
+
+    Args:
+      folder: Where the files are; made when the first is written.
+    """
+    self._folder = os.fspath(folder)
+
+  def path(self, client_id: str) -> str:
+    """Returns the file of a client, there or not."""
+    digest = hashlib.sha256(client_id.encode()).hexdigest()[:32]
+    return os.path.join(self._folder, f'{digest}.npz')
+
+  def has(self, client_id: str) -> bool:
+    """Tells whether a client has a file, whole or not."""
+    return os.path.exists(self.path(client_id))
+
+  def write(
+    self, client_id: str, arrays: Mapping[str, np.ndarray], facts: Any
+  ) -> None:
+    """Writes a client's file, in the place of one that was there.
+
+    Args:
+      client_id: The client's name.
+      arrays: What to keep, by name.
+      facts: JSON values to keep with it.
+    """
+    header = {'format': _FORMAT, 'client_id': client_id, 'facts': facts}
+    with files.atomic_file(self.path(client_id)) as file:
+      np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+  def read(
+    self, client_id: str, shapes: Mapping[str, tuple[int, ...]]
+  ) -> tuple[dict[str, np.ndarray], Any]:
+    """Reads a client's file.
+
+    Args:
+      client_id: The client's name.
+      shapes: The arrays that it must have, and their shapes.
+
+    Returns:
+      The arrays and the facts.
+
+    Raises:
+      FileNotFoundError: If the client has none.
+      StoreError: If it is truncated, garbled, another client's or of another
+        model.
+    """
+    path = self.path(client_id)
+    try:
+      with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+      header = json.loads(arrays.pop('header').item())
+      version, owner = header['format'], header['client_id']
+      facts = header['facts']
+    except FileNotFoundError:
+      raise
+    except (
+      OSError,
+      ValueError,
+      KeyError,
+      TypeError,
+      EOFError,
+      NotImplementedError,
+      zipfile.BadZipFile,
+      zlib.error,
+    ) as error:
+      raise StoreError(
+        f'{path} is truncated or garbled ({error}); delete it to personalise '
+        f'client {client_id!r} again.'
+      ) from error
+    if version != _FORMAT or owner != client_id:
+      raise StoreError(
+        f'{path} is of client {owner!r} in format {version}, where client '
+        f'{client_id!r} in format {_FORMAT} is expected; delete it.'
+      )
+    for name in sorted(set(arrays) | set(shapes)):
+      have = arrays[name].shape if name in arrays else 'nothing'
+      want = tuple(shapes[name]) if name in shapes else 'nothing'
+      if have != want:
+        raise StoreError(
+          f'{path} is of another model: {name} has {have} where {want} is '
+          'expected; delete it.'
+        )
+    return arrays, facts

@@ -1,0 +1,284 @@
+"""Each client's experts: fine-tuned, local, and mixed with the global model.
+
+Listo Zec et al. 2020, arXiv 2010.02056: the global model is trained by the
+clients that opted in; then each client fine-tunes a copy of it, trains a model
+of its own from scratch, and trains a copy and a gate jointly, the global model
+frozen. Adam throughout, each training stopped early on the client's validation
+part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_federated as tff
+
+from si_federated.personalization import (
+  early_stopping,
+  learners,
+  mixture,
+  splits,
+)
+from si_federated.personalization import examples as examples_lib
+
+# Of a client's examples: to train on, to stop by, to be judged on.
+FRACTIONS = (0.6, 0.2, 0.2)
+MODELS = ('global', 'fine_tuned', 'local', 'mixture')
+_EVALUATION_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSettings:
+  """How clients train their experts.
+
+  Attributes:
+    learning_rate: Of Adam for the models.
+    gate_learning_rate: Of Adam for the gate.
+    batch_size: Examples a step.
+    max_epochs: The most epochs of each training.
+    epochs_per_validation: Epochs from one validation to the next.
+    patience: Validations without progress that end a training.
+    min_drop: How much lower a validation loss must be to be progress.
+    mix: See `mixture.mix_logits`.
+    gate_embedding_size: See `mixture.initial_gate`.
+    gate_units: Of its hidden layer.
+    seed: Of the gate and of the order of examples.
+  """
+
+  learning_rate: float
+  gate_learning_rate: float
+  batch_size: int
+  max_epochs: int
+  epochs_per_validation: int
+  patience: int
+  min_drop: float
+  mix: str
+  gate_embedding_size: int
+  gate_units: int
+  seed: int
+
+  def __post_init__(self):
+    for name in (
+      'batch_size',
+      'max_epochs',
+      'epochs_per_validation',
+      'patience',
+      'gate_embedding_size',
+      'gate_units',
+    ):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be a whole number from 1 on: {value}.')
+    for name in ('learning_rate', 'gate_learning_rate', 'min_drop'):
+      value = getattr(self, name)
+      if not 0 <= value < float('inf'):
+        raise ValueError(f'{name} must be a finite number from 0 on: {value}.')
+    if self.mix not in mixture.MIXES:
+      raise ValueError(
+        f'mix must be one of {", ".join(mixture.MIXES)}: {self.mix!r}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+  """A client that is to have experts.
+
+  Attributes:
+    client_id: Its name.
+    opted_in: Whether its training part was in the global rounds.
+    examples: Returns all its examples, `[n, T + 1]`.
+  """
+
+  client_id: str
+  opted_in: bool
+  examples: Callable[[], np.ndarray]
+
+
+def rows(
+  num_examples: int, client_id: str, *, seed: int
+) -> list[np.ndarray] | None:
+  """Returns which examples are for training, validation and test.
+
+  Args:
+    num_examples: How many the client has.
+    client_id: Its name.
+    seed: Makes another choice.
+
+  Returns:
+    The rows of each part; None if there are fewer than one for each.
+  """
+  return splits.split_rows(num_examples, FRACTIONS, 'experts', seed, client_id)
+
+
+class Personalizer:
+  """Trains and judges the experts of one client after the other."""
+
+  def __init__(
+    self,
+    *,
+    model: tff.learning.models.FunctionalModel,
+    global_weights: tff.learning.models.ModelWeights,
+    initial_weights: Sequence[np.ndarray],
+    vocab_size: int,
+    settings: ExpertSettings,
+    read_output: mixture.ReadOutput,
+    replace_logits: mixture.ReplaceLogits,
+    global_examples: np.ndarray,
+  ):
+    """Builds what all clients share.
+
+    Args:
+      model: The model of all experts.
+      global_weights: Those of the last round.
+      initial_weights: What a local model begins with, trainable weights alone;
+        what no model trains is the global one's.
+      vocab_size: The number of ids, for the gate.
+      settings: How to train.
+      read_output: See `mixture.ReadOutput`.
+      replace_logits: See `mixture.ReplaceLogits`.
+      global_examples: Other clients' examples, to see what is lost on them.
+    """
+    self._settings = settings
+    self._spec = model.input_spec
+    self._global = tuple(global_weights.trainable)
+    self._initial = tuple(initial_weights)
+    frozen = tuple(global_weights.non_trainable)
+    self._gate = mixture.initial_gate(
+      vocab_size,
+      embedding_size=settings.gate_embedding_size,
+      units=settings.gate_units,
+      seed=settings.seed,
+    )
+    self._single_fixed = {'frozen': frozen}
+    self._mixture_fixed = {'frozen': frozen, 'global': self._global}
+
+    def adam(rate: float) -> Any:
+      return tff.learning.optimizers.build_adam(rate)
+
+    self._single = learners.Learner(
+      model=model,
+      predict=mixture.build_single_predict(model),
+      optimizers={'model': adam(settings.learning_rate)},
+      trained={'model': self._global},
+      fixed=self._single_fixed,
+    )
+    self._mixture = learners.Learner(
+      model=model,
+      predict=mixture.build_predict(
+        model,
+        read_output=read_output,
+        replace_logits=replace_logits,
+        mix=settings.mix,
+      ),
+      optimizers={
+        'model': adam(settings.learning_rate),
+        'gate': adam(settings.gate_learning_rate),
+      },
+      trained={'model': self._global, 'gate': self._gate},
+      fixed=self._mixture_fixed,
+    )
+    self._overall = examples_lib.batches(
+      global_examples, self._spec, _EVALUATION_BATCH
+    )
+    self._global_on_global: Any = None
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is kept of a client, by name."""
+    return {
+      name: array.shape
+      for name, array in _flat(self._global, self._gate).items()
+    }
+
+  def personalize(
+    self, client: Client
+  ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Trains and judges a client's experts.
+
+    Args:
+      client: The client.
+
+    Returns:
+      Its state, which are the weights of its expert in the mixture and of its
+      gate, and its results; None if it has too few examples to be split.
+    """
+    settings = self._settings
+    examples = client.examples()
+    parts = rows(len(examples), client.client_id, seed=settings.seed)
+    if parts is None:
+      return None
+    train, validation, test = (examples[part] for part in parts)
+    if self._global_on_global is None:
+      self._global_on_global = self._single.evaluate(
+        {'model': self._global}, self._single_fixed, self._overall
+      )
+
+    def fit(learner, start, fixed, what):
+      return early_stopping.fit(
+        learner,
+        start,
+        fixed,
+        train=train,
+        validation=validation,
+        element_spec=self._spec,
+        batch_size=settings.batch_size,
+        max_epochs=settings.max_epochs,
+        epochs_per_validation=settings.epochs_per_validation,
+        patience=settings.patience,
+        min_drop=settings.min_drop,
+        words=(what, settings.seed, client.client_id),
+      )
+
+    single, mixed = self._single, self._mixture
+    fine_tuned = fit(
+      single, {'model': self._global}, self._single_fixed, 'fine-tuned'
+    )
+    local = fit(single, {'model': self._initial}, self._single_fixed, 'local')
+    both = fit(
+      mixed,
+      {'model': fine_tuned.trained['model'], 'gate': self._gate},
+      self._mixture_fixed,
+      'mixture',
+    )
+    held = examples_lib.batches(test, self._spec, _EVALUATION_BATCH)
+    results: dict[str, Any] = {
+      'client': client.client_id,
+      'opted_in': client.opted_in,
+      'num_train': len(train),
+      'num_validation': len(validation),
+      'num_test': len(test),
+      'own': {},
+      'overall': {'global': self._global_on_global},
+      'epochs': {},
+    }
+    for name, learner, trained, fixed in (
+      ('global', single, {'model': self._global}, self._single_fixed),
+      ('fine_tuned', single, fine_tuned.trained, self._single_fixed),
+      ('local', single, local.trained, self._single_fixed),
+      ('mixture', mixed, both.trained, self._mixture_fixed),
+    ):
+      results['own'][name] = learner.evaluate(trained, fixed, held)
+      if name not in results['overall']:
+        results['overall'][name] = learner.evaluate(
+          trained, fixed, self._overall
+        )
+    for name, fitted in (
+      ('fine_tuned', fine_tuned),
+      ('local', local),
+      ('mixture', both),
+    ):
+      results['epochs'][name] = {
+        'trained': fitted.epochs,
+        'best': fitted.best_epoch,
+      }
+    return _flat(both.trained['model'], both.trained['gate']), results
+
+
+def _flat(expert: Sequence[Any], gate: Any) -> dict[str, np.ndarray]:
+  return {
+    **{f'expert/{i}': np.asarray(w) for i, w in enumerate(expert)},
+    **{f'gate/{name}': np.asarray(w) for name, w in dict(gate).items()},
+  }

@@ -1,0 +1,191 @@
+"""Reads dumps of Stack Exchange sites: Posts.xml and Comments.xml.
+
+The files have a row of attributes a line, as the schema on
+https://archive.org/details/stackexchange says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import IO
+from xml.etree import ElementTree
+
+from si_federated.preparation.records import Counts, Record, open_source
+
+_CHUNK = 1 << 20
+# No post is longer than 30,000 characters; a file of another kind may be.
+_MOST_BYTES = 1 << 26
+_ROW = b'<row'
+_KINDS = {'1': 'question', '2': 'answer'}
+_DATE = re.compile(
+  r'(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:(\.\d*?)0*)?(?:Z|\+00:00| UTC)?'
+)
+_ENDINGS = ('', '.xz')
+_BAD_XML = 'not well-formed XML'
+_NO_USER = 'without a user'
+_BAD_VALUES = 'an attribute is missing or garbled'
+
+
+def find_files(path: str) -> tuple[str, str | None]:
+  """Finds the files of a dump.
+
+  Args:
+    path: The folder, or its file of posts, `.xml` or `.xml.xz`.
+
+  Returns:
+    The file of posts, and the file of comments beside it, if there is one.
+
+  Raises:
+    ValueError: If there is no file of posts.
+  """
+  if not os.path.exists(path):
+    raise ValueError(
+      f'There is no {path}; give the folder of a Stack Exchange dump, or its '
+      'Posts.xml.'
+    )
+  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  posts = _beside(folder, 'Posts') if os.path.isdir(path) else path
+  if posts is None:
+    raise ValueError(
+      f'{path} holds no Posts.xml or Posts.xml.xz; give the folder of a Stack '
+      'Exchange dump.'
+    )
+  return posts, _beside(folder, 'Comments')
+
+
+def _beside(folder: str, stem: str) -> str | None:
+  for ending in _ENDINGS:
+    path = os.path.join(folder, f'{stem}.xml{ending}')
+    if os.path.isfile(path):
+      return path
+  return None
+
+
+def read_posts(path: str, counts: Counts) -> Iterator[Record]:
+  """Yields the questions and answers of a file of posts.
+
+  Args:
+    path: The file.
+    counts: Rows are counted here; those that are no record, too.
+
+  Raises:
+    ValueError: If the file holds no rows at all, or is damaged.
+  """
+  for row, values in _rows(path, counts):
+    kind = _KINDS.get(values.get('PostTypeId', ''))
+    if kind is None:
+      # Wikis of tags, elections and such; unknown ones, too.
+      counts.leave_out('neither a question nor an answer', path, row)
+      continue
+    try:
+      client = values.get('OwnerUserId', '')
+      record = Record(
+        client=str(int(client)) if client else '',
+        text=values['Body'],
+        is_html=True,
+        number=int(values['Id']),
+        parent=int(values['ParentId']) if kind == 'answer' else 0,
+        creation_date=utc(values['CreationDate']),
+        title=values.get('Title', ''),
+        tags=_tags(values.get('Tags', '')),
+        score=int(values.get('Score', '0')),
+        kind=kind,
+      )
+    except (KeyError, ValueError):
+      counts.leave_out(_BAD_VALUES, path, row)
+      continue
+    if record.client in ('', '-1'):
+      # The title of a question is still that of its answers.
+      counts.leave_out(_NO_USER, path, row)
+    yield record
+
+
+def read_comments(path: str, counts: Counts) -> Iterator[Record]:
+  """Yields the comments of a file of comments; otherwise as `read_posts`."""
+  for row, values in _rows(path, counts):
+    try:
+      client = values.get('UserId', '')
+      record = Record(
+        client=str(int(client)) if client else '',
+        text=values['Text'],
+        parent=int(values['PostId']),
+        creation_date=utc(values['CreationDate']),
+        score=int(values.get('Score', '0')),
+        kind='comment',
+      )
+    except (KeyError, ValueError):
+      counts.leave_out(_BAD_VALUES, path, row)
+      continue
+    if record.client in ('', '-1'):
+      counts.leave_out(_NO_USER, path, row)
+    else:
+      yield record
+
+
+def utc(date: str) -> str:
+  """Returns a date as TFF's Stack Overflow data have it.
+
+  >>> utc('2008-08-10T08:28:52.100')
+  '2008-08-10 08:28:52.1 UTC'
+
+  Raises:
+    ValueError: If it is none, or not of universal time.
+  """
+  found = _DATE.fullmatch(date)
+  if not found:
+    raise ValueError(f'{date!r} is no date such as 2008-08-10T08:28:52.100')
+  day, time, fraction = found.groups()
+  fraction = '' if fraction in (None, '.') else fraction
+  return f'{day} {time}{fraction} UTC'
+
+
+def _tags(text: str) -> str:
+  """Returns `<a><b>`, or `|a|b|` of newer dumps, as `a|b`."""
+  return '|'.join(tag for tag in re.split(r'[<>|]+', text) if tag)
+
+
+def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
+  """Yields the number and the attributes of every row that can be parsed."""
+  found = 0
+  with open_source(path) as stream:
+    for text in _split(stream, path):
+      found += 1
+      counts.rows += 1
+      try:
+        # Each by itself, so that one that is garbled costs no other.
+        yield found, ElementTree.fromstring(text).attrib
+      except (ElementTree.ParseError, ValueError, LookupError):
+        counts.leave_out(_BAD_XML, path, found)
+  if not found:
+    raise ValueError(
+      f'{path} has no rows of a Stack Exchange dump (<row ... />); give its '
+      'Posts.xml.'
+    )
+
+
+def _split(stream: IO[bytes], path: str) -> Iterator[bytes]:
+  """Yields the text of each row; < stands for nothing else in such a file."""
+  rest, begun = b'', False
+  while chunk := stream.read(_CHUNK):
+    *pieces, rest = (rest + chunk).split(_ROW)
+    for piece in pieces:
+      # Before the first row stands the head of the file.
+      if begun:
+        yield _row_text(piece)
+      begun = True
+    if not begun:
+      rest = rest[-len(_ROW) :]
+    if len(rest) > _MOST_BYTES:
+      raise ValueError(
+        f'{path} has a row of more than {_MOST_BYTES >> 20} MB; it is no dump '
+        'of a Stack Exchange site.'
+      )
+  if begun:
+    yield _row_text(rest)
+
+
+def _row_text(piece: bytes) -> bytes:
+  end = piece.rfind(b'/>')
+  return _ROW + (piece[: end + 2] if end >= 0 else piece)

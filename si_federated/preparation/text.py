@@ -1,0 +1,78 @@
+"""From HTML or plain text to sentences of words as TFF's data have them."""
+
+from __future__ import annotations
+
+import html.parser
+from collections.abc import Iterator
+
+from si_federated.tasks import docstring_cleaning, tokenizer
+
+# Elements that stand by themselves: a sentence does not go on across them.
+_BLOCKS = frozenset(
+  [
+    'address', 'article', 'aside', 'blockquote', 'br', 'center', 'dd', 'div',
+    'dl', 'dt', 'figcaption', 'figure', 'footer', 'form', 'h1', 'h2', 'h3',
+    'h4', 'h5', 'h6', 'header', 'hr', 'li', 'main', 'nav', 'ol', 'p', 'pre',
+    'section', 'table', 'tbody', 'td', 'tfoot', 'th', 'thead', 'tr', 'ul',
+  ]
+)  # fmt: skip
+# Elements whose content is not prose.
+_LEFT_OUT = frozenset(['pre', 'script', 'style'])
+
+
+class _Paragraphs(html.parser.HTMLParser):
+  """Collects the text of HTML by paragraph, character references resolved."""
+
+  def __init__(self):
+    super().__init__(convert_charrefs=True)
+    self.found: list[list[str]] = [[]]
+    self._depth = 0
+
+  def handle_starttag(self, tag, attrs):
+    if tag in _LEFT_OUT:
+      self._depth += 1
+    if tag in _BLOCKS:
+      self.found.append([])
+
+  def handle_endtag(self, tag):
+    if tag in _LEFT_OUT and self._depth:
+      self._depth -= 1
+    if tag in _BLOCKS:
+      self.found.append([])
+
+  def handle_data(self, data):
+    if not self._depth:
+      self.found[-1].append(data)
+
+
+def sentences(text: str, *, is_html: bool) -> Iterator[str]:
+  """Yields the sentences of a text, words separated by single spaces.
+
+  As in TFF's data: lower case, character references resolved, ASCII only,
+  punctuation marks as words of their own but for apostrophes and hyphens in
+  words, and a word for a web address. Differs from the data, as far as what is
+  published of them tells: blocks of code (`<pre>`) are left out, and sentences
+  are found by a rule of our own.
+
+  Args:
+    text: The text.
+    is_html: Whether it has tags and character references.
+  """
+  if is_html:
+    parser = _Paragraphs()
+    parser.feed(text)
+    parser.close()
+    paragraphs = [''.join(parts) for parts in parser.found]
+  else:
+    paragraphs = text.split('\n\n')
+  for paragraph in paragraphs:
+    line = ' '.join(paragraph.split())
+    for sentence in docstring_cleaning.split_sentences(line):
+      words = tokenizer.tokenize(sentence)
+      if words:
+        yield ' '.join(words)
+
+
+def title(text: str) -> str:
+  """Returns a title in words, as `sentences` does with a text."""
+  return ' '.join(tokenizer.tokenize(text))

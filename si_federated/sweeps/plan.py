@@ -1,0 +1,378 @@
+"""Which runs a sweep consists of, as written to `sweep.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union
+
+from si_federated import config, files
+from si_federated.config import ExperimentConfig
+from si_federated.sweeps.axes import Axis
+
+PLAN_NAME = 'sweep.json'
+SEED_FLAGS = ('model_seed', 'client_seed', 'noise_seed')
+_FORMAT_VERSION = 1
+_MOST_CHARACTERS = 100
+_MOST_LISTED = 3
+# The one aggregator without noise.
+_NOT_PRIVATE = 'mean'
+_SHORT = {
+  'client_learning_rate': 'client_lr',
+  'server_learning_rate': 'server_lr',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """What a family of runs has in common.
+
+  Attributes:
+    label: What tells it from the other bases, in names; may be empty.
+    arguments: Flags, as on a command line.
+  """
+
+  label: str
+  arguments: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The runs of a sweep.
+
+  Attributes:
+    runs: Their settings, whose `experiment_name` is the name of each one's
+      folder, in the order in which to run them.
+  """
+
+  runs: tuple[ExperimentConfig, ...]
+
+  def to_json(self) -> str:
+    """Returns the plan as JSON: what all runs share, and what differs."""
+    runs = [json.loads(run.to_json()) for run in self.runs]
+    for run in runs:
+      del run['experiment_name']
+    shared = {
+      flag: value
+      for flag, value in runs[0].items()
+      if all(run[flag] == value for run in runs)
+    }
+    content = {
+      'format_version': _FORMAT_VERSION,
+      'shared': shared,
+      'runs': {
+        run.experiment_name: {
+          flag: value for flag, value in one.items() if flag not in shared
+        }
+        for run, one in zip(self.runs, runs)
+      },
+    }
+    return json.dumps(content, indent=2) + '\n'
+
+  def write(self, folder: Union[str, os.PathLike]) -> None:
+    """Writes `sweep.json` into a folder, made if missing."""
+    files.write_atomically(os.path.join(folder, PLAN_NAME), self.to_json())
+
+  def extend(self, new: Plan, *, add: bool, where: str) -> Plan:
+    """Returns the plan that continues this one.
+
+    Args:
+      new: What is wanted now. Runs with the settings of one of this plan are
+        that run, whatever their names.
+      add: Whether runs of this plan that `new` lacks are kept; otherwise they
+        are refused.
+      where: Where this plan is, for the message.
+
+    Returns:
+      The runs of this plan, then those that `new` adds.
+
+    Raises:
+      config.ConfigError: If `new` lacks runs of this plan, and `add` is false.
+    """
+    held = {_settings(run): run for run in self.runs}
+    wanted = {_settings(run): run for run in new.runs}
+    gone = [run for key, run in held.items() if key not in wanted]
+    if gone and not add:
+      raise config.ConfigError(
+        f'{where} plans {_count(len(gone))} that these flags do not '
+        f'({_difference(gone, new.runs)}); give the flags of before to go on '
+        'with it, --add to run these beside those, or another '
+        '--experiment_name.'
+      )
+    taken = {run.experiment_name for run in self.runs}
+    added = []
+    for key, run in wanted.items():
+      if key in held:
+        continue
+      name = run.experiment_name
+      if name in taken:
+        name = f'{name}-{_hash(run)}'
+      taken.add(name)
+      added.append(dataclasses.replace(run, experiment_name=name))
+    return Plan((*self.runs, *added))
+
+
+def read_plan(folder: Union[str, os.PathLike]) -> Plan | None:
+  """Reads the plan of a folder.
+
+  Args:
+    folder: The folder of a sweep.
+
+  Returns:
+    The plan, or None if the folder has none.
+
+  Raises:
+    config.ConfigError: If `sweep.json` is garbled.
+  """
+  path = os.path.join(folder, PLAN_NAME)
+  try:
+    with open(path, encoding='utf-8') as file:
+      content = json.load(file)
+    if content['format_version'] != _FORMAT_VERSION:
+      raise ValueError(f'its format is {content["format_version"]!r}')
+    runs = [
+      ExperimentConfig.from_json(
+        json.dumps({**content['shared'], **own, 'experiment_name': name})
+      )
+      for name, own in content['runs'].items()
+    ]
+    if not runs:
+      raise ValueError('it has no runs')
+    return Plan(tuple(runs))
+  except FileNotFoundError:
+    return None
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise config.ConfigError(
+      f'{path} is no plan of a sweep ({error}); restore it, or move it away to '
+      'have it written anew.'
+    ) from error
+
+
+def build_plan(
+  bases: Sequence[Base],
+  axes: Sequence[Axis],
+  resolve: Callable[[Sequence[str]], ExperimentConfig],
+  *,
+  num_seeds: int = 1,
+  seed_flags: Sequence[str] = SEED_FLAGS,
+  num_random: int | None = None,
+  random_seed: int = 0,
+) -> Plan:
+  """Lists the runs of a grid or of a random search.
+
+  Args:
+    bases: What to begin with; each gets every setting of the axes.
+    axes: What to vary. All combinations are run, unless `num_random` is given.
+    resolve: Turns flags, as on a command line, into a configuration; of a flag
+      that is given twice the last holds.
+    num_seeds: How often to run each setting, with seeds that count up from
+      those of the base. All settings come with the first seeds, then all with
+      the next.
+    seed_flags: Which seeds count up; `noise_seed` does for private aggregators
+      alone, from 0 if the base has none.
+    num_random: How many settings to draw, each flag on its own, instead of
+      taking all.
+    random_seed: The seed by which they are drawn.
+
+  Returns:
+    The plan. It depends on nothing but the arguments; more values, seeds or
+    draws add runs to it.
+
+  Raises:
+    config.ConfigError: If the arguments do not go together or a setting is
+      refused.
+  """
+  _check(axes, num_seeds, seed_flags, num_random)
+  flags = [axis.flag for axis in axes]
+  combinations: Iterable[tuple[str, ...]]
+  if num_random is None:
+    combinations = list(itertools.product(*(axis.values for axis in axes)))
+  else:
+    combinations = [
+      tuple(axis.draw(random_seed, index) for axis in axes)
+      for index in range(num_random)
+    ]
+  shortened = {axis.flag: _short_values(axis) for axis in axes}
+  runs: dict[ExperimentConfig, ExperimentConfig] = {}
+  names: set[str] = set()
+  for number in range(num_seeds):
+    for base, values in itertools.product(bases, combinations):
+      settings = [f'--{flag}={value}' for flag, value in zip(flags, values)]
+      run = resolve(
+        ['--experiment_name=run', *base.arguments, *settings],
+      )
+      seeds = _seeds(run, seed_flags, number)
+      run = dataclasses.replace(run, **seeds)
+      if _settings(run) in runs:
+        if num_random is None:
+          raise config.ConfigError(
+            f'{" ".join(settings) or base.label or "A run"} stands twice in '
+            'the sweep; list each value and each recipe once.'
+          )
+        continue
+      pieces = [base.label] if base.label else []
+      for flag, value in zip(flags, values):
+        short = shortened[flag].get(value, value)
+        pieces.append(
+          short
+          if flag in ('model', 'aggregator', 'algorithm', 'task')
+          else f'{_SHORT.get(flag, flag)}={short}'
+        )
+      if num_seeds > 1:
+        pieces.append(f'seed={number}')
+      name = _name(pieces, run)
+      if name in names:
+        name = f'{name}-{_hash(run)}'
+      names.add(name)
+      runs[_settings(run)] = dataclasses.replace(run, experiment_name=name)
+  return Plan(tuple(runs.values()))
+
+
+def command_line(
+  run: ExperimentConfig,
+  resolve: Callable[[Sequence[str]], ExperimentConfig],
+) -> list[str]:
+  """Returns the flags that give a run its settings, and no other flags.
+
+  Args:
+    run: The run.
+    resolve: As of `build_plan`.
+  """
+  name = f'--experiment_name={run.experiment_name}'
+  default = resolve([name])
+  flags = {
+    flag: value
+    for flag, value in vars(run).items()
+    if str(value) != str(getattr(default, flag))
+  }
+  # Defaults may depend on other flags, such as the task.
+  for _ in range(2):
+    arguments = [name, *(f'--{flag}={value}' for flag, value in flags.items())]
+    resolved = resolve(arguments)
+    missed = [flag for flag in vars(run) if _differ(run, resolved, flag)]
+    if not missed:
+      break
+    flags.update({flag: getattr(run, flag) for flag in missed})
+  return arguments
+
+
+def _differ(one: ExperimentConfig, other: ExperimentConfig, flag: str) -> bool:
+  return str(getattr(one, flag)) != str(getattr(other, flag))
+
+
+def _check(
+  axes: Sequence[Axis],
+  num_seeds: int,
+  seed_flags: Sequence[str],
+  num_random: int | None,
+) -> None:
+  flags = [axis.flag for axis in axes]
+  for flag in flags:
+    if flags.count(flag) > 1:
+      raise config.ConfigError(
+        f'--grid has {flag} twice; list all of its values in one.'
+      )
+  if 'experiment_name' in flags:
+    raise config.ConfigError(
+      '--grid=experiment_name: the sweep names its runs itself; leave it out.'
+    )
+  for flag in seed_flags:
+    if flag not in SEED_FLAGS:
+      raise config.ConfigError(
+        f'--seed_flags={",".join(seed_flags)}: there is no seed {flag!r}; '
+        f'known are {", ".join(SEED_FLAGS)}.'
+      )
+    if flag in flags and num_seeds > 1:
+      raise config.ConfigError(
+        f'--grid={flag} and --seeds={num_seeds} both set --{flag}; give one of '
+        'them, or leave it out of --seed_flags.'
+      )
+  if num_seeds < 1:
+    raise config.ConfigError(f'--seeds must be at least 1, found {num_seeds}.')
+  if num_random is None:
+    for axis in axes:
+      if axis.range:
+        raise config.ConfigError(
+          f'--grid={axis.flag} is a range, from which --random=N draws; list '
+          'values for a grid.'
+        )
+  elif num_random < 1:
+    raise config.ConfigError(
+      f'--random must be at least 1, found {num_random}.'
+    )
+  elif not axes:
+    raise config.ConfigError(
+      '--random draws settings of --grid; say what to vary, as in '
+      '--grid=client_learning_rate=log:0.01..3.'
+    )
+
+
+def _seeds(
+  run: ExperimentConfig, seed_flags: Sequence[str], number: int
+) -> dict[str, Any]:
+  seeds = {}
+  for flag in seed_flags:
+    if flag != 'noise_seed' or run.aggregator.name != _NOT_PRIVATE:
+      seeds[flag] = (getattr(run, flag) or 0) + number
+  return seeds
+
+
+def _short_values(axis: Axis) -> dict[str, str]:
+  """Returns values as parts of names: without options where that is enough."""
+  names = [value.partition(':')[0] for value in axis.values]
+  return {
+    value: name if names.count(name) == 1 else value
+    for value, name in zip(axis.values, names)
+  }
+
+
+def _name(pieces: Sequence[str], run: ExperimentConfig) -> str:
+  name = re.sub(r'[^\w.+=-]', '+', '-'.join(pieces), flags=re.ASCII)
+  name = name.lstrip('._+=-') or 'run'
+  if len(name) <= _MOST_CHARACTERS:
+    return name
+  return f'{name[:_MOST_CHARACTERS]}-{_hash(run)}'
+
+
+def _settings(run: ExperimentConfig) -> ExperimentConfig:
+  """Returns what identifies a run: all but its name."""
+  return dataclasses.replace(run, experiment_name='run')
+
+
+def _hash(run: ExperimentConfig) -> str:
+  return hashlib.sha256(_settings(run).to_json().encode()).hexdigest()[:8]
+
+
+def _count(number: int) -> str:
+  return f'{number} run' if number == 1 else f'{number} runs'
+
+
+def _difference(
+  gone: Sequence[ExperimentConfig], wanted: Sequence[ExperimentConfig]
+) -> str:
+  """Says in what the nearest of the wanted runs differs from those gone."""
+  texts = []
+  for run in gone[:_MOST_LISTED]:
+    nearest: list[str] = min(
+      (_settings(run).differences(_settings(one)) for one in wanted), key=len
+    )
+    told = ', '.join(nearest[:_MOST_LISTED])
+    if len(nearest) > _MOST_LISTED:
+      told += f' and {len(nearest) - _MOST_LISTED} more'
+    texts.append(
+      f'{run.experiment_name}: '
+      + told.replace(' here', ' in the plan').replace(' there', ' now')
+    )
+  if len(gone) > _MOST_LISTED:
+    texts.append('...')
+  return '; '.join(texts)
+
+
+def as_mapping(plan: Plan) -> Mapping[str, ExperimentConfig]:
+  """Returns the runs by name."""
+  return {run.experiment_name: run for run in plan.runs}

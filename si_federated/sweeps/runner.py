@@ -1,0 +1,276 @@
+"""Runs the runs of a sweep, several processes at once, and watches them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Union
+
+from si_federated.config import ExperimentConfig
+from si_federated.sweeps.plan import Plan
+
+WAITING, RUNNING, FINISHED, FAILED = 'waiting', 'running', 'finished', 'failed'
+LOGS = 'logs'
+_POLL_SECS = 0.2
+_LOOK_SECS = 2.0
+# A run that is stopped saves what it has; a large model takes its time.
+_STOP_SECS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass
+class Run:
+  """A run and how far it is.
+
+  Attributes:
+    settings: What it is.
+    folder: Where it is.
+    log: The file that its process prints to.
+    state: One of the states above.
+    round_num: The last round of its metrics.
+    perplexity: The last evaluation perplexity, if there is one.
+    error: Why it failed, in a sentence.
+    log_start: Where in `log` the output of its last process begins.
+    secs: How long its processes have run in this sweep.
+  """
+
+  settings: ExperimentConfig
+  folder: str
+  log: str
+  state: str = WAITING
+  round_num: int = 0
+  perplexity: float | None = None
+  error: str = ''
+  log_start: int = 0
+  secs: float = 0.0
+
+  @property
+  def name(self) -> str:
+    """The run's name."""
+    return self.settings.experiment_name
+
+  def look(self) -> None:
+    """Reads from the run's folder how far it is."""
+    try:
+      path = os.path.join(self.folder, 'metrics.csv')
+      with open(path, encoding='utf-8', newline='') as file:
+        for row in csv.DictReader(file):
+          self.round_num = int(row['round_num'])
+          if row.get('eval/perplexity'):
+            self.perplexity = float(row['eval/perplexity'])
+    except (OSError, ValueError, KeyError, TypeError):
+      # Not there yet, or garbled, which the run itself will tell.
+      pass
+
+
+def find_runs(plan: Plan, folder: Union[str, os.PathLike]) -> list[Run]:
+  """Looks up how far each run of a plan is.
+
+  Args:
+    plan: The plan.
+    folder: The folder of the sweep.
+
+  Returns:
+    The runs in the plan's order; those that have written their summary, with
+    the settings of the plan, are finished.
+  """
+  runs = []
+  for settings in plan.runs:
+    name = settings.experiment_name
+    run = Run(
+      settings,
+      folder=os.path.join(folder, name),
+      log=os.path.join(folder, LOGS, f'{name}.txt'),
+    )
+    run.look()
+    if _has_finished(run):
+      run.state = FINISHED
+    runs.append(run)
+  return runs
+
+
+def _has_finished(run: Run) -> bool:
+  try:
+    with open(os.path.join(run.folder, 'summary.json'), 'rb') as file:
+      json.load(file)
+    path = os.path.join(run.folder, 'config.json')
+    with open(path, encoding='utf-8') as file:
+      held = ExperimentConfig.from_json(file.read())
+  except (OSError, ValueError):
+    return False
+  # Training itself refuses a folder of another experiment.
+  return not run.settings.differences(held)
+
+
+def run_all(
+  runs: Sequence[Run],
+  command: Callable[[Run], Sequence[str]],
+  *,
+  num_jobs: int,
+  threads_per_run: int,
+  changed: Callable[[Run | None], None],
+) -> None:
+  """Runs what has not finished; a run that fails does not stop the others.
+
+  Each process keeps to processors of its own, so that all libraries in it see
+  no more than these.
+
+  Args:
+    runs: The runs; they are brought up to date as they go on.
+    command: Returns the command of a run.
+    num_jobs: How many processes to run at once.
+    threads_per_run: How many processors each of them has.
+    changed: Called with a run when its state has changed, and with None every
+      few seconds.
+
+  Raises:
+    KeyboardInterrupt: If interrupted (SIGTERM, too); what the runs had done is
+      saved.
+  """
+  waiting = [run for run in runs if run.state != FINISHED]
+  free = list(reversed(_processors(num_jobs, threads_per_run)))
+  active: dict[subprocess.Popen, tuple[Run, frozenset[int], float]] = {}
+  looked = -math.inf
+  with _termination_interrupts():
+    try:
+      while waiting or active:
+        while waiting and free:
+          run, cores = waiting.pop(0), free.pop()
+          process = _start(run, command(run), cores)
+          active[process] = run, cores, time.monotonic() - run.secs
+          run.state = RUNNING
+          changed(run)
+        time.sleep(_POLL_SECS)
+        now = time.monotonic()
+        for process in [one for one in active if one.poll() is not None]:
+          run, cores, _ = active.pop(process)
+          free.append(cores)
+          _end(run, process.returncode)
+          changed(run)
+        if now - looked >= _LOOK_SECS:
+          looked = now
+          for run, _, start in active.values():
+            run.secs = now - start
+            run.look()
+          changed(None)
+    except BaseException:
+      _stop(list(active))
+      for run, _, _ in active.values():
+        run.look()
+        run.state = WAITING
+      raise
+
+
+def _processors(num_jobs: int, threads_per_run: int) -> list[frozenset[int]]:
+  """Returns the processors of each of the processes, shared if they must."""
+  present = sorted(os.sched_getaffinity(0))
+  return [
+    frozenset(
+      present[(job * threads_per_run + i) % len(present)]
+      for i in range(threads_per_run)
+    )
+    for job in range(num_jobs)
+  ]
+
+
+def _start(
+  run: Run, command: Sequence[str], cores: frozenset[int]
+) -> subprocess.Popen:
+  os.makedirs(os.path.dirname(run.log), exist_ok=True)
+  threads = str(len(cores))
+  limits = {
+    'TF_NUM_INTRAOP_THREADS': threads,
+    'OMP_NUM_THREADS': threads,
+    'OPENBLAS_NUM_THREADS': threads,
+  }
+  libc = ctypes.CDLL(None)
+
+  def prepare() -> None:
+    os.sched_setaffinity(0, cores)
+    # Should this process be killed, the run saves and ends, too.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+  with open(run.log, 'ab') as log:
+    run.log_start = log.tell()
+    return subprocess.Popen(
+      command,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env={**os.environ, **limits},
+      # Ctrl-C is for this process, which stops the others in order.
+      start_new_session=True,
+      preexec_fn=prepare,
+    )
+
+
+def _end(run: Run, code: int) -> None:
+  run.look()
+  if code == 0:
+    run.state = FINISHED
+    return
+  run.state = FAILED
+  last = _last_line(run.log, run.log_start)
+  how = f'signal {-code}' if code < 0 else f'exit code {code}'
+  run.error = last.removeprefix('error: ') if last else f'it ended with {how}'
+  if code < 0:
+    run.error = f'it was killed by {how}; the last it said: {last or "nothing"}'
+
+
+def _last_line(path: str, start: int) -> str:
+  try:
+    with open(path, 'rb') as file:
+      file.seek(max(start, os.path.getsize(path) - 4096))
+      lines = file.read().decode('utf-8', 'replace').split('\n')
+  except OSError:
+    return ''
+  return next((line.strip() for line in reversed(lines) if line.strip()), '')
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+  """Has the processes save and end; a second interrupt kills them."""
+  for process in processes:
+    process.terminate()
+  deadline = time.monotonic() + _STOP_SECS
+  try:
+    for process in processes:
+      process.wait(max(0.0, deadline - time.monotonic()))
+  except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    for process in processes:
+      process.kill()
+    for process in processes:
+      process.wait()
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+  """Makes SIGTERM the KeyboardInterrupt of Ctrl-C."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def handle(unused_number: int, unused_frame: Any) -> None:
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, handle)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def progress(runs: Sequence[Run]) -> tuple[int, int]:
+  """Returns the rounds that are done, and those that there are."""
+  total = sum(run.settings.total_rounds for run in runs)
+  done = sum(min(run.round_num, run.settings.total_rounds) for run in runs)
+  return done, total

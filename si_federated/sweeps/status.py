@@ -1,0 +1,216 @@
+"""Shows how far a sweep is: a live table, or plain lines off a terminal."""
+
+from __future__ import annotations
+
+import collections
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from si_federated.sweeps import runner
+from si_federated.sweeps.runner import Run
+
+_LOG_SECS = 60.0
+# What matters most stands first when the terminal is too low for all.
+_ORDER = (runner.RUNNING, runner.FAILED, runner.FINISHED, runner.WAITING)
+_COLUMNS = ('run', 'state', 'round', 'perplexity', 'time')
+_STYLES = {runner.RUNNING: 'bold', runner.FAILED: 'red', runner.WAITING: 'dim'}
+
+
+class Lines:
+  """Writes a line when a run starts or ends, and one a minute besides.
+
+  Args:
+    runs: The runs of the sweep.
+    stream: Where to write; standard output if None.
+    clock: Returns the time in seconds; for tests.
+  """
+
+  def __init__(
+    self,
+    runs: Sequence[Run],
+    stream: TextIO | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._runs = runs
+    self._stream = stream or sys.stdout
+    self._clock = clock
+    self._estimate = Estimate(runs, clock)
+    self._written = clock()
+
+  def __enter__(self):
+    self._write(headline(self._runs))
+    return self
+
+  def __exit__(self, *unused_error):
+    self._write(headline(self._runs))
+
+  def changed(self, run: Run | None) -> None:
+    """Tells of a run whose state has changed, or of all."""
+    now = self._clock()
+    if run is None:
+      if now - self._written < _LOG_SECS:
+        return
+      running = [one for one in self._runs if one.state == runner.RUNNING]
+      where = ', '.join(f'{one.name} {_round(one)}' for one in running)
+      self._write(f'{headline(self._runs)}{self._estimate.left()}: {where}')
+      return
+    text = f'{run.state}: {run.name}'
+    if run.state == runner.RUNNING:
+      at = f', from round {run.round_num}' if run.round_num else ''
+      text = f'started: {run.name}{at}'
+    elif run.state == runner.FINISHED:
+      text += f' (perplexity {_perplexity(run)}, {_duration(run.secs)})'
+    elif run.state == runner.FAILED:
+      text += f': {run.error} (all it said: {run.log})'
+    self._write(text)
+
+  def _write(self, text: str) -> None:
+    self._written = self._clock()
+    print(text, file=self._stream, flush=True)
+
+
+class Live:
+  """A table that is kept up to date in place.
+
+  Args:
+    runs: The runs of the sweep.
+  """
+
+  def __init__(self, runs: Sequence[Run]):
+    from rich import live
+
+    self._runs = runs
+    self._estimate = Estimate(runs, time.monotonic)
+    self._live: Any = live.Live(self._table(), refresh_per_second=4)
+
+  def __enter__(self):
+    self._live.__enter__()
+    return self
+
+  def __exit__(self, *error):
+    self._live.update(self._table())
+    self._live.__exit__(*error)
+    for run in self._runs:
+      if run.state == runner.FAILED:
+        print(f'failed: {run.name}: {run.error} (all it said: {run.log})')
+
+  def changed(self, unused_run: Run | None) -> None:
+    """Shows the table anew."""
+    self._live.update(self._table())
+
+  def _table(self) -> Any:
+    from rich import table
+
+    height = max(5, shutil.get_terminal_size().lines - 5)
+    rows, hidden = table_rows(self._runs, height)
+    shown = table.Table(
+      title=headline(self._runs) + self._estimate.left(),
+      title_justify='left',
+      caption=hidden or None,
+      caption_justify='left',
+      box=None,
+      pad_edge=False,
+    )
+    for name in _COLUMNS:
+      right = name in ('round', 'perplexity', 'time')
+      shown.add_column(
+        name, justify='right' if right else 'left', no_wrap=name != 'run',
+        overflow='fold',
+      )  # fmt: skip
+    for row in rows:
+      shown.add_row(*row, style=_STYLES.get(row[1]))
+    return shown
+
+
+def show(runs: Sequence[Run]) -> Live | Lines:
+  """Returns a live table on a terminal if `rich` is installed, else lines."""
+  if sys.stdout.isatty():
+    try:
+      return Live(runs)
+    except ImportError:
+      pass
+  return Lines(runs)
+
+
+class Estimate:
+  """How long the rest will take, by the rounds of this session."""
+
+  def __init__(self, runs: Sequence[Run], clock: Callable[[], float]):
+    self._runs = runs
+    self._clock = clock
+    self._start = clock(), runner.progress(runs)[0]
+
+  def left(self) -> str:
+    """Returns a clause such as `, about 5m00s left`; empty if unknown."""
+    done, total = runner.progress(
+      [one for one in self._runs if one.state != runner.FAILED]
+    )
+    new = done - self._start[1]
+    if new <= 0 or done >= total:
+      return ''
+    secs = (self._clock() - self._start[0]) * (total - done) / new
+    return f', about {_duration(secs)} left'
+
+
+def headline(runs: Sequence[Run]) -> str:
+  """Returns how many runs are in which state."""
+  states = collections.Counter(run.state for run in runs)
+  parts = [f'{states[runner.FINISHED]} of {len(runs)} runs finished']
+  parts += [
+    f'{states[state]} {state}'
+    for state in (runner.RUNNING, runner.FAILED, runner.WAITING)
+    if states[state]
+  ]
+  return ', '.join(parts)
+
+
+def table_rows(
+  runs: Sequence[Run], height: int
+) -> tuple[list[tuple[str, ...]], str]:
+  """Returns the rows to show, and what is said of those that do not fit.
+
+  Args:
+    runs: The runs of the sweep.
+    height: The most rows.
+
+  Returns:
+    Rows of name, state, round, perplexity and time, those under way first; and
+    a sentence, empty if all are shown.
+  """
+  ordered = sorted(runs, key=lambda run: _ORDER.index(run.state))
+  hidden = len(ordered) - height
+  rows: list[tuple[str, ...]] = [
+    (
+      run.name,
+      run.state,
+      _round(run),
+      _perplexity(run),
+      _duration(run.secs) if run.secs else '',
+    )
+    for run in ordered[:height]
+  ]
+  return rows, f'... and {hidden} more' if hidden > 0 else ''
+
+
+def _round(run: Run) -> str:
+  return f'{run.round_num}/{run.settings.total_rounds}'
+
+
+def _perplexity(run: Run) -> str:
+  if run.perplexity is None:
+    return ''
+  big = not run.perplexity < 1e5
+  return f'{run.perplexity:.3g}' if big else f'{run.perplexity:.1f}'
+
+
+def _duration(secs: float) -> str:
+  secs = max(0, round(secs))
+  if secs < 60:
+    return f'{secs}s'
+  if secs < 3600:
+    return f'{secs // 60}m{secs % 60:02d}s'
+  return f'{secs // 3600}h{secs % 3600 // 60:02d}m'

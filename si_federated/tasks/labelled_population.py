@@ -1,0 +1,158 @@
+"""Populations of clients whose examples are texts with a label each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from si_federated.tasks.token_store import permutation, training_order
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledPopulation:
+  """The clients of one split; its methods are those of `ClientPopulation`.
+
+  Attributes:
+    ids: `[N, T]` integers, the ids of every text, padded with 0.
+    labels: `[N]` int32, the class of each.
+    clients: Of each client its name and the `[n]` numbers of its texts.
+  """
+
+  ids: np.ndarray
+  labels: np.ndarray
+  clients: tuple[tuple[str, np.ndarray], ...]
+
+  def __post_init__(self):
+    if len(self.ids) != len(self.labels):
+      raise ValueError(
+        f'There are {len(self.ids)} texts and {len(self.labels)} labels; give '
+        'each text a label.'
+      )
+
+  def __len__(self) -> int:
+    return len(self.clients)
+
+  @property
+  def sequence_length(self) -> int:
+    """T, the number of ids of a text."""
+    return self.ids.shape[1]
+
+  def _client(self, index: int) -> tuple[str, np.ndarray]:
+    if not 0 <= index < len(self):
+      raise IndexError(
+        f'There is no client {index}: the population has {len(self)} clients.'
+      )
+    return self.clients[int(index)]
+
+  def client_id(self, index: int) -> str:
+    """Returns the name of a client, 0 <= index < len(self)."""
+    return self._client(index)[0]
+
+  def num_examples(self, index: int) -> int:
+    """Returns the number of texts of a client."""
+    return len(self._client(index)[1])
+
+  def examples(self, index: int) -> np.ndarray:
+    """Returns a client's texts in stored order.
+
+    Args:
+      index: The client.
+
+    Returns:
+      `[n, T + 1]` int32: ids, and last the label.
+    """
+    return self.rows(self._client(index)[1])
+
+  def rows(self, numbers: np.ndarray) -> np.ndarray:
+    """Returns `[n, T + 1]` int32 ids and labels of texts by their numbers."""
+    ids = self.ids[numbers].astype(np.int32)
+    return np.concatenate([ids, self.labels[numbers, None]], axis=1)
+
+  def training_examples(
+    self,
+    index: int,
+    *,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> np.ndarray:
+    """Returns the texts of a client in the order of a training pass.
+
+    Args:
+      index: The client.
+      epochs: How often each text is seen, each time in a new order.
+      max_elements: At most this many texts over all epochs; None for all.
+      seed: With the client's index fixes the order; None for stored order.
+
+    Returns:
+      `[m, T + 1]` int32.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    numbers = self._client(index)[1]
+    order = training_order(
+      len(numbers),
+      index=index,
+      epochs=epochs,
+      max_elements=max_elements,
+      seed=seed,
+    )
+    return self.rows(numbers[order])
+
+  def client_batches(
+    self,
+    index: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the batches of one client for one round.
+
+    Args:
+      index: The client.
+      batch_size: Texts a batch; the last may have fewer.
+      epochs: As for `training_examples`.
+      max_elements: As for `training_examples`.
+      seed: As for `training_examples`.
+
+    Returns:
+      A dataset of `(x [b, T], y [b])` int32.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be 1 or more; got {batch_size}.')
+    rows = self.training_examples(
+      index, epochs=epochs, max_elements=max_elements, seed=seed
+    )
+    return tf.data.Dataset.from_tensor_slices(text_and_label(rows)).batch(
+      batch_size
+    )
+
+  def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
+    """Returns a fixed random subset of the texts of all clients.
+
+    Args:
+      max_examples: The most texts; all of them if there are no more.
+      seed: Fixes the choice.
+
+    Returns:
+      `[n, T + 1]` int32, in stored order.
+    """
+    numbers = np.concatenate([numbers for _, numbers in self.clients])
+    if len(numbers) > max_examples:
+      generator = np.random.PCG64(seed)
+      numbers = numbers[permutation(generator, len(numbers))[:max_examples]]
+    return self.rows(np.sort(numbers))
+
+
+def text_and_label(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids `[n, T]` and labels `[n]` of rows `[n, T + 1]`."""
+  return rows[:, :-1], rows[:, -1]

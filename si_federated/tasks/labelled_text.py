@@ -1,0 +1,249 @@
+"""Texts with a label each: from a file, from docstrings, from Shakespeare."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import gzip
+import json
+import lzma
+import os
+import zlib
+from typing import Any, Iterable, Iterator, Mapping, TextIO
+
+from si_federated import files
+from si_federated.tasks import docstring_mining
+from si_federated.tasks.docstrings import open_corpus
+from si_federated.tasks.shakespeare import find_source, read_speeches
+from si_federated.tasks.store_writer import SPLITS
+from si_federated.tasks.token_store import UNLISTED, ClientPopulation
+
+_MIN_DOCSTRINGS = 16  # As the task `docstrings` has it, whose store this is.
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledText:
+  """Texts, each with a label and perhaps with the client that wrote it.
+
+  Attributes:
+    source: What it was read from, for messages.
+    texts: The texts.
+    labels: The class of each, by name.
+    clients: The client of each; None if there are none.
+  """
+
+  source: str
+  texts: tuple[str, ...]
+  labels: tuple[str, ...]
+  clients: tuple[str, ...] | None = None
+
+  def check(self) -> None:
+    """Raises ValueError unless there are two classes."""
+    classes = sorted(set(self.labels))
+    if not classes:
+      raise ValueError(f'{self.source} has no examples; give it some.')
+    if len(classes) == 1:
+      raise ValueError(
+        f'All examples of {self.source} are of one class, {classes[0]!r}; give '
+        'two or more to tell apart.'
+      )
+
+
+def read_file(
+  path: str, *, text: str, label: str, client: str | None
+) -> LabelledText:
+  """Reads a file of JSON lines or of comma-separated values with a header.
+
+  Args:
+    path: The file, `.csv` or `.jsonl`, plain or with `.gz` or `.xz` after that.
+    text: The column (or key) of the text.
+    label: The column of the label; text or a whole number.
+    client: The column of the client's name; None to read none.
+
+  Returns:
+    What it holds.
+
+  Raises:
+    ValueError: It is missing or damaged, lacks a column, or a line cannot be
+      used; the message names file and line.
+  """
+  stem = path[: -len('.gz')] if path.endswith(('.gz', '.xz')) else path
+  readers = {'.csv': _csv_rows, '.jsonl': _json_rows, '.json': _json_rows}
+  reader = readers.get(os.path.splitext(stem)[1])
+  if reader is None:
+    raise ValueError(
+      f'{path} is neither .csv nor .jsonl (nor one of them with .gz or .xz); '
+      'name such a file.'
+    )
+  columns = [text, label] + ([client] if client is not None else [])
+  values: list[list[str]] = []
+  try:
+    with _open(path) as file:
+      for number, row in reader(file, path, columns):
+        values.append(
+          [_value(path, number, name, row.get(name)) for name in columns]
+        )
+  except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    raise ValueError(f'{path} cannot be read ({error}).') from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is no text in UTF-8 ({error}).') from error
+  parts = tuple(zip(*values)) or ((),) * len(columns)
+  return LabelledText(path, *parts)
+
+
+def _open(path: str) -> TextIO:
+  openers: Mapping[str, Any] = {'.gz': gzip.open, '.xz': lzma.open}
+  opener = openers.get(os.path.splitext(path)[1], open)
+  return opener(path, 'rt', encoding='utf-8', newline='')
+
+
+def _value(path: str, number: int, name: str, value: Any) -> str:
+  if isinstance(value, int) and not isinstance(value, bool):
+    value = str(value)
+  if not isinstance(value, str):
+    raise ValueError(
+      f'{path}:{number}: {name} is no text; give every example one.'
+    )
+  if not value.strip():
+    raise ValueError(
+      f'{path}:{number}: {name} is empty; fill it in or remove the example.'
+    )
+  return value.encode(errors='replace').decode()
+
+
+def _missing(path: str, names: Iterable[str], known: Iterable[str]) -> str:
+  return (
+    f'{path} has no column {" and no column ".join(names)}; it has '
+    f'{", ".join(known) or "none"}: name yours by the options text, label and '
+    'client of --task=text_classification.'
+  )
+
+
+def _csv_rows(
+  file: TextIO, path: str, columns: list[str]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+  reader = csv.reader(file, strict=True)
+  try:
+    header = [name.lstrip('\ufeff') for name in next(reader, [])]
+    missing = [name for name in columns if name not in header]
+    if missing:
+      raise ValueError(_missing(path, missing, header))
+    for row in reader:
+      if not row:
+        continue
+      if len(row) != len(header):
+        raise ValueError(
+          f'{path}:{reader.line_num}: it has {len(row)} fields, the header '
+          f'{len(header)}; mend or remove the line.'
+        )
+      yield reader.line_num, dict(zip(header, row))
+  except csv.Error as error:
+    raise ValueError(
+      f'{path}:{reader.line_num}: it is no CSV ({error}); mend or remove the '
+      'line.'
+    ) from error
+
+
+def _json_rows(
+  file: TextIO, path: str, columns: list[str]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+  for number, line in enumerate(file, start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise ValueError(
+        f'{path}:{number}: it is no JSON ({error}); mend or remove the line.'
+      ) from error
+    if not isinstance(row, dict):
+      raise ValueError(
+        f'{path}:{number}: it is no JSON object; give one a line.'
+      )
+    missing = [name for name in columns if name not in row]
+    if missing:
+      raise ValueError(_missing(f'{path}:{number}', missing, row))
+    yield number, row
+
+
+def read_docstrings(data_dir: str | None, *, num_classes: int) -> LabelledText:
+  """Takes docstring sentences, labelled with the package that they are from.
+
+  Args:
+    data_dir: Where the store of the task `docstrings` is kept.
+    num_classes: How many packages; those of the most sentences.
+
+  Returns:
+    The sentences of these packages, the modules as clients.
+
+  Raises:
+    ValueError: As for the task `docstrings`, or there are fewer packages.
+  """
+  store = open_corpus(
+    data_dir or files.cache_folder(),
+    docstring_mining.installation_roots(),
+    min_sentences=_MIN_DOCSTRINGS,
+  )
+  found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+  for split in SPLITS:
+    arrays = store.splits[split]
+    population = ClientPopulation(arrays, 1, 1)
+    for index in range(len(population)):
+      module = population.client_id(index)
+      start, stop = arrays.client_offsets[index : index + 2].tolist()
+      offsets = arrays.sentence_offsets[start : stop + 1].tolist()
+      for first, last in zip(offsets, offsets[1:]):
+        ranks = arrays.tokens[first:last].tolist()
+        text = ' '.join(store.words[r] for r in ranks if r != UNLISTED)
+        if text:
+          found[module.partition('.')[0]].append((text, module))
+  return _largest('the installed docstrings', found, num_classes)
+
+
+def read_shakespeare(
+  data_dir: str | None, *, num_classes: int, by_play: bool
+) -> LabelledText:
+  """Takes speeches, labelled with the role that says them or with the play.
+
+  Args:
+    data_dir: As for the task `shakespeare`.
+    num_classes: How many roles or plays; those of the most speeches.
+    by_play: Whether plays are told apart, and not roles.
+
+  Returns:
+    The speeches, the roles as clients.
+
+  Raises:
+    ValueError: As for the task `shakespeare`, or there are fewer classes.
+  """
+  source = find_source(data_dir, None)
+  found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+  for role, text in read_speeches(source):
+    play, slash, _ = role.rpartition('/')
+    if by_play and not slash:
+      raise ValueError(
+        f'{source} tells the role of a speech but not its play; leave out '
+        'data=plays, or give a file with `play` and `speaker`.'
+      )
+    if text.strip():
+      found[play if by_play else role].append((text, role))
+  return _largest(source, found, num_classes)
+
+
+def _largest(
+  source: str, found: Mapping[str, list[tuple[str, str]]], num_classes: int
+) -> LabelledText:
+  if not 2 <= num_classes <= len(found):
+    raise ValueError(
+      f'num_classes must be from 2 to {len(found)}, what {source} has; got '
+      f'{num_classes}.'
+    )
+  order = sorted(found, key=lambda name: (-len(found[name]), name))
+  rows = [
+    (text, name, client)
+    for name in order[:num_classes]
+    for text, client in found[name]
+  ]
+  texts, labels, clients = zip(*rows)
+  return LabelledText(source, texts, labels, clients)

@@ -1,0 +1,126 @@
+"""Tests of sweeps as a user runs them, with the tiniest training."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_TINY = (
+  '--task=synthetic:num_clients=12,num_words=10',
+  '--vocab_size=10',
+  '--sequence_length=4',
+  '--model=cifg:units=4,embedding_size=4',
+  '--clients_per_round=2',
+  '--max_elements_per_client=4',
+  '--total_rounds=2',
+  '--rounds_per_eval=1',
+  '--num_validation_examples=20',
+)
+
+
+def _run(binary, *args):
+  return subprocess.run(
+    [sys.executable, '-m', f'experiments.{binary}', *map(str, args)],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+  )
+
+
+def _sweep(root, *args):
+  return _run(
+    'sweep', '--experiment_name=s', f'--root_output_dir={root}', *_TINY, *args
+  )
+
+
+def test_two_runs_one_of_which_fails_and_a_report(tmp_path):
+  grid = '--grid=transform=none|freeze:variables=nothing'
+  done = _sweep(tmp_path, grid)
+  assert done.returncode == 1, done.stderr
+  assert 'finished: transform=none (perplexity' in done.stdout
+  assert 'failed: transform=freeze: ' in done.stdout
+  assert done.stderr.startswith('error: 1 of 2 runs failed')
+  assert len(done.stderr.strip().splitlines()) == 1
+  folder = tmp_path / 's'
+  assert (folder / 'transform=none' / 'summary.json').exists()
+  said = folder / 'logs' / 'transform=freeze.txt'
+  assert 'nothing' in said.read_text()
+
+  # A changed plan is refused, and nothing is run.
+  done = _sweep(tmp_path, grid, '--client_learning_rate=0.5')
+  assert done.returncode == 2
+  assert '--client_learning_rate: 1.0 in the plan, 0.5 now' in done.stderr
+  done = _run('report', f'--runs={folder}')
+  assert done.returncode == 0, done.stderr
+  assert (folder / 'report' / 'report.html').exists()
+
+
+def test_dry_run_prints_commands_that_train_understands(tmp_path):
+  done = _sweep(tmp_path, '--grid=client_lr=0.1,1', '--seeds=2', '--dry_run')
+  assert (done.returncode, done.stderr) == (0, '')
+  commands = [shlex.split(line) for line in done.stdout.splitlines()]
+  assert len(commands) == 4
+  assert not (tmp_path / 's').exists()
+  for command in commands:
+    assert command[:3] == [sys.executable, '-m', 'experiments.train']
+    assert f'--root_output_dir={tmp_path / "s"}' in command
+    assert '--model=cifg:units=4,embedding_size=4' in command
+  assert '--experiment_name=client_lr=1-seed=1' in commands[3]
+  assert {'--model_seed=1', '--client_seed=1'} <= set(commands[3])
+
+
+def test_a_plan_without_runs_of_its_own_goes_on_as_it_is(tmp_path):
+  assert _sweep(tmp_path, '--grid=client_lr=0.1,1', '--dry_run').stdout
+  name = ['--experiment_name=s', f'--root_output_dir={tmp_path}']
+  recipe = tmp_path / 'a.flags'
+  recipe.write_text('--total_rounds=0\n')
+  # Nothing has run, so that the plan may still become another.
+  (tmp_path / 's').mkdir()
+  plan = _run('sweep', *name, f'--recipes={recipe}', '--dry_run')
+  assert '--experiment_name=a ' in plan.stdout
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--grid=client_lr'], 'FLAG=VALUE'),
+    (['--grid=nonsense=1'], "no flag 'nonsense'"),
+    (['--grid=client_lr=1,1'], 'twice'),
+    (['--recipes=nowhere.flags'], 'no such file'),
+    (['--jobs=0'], '1 or more'),
+    (['--random=2'], 'what to vary'),
+    (['--grid=client_lr=log:0.1..1'], '--random=N'),
+    (['--seed_flags=seed'], 'no seed'),
+  ],
+)
+def test_mistakes_end_with_one_sentence(tmp_path, args, words):
+  done = _sweep(tmp_path, *args)
+  assert done.returncode == 2
+  assert words in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert done.stdout == ''
+  assert not (tmp_path / 's').exists()
+
+
+def test_help_is_for_newcomers():
+  done = _run('sweep', '--help')
+  assert done.returncode == 0
+  for words in ('--grid', '--recipes', '--seeds', '--random', '--model'):
+    assert words in done.stdout
+
+
+def test_a_garbled_plan_is_told(tmp_path):
+  (tmp_path / 's').mkdir()
+  (tmp_path / 's' / 'sweep.json').write_text(json.dumps({'runs': 1}))
+  done = _sweep(tmp_path, '--grid=client_lr=1')
+  assert done.returncode == 2
+  assert 'sweep.json is no plan of a sweep' in done.stderr

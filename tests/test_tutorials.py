@@ -1,0 +1,69 @@
+"""The tutorials run from a clean kernel, and are kept with their outputs."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TUTORIALS = sorted((_ROOT / 'experiments' / 'tutorials').glob('*.ipynb'))
+
+
+def _read(path):
+  return nbformat.read(path, as_version=4)
+
+
+def _outputs(notebook):
+  return [
+    output
+    for cell in notebook.cells
+    if cell.cell_type == 'code'
+    for output in cell.outputs
+  ]
+
+
+def _pictures(notebook):
+  return [o for o in _outputs(notebook) if 'image/png' in o.get('data', {})]
+
+
+def test_there_are_four():
+  assert [path.name[0] for path in _TUTORIALS] == list('1234')
+
+
+@pytest.mark.parametrize('path', _TUTORIALS, ids=lambda path: path.stem)
+def test_runs_from_a_clean_kernel(path, tmp_path):
+  notebook = _read(path)
+  for cell in notebook.cells:
+    if cell.cell_type == 'code':
+      cell.outputs = []
+  client = nbclient.NotebookClient(
+    notebook,
+    timeout=600,
+    kernel_name='python3',
+    resources={'metadata': {'path': str(tmp_path)}},
+  )
+  # An error in a cell is raised.
+  client.execute(
+    env={**os.environ, 'SI_FEDERATED_SHORT': '1', 'PYTHONPATH': str(_ROOT)}
+  )
+  assert _pictures(notebook)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', _TUTORIALS, ids=lambda path: path.stem)
+def test_is_kept_with_outputs(path):
+  notebook = _read(path)
+  nbformat.validate(notebook)
+  run = [c for c in notebook.cells if c.cell_type == 'code']
+  assert [c.execution_count for c in run] == list(range(1, len(run) + 1))
+  assert _pictures(notebook)
+  assert not [o for o in _outputs(notebook) if o.output_type == 'error']
+  # Warnings and paths of the machine it was run on are of no use to readers.
+  text = path.read_text(encoding='utf-8')
+  assert not re.search(r'"name": "stderr"', text)
+  assert not re.search(r'/(tmp|home|root)/', text)
