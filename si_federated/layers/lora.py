@@ -47,7 +47,7 @@ def update(
     shape: Of the kernel.
   """
   # The factor goes where it is multiplied with least.
-  product = tf.matmul(a, b * tf.cast(scale, b.dtype))
+  product = tf.matmul(a, b * scale)
   return tf.reshape(product, shape)
 
 
@@ -75,7 +75,7 @@ def adapted_dense(
   # A product of matrices is much faster than one with further axes.
   flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
   outputs = tf.matmul(flat, kernel)
-  outputs += tf.matmul(tf.matmul(flat, a), b * tf.cast(scale, b.dtype))
+  outputs += tf.matmul(tf.matmul(flat, a) * scale, b)
   if bias is not None:
     outputs = tf.nn.bias_add(outputs, bias)
   shape = tf.concat([tf.shape(inputs)[:-1], tf.shape(outputs)[-1:]], axis=0)
