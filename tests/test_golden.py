@@ -82,6 +82,7 @@ LAYERS = [
   'LSTM',
   'LSTMCell',
   'LayerNormalization',
+  'LoRADense',
   'MultiHeadAttention',
   'PositionEmbedding',
   'SICIFG',

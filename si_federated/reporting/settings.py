@@ -116,7 +116,8 @@ def heading(name: str) -> str:
 def full_name(name: str) -> str:
   """Returns a setting's name in full words."""
   part, _, option = name.partition('.')
-  return f'{part} {option}'.replace('_', ' ').strip()
+  words = f'{part} {option}'.replace('_', ' ').strip()
+  return re.sub(r'\bnum\b', 'number of', words)
 
 
 def is_seed(name: str) -> bool:
