@@ -45,7 +45,9 @@ def check(experiment: config.ExperimentConfig) -> None:
   task, model = experiment.task.name, experiment.model.name
   if task not in TASKS:  # Data that no task reads, as of pretraining.
     return
-  kind = typing.get_type_hints(TASKS[task])['return']
+  kind: Any = typing.get_type_hints(TASKS[task]).get('return')
+  if not hasattr(kind, 'MODEL_ARGUMENTS'):  # A user's, without annotations.
+    return
   given = set(kind.MODEL_ARGUMENTS)
   if _required(MODELS[model]) != given:
     fitting = [n for n, b in MODELS.items() if _required(b) == given]

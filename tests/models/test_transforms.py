@@ -15,7 +15,16 @@ X = np.array([[7, 1, 2, 3, 4], [7, 5, 9, 0, 0]], np.int32)
 Y = np.array([[1, 2, 3, 4, 8], [5, 9, 8, 0, 0]], np.int32)
 
 
+# Of KerasNLP, whose models no graph of TensorFlow 1 can hold.
+_BERT = ('albert', 'bert', 'distilbert')
+
+
 def _build(name):
+  if name in _BERT:
+    sizes = {'num_layers': 1, 'num_heads': 2, 'hidden_dim': 4}
+    return MODELS[name](12, 3, intermediate_dim=8, **sizes)
+  if name == 'transformer_classifier':
+    return MODELS[name](12, 3, embedding_size=4, num_layers=1)
   if name.endswith('former'):
     return MODELS[name](
       12, embedding_size=4, num_heads=2, intermediate_dim=8, num_layers=1
@@ -32,6 +41,8 @@ def test_names_are_the_same_in_each_build(name):
   first = _names(_build(name).variables)
   assert len(set(first)) == len(first)
   assert _names(_build(name).variables) == first
+  if name in _BERT:
+    return
   with tf.Graph().as_default():
     assert _names(_build(name).variables) == first
 
