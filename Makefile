@@ -6,24 +6,25 @@ TEST_WORKERS ?= 2
 PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20
 DEMO := runs/demo
 
-# The study of `make reproduce`: SCALE=laptop, or smoke to see that it works.
+# The study of `make reproduce`: SCALE=laptop; smoke to see that it works; paper
+# for Stack Overflow on a bigger machine, SWEEP_FLAGS=--data_dir=FOLDER.
 SCALE ?= laptop
+TASK.smoke := synthetic
+TASK.laptop := docstrings
+TASK.paper := stackoverflow
 MODELS ?= cifg si_cifg transformer si_transformer
 AGGREGATORS ?= mean blt
-RATES.laptop := 0.1,0.3,1,3
 RATES.smoke := 1
-SEEDS.laptop := 3
+RATES.laptop := 0.1,0.3,1,3
+RATES.paper := 0.1,0.3,1,3
 SEEDS.smoke := 2
-STUDY_FLAGS.smoke := --task=synthetic:num_clients=200 --vocab_size=50 \
-  --sequence_length=10 --clients_per_round=5 --total_rounds=4 \
-  --max_elements_per_client=16 --rounds_per_eval=2 \
-  --num_validation_examples=100
+SEEDS.laptop := 3
+SEEDS.paper := 3
 RATES ?= $(RATES.$(SCALE))
 SEEDS ?= $(SEEDS.$(SCALE))
-STUDY_FLAGS ?= $(STUDY_FLAGS.$(SCALE))
 STUDY := runs/reproduce
 RECIPES := $(foreach model,$(MODELS),$(foreach aggregator,$(AGGREGATORS),\
-  --recipes=experiments/configs/docstrings.$(model).$(aggregator).flags))
+  --recipes=experiments/configs/$(TASK.$(SCALE)).$(model).$(aggregator).flags))
 
 # Quiet TensorFlow; every test worker keeps to about one core.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -66,7 +67,7 @@ demo: environment
 reproduce: environment
 	$(VENV_PYTHON) -m experiments.sweep --experiment_name=$(SCALE) \
 	  --root_output_dir=$(STUDY) $(RECIPES) --seeds=$(SEEDS) \
-	  --grid=client_learning_rate=$(RATES) $(STUDY_FLAGS) $(SWEEP_FLAGS); \
+	  --grid=client_learning_rate=$(RATES) $(SWEEP_FLAGS); \
 	status=$$?; [ $$status -le 1 ] || exit $$status; \
 	$(VENV_PYTHON) -m experiments.report --runs=$(STUDY)/$(SCALE) \
 	  --output=$(STUDY)/$(SCALE)/report \

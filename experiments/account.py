@@ -13,6 +13,11 @@ The noise that a budget needs, and how the mechanisms compare in that setting:
     --total_rounds=2048 --max_participations=6 --min_separation=342 \\
     --delta=1e-6 --compare
 
+What a recipe costs:
+
+  python -m experiments.account --num_clients=3531 \\
+    --flagfile=experiments/configs/docstrings.si_cifg.blt.flags
+
 Flags are those of experiments.train. Poisson sampling, which amplifies privacy,
 takes --participation=poisson with --clients_per_round and --num_clients.
 """
@@ -43,8 +48,14 @@ _NAMES = (
   'max_participations',
   'noise_cohort_size',
 )
-flags.define_config_flags(_NAMES)
-absl_flags.adopt_module_key_flags(flags)
+flags.define_config_flags(
+  field.name
+  for field in dataclasses.fields(config.ExperimentConfig)
+  if field.name != 'experiment_name'
+)
+# The others are there so that a recipe is understood, and have no effect.
+for _name in _NAMES:
+  absl_flags.declare_key_flag(_name)
 _NUM_CLIENTS = absl_flags.DEFINE_integer(
   'num_clients',
   None,

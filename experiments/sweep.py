@@ -13,6 +13,12 @@ Recipes side by side, each with the flags of the command line on top:
     --recipes=experiments/configs/docstrings.cifg.mean.flags \\
     --recipes=experiments/configs/docstrings.si_cifg.mean.flags
 
+Flags that vary together:
+
+  python -m experiments.sweep --experiment_name=tuned \\
+    --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \\
+    --grid='model&client_learning_rate=cifg&0.3|si_cifg&1'
+
 A random search:
 
   python -m experiments.sweep --experiment_name=search --random=20 \\
@@ -47,7 +53,7 @@ _GRID = absl_flags.DEFINE_multi_string(
   [],
   'What to vary, FLAG=VALUE|VALUE, or FLAG=NUMBER,NUMBER; with --random also '
   'FLAG=log:0.01..3, FLAG=linear:0..1 or FLAG=int:1..8. May be given for '
-  'several flags.',
+  'several flags; FLAG&FLAG=VALUE&VALUE|VALUE&VALUE varies them together.',
 )
 _RECIPES = absl_flags.DEFINE_multi_string(
   'recipes',

@@ -140,6 +140,20 @@ class Recorder:
     """Goes on after a round; -1 for a new run."""
     self._file.open(round_num)
 
+  def is_due(
+    self, round_num: int, *, is_evaluated: bool, is_last: bool = False
+  ) -> bool:
+    """Returns whether to measure after a round.
+
+    Args:
+      round_num: The round; 0 is before the first.
+      is_evaluated: Whether the model was evaluated after it.
+      is_last: Whether it is the last round.
+    """
+    if self._plan is None or self._plan.every is None:
+      return is_evaluated
+    return is_last or round_num % self._plan.every == 0
+
   def record(
     self,
     round_num: int,
@@ -148,10 +162,8 @@ class Recorder:
     before: Optional[tff.learning.models.ModelWeights] = None,
     cohort: Optional[Cohort] = None,
     measured: Mapping[str, float],
-    is_evaluated: bool,
-    is_last: bool = False,
   ) -> None:
-    """Measures after a round, if it is time to.
+    """Measures after a round.
 
     Args:
       round_num: The round; 0 is before the first.
@@ -159,15 +171,8 @@ class Recorder:
       before: The model before it.
       cohort: Its clients.
       measured: Columns of the metrics.
-      is_evaluated: Whether the model was evaluated after it.
-      is_last: Whether it is the last round.
     """
     plan = self._plan
-    due = is_evaluated
-    if plan is not None and plan.every is not None:
-      due = is_last or round_num % plan.every == 0
-    if not due:
-      return
     self._assign(after)
     rows = self._blending_rows()
     if plan is not None:

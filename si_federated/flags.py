@@ -62,8 +62,8 @@ _HELP = {
   'yogi or adagrad.',
   'server_learning_rate': 'The learning rate of --server_optimizer.',
   'server_learning_rate_schedule': 'How --server_learning_rate changes with '
-  'the rounds: constant, linear, cosine or exponential, each with an option '
-  'such as warmup_rounds=50.',
+  'the rounds: constant, linear, cosine, exponential or cool_down, each with '
+  'an option such as warmup_rounds=50.',
   'server_momentum': 'The momentum of --server_optimizer=sgdm.',
   'clients_per_round': 'The cohort: how many clients train in a round.',
   'total_rounds': 'The number of rounds.',

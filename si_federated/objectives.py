@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config
-from si_federated.algorithms import OBJECTIVES, NamedModel
+from si_federated.algorithms import OBJECTIVES, NamedModel, leave_out_values
 from si_federated.models import MODELS
 from si_federated.tasks import TASKS, AnyTask
 from si_federated.training import evaluation
@@ -74,8 +74,8 @@ def build_functional_model(
   task: AnyTask,
   keras_model_fn: Callable[[], tf.keras.Model],
   *,
-  count_tokens: bool,
-  compute_dtype: str,
+  count_tokens: bool = True,
+  compute_dtype: str = 'float32',
 ) -> NamedModel:
   """Builds the model that clients train on a task.
 
@@ -107,5 +107,7 @@ def build_evaluation(
     examples: As its populations give them, `[N, T + 1]`.
   """
   return evaluation.build_evaluation(
-    model=model, examples=examples, inputs_and_labels=task.inputs_and_labels
+    model=leave_out_values(model),
+    examples=examples,
+    inputs_and_labels=task.inputs_and_labels,
   )

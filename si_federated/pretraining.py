@@ -14,9 +14,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from si_federated import config, pretraining_steps, runtime, task_facts
+from si_federated import (
+  config,
+  objectives,
+  pretraining_steps,
+  runtime,
+  task_facts,
+)
 from si_federated import experiment as experiment_lib
-from si_federated.algorithms import build_functional_model
 from si_federated.pretraining_settings import CONFIG_NAMES, Settings
 from si_federated.tasks import (
   ClientPopulation,
@@ -24,7 +29,7 @@ from si_federated.tasks import (
   load_vocabulary,
   plain_text,
 )
-from si_federated.training import evaluation, progress
+from si_federated.training import progress
 from si_federated.training import run_folder as run_folder_lib
 
 _FILE = 'pretraining.json'
@@ -163,17 +168,11 @@ def _run(
   start, keras_model_fn = experiment_lib.prepare_model(
     experiment, task, resumed=bool(folder.checkpoints.newest())
   )
-  model = build_functional_model(
-    keras_model_fn,
-    loss=task.loss,
-    element_spec=task.element_spec,
-    end_of_sentence=task.vocabulary.end,
-    ignored_labels=task.ignored_labels,
-  )
+  model = objectives.build_functional_model(task, keras_model_fn)
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
-  evaluate = evaluation.build_evaluation(model=model, examples=examples)
+  evaluate = objectives.build_evaluation(task, model, examples)
   trainer = pretraining_steps.Trainer(
     keras_model_fn, task, settings.learning_rate
   )

@@ -20,6 +20,8 @@ from si_federated.algorithms import (
   ALGORITHMS,
   LEARNING_RATE_SCHEDULES,
   OPTIMIZERS,
+  StartedProcess,
+  leave_out_values,
   spare,
   weights_type,
 )
@@ -51,14 +53,14 @@ class Process:
   """A learning process, and what it sends.
 
   Attributes:
-    process: TFF's learning process.
+    process: TFF's learning process, which starts from the model's weights.
     takes_client_numbers: Whether a client's datum is a mapping of its
       `examples` and its number, `client`, rather than its batches alone.
     bytes_per_client: From the metrics of a round, how many bytes a client
       sent, `up`, and received, `down`.
   """
 
-  process: tff.learning.templates.LearningProcess
+  process: StartedProcess
   takes_client_numbers: bool
   bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]]
 
@@ -219,7 +221,7 @@ def build(
   builder = ALGORITHMS[name]
   names = getattr(model, 'variable_names', ())
   given: dict[str, Any] = {
-    'model': model,
+    'model': leave_out_values(model),
     'client_optimizer': _build_optimizer(experiment, 'client', names),
     'server_optimizer': _build_optimizer(experiment, 'server', names),
     'aggregation_factory': _build_factory(experiment, mechanism),
@@ -262,7 +264,9 @@ def build(
 
   data_type = process.next.type_signature.parameter[1].member
   return Process(
-    process, not isinstance(data_type, tff.SequenceType), bytes_per_client
+    StartedProcess(process, model.initial_weights),
+    not isinstance(data_type, tff.SequenceType),
+    bytes_per_client,
   )
 
 

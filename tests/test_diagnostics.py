@@ -222,13 +222,12 @@ def test_every_so_many_rounds(tmp_path):
   recorder.open(-1)
   weights = _initial()
   for round_num in range(4):
-    recorder.record(
-      round_num,
-      after=weights,
-      measured={'train/clip_fraction': 0.25},
-      is_evaluated=round_num == 1,
-      is_last=round_num == 3,
-    )
+    if recorder.is_due(
+      round_num, is_evaluated=round_num == 1, is_last=round_num == 3
+    ):
+      recorder.record(
+        round_num, after=weights, measured={'train/clip_fraction': 0.25}
+      )
   table = _table(tmp_path)
   assert {round_num for round_num, _, _ in table} == {0, 2, 3}
   assert table[2, 'model', 'clip_fraction'] == 0.25
@@ -245,7 +244,7 @@ def test_weights_that_are_not_finite_are_recorded(tmp_path):
   weights = tff.learning.models.ModelWeights(
     tuple(w * np.float32('nan') for w in _initial().trainable), ()
   )
-  recorder.record(0, after=weights, measured={}, is_evaluated=True)
+  recorder.record(0, after=weights, measured={})
   assert np.isnan(_table(tmp_path)[0, 'model', 'weight_norm'])
 
 

@@ -81,9 +81,9 @@ _ALLOWED = {
   'pretraining_steps': ({'algorithms', 'initial_model', 'tasks'}, {'absl'}),
   'pretraining': (
     {
-      'algorithms',
       'config',
       'experiment',
+      'objectives',
       'pretraining_settings',
       'pretraining_steps',
       'runtime',

@@ -72,6 +72,92 @@ def test_parts_and_options_exist(recipe):
   experiment.check(config.ExperimentConfig('x', **given))
 
 
+def _small_stackoverflow(tmp_path):
+  """Makes client data of 1,500 users with our own binary."""
+  lines = [
+    json.dumps(
+      {'text': f'to be word{i % 7} or not to be. ' * 3, 'client_id': f'u{i}'}
+    )
+    for i in range(1500)
+  ]
+  (tmp_path / 'texts.jsonl').write_text('\n'.join(lines) + '\n')
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.prepare',
+      '--source=jsonl',
+      f'--input={tmp_path / "texts.jsonl"}',
+      f'--output={tmp_path / "data"}',
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return tmp_path / 'data'
+
+
+def _small_model(recipe):
+  """Returns the recipe's model with small sizes."""
+  found = re.search(r'^--model=(.*)$', recipe.read_text(), re.MULTILINE)
+  assert found
+  small = {
+    'units': '16',
+    'embedding_size': '8',
+    'projection_units': '8',
+  }
+  name, _, text = found[1].partition(':')
+  options = dict(option.split('=') for option in text.split(','))
+  options |= {key: small[key] for key in options if key in small}
+  if 'size' in options:
+    del options['size']
+    options |= {'embedding_size': '16', 'num_layers': '1'}
+  elif 'projection_units' in options:
+    options['embedding_size'] = '8'
+  return f'{name}:' + ','.join(f'{k}={v}' for k, v in options.items())
+
+
+def test_the_study_has_a_recipe_at_every_scale():
+  """What `make reproduce` runs, by the Makefile's own rule."""
+  makefile = (_ROOT / 'Makefile').read_text()
+  tasks = re.findall(r'^TASK\.\w+ := (\w+)$', makefile, re.MULTILINE)
+  assert len(tasks) == 3
+  names = {recipe.name for recipe in _RECIPES}
+  for task in tasks:
+    for model in ('cifg', 'si_cifg', 'transformer', 'si_transformer'):
+      for aggregator in ('mean', 'blt'):
+        assert f'{task}.{model}.{aggregator}.flags' in names
+
+
+@pytest.mark.parametrize(
+  'recipe',
+  sorted((_ROOT / 'experiments' / 'configs' / 'sweeps').glob('*.flags')),
+  ids=lambda path: path.name,
+)
+def test_recipes_of_sweeps_plan_runs(recipe, tmp_path):
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.sweep',
+      f'--flagfile={recipe}',
+      '--experiment_name=x',
+      f'--root_output_dir={tmp_path}',
+      '--dry_run',
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  head = recipe.read_text()
+  assert f'{len(done.stdout.splitlines())} runs' in head
+  assert f'experiments/configs/sweeps/{recipe.name}' in head
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
 def test_two_rounds(recipe, tmp_path):
@@ -84,6 +170,10 @@ def test_two_rounds(recipe, tmp_path):
     ]
     (tmp_path / 'speeches.jsonl').write_text('\n'.join(lines) + '\n')
     options.append(f'--data_dir={tmp_path}')
+  if recipe.name.startswith('stackoverflow'):
+    options.append(f'--data_dir={_small_stackoverflow(tmp_path)}')
+    # Three clients a round, 342 rounds apart, are 1,026 users.
+    options += ['--clients_per_round=3', f'--model={_small_model(recipe)}']
   done = _train(recipe, tmp_path, *options)
   assert done.returncode == 0, done.stderr
 

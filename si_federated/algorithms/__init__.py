@@ -20,6 +20,10 @@ from si_federated.algorithms.functional_model import (
   build_functional_model,
   weights_type,
 )
+from si_federated.algorithms.initial_values import (
+  StartedProcess,
+  leave_out_values,
+)
 from si_federated.algorithms.learning_rates import LEARNING_RATE_SCHEDULES
 from si_federated.algorithms.mime_lite import build_mime_lite
 from si_federated.algorithms.optimizers import OPTIMIZERS
@@ -47,6 +51,7 @@ __all__ = [
   'OBJECTIVES',
   'OPTIMIZERS',
   'NamedModel',
+  'StartedProcess',
   'build_expert_personalization',
   'build_fed_avg',
   'build_fed_prox',
@@ -55,6 +60,7 @@ __all__ = [
   'build_functional_model',
   'build_mime_lite',
   'build_partial_training',
+  'leave_out_values',
   'spare',
   'weights_type',
 ]

@@ -29,6 +29,7 @@ def build_expert_personalization(
   patience: int = 5,
   min_drop: float = 0.01,
   mix: str = 'probabilities',
+  start: str = 'fine_tuned',
   gate_embedding_size: int = 8,
   gate_units: int = 16,
 ) -> tff.learning.templates.LearningProcess:
@@ -54,6 +55,8 @@ def build_expert_personalization(
     patience: Validations without progress that end a training.
     min_drop: How much lower the validation loss must be to be progress.
     mix: `probabilities`, or `log_probabilities` as in the authors' code.
+    start: What a client's mixture begins with: `fine_tuned` weights and a gate
+      of one half, or `validated`, what does best on its validation part.
     gate_embedding_size: Size of the gate's embeddings.
     gate_units: Units of the gate's hidden layer.
 
@@ -61,7 +64,7 @@ def build_expert_personalization(
     TFF's learning process.
   """
   del opt_out, num_clients, learning_rate, gate_learning_rate, max_epochs
-  del epochs_per_validation, patience, min_drop, mix
+  del epochs_per_validation, patience, min_drop, mix, start
   del gate_embedding_size, gate_units
   return fed_avg.build_fed_avg(
     model=model,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, List, Mapping, Sequence, Tuple
 
 from matplotlib import ticker
 
 from si_federated.reporting import canvas, settings, tables
 from si_federated.reporting.canvas import Label, Picture
-from si_federated.reporting.runs import Run
+from si_federated.reporting.runs import Run, read_json
 
 _METRICS = (
   ('perplexity', 'Perplexity of single clients'),
@@ -114,13 +113,13 @@ def _draw(
 
 
 def _fine_tuned(run: Run, metric: str) -> List[_Box]:
-  content = _read(run, 'personalization.json').get('metrics', {})
+  content = read_json(run.path / 'personalization.json').get('metrics', {})
   found = content.get(metric, {})
   return _boxes({when: found.get(when) for when in ('before', 'after')})
 
 
 def _experts(run: Run, metric: str) -> List[_Box]:
-  content = _read(run, 'experts.json').get('models', {})
+  content = read_json(run.path / 'experts.json').get('models', {})
   models = content.get('own', {}).get('all', {})
   return _boxes(
     {
@@ -141,22 +140,6 @@ def _boxes(described: Mapping[str, Any]) -> List[_Box]:
   return boxes
 
 
-def _read(run: Run, name: str) -> Dict[str, Any]:
-  path = run.path / name
-  if not path.is_file():
-    return {}
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError:
-    content = None
-  if not isinstance(content, dict):
-    raise ValueError(
-      f'{path} is not a JSON object; run the experiment again, or delete the '
-      'file to report without it.'
-    )
-  return content
-
-
 def sentences(comparison: settings.Comparison) -> List[str]:
   """Says what fine-tuning and experts did for single clients.
 
@@ -169,14 +152,14 @@ def sentences(comparison: settings.Comparison) -> List[str]:
   said = []
   for group in comparison.groups:
     for run in group.runs:
-      tuned = _read(run, 'personalization.json').get('summary')
+      tuned = read_json(run.path / 'personalization.json').get('summary')
       if tuned:
         said.append(
           f'{run.name}: fine-tuned on their own text, {tuned["num_clients"]} '
           f'validation clients go from {_median(tuned, "before")} to '
           f'{_median(tuned, "after")}; {tuned["num_worse"]} got worse.'
         )
-      experts = _read(run, 'experts.json').get('summary')
+      experts = read_json(run.path / 'experts.json').get('summary')
       if experts:
         said.append(
           f'{run.name}: of {experts["num_clients"]} clients '

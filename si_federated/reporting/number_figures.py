@@ -59,8 +59,8 @@ def by_number(comparison: settings.Comparison) -> Picture | None:
   for group in comparison.groups:
     finals = [
       float(values.iloc[-1])
-      for run in group.runs
-      if len(values := run.finite(column)) and not run.divergence
+      for run in tuning.final_runs(group)
+      if len(values := run.finite(column))
     ]
     if finals:
       label = settings.without(group, name, *hidden) or 'all runs'

@@ -28,8 +28,10 @@ BYTES_DOWN = 'bytes_down_per_client'
 BYTES_UP_TOTAL = 'bytes_up_total'
 EPSILON = 'privacy/epsilon'
 
-# A run counts as diverged from this multiple of its starting perplexity on.
+# A run counts as diverged from this multiple of its starting perplexity on, and
+# from a lower one if it didn't come back from it.
 DIVERGENCE_FACTOR = 10.0
+_LAST_FACTOR = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ def read_run(path: pathlib.Path) -> Run:
     ValueError: If a file is empty, isn't what it should be, or lacks a column.
   """
   notes: List[str] = []
-  config = _read_json(path / 'config.json')
+  config = read_json(path / 'config.json')
   if not config:
     notes.append('config.json is missing, so its settings are not shown.')
   series, torn = _read_metrics(path / METRICS_FILE)
@@ -184,8 +186,8 @@ def read_run(path: pathlib.Path) -> Run:
     path=path,
     name=str(config.get('experiment_name') or path.name),
     config=config,
-    task=_read_json(path / 'task.json'),
-    summary=_read_json(path / 'summary.json'),
+    task=read_json(path / 'task.json'),
+    summary=read_json(path / 'summary.json'),
     series=series,
     last_round=int(max(rounds)) if rounds else 0,
     divergence=_find_divergence(series),
@@ -202,7 +204,18 @@ def _natural(name: str) -> List[Tuple[int, float, str]]:
   ]
 
 
-def _read_json(path: pathlib.Path) -> Dict[str, Any]:
+def read_json(path: pathlib.Path) -> Dict[str, Any]:
+  """Reads an object of a run's folder.
+
+  Args:
+    path: The file.
+
+  Returns:
+    What it holds; nothing if it is missing.
+
+  Raises:
+    ValueError: If it is no JSON object.
+  """
   if not path.is_file():
     return {}
   try:
@@ -327,6 +340,14 @@ def _find_divergence(
         Divergence(
           int(high.index[0]),
           f'its perplexity passed {DIVERGENCE_FACTOR:g} times its starting '
+          'value',
+        )
+      )
+    elif known.iloc[-1] > _LAST_FACTOR * known.iloc[0]:
+      found.append(
+        Divergence(
+          int(known.index[-1]),
+          f'its last perplexity is over {_LAST_FACTOR:g} times its starting '
           'value',
         )
       )

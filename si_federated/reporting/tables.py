@@ -104,10 +104,10 @@ def groups_table(comparison: settings.Comparison) -> Table | None:
     'setting': tuple(group.label for group in comparison.groups),
     'seeds': tuple(str(len(group.runs)) for group in comparison.groups),
     'final perplexity': tuple(
-      mean_and_deviation(group, final_value) for group in comparison.groups
+      mean_and_deviation(group.runs, final_value) for group in comparison.groups
     ),
     'best perplexity': tuple(
-      mean_and_deviation(group, best_value) for group in comparison.groups
+      mean_and_deviation(group.runs, best_value) for group in comparison.groups
     ),
     'diverged': tuple(
       str(sum(run.divergence is not None for run in group.runs))
@@ -270,14 +270,12 @@ def last_value(group: settings.Group, column: str) -> float | None:
 
 
 def mean_and_deviation(
-  group: settings.Group, value: Callable[[Run], float | None]
+  runs: Sequence[Run], value: Callable[[Run], float | None]
 ) -> str:
-  """Returns mean ± sample standard deviation over a group's runs as text."""
-  known: Sequence[float] = [
-    one for one in map(value, group.runs) if one is not None
-  ]
-  if len(known) < len(group.runs):
-    return f'known for {len(known)} of {len(group.runs)}'
+  """Returns mean ± sample standard deviation over runs as text."""
+  known: Sequence[float] = [one for one in map(value, runs) if one is not None]
+  if not known or len(known) < len(runs):
+    return f'known for {len(known)} of {len(runs)}'
   mean = sum(known) / len(known)
   if len(known) == 1:
     return number(mean)

@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from si_federated.reporting import runs as run_files
 from si_federated.reporting import settings, tables
+from si_federated.reporting.runs import Run
 from si_federated.reporting.settings import Comparison, Group
 
 # What a fair comparison of models gives each of them its own best value of.
@@ -54,11 +55,19 @@ def num_diverged(group: Group) -> int:
   return sum(run.divergence is not None for run in group.runs)
 
 
+def final_runs(group: Group) -> List[Run]:
+  """Returns the runs whose last results count as final.
+
+  Those that didn't diverge; of these the finished ones alone, if there are any,
+  for what is still running would look worse than it is.
+  """
+  known = [run for run in group.runs if run.divergence is None]
+  return [run for run in known if run.finished] or known
+
+
 def final_values(group: Group) -> List[float]:
-  """Returns the final perplexities of the runs that didn't diverge."""
-  known = [
-    tables.final_value(run) for run in group.runs if run.divergence is None
-  ]
+  """Returns the final perplexities of the runs that `final_runs` returns."""
+  known = [tables.final_value(run) for run in final_runs(group)]
   return [value for value in known if value is not None]
 
 
@@ -72,7 +81,7 @@ def best_of(groups: Sequence[Group]) -> Group:
     known = final_values(group)
     if not known:
       return len(group.runs), math.inf
-    return len(group.runs) - len(known), sum(known) / len(known)
+    return num_diverged(group), sum(known) / len(known)
 
   return min(groups, key=score)
 
@@ -148,9 +157,10 @@ def best_table(comparison: Comparison) -> tables.Table | None:
         kind.best.settings[name] for kind in kinds
       ]
   columns['of settings'] = [str(len(kind.groups)) for kind in kinds]
-  columns['seeds'] = [str(len(kind.best.runs)) for kind in kinds]
+  columns['seeds'] = [str(len(final_runs(kind.best))) for kind in kinds]
   columns['final perplexity'] = [
-    tables.mean_and_deviation(kind.best, tables.final_value) for kind in kinds
+    tables.mean_and_deviation(final_runs(kind.best), tables.final_value)
+    for kind in kinds
   ]
   epsilons = [tables.last_value(kind.best, run_files.EPSILON) for kind in kinds]
   if any(value is not None for value in epsilons):
@@ -196,5 +206,5 @@ def _cell(groups: Sequence[Group]) -> str:
   group = best_of(groups)
   diverged = num_diverged(group)
   if not diverged:
-    return tables.mean_and_deviation(group, tables.final_value)
+    return tables.mean_and_deviation(final_runs(group), tables.final_value)
   return f'{diverged} of {len(group.runs)} diverged'

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 
 from si_federated import config
 
-# A bar separates values; \| is a bar in a value.
+# A bar separates values; \| is a bar in a value. So with & for linked flags.
 _BAR = re.compile(r'(?<!\\)\|')
+_AND = re.compile(r'(?<!\\)&')
+_ESCAPED = re.compile(r'\\([|&])')
 _RANGE = re.compile(r'(linear|log|int):(.+)\.\.(.+)')
 # Enough to tell drawn numbers apart, few enough for the name of a folder.
 _DIGITS = 3
@@ -46,30 +48,33 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """A flag and what it is set to.
+  """A flag, or several that vary together, and what they are set to.
 
   Attributes:
-    flag: Its name.
-    values: Its values as text, if they are listed.
-    range: What they are drawn from, if they are not.
+    flags: The names.
+    values: What they are set to as text, if that is listed: in each, a value
+      for each flag.
+    range: What the value of the one flag is drawn from, if none are listed.
   """
 
-  flag: str
-  values: tuple[str, ...] = ()
+  flags: tuple[str, ...]
+  values: tuple[tuple[str, ...], ...] = ()
   range: Range | None = None
 
-  def draw(self, seed: int, index: int) -> str:
-    """Draws a value, a pure function of the flag and of two numbers.
+  def draw(self, seed: int, index: int) -> tuple[str, ...]:
+    """Draws values, a pure function of the flags and of two numbers.
 
     Args:
       seed: The seed of the search.
       index: Which draw of the search.
 
     Returns:
-      The value as text.
+      A value as text for each flag.
     """
-    source = random.Random(f'{seed}/{index}/{self.flag}')
-    return self.range.draw(source) if self.range else source.choice(self.values)
+    source = random.Random(f'{seed}/{index}/{"&".join(self.flags)}')
+    if self.range:
+      return (self.range.draw(source),)
+    return source.choice(self.values)
 
 
 def parse_axis(
@@ -81,7 +86,11 @@ def parse_axis(
 
   Values are separated by `|`. Those of a flag that is a number may be
   separated by commas, too; in all others a comma belongs to the value, as in
-  `model=cifg:units=256,num_layers=2|si_cifg`. `\|` is a bar in a value.
+  `model=cifg:units=256,num_layers=2|si_cifg`.
+
+  Flags joined by `&` vary together, and so do their values:
+  `model&client_learning_rate=cifg&0.3|si_cifg&1`. `\|` and `\&` are a bar and
+  an ampersand in a value.
 
   Instead of values, a flag that is a number may have a range: `log:0.01..3`,
   `linear:0..1`, or `int:1..8`, both ends included.
@@ -98,29 +107,43 @@ def parse_axis(
     config.ConfigError: If the text does not follow the grammar, or there is no
       such flag.
   """
-  flag, equals, rest = text.partition('=')
-  flag = flag.strip().lstrip('-')
-  flag = (aliases or {}).get(flag, flag)
+  names, equals, rest = text.partition('=')
+  known = [name.strip().lstrip('-') for name in names.split('&')]
+  flags = tuple((aliases or {}).get(flag, flag) for flag in known)
   if not equals or not rest.strip():
     raise config.ConfigError(
       f'--grid={text} is not of the form FLAG=VALUE|VALUE, as in '
       '--grid=client_learning_rate=0.1,0.3 or --grid=model=cifg|si_cifg.'
     )
-  if flag not in numeric:
-    raise config.ConfigError(
-      f'--grid={text}: there is no flag {flag!r} of experiments.train; '
-      f'{config.near_matches(flag, numeric)}'
-    )
+  for flag in flags:
+    if flag not in numeric:
+      raise config.ConfigError(
+        f'--grid={text}: there is no flag {flag!r} of experiments.train; '
+        f'{config.near_matches(flag, numeric)}'
+      )
+  is_number = len(flags) == 1 and numeric[flags[0]]
   found = _RANGE.fullmatch(rest.strip())
-  if found and numeric[flag]:
-    return Axis(flag, range=_parse_range(text, *found.groups()))
+  if found and is_number:
+    return Axis(flags, range=_parse_range(text, *found.groups()))
   pieces = _BAR.split(rest)
-  if numeric[flag]:
+  if is_number:
     pieces = [part for piece in pieces for part in piece.split(',')]
-  values = tuple(piece.strip().replace('\\|', '|') for piece in pieces)
-  if not all(values):
-    raise config.ConfigError(f'--grid={text} has an empty value; remove it.')
-  return Axis(flag, values)
+  values = tuple(
+    tuple(
+      _ESCAPED.sub(r'\1', part.strip())
+      for part in (_AND.split(piece) if len(flags) > 1 else [piece])
+    )
+    for piece in pieces
+  )
+  for value in values:
+    if not all(value):
+      raise config.ConfigError(f'--grid={text} has an empty value; remove it.')
+    if len(value) != len(flags):
+      raise config.ConfigError(
+        f'--grid={text}: {"&".join(value)} has {len(value)} of '
+        f'{len(flags)} values; give one for each flag, separated by &.'
+      )
+  return Axis(flags, values)
 
 
 def _parse_range(text: str, kind: str, low: str, high: str) -> Range:

@@ -188,8 +188,8 @@ def build_plan(
       refused.
   """
   _check(axes, num_seeds, seed_flags, num_random)
-  flags = [axis.flag for axis in axes]
-  combinations: Iterable[tuple[str, ...]]
+  flags = [flag for axis in axes for flag in axis.flags]
+  combinations: Iterable[tuple[tuple[str, ...], ...]]
   if num_random is None:
     combinations = list(itertools.product(*(axis.values for axis in axes)))
   else:
@@ -197,11 +197,16 @@ def build_plan(
       tuple(axis.draw(random_seed, index) for axis in axes)
       for index in range(num_random)
     ]
-  shortened = {axis.flag: _short_values(axis) for axis in axes}
+  shortened = {
+    flag: _short_values([value[place] for value in axis.values])
+    for axis in axes
+    for place, flag in enumerate(axis.flags)
+  }
   runs: dict[ExperimentConfig, ExperimentConfig] = {}
   names: set[str] = set()
   for number in range(num_seeds):
-    for base, values in itertools.product(bases, combinations):
+    for base, chosen in itertools.product(bases, combinations):
+      values = list(itertools.chain.from_iterable(chosen))
       settings = [f'--{flag}={value}' for flag, value in zip(flags, values)]
       run = resolve(
         ['--experiment_name=run', *base.arguments, *settings],
@@ -271,7 +276,7 @@ def _check(
   seed_flags: Sequence[str],
   num_random: int | None,
 ) -> None:
-  flags = [axis.flag for axis in axes]
+  flags = [flag for axis in axes for flag in axis.flags]
   for flag in flags:
     if flags.count(flag) > 1:
       raise config.ConfigError(
@@ -298,8 +303,8 @@ def _check(
     for axis in axes:
       if axis.range:
         raise config.ConfigError(
-          f'--grid={axis.flag} is a range, from which --random=N draws; list '
-          'values for a grid.'
+          f'--grid={axis.flags[0]} is a range, from which --random=N draws; '
+          'list values for a grid.'
         )
   elif num_random < 1:
     raise config.ConfigError(
@@ -322,13 +327,19 @@ def _seeds(
   return seeds
 
 
-def _short_values(axis: Axis) -> dict[str, str]:
-  """Returns values as parts of names: without options where that is enough."""
-  names = [value.partition(':')[0] for value in axis.values]
-  return {
-    value: name if names.count(name) == 1 else value
-    for value, name in zip(axis.values, names)
-  }
+def _short_values(values: Sequence[str]) -> dict[str, str]:
+  """Returns values as parts of names: options only where they differ."""
+  options: dict[str, dict[str, list[str]]] = {}
+  for value in values:
+    name, _, rest = value.partition(':')
+    options.setdefault(name, {})[value] = rest.split(',') if rest else []
+  short = {}
+  for name, alike in options.items():
+    common = set.intersection(*map(set, alike.values()))
+    for value, pieces in alike.items():
+      own = ','.join(piece for piece in pieces if piece not in common)
+      short[value] = f'{name}:{own}' if own else name
+  return short
 
 
 def _name(pieces: Sequence[str], run: ExperimentConfig) -> str:

@@ -38,7 +38,8 @@ class Run:
     log: The file that its process prints to.
     state: One of the states above.
     round_num: The last round of its metrics.
-    perplexity: The last evaluation perplexity, if there is one.
+    perplexity: The last evaluation perplexity, of language models.
+    accuracy: The last evaluation accuracy.
     error: Why it failed, in a sentence.
     log_start: Where in `log` the output of its last process begins.
     secs: How long its processes have run in this sweep.
@@ -50,6 +51,7 @@ class Run:
   state: str = WAITING
   round_num: int = 0
   perplexity: float | None = None
+  accuracy: float | None = None
   error: str = ''
   log_start: int = 0
   secs: float = 0.0
@@ -68,6 +70,8 @@ class Run:
           self.round_num = int(row['round_num'])
           if row.get('eval/perplexity'):
             self.perplexity = float(row['eval/perplexity'])
+          if row.get('eval/accuracy'):
+            self.accuracy = float(row['eval/accuracy'])
     except (OSError, ValueError, KeyError, TypeError):
       # Not there yet, or garbled, which the run itself will tell.
       pass

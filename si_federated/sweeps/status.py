@@ -15,7 +15,7 @@ from si_federated.sweeps.runner import Run
 _LOG_SECS = 60.0
 # What matters most stands first when the terminal is too low for all.
 _ORDER = (runner.RUNNING, runner.FAILED, runner.FINISHED, runner.WAITING)
-_COLUMNS = ('run', 'state', 'round', 'perplexity', 'time')
+_COLUMNS = ('run', 'state', 'round', 'result', 'time')
 _STYLES = {runner.RUNNING: 'bold', runner.FAILED: 'red', runner.WAITING: 'dim'}
 
 
@@ -63,7 +63,8 @@ class Lines:
       at = f', from round {run.round_num}' if run.round_num else ''
       text = f'started: {run.name}{at}'
     elif run.state == runner.FINISHED:
-      text += f' (perplexity {_perplexity(run)}, {_duration(run.secs)})'
+      told = [text for text in (_result(run), _duration(run.secs)) if text]
+      text += f' ({", ".join(told)})'
     elif run.state == runner.FAILED:
       text += f': {run.error} (all it said: {run.log})'
     self._write(text)
@@ -116,7 +117,7 @@ class Live:
       pad_edge=False,
     )
     for name in _COLUMNS:
-      right = name in ('round', 'perplexity', 'time')
+      right = name in ('round', 'result', 'time')
       shown.add_column(
         name, justify='right' if right else 'left', no_wrap=name != 'run',
         overflow='fold',
@@ -178,7 +179,7 @@ def table_rows(
     height: The most rows.
 
   Returns:
-    Rows of name, state, round, perplexity and time, those under way first; and
+    Rows of name, state, round, result and time, those under way first; and
     a sentence, empty if all are shown.
   """
   ordered = sorted(runs, key=lambda run: _ORDER.index(run.state))
@@ -188,7 +189,7 @@ def table_rows(
       run.name,
       run.state,
       _round(run),
-      _perplexity(run),
+      _result(run),
       _duration(run.secs) if run.secs else '',
     )
     for run in ordered[:height]
@@ -200,11 +201,13 @@ def _round(run: Run) -> str:
   return f'{run.round_num}/{run.settings.total_rounds}'
 
 
-def _perplexity(run: Run) -> str:
-  if run.perplexity is None:
-    return ''
-  big = not run.perplexity < 1e5
-  return f'{run.perplexity:.3g}' if big else f'{run.perplexity:.1f}'
+def _result(run: Run) -> str:
+  """Returns the last evaluation: perplexity, of classifiers accuracy."""
+  if run.perplexity is not None:
+    big = not run.perplexity < 1e5
+    number = f'{run.perplexity:.3g}' if big else f'{run.perplexity:.1f}'
+    return f'perplexity {number}'
+  return '' if run.accuracy is None else f'accuracy {run.accuracy:.1%}'
 
 
 def _duration(secs: float) -> str:

@@ -8,7 +8,12 @@ from typing import Sequence
 import numpy as np
 import tensorflow as tf
 
-from si_federated.tasks.token_store import permutation, training_order
+from si_federated.tasks.token_store import (
+  check_at_least_one,
+  in_batches,
+  permutation,
+  training_order,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +132,10 @@ class LabelledPopulation:
     Raises:
       ValueError: A number is out of range.
     """
-    if batch_size < 1:
-      raise ValueError(f'batch_size must be 1 or more; got {batch_size}.')
     rows = self.training_examples(
       index, epochs=epochs, max_elements=max_elements, seed=seed
     )
-    return tf.data.Dataset.from_tensor_slices(text_and_label(rows)).batch(
-      batch_size
-    )
+    return in_batches(text_and_label(rows), batch_size)
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
     """Returns a fixed random subset of the texts of all clients.
@@ -146,6 +147,7 @@ class LabelledPopulation:
     Returns:
       `[n, T + 1]` int32, in stored order.
     """
+    check_at_least_one('max_examples', max_examples)
     numbers = np.concatenate([numbers for _, numbers in self.clients])
     if len(numbers) > max_examples:
       generator = np.random.PCG64(seed)

@@ -12,7 +12,11 @@ import tensorflow as tf
 from si_federated.tasks import objective
 from si_federated.tasks.store_writer import SPLITS
 from si_federated.tasks.token_files import TokenStore
-from si_federated.tasks.token_store import MAX_WORDS, ClientPopulation
+from si_federated.tasks.token_store import (
+  MAX_WORDS,
+  ClientPopulation,
+  next_tokens,
+)
 from si_federated.tasks.vocabulary import Vocabulary
 
 
@@ -112,7 +116,7 @@ class Task:
   @staticmethod
   def inputs_and_labels(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids and labels, `[N, T]` each, of `[N, T + 1]` examples."""
-    return examples[:, :-1], examples[:, 1:]
+    return next_tokens(examples)
 
   def facts(self, examples: np.ndarray) -> dict[str, Any]:
     """Returns what there is to know of the data, as plain values.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -257,14 +257,10 @@ class ClientPopulation:
     Raises:
       ValueError: A number is out of range.
     """
-    if batch_size < 1:
-      raise ValueError(f'batch_size must be 1 or more; got {batch_size}.')
     ids = self.training_examples(
       index, epochs=epochs, max_elements=max_elements, seed=seed
     )
-    return tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(
-      batch_size
-    )
+    return in_batches(next_tokens(ids), batch_size)
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
     """Returns a fixed random subset of all sentences of all clients.
@@ -276,8 +272,7 @@ class ClientPopulation:
     Returns:
       `[n, T + 1]` int32 in stored order, no sentence twice.
     """
-    if max_examples < 1:
-      raise ValueError(f'max_examples must be 1 or more; got {max_examples}.')
+    check_at_least_one('max_examples', max_examples)
     total = self.num_sentences
     if max_examples >= total:
       return self.ids_of(np.arange(total))
@@ -309,6 +304,31 @@ class ClientPopulation:
       counts += np.bincount(labels.ravel(), minlength=len(counts))
     counts[0] = 0
     return counts
+
+
+def next_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids and the labels one ahead, `[n, T]`, of rows `[n, T + 1]`."""
+  return rows[:, :-1], rows[:, 1:]
+
+
+def check_at_least_one(name: str, value: int) -> None:
+  """Raises a ValueError if a number of examples is below 1."""
+  if value < 1:
+    raise ValueError(f'{name} must be 1 or more; got {value}.')
+
+
+def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
+  """Returns a dataset of the batches of arrays `[n, ...]`.
+
+  Args:
+    arrays: A structure of them.
+    batch_size: Rows a batch; the last may have fewer.
+
+  Raises:
+    ValueError: The batch size is below 1.
+  """
+  check_at_least_one('batch_size', batch_size)
+  return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
 
 
 def training_order(

@@ -11,16 +11,11 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 
-def next_tokens(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the first and the last T ids of sentences `[N, T + 1]`."""
-  return examples[:, :-1], examples[:, 1:]
-
-
 def build_evaluation(
   *,
   model: tff.learning.models.FunctionalModel,
   examples: np.ndarray,
-  inputs_and_labels: Callable[[np.ndarray], Any] = next_tokens,
+  inputs_and_labels: Callable[[np.ndarray], Any],
   batch_size: int = 64,
   batches_per_shard: int = 8,
 ) -> Callable[[tff.learning.models.ModelWeights], dict[str, float]]:
@@ -33,7 +28,8 @@ def build_evaluation(
     model: The model, with metrics that are means, `loss` included: over tokens
       if one is `num_tokens`.
     examples: Sentences, shape `[N, T + 1]`.
-    inputs_and_labels: Returns the ids `[N, T]` and the labels of examples.
+    inputs_and_labels: Returns the ids `[N, T]` and the labels of examples, as
+      the task's.
     batch_size: Sentences a batch.
     batches_per_shard: Batches a shard.
 

@@ -73,6 +73,11 @@ class Diagnostics(Protocol):
   def open(self, round_num: int) -> None:
     """Goes on after a round; -1 for a new run."""
 
+  def is_due(
+    self, round_num: int, *, is_evaluated: bool, is_last: bool = False
+  ) -> bool:
+    """Whether to measure after a round."""
+
   def record(
     self,
     round_num: int,
@@ -81,10 +86,8 @@ class Diagnostics(Protocol):
     before: Any = None,
     cohort: Any = None,
     measured: Any,
-    is_evaluated: bool,
-    is_last: bool = False,
   ) -> None:
-    """Measures after a round, if it is time to."""
+    """Measures after a round."""
 
   def summary(self) -> dict[str, Any]:
     """Returns what the run's summary says of it."""
@@ -269,12 +272,9 @@ def run(
         if ledger is not None:
           row.update(ledger.row())
         last_eval, best = evaluate_after(0, state, row)
-        if diagnostics is not None:
+        if diagnostics is not None and diagnostics.is_due(0, is_evaluated=True):
           diagnostics.record(
-            0,
-            after=process.get_model_weights(state),
-            measured=row,
-            is_evaluated=True,
+            0, after=process.get_model_weights(state), measured=row
           )
         folder.write_metrics(0, row)
         complete = dataclasses.replace(
@@ -309,15 +309,18 @@ def run(
         last_eval, best = complete.last_eval, complete.best
         if round_num % rounds_per_eval == 0 or round_num == total_rounds:
           last_eval, best = evaluate_after(round_num, output.state, row)
-        if diagnostics is not None:
+        # Taking the weights out of a state copies them: only if they are read.
+        if diagnostics is not None and diagnostics.is_due(
+          round_num,
+          is_evaluated='eval/loss' in row,
+          is_last=round_num == total_rounds,
+        ):
           diagnostics.record(
             round_num,
             before=process.get_model_weights(complete.state),
             after=process.get_model_weights(output.state),
             cohort=cohort,
             measured=row,
-            is_evaluated='eval/loss' in row,
-            is_last=round_num == total_rounds,
           )
         if ledger is not None:
           ledger.record(round_num, cohort.clients)

@@ -13,6 +13,8 @@ from si_federated.aggregators import build_gaussian, build_mean
 from si_federated.algorithms import (
   ALGORITHMS,
   OPTIMIZERS,
+  StartedProcess,
+  leave_out_values,
 )
 from si_federated.runtime import set_local_context
 
@@ -86,9 +88,9 @@ def _initial():
   return _model().initial_weights[0][0].astype(np.float64)
 
 
-def _build(name, factory=None, client_optimizer=None, **options):
+def _build(name, factory=None, client_optimizer=None, model=None, **options):
   return ALGORITHMS[name](
-    model=_model(),
+    model=model or _model(),
     server_optimizer=OPTIMIZERS['sgd'](learning_rate=1.0),
     aggregation_factory=factory or tff.aggregators.MeanFactory(),
     **(
@@ -234,3 +236,48 @@ def test_mime_lite_leaves_out_a_client_that_is_not_finite():
   np.testing.assert_allclose(
     two_rounds([_clients()[0], spoiled]), two_rounds(_clients()[:1]), rtol=1e-6
   )
+
+
+@pytest.mark.parametrize('name', ['fed_avg', 'mime_lite'])
+def test_weights_that_are_in_no_graph_train_to_the_same_bits(name):
+  options = {}
+  if name == 'mime_lite':
+    options['gradient_aggregation_factory'] = tff.aggregators.MeanFactory()
+  held = _build(name, **options)
+  bare = _build(name, model=leave_out_values(_model()), **options)
+  started = StartedProcess(bare, _model().initial_weights)
+  states = [process.initialize() for process in (held, started)]
+  zeros = bare.get_model_weights(bare.initialize()).trainable[0]
+  np.testing.assert_array_equal(zeros, np.zeros([2, 1]))
+  for _ in range(2):
+    expected, found = (tf.nest.flatten(state) for state in states)
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found):
+      np.testing.assert_array_equal(one, other)
+    states = [
+      process.next(state, _clients()).state
+      for process, state in zip((held, started), states)
+    ]
+
+
+def test_initial_weights_make_no_graph_larger():
+  model = _model()
+  large = np.random.default_rng(0).normal(size=[2, 10_000])
+
+  def initialize_bytes(process):
+    return tff.framework.serialize_computation(process.initialize).ByteSize()
+
+  def with_weights(columns):
+    return tff.learning.models.FunctionalModel(
+      initial_weights=((large[:, :columns].astype(np.float32),), ()),
+      predict_on_batch_fn=model._predict_on_batch_fn,
+      loss_fn=model.loss,
+      input_spec=model.input_spec,
+    )
+
+  sizes = [
+    initialize_bytes(_build('fed_avg', model=leave_out_values(with_weights(n))))
+    for n in (1, 10_000)
+  ]
+  # Eighty thousand bytes of weights; the rest is how the shape is written.
+  assert sizes[1] < sizes[0] + 1_000

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import LEARNING_RATE_SCHEDULES, OPTIMIZERS
+from si_federated.privacy import workloads
 
 
 def _rates(name, rounds, **options):
@@ -44,12 +45,27 @@ def test_exponential():
   )
 
 
+def test_cool_down():
+  assert _rates('cool_down', 8) == pytest.approx([2.0] * 6 + [1.05, 0.1])
+  assert _rates(
+    'cool_down', 6, warmup_rounds=2, fraction=0.5, final_fraction=0.4
+  ) == pytest.approx([1.0, 2.0, 2.0, 1.6, 1.2, 0.8])
+  assert _rates('cool_down', 3, fraction=0) == [2.0] * 3
+
+
+def test_cool_down_is_what_the_matrices_are_optimised_for():
+  rates = workloads.cool_down(21, fraction=0.25)
+  assert _rates('cool_down', 21) == pytest.approx((2.0 * rates).tolist())
+
+
 @pytest.mark.parametrize(
   ('name', 'options', 'message'),
   [
     ('constant', {'warmup_rounds': -1}, 'at least 0'),
     ('constant', {'warmup_rounds': 1.5}, 'whole number'),
     ('linear', {'final_fraction': 2}, 'from 0 to 1'),
+    ('cool_down', {'fraction': 1.5}, 'from 0 to 1'),
+    ('cool_down', {'fraction': 1, 'warmup_rounds': 1}, 'shorten one'),
     ('exponential', {'final_fraction': 0}, 'never reaches 0'),
   ],
 )

@@ -56,6 +56,18 @@ def test_a_published_tree(account):
   assert found['contract']['min_separation'] == 314
 
 
+def test_a_recipe(account):
+  recipe = 'experiments/configs/docstrings.si_cifg.blt.flags'
+  code, output, errors = account(f'--flagfile={recipe}', '--num_clients=3531')
+  assert code == 0, errors
+  found = json.loads(output)
+  # What it says itself.
+  assert found['epsilon'] == pytest.approx(8, rel=1e-3)
+  assert found['contract']['min_separation'] == 25
+  code, output, _ = account('--help')
+  assert '--noise_multiplier' in output and '--sequence_length' not in output
+
+
 def test_noise_for_a_budget_and_the_table(account):
   code, output, errors = account(
     '--aggregator=gaussian',

@@ -96,6 +96,7 @@ _SETTINGS: dict[str, Any] = {
   'patience': 2,
   'min_drop': 0.001,
   'mix': 'probabilities',
+  'start': 'fine_tuned',
   'gate_embedding_size': 2,
   'gate_units': 3,
   'seed': 0,
@@ -104,6 +105,10 @@ _SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(name='personalizer', scope='module')
 def _personalizer():
+  return _build()
+
+
+def _build(**settings):
   generator = np.random.default_rng(0)
   table = generator.normal(0, 0.1, [_WORDS, _CLASSES]).astype(np.float32)
   return experts.Personalizer(
@@ -113,7 +118,7 @@ def _personalizer():
     ),
     initial_weights=(np.zeros_like(table),),
     vocab_size=_WORDS,
-    settings=experts.ExpertSettings(**_SETTINGS),
+    settings=experts.ExpertSettings(**{**_SETTINGS, **settings}),
     read_output=lambda output: (output, None),
     replace_logits=lambda output, logits: logits,
     global_examples=_examples(1, 30, seed=9),
@@ -209,6 +214,44 @@ def test_the_test_part_is_not_trained_on(personalizer, monkeypatch):
   assert all(rows in (train, validation) for rows in seen[:-1])
 
 
+def _distribution_loss(logits, labels):
+  norms = np.log(np.exp(logits).sum(axis=1))
+  return float(np.mean(norms - logits[np.arange(len(labels)), labels]))
+
+
+@pytest.mark.parametrize('index', [0, 2])
+def test_validated_start_is_no_worse_than_any_model_alone(index):
+  """Without steps, the mixture is its start: a constant gate between two."""
+  personalizer = _build(start='validated', gate_learning_rate=0.0)
+  client = _client(index)
+  made = personalizer.personalize(client)
+  assert made is not None
+  state, results = made
+  examples = client.examples()
+  parts: Any = experts.rows(len(examples), client.client_id, seed=0)
+  validation = examples[parts[1]]
+  x, y = validation[:, :-1], validation[:, -1]
+  bias = np.array([0.0, 0.1, 0.0])
+  generator = np.random.default_rng(0)
+  table = generator.normal(0, 0.1, [_WORDS, _CLASSES]).astype(np.float32)
+  overall = table[x].sum(axis=1) + bias
+  expert = state['expert/0'][x].sum(axis=1) + bias
+  # Its gate's hidden layer is next to constant: the bias says what it is.
+  g = 1 / (1 + np.exp(-state['gate/output_bias'][0]))
+
+  def probabilities(logits):
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+  mixed = g * probabilities(expert) + (1 - g) * probabilities(overall)
+  loss = _distribution_loss(np.log(mixed), y)
+  assert loss <= _distribution_loss(overall, y) + 0.01
+  assert loss <= _distribution_loss(expert, y) + 0.01
+  # These clients' own labels are mostly one class, which the global model
+  # does not know.
+  assert g > 0.5
+  assert results['own']['mixture']['loss'] < results['own']['global']['loss']
+
+
 class _KilledError(Exception):
   pass
 
@@ -297,6 +340,7 @@ def test_summary(uninterrupted):
     ({'patience': 1.5}, 'patience must be a whole number'),
     ({'learning_rate': -1.0}, 'learning_rate must be a finite number'),
     ({'min_drop': float('nan')}, 'min_drop must be a finite number'),
+    ({'start': 'warm'}, 'start must be one of fine_tuned, validated'),
     ({'mix': 'sum'}, 'mix must be one of probabilities, log_probabilities'),
   ],
 )

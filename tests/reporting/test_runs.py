@@ -167,6 +167,7 @@ def test_wall_time_falls_back_to_the_rounds_seconds(make_run):
     ((50, 40, 30), {12: -math.inf}, 12, 'training loss became non-finite'),
     ((50, 40, math.inf), {}, 20, 'its perplexity became non-finite'),
     ((50, 40, 501), {}, 20, 'passed 10 times its starting value'),
+    ((50, 40, 101), {}, 20, 'last perplexity is over 2 times its starting'),
     ((50, 501, math.nan), {19: math.nan}, 10, 'passed 10 times'),
     ((50, 501, 30), {3: math.nan}, 3, 'training loss became non-finite'),
   ],

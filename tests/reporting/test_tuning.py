@@ -62,6 +62,33 @@ def test_the_best_setting_of_each_model_over_its_seeds(sweep):
   }
 
 
+def test_unfinished_runs_do_not_count_beside_finished_ones(make_run):
+  comparison = _read(
+    make_run(
+      f'{rate}-{seed}',
+      client_learning_rate=rate,
+      model_seed=seed,
+      client_seed=seed,
+      perplexities=(4000.0, 700.0, final),
+      finished=finished,
+    )
+    for rate, seed, final, finished in (
+      (0.1, 0, 100.0, True),
+      (0.1, 1, 600.0, False),
+      (0.3, 0, 120.0, True),
+      (1.0, 0, 500.0, False),
+    )
+  )
+  _, table = tuning.rate_table(comparison) or ('', None)
+  cells = _cells(table)
+  assert cells['0.1'] == ('100.0',)
+  # Alone, it is better than nothing; the report says that it is unfinished.
+  assert cells['1'] == ('500.0',)
+  best = tuning.best_table(comparison)
+  assert best is not None
+  assert _cells(best)['best client lr'] == ('0.1',)
+
+
 def test_the_table_of_rates_has_means_deviations_and_divergence(sweep):
   heading, table = tuning.rate_table(sweep) or ('', None)
   assert heading == 'Final perplexity by client learning rate'

@@ -38,7 +38,15 @@ def _parse(text):
   ],
 )
 def test_values(text, flag, values):
-  assert _parse(text) == sweeps.Axis(flag, tuple(values.split()))
+  expected = tuple((value,) for value in values.split())
+  assert _parse(text) == sweeps.Axis((flag,), expected)
+
+
+def test_linked_flags_have_a_value_each():
+  axis = _parse(r'model&client_lr&data_dir=cifg&0.3&a|cifg:units=4 & 1& b\&c')
+  assert axis.flags == ('model', 'client_learning_rate', 'data_dir')
+  assert axis.values == (('cifg', '0.3', 'a'), ('cifg:units=4', '1', 'b&c'))
+  assert {axis.draw(0, i) for i in range(40)} == set(axis.values)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,10 @@ def test_values(text, flag, values):
     ('client_learning_rte=1', "did you mean 'client_learning_rate'"),
     ('client_learning_rate=1,,3', 'empty value'),
     ('model=cifg|', 'empty value'),
+    ('model&client_lr=cifg&0.3|cifg', '1 of 2 values'),
+    ('model&client_lr=cifg&|cifg&1', 'empty value'),
+    ('model&rate=cifg&1', "no flag 'rate'"),
+    ('model&client_lr=log:1..3', '1 of 2 values'),
     ('client_learning_rate=log:0..3', 'above 0'),
     ('client_learning_rate=log:3..0.1', 'ascending'),
     ('client_learning_rate=linear:0..inf', 'finite'),
@@ -64,7 +76,7 @@ def test_mistakes_are_one_sentence(text, words):
 
 def test_drawn_numbers_fill_the_range_evenly_in_the_logarithm():
   axis = _parse('client_learning_rate=log:0.01..3')
-  drawn = [float(axis.draw(0, index)) for index in range(400)]
+  drawn = [float(axis.draw(0, index)[0]) for index in range(400)]
   assert all(0.01 <= number <= 3 for number in drawn)
   middle = math.sqrt(0.01 * 3)
   below = sum(number < middle for number in drawn)
@@ -77,7 +89,7 @@ def test_draws_depend_on_seed_index_and_flag_only():
   rate = _parse('client_learning_rate=linear:0..1')
   assert rate.draw(0, 3) == rate.draw(0, 3)
   assert len({rate.draw(seed, 0) for seed in range(20)}) > 15
-  other = sweeps.Axis('clients_per_round', range=rate.range)
+  other = sweeps.Axis(('clients_per_round',), range=rate.range)
   assert [rate.draw(0, i) for i in range(9)] != [
     other.draw(0, i) for i in range(9)
   ]
@@ -85,9 +97,9 @@ def test_draws_depend_on_seed_index_and_flag_only():
 
 def test_whole_numbers_include_both_ends():
   axis = _parse('clients_per_round=int:1..3')
-  assert {axis.draw(0, i) for i in range(60)} == {'1', '2', '3'}
+  assert {axis.draw(0, i)[0] for i in range(60)} == {'1', '2', '3'}
 
 
 def test_listed_values_are_all_drawn():
   axis = _parse('model=cifg|lstm')
-  assert {axis.draw(0, i) for i in range(40)} == {'cifg', 'lstm'}
+  assert {axis.draw(0, i)[0] for i in range(40)} == {'cifg', 'lstm'}

@@ -10,7 +10,13 @@ from si_federated import config, flags, sweeps
 from si_federated.sweeps import Axis, Base, Range
 
 _PLAIN = Base('', ())
-_RATES = Axis('client_learning_rate', ('0.1', '0.3'))
+
+
+def _axis(flag, *values):
+  return Axis((flag,), tuple((value,) for value in values))
+
+
+_RATES = _axis('client_learning_rate', '0.1', '0.3')
 
 
 def _plan(axes=(_RATES,), bases=(_PLAIN,), **options):
@@ -24,7 +30,7 @@ def _names(plan):
 
 
 def test_a_grid_is_every_combination_first_seeds_first():
-  models = Axis('model', ('cifg:units=8', 'si_cifg:units=8,num_layers=2'))
+  models = _axis('model', 'cifg:units=8', 'si_cifg:units=8,num_layers=2')
   plan = _plan([models, _RATES], num_seeds=2)
   assert _names(plan) == [
     f'{model}-client_lr={rate}-seed={seed}'
@@ -39,17 +45,45 @@ def test_a_grid_is_every_combination_first_seeds_first():
   assert len(set(plan.runs)) == 8
 
 
-def test_names_keep_the_options_where_models_are_alike():
-  models = Axis('model', ('cifg:units=8', 'cifg:units=16,embedding_size=8'))
+def test_names_keep_the_options_in_which_models_differ():
+  models = _axis(
+    'model',
+    'cifg:units=8,num_layers=2',
+    'cifg:units=16,num_layers=2,embedding_size=8',
+    'lstm:units=8',
+  )
   assert _names(_plan([models])) == [
     'cifg+units=8',
     'cifg+units=16+embedding_size=8',
+    'lstm',
   ]
+
+
+def test_linked_flags_vary_together():
+  linked = Axis(
+    ('model', 'client_learning_rate'), (('cifg', '0.3'), ('si_cifg', '1'))
+  )
+  plan = _plan([linked, _axis('total_rounds', '5', '6')])
+  assert [
+    (run.model.name, run.client_learning_rate, run.total_rounds)
+    for run in plan.runs
+  ] == [
+    ('cifg', 0.3, 5),
+    ('cifg', 0.3, 6),
+    ('si_cifg', 1.0, 5),
+    ('si_cifg', 1.0, 6),
+  ]
+  assert _names(plan)[0] == 'cifg-client_lr=0.3-total_rounds=5'
+  drawn = _plan([linked], num_random=20)
+  assert {(run.model.name, run.client_learning_rate) for run in drawn.runs} == {
+    ('cifg', 0.3),
+    ('si_cifg', 1.0),
+  }
 
 
 def test_a_long_name_is_cut_and_stays_its_own():
   folders = tuple('/data/' + 'x' * 120 + end for end in 'ab')
-  one, two = _names(_plan([Axis('data_dir', folders)]))
+  one, two = _names(_plan([_axis('data_dir', *folders)]))
   assert one != two and max(len(one), len(two)) < 120
 
 
@@ -83,8 +117,8 @@ def test_bases_come_from_files_and_the_grid_has_the_last_word(tmp_path):
 
 def test_more_draws_and_more_seeds_only_add_runs():
   axes = [
-    Axis('client_learning_rate', range=Range('log', 0.01, 3.0)),
-    Axis('model', ('cifg', 'si_cifg')),
+    Axis(('client_learning_rate',), range=Range('log', 0.01, 3.0)),
+    _axis('model', 'cifg', 'si_cifg'),
   ]
   few = _plan(axes, num_random=3, num_seeds=2)
   many = _plan(axes, num_random=5, num_seeds=3)
@@ -98,7 +132,7 @@ def test_more_draws_and_more_seeds_only_add_runs():
 
 
 def test_draws_that_are_alike_are_one_run():
-  plan = _plan([Axis('model', ('cifg', 'si_cifg'))], num_random=20)
+  plan = _plan([_axis('model', 'cifg', 'si_cifg')], num_random=20)
   assert sorted(_names(plan)) == ['cifg', 'si_cifg']
 
 
@@ -151,7 +185,7 @@ def test_a_changed_plan_is_refused_with_the_difference():
   said = str(caught.value)
   assert 'client_lr=0.1: --total_rounds: 60 in the plan, 80 now' in said
   assert 'sweep.json plans 2 runs' in said and '--add' in said
-  fewer = _plan([Axis('client_learning_rate', ('0.1',))])
+  fewer = _plan([_axis('client_learning_rate', '0.1')])
   with pytest.raises(config.ConfigError, match='plans 1 run that'):
     _plan().extend(fewer, add=False, where='sweep.json')
 
@@ -171,17 +205,17 @@ def test_added_runs_stand_beside_those_of_before():
   ('axes', 'options', 'words'),
   [
     ([_RATES, _RATES], {}, 'twice'),
-    ([Axis('client_learning_rate', ('0.1', '1e-1'))], {}, 'twice'),
-    ([Axis('experiment_name', ('a',))], {}, 'names its runs'),
-    ([Axis('model_seed', ('0', '1'))], {'num_seeds': 2}, 'both set'),
+    ([_axis('client_learning_rate', '0.1', '1e-1')], {}, 'twice'),
+    ([_axis('experiment_name', 'a')], {}, 'names its runs'),
+    ([_axis('model_seed', '0', '1')], {'num_seeds': 2}, 'both set'),
     ([_RATES], {'num_seeds': 0}, 'at least 1'),
     ([_RATES], {'num_random': 0}, 'at least 1'),
     ([], {'num_random': 2}, 'what to vary'),
     ([_RATES], {'seed_flags': ['seed']}, "no seed 'seed'"),
-    ([Axis('clip_norm', range=Range('log', 0.1, 1.0))], {}, '--random'),
-    ([Axis('client_learning_rate', ('fast',))], {}, 'fast'),
-    ([Axis('model', ('a b',))], {}, 'name:key=value'),
-    ([Axis('clients_per_round', ('0',))], {}, 'at least 1'),
+    ([Axis(('clip_norm',), range=Range('log', 0.1, 1.0))], {}, '--random'),
+    ([_axis('client_learning_rate', 'fast')], {}, 'fast'),
+    ([_axis('model', 'a b')], {}, 'name:key=value'),
+    ([_axis('clients_per_round', '0')], {}, 'at least 1'),
   ],
 )
 def test_mistakes_are_one_sentence(axes, options, words):

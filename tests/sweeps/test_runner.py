@@ -29,7 +29,7 @@ stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 metrics = folder / 'metrics.csv'
 if not metrics.exists():
-  metrics.write_text('round_num,eval/perplexity\\n')
+  metrics.write_text('round_num,eval/perplexity,eval/accuracy\\n')
 done = len(metrics.read_text().splitlines()) - 1
 for round_num in range(done + 1, 6):
   if round_num == int(fail_at):
@@ -42,7 +42,7 @@ for round_num in range(done + 1, 6):
     (folder / 'saved').write_text('')
     sys.exit(130)
   with metrics.open('a') as file:
-    file.write(f'{round_num},{100 - round_num}\\n')
+    file.write(f'{round_num},{100 - round_num},0.{round_num}\\n')
 (folder / 'environment').write_text(
   os.environ['TF_NUM_INTRAOP_THREADS'] + ' '
   + str(len(os.sched_getaffinity(0))))
@@ -90,7 +90,9 @@ def test_all_run_each_on_processors_of_its_own(tmp_path):
   assert [run.state for run in runs] == [sweeps.WAITING] * 3
   changes = _run(runs, _command())
   assert [run.state for run in runs] == [sweeps.FINISHED] * 3
-  assert [(run.round_num, run.perplexity) for run in runs] == [(5, 95.0)] * 3
+  assert [(run.round_num, run.perplexity, run.accuracy) for run in runs] == [
+    (5, 95.0, 0.5)
+  ] * 3
   assert changes[:2] == [('a', sweeps.RUNNING), ('b', sweeps.RUNNING)]
   assert len(changes) == 6
   for name in 'abc':
@@ -180,7 +182,13 @@ def test_an_interrupt_stops_the_runs_which_save_and_go_on_later(tmp_path):
   _run(runs, _command())
   assert [run.state for run in runs] == [sweeps.FINISHED] * 3
   lines = (tmp_path / 'a' / 'metrics.csv').read_text().split()
-  assert lines[1:] == ['1,99', '2,98', '3,97', '4,96', '5,95']
+  assert [line[:4] for line in lines[1:]] == [
+    '1,99',
+    '2,98',
+    '3,97',
+    '4,96',
+    '5,95',
+  ]
 
 
 def _eventually(condition):

@@ -62,11 +62,13 @@ def test_rows_under_way_come_first_and_all_others_are_counted():
   runs = _runs(*[sweeps.FINISHED] * 3, sweeps.WAITING, sweeps.RUNNING)
   runs[0].state = sweeps.FAILED
   runs[4].round_num, runs[4].perplexity, runs[4].secs = 4, 2e7, 3700.0
+  # A classifier's.
+  runs[1].accuracy = 0.345
   rows, hidden = status.table_rows(runs, 3)
   assert rows == [
-    ('r4', 'running', '4/10', '2e+07', '1h01m'),
+    ('r4', 'running', '4/10', 'perplexity 2e+07', '1h01m'),
     ('r0', 'failed', '0/10', '', ''),
-    ('r1', 'finished', '0/10', '', ''),
+    ('r1', 'finished', '0/10', 'accuracy 34.5%', ''),
   ]
   assert hidden == '... and 2 more'
   assert status.table_rows(runs, 5)[1] == ''
@@ -86,5 +88,5 @@ def test_the_live_table_shows_runs_and_failures(capsys):
     runs[0].state = sweeps.FINISHED
     shown.changed(runs[0])
   out = capsys.readouterr().out
-  assert '1 of 2 runs finished, 1 failed' in out and 'perplexity' in out
+  assert '1 of 2 runs finished, 1 failed' in out and 'result' in out
   assert 'failed: r1: no data.' in out

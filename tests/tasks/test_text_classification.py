@@ -328,5 +328,7 @@ def test_docstrings_by_package(tmp_path, monkeypatch):
   assert len(task.train) > 40
   assert task.train.client_id(0).split('.')[0] in ('aa', 'bb')
   facts = task.facts(task.validation.sample_examples(100, seed=0))
+  with pytest.raises(ValueError, match='max_examples must be 1 or more'):
+    task.validation.sample_examples(0, seed=0)
   assert facts['reference_accuracy']['majority'] == pytest.approx(0.5)
   assert facts['num_train_examples'] == 816

@@ -34,6 +34,7 @@ def test_perplexity_is_total_loss_over_tokens_on_any_sharding():
     evaluation.build_evaluation(
       model=model,
       examples=examples,
+      inputs_and_labels=task.inputs_and_labels,
       batch_size=batch_size,
       batches_per_shard=batches,
     )(weights)
