@@ -29,18 +29,13 @@ class _Zeros:
   def size(self) -> int:
     return math.prod(self.shape)
 
-
-def _fill(
-  value: _Zeros, dtype: Any = None, name: Any = None, as_ref: bool = False
-) -> Any:
-  del as_ref
-  own = tf.as_dtype(value.dtype)
-  if dtype is not None and dtype != own:
-    return NotImplemented
-  return tf.fill(value.shape, tf.zeros([], own), name)
-
-
-tf.register_tensor_conversion_function(_Zeros, _fill)
+  # What TensorFlow asks of a value that it is to convert. A conversion function
+  # that is registered would keep this module, and TFF's processes with it, into
+  # the end of Python, where they can no longer be ended without an error.
+  def __tf_tensor__(
+    self, dtype: tf.DType | None = None, name: str | None = None
+  ) -> tf.Tensor:
+    return tf.fill(self.shape, tf.zeros([], dtype or self.dtype), name)
 
 
 def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
