@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from experiments.benchmarking import protocol, table
 from experiments.benchmarking.plan import Plan, progress
@@ -26,7 +26,7 @@ def measure_partial(plan: Plan) -> List[str]:
   progress(f'Rounds of partial training, {plan.partial_model}')
   seconds: Dict[str, List[float]] = {name: [] for name in ALGORITHMS}
   uploads: Dict[str, float] = {}
-  memory: Dict[str, Dict[str, float]] = {}
+  memory: Dict[str, Dict[str, Optional[float]]] = {}
   work: Dict[str, List[float]] = {name: [] for name in ALGORITHMS}
   with contextlib.ExitStack() as stack:
     children = {}
@@ -66,6 +66,7 @@ def measure_partial(plan: Plan) -> List[str]:
       relative_to_fed_avg=taken / reference,
       processor_seconds=work[name],
       peak_bytes=memory[name]['bytes'],
+      tensor_peak_bytes=memory[name]['tensor_bytes'],
       building_peak_bytes=memory[name]['building_bytes'],
       bytes_up_per_client=uploads[name],
     )
@@ -76,15 +77,21 @@ def measure_partial(plan: Plan) -> List[str]:
         f'{taken:.2f}',
         f'{taken / reference:.2f}',
         f'{statistics.median(work[name]):.1f}',
-        f'{memory[name]["bytes"] / 2**30:.2f}',
-        f'{memory[name]["building_bytes"] / 2**30:.2f}',
+        *(
+          '' if size is None else f'{size / 2**30:.2f}'
+          for size in (
+            memory[name][key]
+            for key in ('tensor_bytes', 'bytes', 'building_bytes')
+          )
+        ),
         f'{uploads[name] / 1e6:.1f}',
       ]
     )
   plan.note(
     f'partial: {plan.partial_clients} clients of {plan.partial_batches} full '
-    'batches, on the local runtime; the peak is that of '
-    'the process in its rounds, the other that before.'
+    'batches, on the local runtime. The peaks are of all tensors in rounds, of '
+    'the process then, and of the process before: TensorFlow keeps what '
+    'building took, so that the process tells little of the rounds.'
   )
   return table.table(
     [
@@ -93,6 +100,7 @@ def measure_partial(plan: Plan) -> List[str]:
       's a round',
       'relative to fed_avg',
       'processor s',
+      'peak GiB of tensors',
       'peak GiB',
       'peak GiB of building',
       'MB up a client',

@@ -23,7 +23,7 @@ def _build_metrics(num_classes: int):
   """
   counts = ('actual', 'predicted', 'correct')
 
-  @tf.function
+  @tf.function(autograph=False)
   def initialize():
     return collections.OrderedDict(
       [
@@ -32,7 +32,7 @@ def _build_metrics(num_classes: int):
       ]
     )
 
-  @tf.function
+  @tf.function(autograph=False)
   def update(state, labels, batch_output, sample_weight=None):
     del sample_weight
     logits = batch_output.predictions
@@ -48,7 +48,7 @@ def _build_metrics(num_classes: int):
       (name, state[name] + new[name]) for name in state
     )
 
-  @tf.function
+  @tf.function(autograph=False)
   def finalize(state):
     number = tf.reduce_sum(state['actual'])
     both = state['actual'] + state['predicted']

@@ -22,13 +22,13 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
   """
   names = ['loss', *ignored_labels]
 
-  @tf.function
+  @tf.function(autograph=False)
   def initialize():
     return collections.OrderedDict(
       (name, [tf.zeros([]), tf.zeros([])]) for name in names
     )
 
-  @tf.function
+  @tf.function(autograph=False)
   def update(state, labels, batch_output, sample_weight=None):
     del sample_weight
     *_, positions, logits = batch_output.predictions
@@ -52,7 +52,7 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
       for name in names
     )
 
-  @tf.function
+  @tf.function(autograph=False)
   def finalize(state):
     result = collections.OrderedDict(
       (name, state[name][0] / state[name][1]) for name in names

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated.algorithms import zeros
 from si_federated.algorithms.functional_model import NamedModel
 
 
@@ -35,7 +36,8 @@ class _Zeros:
   def __tf_tensor__(
     self, dtype: tf.DType | None = None, name: str | None = None
   ) -> tf.Tensor:
-    return tf.fill(self.shape, tf.zeros([], dtype or self.dtype), name)
+    del name
+    return zeros.make_zeros(self.shape, dtype or self.dtype)
 
 
 def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
@@ -45,12 +47,14 @@ def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
     model: The model.
   """
 
-  def zeros(weight: np.ndarray) -> _Zeros:
+  def without_values(weight: np.ndarray) -> _Zeros:
     return _Zeros(weight.shape, weight.dtype)
 
   return NamedModel(
     variable_names=getattr(model, 'variable_names', ()),
-    initial_weights=tf.nest.map_structure(zeros, model.initial_weights),
+    initial_weights=tf.nest.map_structure(
+      without_values, model.initial_weights
+    ),
     predict_on_batch_fn=model.predict_on_batch,
     loss_fn=model.loss,
     metrics_fns=(

@@ -15,6 +15,7 @@ from si_federated.algorithms import (
   optimizers,
   variable_selection,
   weight_decay,
+  zeros,
 )
 
 
@@ -117,7 +118,7 @@ def build_training(
       tf.cond(
         is_trained,
         lambda b=before, a=after: b - a,
-        lambda b=before: tf.zeros(b.shape, b.dtype),
+        lambda b=before: zeros.make_zeros(b.shape, b.dtype),
       )
       for is_trained, before, after in zip(trained, initial, weights)
     )
@@ -133,7 +134,9 @@ def build_training(
     )
     # As TFF has it: what is not finite counts for nothing.
     update = tuple(
-      tf.cond(is_finite, lambda u=u: u, lambda u=u: tf.zeros_like(u))
+      tf.cond(
+        is_finite, lambda u=u: u, lambda u=u: zeros.make_zeros(u.shape, u.dtype)
+      )
       for u in update
     )
     weight = tf.cond(

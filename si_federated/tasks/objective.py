@@ -71,6 +71,7 @@ class NextWordLoss(tf.keras.losses.Loss):
     losses = cross_entropy(tf.cast(y_pred, tf.float32), y_true)
     return tf.where(tf.equal(y_true, 0), tf.zeros_like(losses), losses)
 
+  @tf.autograph.experimental.do_not_convert
   def __call__(self, y_true, y_pred, sample_weight=None):
     """Returns the scalar mean; see the class.
 
@@ -109,6 +110,7 @@ class ClassLoss(tf.keras.losses.Loss):
     """
     return cross_entropy(tf.cast(y_pred, tf.float32), y_true)
 
+  @tf.autograph.experimental.do_not_convert
   def __call__(self, y_true, y_pred, sample_weight=None):
     """Returns the scalar mean, weighted if weights are given; 0 of none."""
     losses = self.call(y_true, tf.convert_to_tensor(y_pred))

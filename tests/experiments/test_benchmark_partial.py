@@ -24,6 +24,11 @@ def test_rounds_memory_and_upload_are_measured(tmp_path):
   assert all(
     r['peak_bytes'] > 0 and r['building_peak_bytes'] > 0 for r in found.values()
   )
+  assert all(
+    r['tensor_peak_bytes'] is None
+    or 0 <= r['tensor_peak_bytes'] < r['peak_bytes']
+    for r in found.values()
+  )
   assert all(min(r['processor_seconds']) > 0 for r in found.values())
   whole, *others = (r['bytes_up_per_client'] for r in found.values())
   assert all(0 < other < whole for other in others)
