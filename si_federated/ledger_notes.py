@@ -50,10 +50,12 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
   Args:
     experiment: What is to be run.
   """
-  phrases = [
-    f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
-    "from the training clients' text, without noise, before training"
-  ]
+  phrases = []
+  if experiment.vocabulary.name != 'pretrained':
+    phrases.append(
+      f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
+      "from the training clients' text, without noise, before training"
+    )
   if experiment.client_similarity:
     phrases.append(
       'any one person: with --client_similarity='

@@ -283,8 +283,7 @@ def _preset(
   if size != vocab_size:
     raise ValueError(
       f'preset={preset} is for its own vocabulary of {size} ids, the task has '
-      f'{vocab_size}, and vocabularies of presets cannot be read yet; name a '
-      'file of weights for the vocabulary of the task.'
+      f'{vocab_size}; add --vocabulary=pretrained:preset={preset}.'
     )
   try:
     return backbone_class.from_preset(

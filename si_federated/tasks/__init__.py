@@ -9,6 +9,7 @@ from si_federated.tasks.classification_task import (
   encode_texts,
 )
 from si_federated.tasks.docstrings import docstrings
+from si_federated.tasks.pretrained_vocabulary import pretrained
 from si_federated.tasks.shakespeare import shakespeare
 from si_federated.tasks.stackoverflow import stackoverflow
 from si_federated.tasks.subwords import sentencepiece
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Any]] = {
 
 # Each builds a function from a task of words to one of its tokens.
 VOCABULARIES: dict[str, Callable[..., Callable[[Any], Any]]] = {
+  'pretrained': pretrained,
   'sentencepiece': sentencepiece,
   'words': words,
 }

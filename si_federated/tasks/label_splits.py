@@ -123,10 +123,70 @@ def dirichlet(
   return result
 
 
+def by_majority(
+  labels: np.ndarray, num_clients: int, *, seed: int, majority: float = 0.8
+) -> list[np.ndarray]:
+  """Gives each client two classes of which it has most (arXiv 2010.02056).
+
+  A part of a client's examples comes from two classes, half and half, the rest
+  from all others alike; clients are of one size, the largest that the classes
+  allow. Each class is among the two of as many clients as any other, or one
+  more. Examples that are then too many of their class are left out.
+
+  Args:
+    labels: As for `iid`, as are `num_clients` and `seed`.
+    num_clients: The number of clients.
+    seed: Fixes the split.
+    majority: The part from the two classes; 2 / C of C classes is no skew.
+
+  Returns:
+    As of `iid`.
+
+  Raises:
+    ValueError: `majority` is out of range, there are fewer than three classes,
+      or too few examples of one.
+  """
+  if not 0 < majority <= 1:
+    raise ValueError(f'majority must be above 0 and at most 1; got {majority}.')
+  classes = np.unique(labels)
+  if len(classes) < 3:
+    raise ValueError(
+      f'split=majority needs three classes or more; there are {len(classes)}.'
+    )
+  order = _shuffled(labels, seed)
+  places = permutation(
+    np.random.PCG64([seed, _SHARE_OUT, 2]), len(classes)
+  ).tolist()
+  shares = np.full(
+    [num_clients, len(classes)], (1 - majority) / (len(classes) - 2)
+  )
+  for client in range(num_clients):
+    for place in (2 * client, 2 * client + 1):
+      shares[client, places[place % len(places)]] = majority / 2
+  pools = [order[labels[order] == label] for label in classes]
+  wanted = shares.sum(axis=0)
+  size = min(
+    len(pool) // share for pool, share in zip(pools, wanted) if share > 0
+  )
+  # Not below a whole number for the sake of its last bit.
+  counts = np.floor(size * shares + 1e-6).astype(int)
+  if not counts.sum(axis=1).all():
+    raise ValueError(
+      f'There are too few examples of some class for {num_clients} clients '
+      'with split=majority; give fewer clients or more examples.'
+    )
+  parts = [
+    np.split(pool, np.cumsum(taken))[:-1]
+    for pool, taken in zip(pools, counts.T)
+  ]
+  return [np.concatenate(own) for own in zip(*parts)]
+
+
 SPLITS: Mapping[str, Callable[..., list[np.ndarray]]] = {
   'iid': iid,
   'label': by_label,
   'dirichlet': dirichlet,
+  'majority': by_majority,
 }
 
 

@@ -37,6 +37,7 @@ def text_classification(
   split: str | None = None,
   num_clients: int | None = None,
   alpha: float | None = None,
+  majority: float | None = None,
   num_classes: int | None = None,
   examples_per_class: int | None = None,
   held_out: float = 0.1,
@@ -63,10 +64,13 @@ def text_classification(
     label: Its column of classes.
     client: Its column of clients, for `split=client`.
     split: `iid`; `label`, which sorts by class and cuts into chunks;
-      `dirichlet`; or `client`, by the column (for other data: modules, or
+      `dirichlet`; `majority`, where each client has two classes of which it
+      has most; or `client`, by the column (for other data: modules, or
       roles). By default `iid`, or `client` if that column is named.
     num_clients: The number of clients, 10 by default; not for `split=client`.
     alpha: The concentration of `split=dirichlet`, 0.5 by default.
+    majority: The part of a client's texts that is of its two classes, with
+      `split=majority`; 0.8 by default.
     num_classes: Without a path: how many classes, 10 by default, those of the
       most texts.
     examples_per_class: At most so many texts of each class, chosen at random.
@@ -106,7 +110,9 @@ def text_classification(
       for name in dict.fromkeys(owners[train])
     }
   else:
-    clients = _share_out(labels, train, split, num_clients, alpha, seed)
+    clients = _share_out(
+      labels, train, split, num_clients, seed, alpha, majority
+    )
   return build_task(
     'text_classification',
     texts=tuple(found.texts[number] for number in chosen),
@@ -147,6 +153,7 @@ def _check(options: dict) -> None:
   for name, is_used, when in (
     ('num_clients', split != _BY_CLIENT, f'split={split}'),
     ('alpha', split == 'dirichlet', f'split={split}'),
+    ('majority', split == 'majority', f'split={split}'),
     ('client', split == _BY_CLIENT, f'split={split}'),
     ('client', has_file, f'data={options["data"]}'),
     ('num_classes', not has_file, 'path, whose classes are all used'),
@@ -198,8 +205,9 @@ def _share_out(
   train: np.ndarray,
   split: str,
   num_clients: int | None,
-  alpha: float | None,
   seed: int,
+  alpha: float | None,
+  majority: float | None,
 ) -> dict[str, np.ndarray]:
   number = 10 if num_clients is None else num_clients
   if number > len(train):
@@ -207,7 +215,11 @@ def _share_out(
       f'{number} clients are more than the {len(train)} training examples; '
       f'give num_clients={len(train)} or less.'
     )
-  options = {} if alpha is None else {'alpha': alpha}
+  options = {
+    name: value
+    for name, value in (('alpha', alpha), ('majority', majority))
+    if value is not None
+  }
   parts = label_splits.SPLITS[split](
     labels[train], number, seed=seed, **options
   )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Callable
 
+from si_federated.tasks.pretrained_vocabulary import PretrainedVocabulary
 from si_federated.tasks.subwords import SubwordVocabulary
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
@@ -12,6 +13,7 @@ _KINDS: tuple[type[Vocabulary], ...] = (
   Vocabulary,
   CharacterVocabulary,
   SubwordVocabulary,
+  PretrainedVocabulary,
 )
 
 

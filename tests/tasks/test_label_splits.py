@@ -16,7 +16,7 @@ def _sorted(parts):
   return sorted(np.concatenate(parts).tolist())
 
 
-@pytest.mark.parametrize('name', sorted(label_splits.SPLITS))
+@pytest.mark.parametrize('name', ['dirichlet', 'iid', 'label'])
 @given(
   labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
   seed=st.integers(0, 9),
@@ -66,6 +66,67 @@ def test_dirichlet_extremes():
   assert (shares(1e-3).max(axis=0) > 490).all()
   between = shares(0.5)
   assert even.std() < between.std() < shares(1e-3).std()
+
+
+def test_majorities_by_hand():
+  # Four classes of 100; each is one of the two of three of six clients.
+  labels = np.repeat(np.arange(4), 100)
+  parts = label_splits.by_majority(labels, 6, seed=0, majority=0.6)
+  counts = np.array([np.bincount(labels[p], minlength=4) for p in parts])
+  # A class gives 0.3 to three clients and 0.2 to three, 1.5 of a client's 66.
+  assert np.sort(counts, axis=1).tolist() == [[13, 13, 19, 19]] * 6
+  assert (counts > 13).sum(axis=0).tolist() == [3, 3, 3, 3]
+  together = np.concatenate(parts)
+  assert len(set(together.tolist())) == len(together)
+  again = label_splits.by_majority(labels, 6, seed=0, majority=0.6)
+  assert [p.tolist() for p in parts] == [p.tolist() for p in again]
+  other = label_splits.by_majority(labels, 6, seed=1, majority=0.6)
+  assert [p.tolist() for p in parts] != [p.tolist() for p in other]
+
+
+def test_majorities_at_the_ends():
+  labels = np.repeat(np.arange(5), 40)
+
+  def counts(majority):
+    parts = label_splits.by_majority(labels, 5, seed=2, majority=majority)
+    return np.array([np.bincount(labels[p], minlength=5) for p in parts])
+
+  alone = counts(1.0)
+  assert np.sort(alone, axis=1).tolist() == [[0, 0, 0, 20, 20]] * 5
+  assert alone.sum(axis=0).tolist() == [40] * 5
+  # Two of five classes by chance.
+  assert (counts(0.4) == 8).all()
+
+
+@given(
+  labels=st.lists(st.integers(0, 3), min_size=12, max_size=90),
+  number=st.integers(1, 5),
+  majority=st.floats(0.3, 1.0),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_majorities_keep_to_their_part(labels, number, majority):
+  labels = np.array(labels)
+  try:
+    parts = label_splits.by_majority(labels, number, seed=0, majority=majority)
+  except ValueError as error:
+    assert 'classes' in str(error) or 'too few' in str(error)
+    return
+  assert len(set(_sorted(parts))) == sum(map(len, parts))
+  for part in parts:
+    counts = np.bincount(labels[part], minlength=4)
+    # Each class is rounded down.
+    size = 2 * (counts.max() + 1) / majority if majority > 0.5 else len(labels)
+    assert 1 <= len(part) <= size + 4
+
+
+@pytest.mark.parametrize('majority', [0.0, 1.1, float('nan')])
+def test_majority_refuses(majority):
+  with pytest.raises(ValueError, match='majority must be above 0'):
+    label_splits.by_majority(_LABELS, 2, seed=0, majority=majority)
+  with pytest.raises(ValueError, match='three classes'):
+    label_splits.by_majority(_LABELS[:2], 1, seed=0)
+  with pytest.raises(ValueError, match='too few examples'):
+    label_splits.by_majority(_LABELS, 9, seed=0)
 
 
 @pytest.mark.parametrize('alpha', [0.0, -1.0, float('inf'), float('nan')])

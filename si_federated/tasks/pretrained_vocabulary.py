@@ -1,0 +1,287 @@
+"""Vocabularies of pretrained models, with the ids that these know."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import json
+import os
+from typing import Any, Callable, ClassVar, Iterable, Optional
+
+import numpy as np
+
+from si_federated import files
+from si_federated.tasks.classification_task import ClassificationTask
+from si_federated.tasks.vocabulary import Vocabulary
+
+_CONTINUATION = '##'
+_BOUNDARY = '\N{LOWER ONE EIGHTH BLOCK}'
+WORDPIECE, SENTENCEPIECE = 'wordpiece', 'sentencepiece'
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedVocabulary(Vocabulary):
+  """The tokens of a pretrained BERT, DistilBERT or ALBERT.
+
+  The ids are those of the pretrained model, special ones among them; text is
+  cut by KerasNLP's tokenizers.
+
+  Attributes:
+    words: All tokens, by id.
+    kind: `WORDPIECE` (BERT, DistilBERT) or `SENTENCEPIECE` (ALBERT).
+    lowercase: Whether text is lower-cased and loses its accents before; a model
+      of SentencePiece's has rules of its own.
+    model: The bytes of SentencePiece's model, none for `WORDPIECE`.
+  """
+
+  FILE_NAME: ClassVar[str] = 'pretrained_vocabulary.json'
+
+  kind: str
+  lowercase: bool
+  model: bytes = dataclasses.field(repr=False)
+
+  @classmethod
+  def from_tokenizer(cls, tokenizer: Any) -> PretrainedVocabulary:
+    """Makes the vocabulary of a tokenizer.
+
+    Args:
+      tokenizer: KerasNLP's `BertTokenizer`, `DistilBertTokenizer` or
+        `AlbertTokenizer`.
+
+    Raises:
+      ValueError: If its padding is not id 0.
+    """
+    words = tuple(tokenizer.get_vocabulary())
+    is_wordpiece = hasattr(tokenizer, 'lowercase')
+    result = cls(
+      words,
+      WORDPIECE if is_wordpiece else SENTENCEPIECE,
+      bool(getattr(tokenizer, 'lowercase', False)),
+      b'' if is_wordpiece else base64.b64decode(tokenizer.proto),
+    )
+    if result.padding:
+      raise ValueError(
+        f'Its padding has id {result.padding} where models take 0 for padding; '
+        'use a vocabulary that begins with it.'
+      )
+    return result
+
+  @functools.cached_property
+  def _tokenizer(self) -> Any:
+    models = _package().models
+    if self.kind == WORDPIECE:
+      return models.BertTokenizer(list(self.words), lowercase=self.lowercase)
+    return models.AlbertTokenizer(self.model)
+
+  @property
+  def padding(self) -> int:
+    """Id that fills a text up to the common length."""
+    return self._id('[PAD]', '<pad>')
+
+  @property
+  def out_of_vocabulary(self) -> int:
+    """Id of what cannot be cut into tokens."""
+    return self._id('[UNK]', '<unk>')
+
+  @property
+  def beginning(self) -> int:
+    """Id that opens a text."""
+    return self._id('[CLS]')
+
+  @property
+  def end(self) -> int:
+    """Id that closes a text."""
+    return self._id('[SEP]')
+
+  @property
+  def size(self) -> int:
+    """Number of ids, the `vocab_size` of a model."""
+    return len(self.words)
+
+  @functools.cached_property
+  def begins_word(self) -> np.ndarray:
+    """`[size]` bool: whether an id is not the continuation of a word."""
+    if self.kind == WORDPIECE:
+      begins = [not word.startswith(_CONTINUATION) for word in self.words]
+    else:
+      begins = [word.startswith(_BOUNDARY) for word in self.words]
+    return np.array(begins)
+
+  def _id(self, *names: str) -> int:
+    for name in names:
+      if name in self._numbers:
+        return self._numbers[name]
+    raise ValueError(f'The vocabulary has no token {" or ".join(names)}.')
+
+  @functools.cached_property
+  def _numbers(self) -> dict[str, int]:
+    return {word: index for index, word in enumerate(self.words)}
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text's tokens, without special ids.
+
+    Args:
+      text: Any text.
+    """
+    return np.asarray(self._tokenizer(text)).tolist()
+
+  def decode(self, ids: Iterable[int]) -> list[str]:
+    """Returns the token of each id.
+
+    Raises:
+      ValueError: An id lies outside 0..size - 1.
+    """
+    ids = [int(i) for i in np.asarray(ids, dtype=np.int64).ravel()]
+    for i in ids:
+      if not 0 <= i < self.size:
+        raise ValueError(f'{i} is no id of this vocabulary of {self.size} ids.')
+    return [self.words[i] for i in ids]
+
+  def text_of(self, ids: Iterable[int]) -> str:
+    """Returns ids as text, tokens joined to words, spaces between words.
+
+    Raises:
+      ValueError: An id lies outside 0..size - 1.
+    """
+    tokens = self.decode(ids)
+    if self.kind == WORDPIECE:
+      return ' '.join(tokens).replace(f' {_CONTINUATION}', '')
+    return ''.join(tokens).replace(_BOUNDARY, ' ').strip()
+
+  def save(self, path: str) -> None:
+    """Writes it as JSON."""
+    content = {
+      'kind': self.kind,
+      'lowercase': self.lowercase,
+      'words': list(self.words) if self.kind == WORDPIECE else None,
+      'model': base64.b64encode(self.model).decode('ascii'),
+    }
+    files.write_atomically(path, json.dumps(content, ensure_ascii=False) + '\n')
+
+  @classmethod
+  def load(cls, path: str) -> PretrainedVocabulary:
+    """Reads what `save` wrote.
+
+    Raises:
+      ValueError: The file is missing or damaged, or KerasNLP is.
+    """
+    models = _package().models
+    try:
+      with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+      if content['kind'] == WORDPIECE:
+        return cls.from_tokenizer(
+          models.BertTokenizer(content['words'], lowercase=content['lowercase'])
+        )
+      return cls.from_tokenizer(
+        models.AlbertTokenizer(base64.b64decode(content['model']))
+      )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'{path} is no vocabulary of a pretrained model ({error}); a training '
+        f'run with --vocabulary=pretrained writes it as {cls.FILE_NAME} into '
+        'its folder.'
+      ) from error
+
+
+def pretrained(
+  *,
+  preset: Optional[str] = None,
+  file: Optional[str] = None,
+  lowercase: Optional[bool] = None,
+) -> Callable[[Any], Any]:
+  """The tokens of a pretrained model, for text classification.
+
+  Nothing is learned from the clients' text.
+
+  Args:
+    preset: The name of a model of KerasNLP's, such as `bert_tiny_en_uncased`,
+      whose vocabulary is downloaded at first use.
+    file: Instead of `preset`: a list of WordPiece tokens, one a line, as BERT's
+      `vocab.txt`; or a model of SentencePiece's as ALBERT's, which ends in
+      `.model` or `.spm`.
+    lowercase: Whether a `vocab.txt` is of lower-case text without accents, as
+      that of uncased models; true by default.
+
+  Returns:
+    A function from a task to the same task in these tokens.
+
+  Raises:
+    ValueError: If there is no such preset or file, it can't be read or
+      downloaded, or KerasNLP is missing. The function too raises it: for a task
+      of another kind than `text_classification`.
+  """
+  if (preset is None) == (file is None):
+    raise ValueError('give either preset or file.')
+  is_list = file is not None and not file.endswith(('.model', '.spm'))
+  if lowercase is not None and not is_list:
+    raise ValueError(
+      'lowercase is for a file of WordPiece tokens; leave it out.'
+    )
+  tokenizer = (
+    _of_file(str(file), is_list, lowercase is not False)
+    if preset is None
+    else _of_preset(preset)
+  )
+  vocabulary = PretrainedVocabulary.from_tokenizer(tokenizer)
+
+  def recode(task: Any) -> ClassificationTask:
+    if not isinstance(task, ClassificationTask):
+      raise ValueError(
+        f'Task {task.name} predicts tokens, and pretrained vocabularies are '
+        'for the models of --task=text_classification; leave out --vocabulary.'
+      )
+    return task.recode(lambda counts: vocabulary)
+
+  return recode
+
+
+def _of_file(path: str, is_list: bool, lowercase: bool) -> Any:
+  models = _package().models
+  if not os.path.isfile(path):
+    raise ValueError(f'there is no file {path}.')
+  try:
+    if is_list:
+      return models.BertTokenizer(path, lowercase=lowercase)
+    with open(path, 'rb') as model:
+      return models.AlbertTokenizer(model.read())
+  except Exception as error:
+    reason = str(error).split('\n')[0].rstrip('.')
+    raise ValueError(
+      f'{path} is no vocabulary of a pretrained model ({reason}).'
+    ) from error
+
+
+def _of_preset(preset: str) -> Any:
+  models = _package().models
+  tokenizers = (
+    models.BertTokenizer,
+    models.DistilBertTokenizer,
+    models.AlbertTokenizer,
+  )
+  for tokenizer in tokenizers:
+    if preset not in tokenizer.presets:
+      continue
+    try:
+      return tokenizer.from_preset(preset)
+    except Exception as error:
+      reason = str(error).split('\n')[0].rstrip('.')
+      raise ValueError(
+        f'preset={preset} cannot be downloaded ({reason}); connect to the '
+        'network once, or name a file of its vocabulary.'
+      ) from error
+  known = [name for tokenizer in tokenizers for name in tokenizer.presets]
+  raise ValueError(f'preset={preset} is none of {", ".join(known)}.')
+
+
+def _package() -> Any:
+  os.environ.setdefault('KERAS_BACKEND', 'tensorflow')
+  try:
+    import keras_nlp
+  except ImportError as error:
+    raise ValueError(
+      'Pretrained vocabularies need the package keras-nlp; install it by pip '
+      "install 'si_federated[nlp]', or leave out --vocabulary."
+    ) from error
+  return keras_nlp
