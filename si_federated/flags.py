@@ -28,7 +28,7 @@ _HELP = {
   'stackoverflow; speeches.jsonl, speeches.jsonl.xz or shakespeare.sqlite for '
   'shakespeare; where to keep the prepared text for docstrings. Not needed by '
   'default.',
-  'vocabulary': 'What the text is cut into: words (characters for shakespeare) '
+  'vocabulary': 'What the text is cut into: words (characters for shakespeare); '
   'sentencepiece, subwords learned from the training clients, as in '
   'sentencepiece:size=4096; or pretrained, the tokens of a pretrained BERT.',
   'model': 'The language model: lstm, gru, cifg, transformer or conformer, or '

