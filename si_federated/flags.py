@@ -28,9 +28,9 @@ _HELP = {
   'stackoverflow; speeches.jsonl, speeches.jsonl.xz or shakespeare.sqlite for '
   'shakespeare; where to keep the prepared text for docstrings. Not needed by '
   'default.',
-  'vocabulary': 'What the text is cut into: words (characters for shakespeare); '
-  'sentencepiece, subwords learned from the training clients, as in '
-  'sentencepiece:size=4096; or pretrained, the tokens of a pretrained BERT.',
+  'vocabulary': 'What text is cut into: words (characters for shakespeare), '
+  'sentencepiece, which is subwords learned from the training clients, as in '
+  'sentencepiece:size=4096, or pretrained, the tokens of a pretrained BERT.',
   'model': 'The language model: lstm, gru, cifg, transformer or conformer, or '
   'one of them with si_ before (--help_models of train shows all).',
   'transform': 'What is done to the model before training: none, or freeze, '
