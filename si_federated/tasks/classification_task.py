@@ -228,8 +228,8 @@ def encode_texts(
   """
   kind = np.uint16 if vocabulary.size <= 1 << 16 else np.uint32
   ids = np.zeros([len(texts), sequence_length], kind)
-  for row, text in zip(ids, texts):
-    tokens = vocabulary.encode(text)[: sequence_length - 2]
+  for row, found in zip(ids, vocabulary.encode_all(texts)):
+    tokens = found[: sequence_length - 2]
     tokens = [vocabulary.beginning, *tokens, vocabulary.end]
     row[: len(tokens)] = tokens
   return ids

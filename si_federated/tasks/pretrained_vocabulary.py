@@ -7,7 +7,15 @@ import dataclasses
 import functools
 import json
 import os
-from typing import Any, Callable, ClassVar, Iterable, Optional
+from typing import (
+  Any,
+  Callable,
+  ClassVar,
+  Iterable,
+  Iterator,
+  Optional,
+  Sequence,
+)
 
 import numpy as np
 
@@ -16,6 +24,8 @@ from si_federated.tasks.classification_task import ClassificationTask
 from si_federated.tasks.vocabulary import Vocabulary
 
 _CONTINUATION = '##'
+# Texts that are cut at once.
+_CHUNK = 4096
 _BOUNDARY = '\N{LOWER ONE EIGHTH BLOCK}'
 WORDPIECE, SENTENCEPIECE = 'wordpiece', 'sentencepiece'
 
@@ -124,7 +134,13 @@ class PretrainedVocabulary(Vocabulary):
     Args:
       text: Any text.
     """
-    return np.asarray(self._tokenizer(text)).tolist()
+    (ids,) = self.encode_all([text])
+    return ids
+
+  def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yields `encode` of each text, much faster than one by one."""
+    for start in range(0, len(texts), _CHUNK):
+      yield from self._tokenizer(list(texts[start : start + _CHUNK])).to_list()
 
   def decode(self, ids: Iterable[int]) -> list[str]:
     """Returns the token of each id.

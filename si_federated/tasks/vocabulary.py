@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, Iterable, Mapping
+from typing import ClassVar, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -111,6 +111,10 @@ class Vocabulary:
     """
     ids, unknown = self._ids, self.out_of_vocabulary
     return [ids.get(word, unknown) for word in tokenizer.tokenize(text)]
+
+  def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yields `encode` of each text."""
+    return map(self.encode, texts)
 
   def decode(self, ids: Iterable[int]) -> list[str]:
     """Returns the word of each id; special ids become `<PAD>`, `<UNK>`...
