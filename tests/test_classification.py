@@ -130,18 +130,22 @@ def test_a_round_on_tff_runtime_is_the_same(data, name):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.slow
+def _slow(**changes):
+  return pytest.param(changes, marks=pytest.mark.slow, id=str(changes))
+
+
 @pytest.mark.parametrize(
   'changes',
   [
-    {'compression': 'upload=uniform:bits=8'},
-    {'algorithm': 'fed_prox:mu=0.1'},
-    {'algorithm': 'fed_sgd'},
-    {'algorithm': 'mime_lite'},
+    # Their models are imported graphs, in which gradients were once lost.
     {'algorithm': 'partial_training:fraction=0.5'},
-    {'transform': 'freeze:variables=embedding'},
-    {'transform': 'lora:rank=2'},
-    {'precision': 'bfloat16'},
+    _slow(compression='upload=uniform:bits=8'),
+    _slow(algorithm='fed_prox:proximal_strength=0.1'),
+    _slow(algorithm='fed_sgd', aggregator='mean:weighting=tokens'),
+    _slow(algorithm='mime_lite'),
+    _slow(transform='freeze:variables=embedding'),
+    _slow(transform='lora:rank=2'),
+    _slow(precision='bfloat16'),
   ],
   ids=str,
 )
