@@ -118,6 +118,10 @@ class PretrainedVocabulary(Vocabulary):
       begins = [word.startswith(_BOUNDARY) for word in self.words]
     return np.array(begins)
 
+  @property
+  def _names(self) -> tuple[str, ...]:
+    return self.words
+
   def _id(self, *names: str) -> int:
     for name in names:
       if name in self._numbers:
@@ -141,18 +145,6 @@ class PretrainedVocabulary(Vocabulary):
     """Yields `encode` of each text, much faster than one by one."""
     for start in range(0, len(texts), _CHUNK):
       yield from self._tokenizer(list(texts[start : start + _CHUNK])).to_list()
-
-  def decode(self, ids: Iterable[int]) -> list[str]:
-    """Returns the token of each id.
-
-    Raises:
-      ValueError: An id lies outside 0..size - 1.
-    """
-    ids = [int(i) for i in np.asarray(ids, dtype=np.int64).ravel()]
-    for i in ids:
-      if not 0 <= i < self.size:
-        raise ValueError(f'{i} is no id of this vocabulary of {self.size} ids.')
-    return [self.words[i] for i in ids]
 
   def text_of(self, ids: Iterable[int]) -> str:
     """Returns ids as text, tokens joined to words, spaces between words.

@@ -97,6 +97,16 @@ class Vocabulary:
     return np.ones([self.size], bool)
 
   @functools.cached_property
+  def _names(self) -> tuple[str, ...]:
+    return (
+      PADDING_WORD,
+      *self.words,
+      OUT_OF_VOCABULARY_WORD,
+      BEGINNING_WORD,
+      END_WORD,
+    )
+
+  @functools.cached_property
   def _ids(self) -> Mapping[str, int]:
     return {word: index for index, word in enumerate(self.words, start=1)}
 
@@ -122,18 +132,11 @@ class Vocabulary:
     Raises:
       ValueError: An id lies outside 0..size - 1.
     """
-    names = (
-      PADDING_WORD,
-      *self.words,
-      OUT_OF_VOCABULARY_WORD,
-      BEGINNING_WORD,
-      END_WORD,
-    )
     ids = [int(i) for i in np.asarray(ids, dtype=np.int64).ravel()]
     for i in ids:
       if not 0 <= i < self.size:
         raise ValueError(f'{i} is no id of this vocabulary of {self.size} ids.')
-    return [names[i] for i in ids]
+    return [self._names[i] for i in ids]
 
   def text_of(self, ids: Iterable[int]) -> str:
     """Returns ids as text for people, the words with spaces between them.
