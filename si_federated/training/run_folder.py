@@ -24,6 +24,7 @@ import math
 import os
 from typing import Any, Union
 
+import numpy as np
 import tensorflow_federated as tff
 
 from si_federated import config, files
@@ -177,10 +178,14 @@ class RunFolder:
     if unknown:
       raise KeyError(f'There are no columns {sorted(unknown)}.')
     row = {column: values.get(column, '') for column in COLUMNS}
+    # TensorBoard's numbers have 32 bits, and TensorFlow refuses larger ones; a
+    # model that diverges soon has such a perplexity.
+    with np.errstate(over='ignore'):
+      shown = {column: np.float32(value) for column, value in values.items()}
 
     async def release():
       await self._metrics.release(row, round_num)
-      await self._tensorboard.release(values, round_num)
+      await self._tensorboard.release(shown, round_num)
 
     try:
       asyncio.get_running_loop()

@@ -256,6 +256,15 @@ def test_losses_that_are_not_finite_are_recorded(tmp_path):
   )
 
 
+def test_perplexities_beyond_tensorboards_numbers_are_recorded(tmp_path):
+  def evaluate(weights):
+    return {**_evaluate(weights), 'perplexity': 5.5e133}
+
+  summary = _run(tmp_path, evaluate=evaluate)
+  assert summary['final']['eval/perplexity'] == 5.5e133
+  assert _rows(tmp_path)[-1]['eval/perplexity'] == '5.5e+133'
+
+
 def test_other_flags_are_refused_and_nothing_is_lost(tmp_path):
   _run(tmp_path)
   rows = _rows(tmp_path)
