@@ -284,7 +284,11 @@ def all_tables(comparison: Comparison) -> List[Tuple[str, tables.Table]]:
     shown.append(rates)
   if repeated is not None:
     shown.append(('Settings over their seeds', repeated))
-  return [*shown, ('Runs', tables.runs_table(comparison))]
+  shown.append(('Runs', tables.runs_table(comparison)))
+  implied = tables.implied_table(comparison)
+  if implied is not None:
+    shown.append(('Other settings in which the runs differ', implied))
+  return shown
 
 
 def _result(group: Group, unigram: float | None) -> str:

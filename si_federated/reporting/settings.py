@@ -12,6 +12,8 @@ from si_federated.reporting.runs import Run
 
 MISSING = '–'
 
+_Values = Tuple[str, ...]
+
 # Settings written in the grammar `name:key=value,key=value`.
 _PARTS = (
   'model', 'transform', 'task', 'algorithm', 'aggregator', 'compression',
@@ -212,6 +214,44 @@ def _label(values: Dict[str, str]) -> str:
     plain = name in _PARTS and value != MISSING
     pieces.append(value if plain else f'{heading(name)} {value}')
   return ', '.join(pieces)
+
+
+def implied(
+  comparison: Comparison,
+) -> Tuple[Tuple[str, ...], Dict[str, Tuple[str, ...]]]:
+  """Returns the settings that follow from those that the labels name.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    Labels of the sets of runs that have other such settings, and setting -> its
+    value in each of them; no settings if the labels name all that differ.
+  """
+  groups = comparison.groups
+  key = groups[0].telling
+  names = [
+    name
+    for name in comparison.differing
+    if not is_seed(name) and name not in key
+  ]
+
+  def values(key: Sequence[str]) -> Dict[_Values, Dict[_Values, None]]:
+    found: Dict[_Values, Dict[_Values, None]] = {}
+    for group in groups:
+      chosen = tuple(group.settings[name] for name in key)
+      row = tuple(group.settings[name] for name in names)
+      found.setdefault(chosen, {})[row] = None
+    return found
+
+  # A learning rate, say, from which nothing follows.
+  for name in key:
+    fewer = [one for one in key if one != name]
+    if all(len(rows) == 1 for rows in values(fewer).values()):
+      key = tuple(fewer)
+  rows = [next(iter(found)) for found in values(key).values()]
+  labels = tuple(_label(dict(zip(key, chosen))) for chosen in values(key))
+  return labels, dict(zip(names, zip(*rows)))
 
 
 def without(group: Group, *names: str) -> str:

@@ -60,12 +60,15 @@ def runs_table(comparison: settings.Comparison) -> Table:
     comparison: The runs.
 
   Returns:
-    The table: name, the settings that differ, results, costs, state.
+    The table: name, the settings that differ, but for those that
+    `implied_table` has, results, costs, state.
   """
   runs = [run for group in comparison.groups for run in group.runs]
   columns: List[Tuple[str, _Cell]] = [('run', lambda run: run.name)]
+  _, implied = settings.implied(comparison)
   for name in comparison.differing:
-    columns.append((settings.heading(name), _setting(name)))
+    if name not in implied:
+      columns.append((settings.heading(name), _setting(name)))
   columns += [
     ('parameters', lambda run: count(run.num_parameters)),
     ('rounds', lambda run: str(run.last_round)),
@@ -114,6 +117,24 @@ def groups_table(comparison: settings.Comparison) -> Table | None:
       for group in comparison.groups
     ),
   }
+  return assemble(kept)
+
+
+def implied_table(comparison: settings.Comparison) -> Table | None:
+  """Builds the table of settings that follow from those in labels, if any.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    A row for each setting, a column for each set of runs that share them all;
+    None if labels name all that differs.
+  """
+  labels, implied = settings.implied(comparison)
+  if not implied:
+    return None
+  kept = {'setting': tuple(map(settings.full_name, implied))}
+  kept.update(zip(labels, zip(*implied.values())))
   return assemble(kept)
 
 
