@@ -45,6 +45,8 @@ def si_cifg(
   dropout: float = 0.0,
   unit_forget_bias: bool = False,
   scale_invariant_output: bool = True,
+  activation: str = 'si_tanh',
+  recurrent_activation: str = 'si_sigmoid',
   dead_gate_slope: float = 0.1,
   initial_scale: float = 1.0,
 ) -> tf.keras.Model:
@@ -62,6 +64,10 @@ def si_cifg(
     dropout: Fraction of the inputs of each recurrent layer to drop.
     unit_forget_bias: See `SICIFGCell`, as for the rest.
     scale_invariant_output: Whether the output uses SI-tanh rather than tanh.
+    activation: Activation of the candidate and, with `scale_invariant_output`,
+      of the output; `tanh` to see what SI-tanh does.
+    recurrent_activation: Activation of the gates; `sigmoid` to see what SI-σ
+      does.
     dead_gate_slope: Slope of the gradient of gates that are all zero.
     initial_scale: Factor of the initial kernels. It changes no output, but
       weights twice as large feel a quarter of a step.
@@ -86,6 +92,8 @@ def si_cifg(
     dropout=dropout,
     unit_forget_bias=unit_forget_bias,
     scale_invariant_output=scale_invariant_output,
+    activation=activation,
+    recurrent_activation=recurrent_activation,
     dead_gate_slope=dead_gate_slope,
     **_initializers(initial_scale),
   )
@@ -104,6 +112,8 @@ def si_lstm(
   dropout: float = 0.0,
   unit_forget_bias: bool = False,
   scale_invariant_output: bool = True,
+  activation: str = 'si_tanh',
+  recurrent_activation: str = 'si_sigmoid',
   dead_gate_slope: float = 0.1,
   initial_scale: float = 1.0,
 ) -> tf.keras.Model:
@@ -126,6 +136,8 @@ def si_lstm(
     dropout=dropout,
     unit_forget_bias=unit_forget_bias,
     scale_invariant_output=scale_invariant_output,
+    activation=activation,
+    recurrent_activation=recurrent_activation,
     dead_gate_slope=dead_gate_slope,
     **_initializers(initial_scale),
   )
@@ -142,6 +154,8 @@ def si_gru(
   size: Optional[str] = None,
   normalize_embedding: bool = True,
   dropout: float = 0.0,
+  activation: str = 'si_tanh',
+  recurrent_activation: str = 'si_sigmoid',
   dead_gate_slope: float = 0.1,
   initial_scale: float = 1.0,
 ) -> tf.keras.Model:
@@ -163,6 +177,8 @@ def si_gru(
     size=size,
     normalize_embedding=normalize_embedding,
     dropout=dropout,
+    activation=activation,
+    recurrent_activation=recurrent_activation,
     dead_gate_slope=dead_gate_slope,
     **_initializers(initial_scale),
   )

@@ -216,3 +216,31 @@ def test_initial_scale_changes_no_output_and_shrinks_gradients(name):
   assert np.any(gradients[0])
   with pytest.raises(ValueError, match='initial_scale must be above 0'):
     MODELS[name](12, initial_scale=0.0)
+
+
+@pytest.mark.parametrize('name', ['cifg', 'lstm', 'gru'])
+def test_invariant_models_with_plain_activations_are_the_plain_models(name):
+  plain = MODELS[name](12, embedding_size=6, units=16)
+  model = MODELS[f'si_{name}'](
+    12,
+    embedding_size=6,
+    units=16,
+    normalize_embedding=False,
+    activation='tanh',
+    recurrent_activation='sigmoid',
+  )
+  weights = [
+    np.random.default_rng(i).normal(size=w.shape).astype(np.float32)
+    for i, w in enumerate(plain.weights)
+  ]
+  plain.set_weights(weights)
+  model.set_weights(weights)
+  ids = tf.constant([[1, 5, 3, 7, 0]])
+  np.testing.assert_allclose(model(ids), plain(ids), rtol=1e-5, atol=1e-5)
+  # Each of the two makes a difference of its own.
+  for options in ({'activation': 'tanh'}, {'recurrent_activation': 'sigmoid'}):
+    mixed = MODELS[f'si_{name}'](
+      12, embedding_size=6, units=16, normalize_embedding=False, **options
+    )
+    mixed.set_weights(weights)
+    assert np.max(np.abs(mixed(ids) - plain(ids))) > 0.1
