@@ -55,7 +55,7 @@ def draw_all(comparison: settings.Comparison) -> List[Picture]:
       _perplexity(curved, 'rounds'),
       _perplexity(curved, 'time'),
       _perplexity(curved, 'bytes') if _traffic_differs(curved) else None,
-      tuning_figures.by_learning_rate(comparison),
+      *tuning_figures.by_learning_rate(comparison),
       number_figures.by_number(comparison),
       by_epsilon or _perplexity(curved, 'epsilon'),
       _loss(curved),

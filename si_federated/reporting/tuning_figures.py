@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Dict, Iterable, List, Sequence
 
 import numpy as np
@@ -21,33 +22,66 @@ from si_federated.reporting import runs as run_files
 from si_federated.reporting.canvas import Label, Picture
 from si_federated.reporting.settings import Group
 
+# More curves than these are drawn in a picture for each aggregator.
+_MOST_CURVES = 5
+_PANEL = 'aggregator'
 # What sets how much noise there is; the epsilon is what comes of it.
 NOISE = ('target_epsilon', 'noise_multiplier', 'noise_cohort_size')
 
 
-def by_learning_rate(comparison: settings.Comparison) -> Picture | None:
-  """Draws the final perplexity against a learning rate tried at 3 values."""
+def by_learning_rate(comparison: settings.Comparison) -> List[Picture]:
+  """Draws the final perplexity against a learning rate tried at 3 values.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    One picture, or, of many kinds of runs, one for each aggregator; none if no
+    learning rate was tried at three values.
+  """
   rate = tuning.swept_rate(comparison)
   if rate is None:
-    return None
-  lines = {}
-  for kind in tuning.find_kinds(comparison):
-    points = {
-      value: tuning.best_of(groups)
-      for value, groups in tuning.rates_of(kind.groups, rate).items()
-    }
-    if points:
-      lines[kind.label] = points
+    return []
   words = rate.replace('_', ' ')
-  caption = f'Final validation perplexity of each run against its {words}.'
-  return _draw(
-    f'final_by_{rate}',
-    caption,
-    words.capitalize(),
-    comparison,
-    lines,
-    references.reference_lines(comparison),
-  )
+  drawn = []
+  for panel, kinds in _panels(tuning.find_kinds(comparison)).items():
+    lines = {}
+    for kind in kinds:
+      points = {
+        value: tuning.best_of(groups)
+        for value, groups in tuning.rates_of(kind.groups, rate).items()
+      }
+      if points:
+        hidden = (*tuning.TUNED, _PANEL) if panel else tuning.TUNED
+        label = settings.without(kind.groups[0], *hidden)
+        lines[label if panel and label else kind.label] = points
+    caption = f'Final validation perplexity of each run against its {words}'
+    caption += f', with {_PANEL} {panel}.' if panel else '.'
+    drawn.append(
+      _draw(
+        f'final_by_{rate}' + (f'_{panel}' if panel else ''),
+        caption,
+        words.capitalize(),
+        comparison,
+        lines,
+        references.reference_lines(comparison),
+      )
+    )
+  return [picture for picture in drawn if picture is not None]
+
+
+def _panels(kinds: Sequence[tuning.Kind]) -> Dict[str, List[tuning.Kind]]:
+  """Sorts kinds into pictures: all into one without a name, if they are few."""
+  panels: Dict[str, List[tuning.Kind]] = {}
+  for kind in kinds:
+    panels.setdefault(kind.groups[0].settings.get(_PANEL, ''), []).append(kind)
+  labels = [
+    settings.without(kind.groups[0], *tuning.TUNED, _PANEL) for kind in kinds
+  ]
+  # Where it does not tell kinds apart, or alone does, there is nothing to sort.
+  crowded = len(kinds) > _MOST_CURVES and len(set(labels)) > 1
+  names = all(re.fullmatch(r'\w+', name) for name in panels)
+  return panels if crowded and names else {'': list(kinds)}
 
 
 def by_epsilon(comparison: settings.Comparison) -> Picture | None:

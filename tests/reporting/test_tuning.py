@@ -109,6 +109,30 @@ def test_the_curve_over_rates_marks_what_diverged(sweep):
   assert 'Line: mean over seeds' in picture.caption
 
 
+def test_many_curves_over_rates_have_a_picture_for_each_aggregator(make_run):
+  comparison = _read(
+    make_run(
+      f'{model}-{aggregator}-{rate}',
+      model=f'{model}:units={units}',
+      aggregator=aggregator,
+      client_learning_rate=rate,
+      perplexities=(4000.0, 500.0, 200.0 + units),
+    )
+    for aggregator in ('mean', 'blt:num_buffers=2')
+    for model, units in (('cifg', 16), ('lstm', 32), ('gru', 64))
+    for rate in (0.1, 0.3, 1.0)
+  )
+  drawn = {one.name: one for one in figures.draw_all(comparison)}
+  assert 'final_by_client_learning_rate' not in drawn
+  for aggregator in ('mean', 'blt'):
+    picture = drawn[f'final_by_client_learning_rate_{aggregator}']
+    texts = re.findall(r'<!-- (.*?) -->', picture.svg)
+    assert [text for text in texts if text in ('cifg', 'lstm', 'gru')] == [
+      'cifg', 'lstm', 'gru',
+    ]  # fmt: skip
+    assert f'with aggregator {aggregator}.' in picture.caption
+
+
 def test_curves_of_a_large_sweep_are_those_of_the_best(make_run):
   folders = [
     make_run(
