@@ -118,7 +118,7 @@ def main() -> None:
   print(
     f'{config.experiment_name}: {summary["rounds"]} steps, '
     f'{summary["num_parameters"]:,} parameters, {summary["secs_total"]:.0f} s '
-    f'of training; validation perplexity {final["eval/perplexity"]:.1f}, '
+    f'of training; validation perplexity {final["eval/perplexity"]:.4g}, '
     f'accuracy {final["eval/accuracy"]:.3f}'
   )
   print(f'Start a federated run from it by --initial_model={folder}')

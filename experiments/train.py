@@ -68,7 +68,7 @@ def main() -> None:
   perplexity = final.get('eval/perplexity')
   result = f'accuracy {final["eval/accuracy"]:.3f}'
   if perplexity is not None:
-    result = f'perplexity {perplexity:.1f}, {result}'
+    result = f'perplexity {perplexity:.4g}, {result}'
   print(
     f'{config.experiment_name}: {summary["rounds"]} rounds, '
     f'{summary["num_parameters"]:,} parameters, '
