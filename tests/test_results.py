@@ -1,0 +1,92 @@
+"""What README and recipes say of the study is what its runs say.
+
+The archive has the runs of `make reproduce` without their checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import tarfile
+
+import pytest
+
+from si_federated import flags, reporting
+from si_federated.reporting import runs as run_files
+from si_federated.reporting import tables
+from si_federated.training import run_folder
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_ARCHIVE = _ROOT / 'experiments' / 'results' / 'study.tar.xz'
+_RECIPES = [
+  f'docstrings.{model}.{aggregator}'
+  for model in ('cifg', 'si_cifg', 'transformer', 'si_transformer')
+  for aggregator in ('mean', 'blt')
+]
+_RATES = (0.1, 0.3, 1.0, 3.0)
+_SEEDS = 3
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('study')
+  with tarfile.open(_ARCHIVE) as archive:
+    archive.extractall(folder)
+  paths = reporting.find_runs([str(folder / 'laptop')])
+  return {path.name: reporting.read_run(path) for path in paths}
+
+
+def test_the_runs_are_those_of_the_recipes(runs):
+  """A recipe that changes makes the results stale."""
+  found = set()
+  for recipe in _RECIPES:
+    expected = flags.experiment_from_arguments(
+      [
+        f'--flagfile={_ROOT}/experiments/configs/{recipe}.flags',
+        '--experiment_name=x',
+      ]
+    )
+    for rate in _RATES:
+      for seed in range(_SEEDS):
+        name = f'{recipe}-client_lr={rate:g}-seed={seed}'
+        run = runs[name]
+        found.add(name)
+        held = run_folder.read_config(run.path)
+        private = held.aggregator.name != 'mean'
+        expected = dataclasses.replace(
+          expected,
+          experiment_name=held.experiment_name,
+          client_learning_rate=rate,
+          model_seed=seed,
+          client_seed=seed,
+          noise_seed=seed if private else expected.noise_seed,
+        )
+        assert expected.differences(held) == [], name
+        assert run.finished, name
+        assert run.last_round == held.total_rounds, name
+  assert found == set(runs)
+
+
+def test_the_table_of_the_readme_is_that_of_the_report(runs):
+  comparison = reporting.compare(list(runs.values()))
+  found = dict(reporting.all_tables(comparison))
+  table = found['Final perplexity by client learning rate']
+  assert len(table.rows) == len(_RECIPES)
+  assert table.as_markdown() in (_ROOT / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('recipe', _RECIPES)
+def test_the_heads_of_recipes_tell_their_results(runs, recipe):
+  head = (_ROOT / 'experiments' / 'configs' / f'{recipe}.flags').read_text()
+  head = re.sub(r'\n#? *', ' ', head.partition('\n--')[0])
+  repeated = [
+    runs[f'{recipe}-client_lr=1-seed={seed}'] for seed in range(_SEEDS)
+  ]
+  said = tables.mean_and_deviation(repeated, tables.final_value)
+  assert f'validation perplexity {said} after' in head
+  epsilons = [run.finite(run_files.EPSILON) for run in repeated]
+  known = [values.iloc[-1] for values in epsilons if len(values)]
+  assert ('epsilon' in head) == bool(known)
+  if known:
+    assert f'epsilon {max(known):.2f} or less' in head
