@@ -72,28 +72,30 @@ def test_table_of_repeated_runs(make_run):
 
 
 def test_what_follows_from_other_settings_has_a_table_of_its_own(make_run):
-  private = {'aggregator': 'blt', 'clip_norm': 1.0, 'target_epsilon': 8.0}
+  noise = {'clip_norm': 1.0, 'target_epsilon': 8.0}
   comparison = _compare(
     *(
       make_run(
-        f'{model}{rate}{aggregator.get("clip_norm")}',
+        f'{model}{rate}{private}',
         model=f'{model}:units={units}',
         client_learning_rate=rate,
-        **aggregator,
+        aggregator='blt' if private else 'mean',
+        **(noise if private else {}),
       )
       for model, units in (('cifg', 256), ('si_cifg', 128))
       for rate in (0.3, 1.0)
-      for aggregator in (private, {'aggregator': 'mean'})
+      for private in (True, False)
     )
   )
   table = reporting.runs_table(comparison)
   assert table.columns[:4] == ('run', 'model', 'client lr', 'aggregator')
   assert table.columns[4] == 'parameters'
-  table = tables.implied_table(comparison)
-  assert table.columns == (
+  implied = tables.implied_table(comparison)
+  assert implied is not None
+  assert implied.columns == (
     'setting', 'cifg, blt', 'cifg, mean', 'si_cifg, blt', 'si_cifg, mean',
   )  # fmt: skip
-  assert table.rows == (
+  assert implied.rows == (
     ('model units', '256', '256', '128', '128'),
     ('clip norm', '1', '–', '1', '–'),
     ('target epsilon', '8', '–', '8', '–'),
