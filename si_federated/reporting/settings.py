@@ -12,8 +12,6 @@ from si_federated.reporting.runs import Run
 
 MISSING = '–'
 
-_Values = Tuple[str, ...]
-
 # Settings written in the grammar `name:key=value,key=value`.
 _PARTS = (
   'model', 'transform', 'task', 'algorithm', 'aggregator', 'compression',
@@ -230,28 +228,27 @@ def implied(
   """
   groups = comparison.groups
   key = groups[0].telling
-  names = [
+  names = tuple(
     name
     for name in comparison.differing
     if not is_seed(name) and name not in key
-  ]
-
-  def values(key: Sequence[str]) -> Dict[_Values, Dict[_Values, None]]:
-    found: Dict[_Values, Dict[_Values, None]] = {}
-    for group in groups:
-      chosen = tuple(group.settings[name] for name in key)
-      row = tuple(group.settings[name] for name in names)
-      found.setdefault(chosen, {})[row] = None
-    return found
-
+  )
   # A learning rate, say, from which nothing follows.
   for name in key:
-    fewer = [one for one in key if one != name]
-    if all(len(rows) == 1 for rows in values(fewer).values()):
-      key = tuple(fewer)
-  rows = [next(iter(found)) for found in values(key).values()]
-  labels = tuple(_label(dict(zip(key, chosen))) for chosen in values(key))
-  return labels, dict(zip(names, zip(*rows)))
+    fewer = tuple(one for one in key if one != name)
+    if len(_rows(groups, fewer + names)) == len(_rows(groups, fewer)):
+      key = fewer
+  rows = _rows(groups, key + names)
+  labels = tuple(_label(dict(zip(key, row))) for row in rows)
+  return labels, dict(zip(names, zip(*(row[len(key) :] for row in rows))))
+
+
+def _rows(
+  groups: Sequence[Group], names: Sequence[str]
+) -> List[Tuple[str, ...]]:
+  """Returns the values that some settings have together, each set once."""
+  rows = (tuple(group.settings[name] for name in names) for group in groups)
+  return list(dict.fromkeys(rows))
 
 
 def without(group: Group, *names: str) -> str:

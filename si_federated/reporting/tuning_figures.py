@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Dict, Iterable, List, Sequence
 
 import numpy as np
@@ -52,9 +51,9 @@ def by_learning_rate(comparison: settings.Comparison) -> List[Picture]:
         for value, groups in tuning.rates_of(kind.groups, rate).items()
       }
       if points:
-        hidden = (*tuning.TUNED, _PANEL) if panel else tuning.TUNED
-        label = settings.without(kind.groups[0], *hidden)
-        lines[label if panel and label else kind.label] = points
+        hidden = (*tuning.TUNED, _PANEL)
+        label = settings.without(kind.groups[0], *hidden) if panel else ''
+        lines[label or kind.label] = points
     caption = f'Final validation perplexity of each run against its {words}'
     caption += f', with {_PANEL} {panel}.' if panel else '.'
     drawn.append(
@@ -75,13 +74,10 @@ def _panels(kinds: Sequence[tuning.Kind]) -> Dict[str, List[tuning.Kind]]:
   panels: Dict[str, List[tuning.Kind]] = {}
   for kind in kinds:
     panels.setdefault(kind.groups[0].settings.get(_PANEL, ''), []).append(kind)
-  labels = [
-    settings.without(kind.groups[0], *tuning.TUNED, _PANEL) for kind in kinds
-  ]
-  # Where it does not tell kinds apart, or alone does, there is nothing to sort.
-  crowded = len(kinds) > _MOST_CURVES and len(set(labels)) > 1
-  names = all(re.fullmatch(r'\w+', name) for name in panels)
-  return panels if crowded and names else {'': list(kinds)}
+  # As many aggregators as kinds leave nothing to sort.
+  crowded = len(kinds) > max(_MOST_CURVES, len(panels))
+  named = all(map(str.isidentifier, panels))
+  return panels if crowded and named else {'': list(kinds)}
 
 
 def by_epsilon(comparison: settings.Comparison) -> Picture | None:
