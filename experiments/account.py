@@ -115,16 +115,16 @@ def _without_infinity(value: Any) -> Any:
 
 def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
   """Returns what is printed, and the mechanism."""
-  from si_federated import mechanisms
+  from si_federated.assembly import private_mechanism
 
   delta = experiment.delta
   assert delta is not None
   schedule = None
   if _NUM_CLIENTS.value is not None:
-    schedule = mechanisms.build_schedule(experiment, _NUM_CLIENTS.value)
-  mechanism = mechanisms.calibrate(
+    schedule = private_mechanism.build_schedule(experiment, _NUM_CLIENTS.value)
+  mechanism = private_mechanism.calibrate(
     experiment,
-    mechanisms.build_mechanism(experiment, schedule),
+    private_mechanism.build_mechanism(experiment, schedule),
     delta=delta,
     schedule=schedule,
     dimension=_DIMENSION.value,

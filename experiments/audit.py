@@ -40,13 +40,14 @@ _CANARY_SEED = absl_flags.DEFINE_integer(
 def main() -> None:
   """Trains with canaries, and prints what they show."""
   config = flags.experiment_from_flags()
-  from si_federated import experiment, mechanisms
+  from si_federated import experiment
+  from si_federated.assembly import private_mechanism
 
   root = absl_flags.FLAGS.root_output_dir
   summary = experiment.run(
     config,
     root,
-    mechanisms.Canaries(_NUM_CANARIES.value, _CANARY_SEED.value),
+    private_mechanism.Canaries(_NUM_CANARIES.value, _CANARY_SEED.value),
   )
   audit = {
     key: None if isinstance(value, float) and math.isinf(value) else value

@@ -40,10 +40,10 @@ _PRECISION = absl_flags.DEFINE_string(
 
 def main() -> None:
   """Exports, and prints what was written."""
-  from si_federated import exporting
+  from si_federated.inference import export
 
   output = _OUTPUT.value or os.path.join(_RUN.value, 'exported')
-  facts = exporting.export_model(
+  facts = export.export_model(
     _RUN.value,
     output,
     formats=tuple(_FORMATS.value),

@@ -42,7 +42,7 @@ _CONTINUE = absl_flags.DEFINE_integer(
 
 def main() -> None:
   """Prints suggestions for each text."""
-  from si_federated import trained_model
+  from si_federated.inference import trained_model
 
   trained = trained_model.load_model(_RUN.value)
   vocabulary = trained.vocabulary

@@ -96,9 +96,9 @@ def main() -> None:
   # TensorFlow takes seconds to load: wrong flags are answered before.
   config = flags.experiment_from_flags()
   names_task = not absl_flags.FLAGS['task'].using_default_value
-  from si_federated import pretraining_settings
+  from si_federated.pretraining.settings import Settings
 
-  settings = pretraining_settings.Settings(
+  settings = Settings(
     text_files=_TEXT_FILES.value,
     text_by_line=_TEXT_BY_LINE.value,
     has_task=names_task or _TEXT_FILES.value is None,
@@ -110,9 +110,9 @@ def main() -> None:
     steps_per_checkpoint=_STEPS_PER_CHECKPOINT.value,
     data_seed=_DATA_SEED.value,
   )
-  from si_federated import pretraining
+  from si_federated.pretraining.run import pretrain
 
-  summary = pretraining.run(config, settings, _ROOT.value)
+  summary = pretrain(config, settings, _ROOT.value)
   folder = os.path.join(_ROOT.value, config.experiment_name)
   final = summary['final']
   print(

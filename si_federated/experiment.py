@@ -11,18 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import (
-  canary_audit,
-  config,
-  diagnostics,
-  initial_model,
-  mechanisms,
-  objectives,
-  opted_in,
-  personalizing,
-  processes,
-  task_facts,
-)
+from si_federated import config
 from si_federated.aggregators import AGGREGATORS
 from si_federated.algorithms import (
   ALGORITHMS,
@@ -30,7 +19,17 @@ from si_federated.algorithms import (
   OPTIMIZERS,
   partial_training,
 )
+from si_federated.assembly import (
+  audit_stage,
+  expert_options,
+  learning_process,
+  objectives,
+  personalization_stage,
+  private_mechanism,
+  run_data,
+)
 from si_federated.compression import COMPRESSORS
+from si_federated.diagnostics import recorder
 from si_federated.models import MODELS, TRANSFORMS
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import SCHEDULES, Schedule
@@ -38,6 +37,7 @@ from si_federated.runtime import RUNTIMES, ClientError
 from si_federated.tasks import TASKS, VOCABULARIES, AnyTask, mixing
 from si_federated.training import loop, sampling
 from si_federated.training import run_folder as run_folder_lib
+from si_federated.weights import initial_model
 
 # The parts' arguments that come from flags of their own.
 _GIVEN = {
@@ -45,9 +45,9 @@ _GIVEN = {
   'vocabulary': (),
   'model': objectives.MODEL_GIVEN,
   'transform': ('model',),
-  'algorithm': processes.ALGORITHM_GIVEN,
-  'aggregator': mechanisms.AGGREGATOR_GIVEN,
-  'participation': mechanisms.SCHEDULE_GIVEN,
+  'algorithm': learning_process.ALGORITHM_GIVEN,
+  'aggregator': private_mechanism.AGGREGATOR_GIVEN,
+  'participation': private_mechanism.SCHEDULE_GIVEN,
   'runtime': (),
   'client_optimizer': ('learning_rate',),
   'server_optimizer': ('learning_rate',),
@@ -68,7 +68,7 @@ REGISTRIES: dict[str, dict[str, Callable]] = {
   'server_optimizer': OPTIMIZERS,
   'server_learning_rate_schedule': LEARNING_RATE_SCHEDULES,
   'compression': COMPRESSORS,
-  'diagnostics': diagnostics.DIAGNOSTICS,
+  'diagnostics': recorder.DIAGNOSTICS,
 }
 
 
@@ -83,10 +83,10 @@ def check(experiment: config.ExperimentConfig) -> None:
   """
   for flag, registry in REGISTRIES.items():
     getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
-  mechanisms.check(experiment)
-  processes.check(experiment)
+  private_mechanism.check(experiment)
+  learning_process.check(experiment)
   objectives.check(experiment)
-  opted_in.check(experiment)
+  expert_options.check(experiment)
 
 
 def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
@@ -255,7 +255,7 @@ def prepare_model(
 
 def build(
   experiment: config.ExperimentConfig,
-  canaries: Optional[mechanisms.Canaries] = None,
+  canaries: Optional[private_mechanism.Canaries] = None,
   *,
   resumed: bool = False,
 ) -> Experiment:
@@ -279,14 +279,14 @@ def build(
   except ModuleNotFoundError as error:
     raise config.ConfigError(str(error)) from error
   whole_task = build_task(experiment)
-  task = opted_in.task_of_rounds(experiment, whole_task)
+  task = expert_options.task_of_rounds(experiment, whole_task)
   if experiment.clients_per_round > len(task.train):
     raise config.ConfigError(
       f'--clients_per_round={experiment.clients_per_round} is more than the '
       f'{len(task.train)} training clients of {task.name}.'
     )
-  schedule = mechanisms.build_schedule(experiment, len(task.train))
-  mechanism = mechanisms.build_mechanism(experiment, schedule)
+  schedule = private_mechanism.build_schedule(experiment, len(task.train))
+  mechanism = private_mechanism.build_mechanism(experiment, schedule)
 
   start, keras_model_fn = prepare_model(experiment, task, resumed=resumed)
   model = objectives.build_functional_model(
@@ -296,17 +296,17 @@ def build(
     compute_dtype=experiment.precision,
   )
   num_parameters = sum(weight.size for weight in model.initial_weights[0])
-  mechanism = mechanisms.calibrate(
+  mechanism = private_mechanism.calibrate(
     experiment,
     mechanism,
-    delta=mechanisms.default_delta(experiment, len(task.train)),
+    delta=private_mechanism.default_delta(experiment, len(task.train)),
     schedule=schedule,
     dimension=num_parameters,
-    releases=processes.num_releases(experiment),
+    releases=learning_process.num_releases(experiment),
   )
   if canaries is not None:
-    mechanism = mechanisms.add_canaries(experiment, mechanism, canaries)
-  process = processes.build(experiment, model=model, mechanism=mechanism)
+    mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
+  process = learning_process.build(experiment, model=model, mechanism=mechanism)
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
@@ -318,7 +318,7 @@ def build(
     takes_client_numbers=process.takes_client_numbers,
     bytes_per_client=process.bytes_per_client,
     schedule=schedule,
-    ledger=mechanisms.build_ledger(
+    ledger=private_mechanism.build_ledger(
       experiment, mechanism, num_clients=len(task.train), added=canaries
     ),
     evaluate=objectives.build_evaluation(task, model, examples),
@@ -332,7 +332,7 @@ def build(
 def run(
   experiment: config.ExperimentConfig,
   root: str,
-  canaries: Optional[mechanisms.Canaries] = None,
+  canaries: Optional[private_mechanism.Canaries] = None,
 ) -> dict[str, Any]:
   """Runs an experiment from its start or from where it stopped.
 
@@ -358,7 +358,7 @@ def run(
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())
     built = build(experiment, canaries, resumed=resumed)
-    task_facts.keep(
+    run_data.keep(
       folder,
       built.task,
       examples=built.validation_examples,
@@ -375,16 +375,18 @@ def run(
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
-      diagnostics=diagnostics.build_recorder(built, folder.path, build_model),
+      diagnostics=recorder.build_recorder(built, folder.path, build_model),
     )
     if canaries is not None:
-      summary['audit'] = canary_audit.write(
+      summary['audit'] = audit_stage.write(
         folder,
         initial=built.process.get_model_weights(built.process.initialize()),
         privacy=built.ledger.summary(),
         canaries=canaries,
       )
-    if personal := personalizing.after_rounds(built, folder, build_model):
+    if personal := personalization_stage.after_rounds(
+      built, folder, build_model
+    ):
       summary.update(personal)
       folder.write_json('summary.json', summary)
     return summary

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated import config, experiment, initial_model, trained_model
+from si_federated import config, experiment
+from si_federated.inference import trained_model
+from si_federated.weights import initial_model
 
 _CONFIG = config.ExperimentConfig
 _WORDS = {'fruit': 'apple pear plum', 'cars': 'bus train bike'}

@@ -15,7 +15,7 @@ _FEDERATED = {'tensorflow_federated', 'tensorflow_privacy'}
 
 # Of each part: what of ours it may import beside itself, and what of others it
 # must not.
-_ALLOWED = {
+_ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'config': (set(), None),
   'files': (set(), None),
   'layers': (set(), {'absl', *_FEDERATED}),
@@ -27,137 +27,30 @@ _ALLOWED = {
   'compression': (set(), {'absl'}),
   'runtime': (set(), {'absl'}),
   'training': ({'config', 'files'}, set()),
+  'personalization': ({'files'}, {'absl.flags'}),
   'reporting': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
   'sweeps': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
   'preparation': ({'files', 'tasks'}, {'absl', *_FEDERATED}),
   'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
-  'mechanisms': (
-    {'config', 'files', 'ledger_notes', 'aggregators', 'privacy'},
-    {'absl', 'tensorflow'},
-  ),
-  'ledger_notes': ({'config', 'aggregators'}, {'absl', 'tensorflow'}),
-  'processes': (
-    {'config', 'aggregators', 'algorithms', 'compression'},
-    {'absl', 'tensorflow'},
-  ),
-  'trained_model': (
-    {'config', 'experiment', 'initial_model', 'tasks', 'training'},
-    {'absl'},
-  ),
-  'personalization': ({'files'}, {'absl.flags'}),
-  'opted_in': (
-    {'algorithms', 'config', 'personalization', 'tasks'},
-    {'absl', 'tensorflow', *_FEDERATED},
-  ),
-  'personalizing': (
-    {
-      'config',
-      'files',
-      'opted_in',
-      'personalization',
-      'tasks',
-      'training',
-    },
-    {'absl'},
-  ),
-  'task_facts': ({'config', 'tasks', 'training'}, {'absl'}),
-  'objectives': (
-    {'config', 'algorithms', 'models', 'tasks', 'training'},
-    {'absl'},
-  ),
-  'canary_audit': (
-    {'mechanisms', 'aggregators', 'privacy', 'training'},
-    {'absl', 'tensorflow'},
-  ),
-  'weight_files': (set(), {'absl', *_FEDERATED}),
-  'initial_model': (
-    {'config', 'models', 'tasks', 'training', 'weight_files'},
-    {'absl'},
-  ),
-  'pretraining_settings': (
-    {'config'},
-    {'absl', 'numpy', 'tensorflow', *_FEDERATED},
-  ),
-  'pretraining_steps': ({'algorithms', 'initial_model', 'tasks'}, {'absl'}),
-  'pretraining': (
-    {
-      'config',
-      'experiment',
-      'objectives',
-      'pretraining_settings',
-      'pretraining_steps',
-      'runtime',
-      'task_facts',
-      'tasks',
-      'training',
-    },
-    {'absl'},
-  ),
-  'adapter_files': (
-    {
-      'config',
-      'experiment',
-      'files',
-      'initial_model',
-      'models',
-      'tasks',
-      'training',
-      'weight_files',
-    },
-    {'absl'},
-  ),
-  'exporting': (
-    {'adapter_files', 'config', 'files', 'tasks', 'trained_model'},
-    {'absl'},
-  ),
-  'measurements': (set(), {'absl', 'tensorflow', *_FEDERATED}),
+  'weights': ({'config', 'files', 'models', 'tasks', 'training'}, {'absl'}),
   'diagnostics': (
-    {
-      'config',
-      'initial_model',
-      'layers',
-      'ledger_notes',
-      'measurements',
-      'processes',
-      'tasks',
-      'training',
-    },
-    {'absl'},
-  ),
-  'experiment': (
-    {
-      'diagnostics',
-      'canary_audit',
-      'config',
-      'initial_model',
-      'mechanisms',
-      'objectives',
-      'processes',
-      'compression',
-      'privacy',
-      'aggregators',
-      'algorithms',
-      'models',
-      'opted_in',
-      'personalizing',
-      'runtime',
-      'task_facts',
-      'tasks',
-      'training',
-    },
+    {'config', 'layers', 'tasks', 'training', 'weights'},
     {'absl'},
   ),
 }
+_LEVEL_2 = {*_ALLOWED} - {'flags'}
+_ALLOWED['assembly'] = (_LEVEL_2, {'absl'})
+_ALLOWED['pretraining'] = (_LEVEL_2 | {'assembly'}, {'absl'})
+_ALLOWED['experiment'] = (_LEVEL_2 | {'assembly', 'pretraining'}, {'absl'})
+_ALLOWED['inference'] = (_LEVEL_2 | {'assembly'}, {'absl'})
 _BINARIES_MAY = {
   'config',
   'flags',
-  'mechanisms',
+  'assembly',
   'privacy',
   'experiment',
-  'trained_model',
-  'exporting',
+  'inference',
   'pretraining',
-  'pretraining_settings',
   'models',
   'reporting',
   'sweeps',

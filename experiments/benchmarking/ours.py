@@ -14,14 +14,15 @@ import tensorflow_federated as tff
 from experiments.benchmarking import workload
 from si_federated import config, experiment, tasks
 from si_federated.runtime import RUNTIMES
-from si_federated.tasks import token_store
+from si_federated.tasks import ClientPopulation
+from si_federated.tasks.token_arrays import UNLISTED, TokenArrays
 
 _NAME = 'benchmark'
 
 
 def population(
   settings: workload.Settings, clients: Sequence[np.ndarray]
-) -> token_store.ClientPopulation:
+) -> ClientPopulation:
   """Puts clients' sentences where the tasks keep them.
 
   Args:
@@ -36,21 +37,21 @@ def population(
   def ranks(sentence: np.ndarray) -> list[int]:
     # Neither the beginning, the end nor padding is stored.
     kept = sentence[(sentence > 0) & (sentence <= words + 1)]
-    return np.where(kept <= words, kept - 1, token_store.UNLISTED).tolist()
+    return np.where(kept <= words, kept - 1, UNLISTED).tolist()
 
-  arrays = token_store.TokenArrays.from_clients(
+  arrays = TokenArrays.from_clients(
     {
       str(index): [ranks(sentence) for sentence in client]
       for index, client in enumerate(clients)
     }
   )
-  return token_store.ClientPopulation(arrays, words, settings.sequence_length)
+  return ClientPopulation(arrays, words, settings.sequence_length)
 
 
 class Cohort(collections.abc.Sequence):
   """The datasets of all clients of a population, each made when asked for."""
 
-  def __init__(self, clients: token_store.ClientPopulation, batch_size: int):
+  def __init__(self, clients: ClientPopulation, batch_size: int):
     """Initializes the cohort."""
     self._clients = clients
     self._batch_size = batch_size

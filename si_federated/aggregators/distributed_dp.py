@@ -16,7 +16,7 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.aggregators import distributed_dp
 
 from si_federated.aggregators import clipping, mechanism
-from si_federated.privacy import distributed, participation
+from si_federated.privacy import discrete_noise, participation
 
 _NOISE = {
   'skellam': 'distributed_skellam',
@@ -76,7 +76,7 @@ def build_distributed_dp(
     total_rounds if max_participations is None else max_participations,
     1 if min_separation is None else min_separation,
   )
-  record = distributed.DistributedRecord(
+  record = discrete_noise.DistributedRecord(
     noise=noise,
     noise_multiplier=float(noise_multiplier),
     contract=contract,
@@ -102,7 +102,7 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
   `tff.learning.ddp_secure_aggregator` does).
   """
 
-  def __init__(self, record: distributed.DistributedRecord):
+  def __init__(self, record: discrete_noise.DistributedRecord):
     """Initializes the factory of the mechanism that a record describes."""
     super().__init__(
       noise_multiplier=record.noise_multiplier,

@@ -8,9 +8,9 @@ from typing import Any, Optional, Union
 
 import tensorflow_federated as tff
 
-from si_federated.privacy import accounting, distributed, participation
+from si_federated.privacy import accounting, discrete_noise, participation
 
-Record = Union[accounting.PrivacyRecord, distributed.DistributedRecord]
+Record = Union[accounting.PrivacyRecord, discrete_noise.DistributedRecord]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Mechanism:
     Raises:
       ValueError: If the number is not positive.
     """
-    if not isinstance(self.record, distributed.DistributedRecord):
+    if not isinstance(self.record, discrete_noise.DistributedRecord):
       return self
     factory: Any = self.factory
     return dataclasses.replace(

@@ -8,7 +8,7 @@ from typing import Optional
 
 import numpy as np
 
-from si_federated.privacy import strategies, tree
+from si_federated.privacy import binary_tree, strategies
 
 # The height of a node of a tree and the first round past it.
 _Node = tuple[int, int]
@@ -175,7 +175,7 @@ def _tree_rounds(
     )
   first = 0
   for size in strategy.steps:
-    nodes = tree.nodes(size, strategy.complete)
+    nodes = binary_tree.nodes(size, strategy.complete)
     row_of = {node: first + i for i, node in enumerate(nodes)}
     capacity = nodes[-1][1]
     before: set[_Node] = set()

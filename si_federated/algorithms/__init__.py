@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 import tensorflow_federated as tff
 
+from si_federated.algorithms.deferred_weights import (
+  StartedProcess,
+  leave_out_values,
+)
 from si_federated.algorithms.expert_personalization import (
   build_expert_personalization,
 )
@@ -19,10 +23,6 @@ from si_federated.algorithms.functional_model import (
   NamedModel,
   build_functional_model,
   weights_type,
-)
-from si_federated.algorithms.initial_values import (
-  StartedProcess,
-  leave_out_values,
 )
 from si_federated.algorithms.learning_rates import LEARNING_RATE_SCHEDULES
 from si_federated.algorithms.mime_lite import build_mime_lite

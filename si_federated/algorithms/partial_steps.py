@@ -11,11 +11,11 @@ import tensorflow_federated as tff
 
 from si_federated.algorithms import (
   clipped_optimizer,
+  deferred_weights,
   lazy_gradients,
   optimizers,
   variable_selection,
   weight_decay,
-  zeros,
 )
 
 
@@ -118,7 +118,7 @@ def build_training(
       tf.cond(
         is_trained,
         lambda b=before, a=after: b - a,
-        lambda b=before: zeros.make_zeros(b.shape, b.dtype),
+        lambda b=before: deferred_weights.make_zeros(b.shape, b.dtype),
       )
       for is_trained, before, after in zip(trained, initial, weights)
     )
@@ -135,7 +135,9 @@ def build_training(
     # As TFF has it: what is not finite counts for nothing.
     update = tuple(
       tf.cond(
-        is_finite, lambda u=u: u, lambda u=u: zeros.make_zeros(u.shape, u.dtype)
+        is_finite,
+        lambda u=u: u,
+        lambda u=u: deferred_weights.make_zeros(u.shape, u.dtype),
       )
       for u in update
     )

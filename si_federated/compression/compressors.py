@@ -16,7 +16,7 @@ from typing import Protocol, Union
 
 import tensorflow as tf
 
-from si_federated.compression import keys, packing, rotations
+from si_federated.compression import bit_packing, keys, rotations
 
 _FLOAT_BYTES = 4
 _NUM_STDDEVS = 2.5
@@ -119,7 +119,7 @@ class Uniform:
       return 0
     count = rotations.rotated_size(count, self.rotation)
     header = 2 * _FLOAT_BYTES + _key_bytes(self.rotation)
-    return header + packing.packed_size(count, self.bits)
+    return header + bit_packing.packed_size(count, self.bits)
 
   def encode(self, tensor: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """See `Compressor`."""
@@ -147,7 +147,7 @@ class Uniform:
       [
         _to_bytes(tf.stack([low, high])),
         *key,
-        packing.pack(numbers, self.bits),
+        bit_packing.pack(numbers, self.bits),
       ],
       0,
     )
@@ -158,7 +158,7 @@ class Uniform:
     if not count:
       return tf.zeros(shape)
     header, key, packed = _split(encoded, 2, self.rotation)
-    numbers = packing.unpack(
+    numbers = bit_packing.unpack(
       packed, rotations.rotated_size(count, self.rotation), self.bits
     )
     low, high = header[0], header[1]
@@ -204,7 +204,7 @@ class Ternary:
       return 0
     count = rotations.rotated_size(count, self.rotation)
     header = _FLOAT_BYTES + _key_bytes(self.rotation)
-    return header + packing.packed_trits_size(count)
+    return header + bit_packing.packed_trits_size(count)
 
   def encode(self, tensor: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """See `Compressor`."""
@@ -225,7 +225,7 @@ class Ternary:
       [
         _to_bytes(tf.reshape(header, [1])),
         *key,
-        packing.pack_trits(up + tf.constant(1, tf.uint8) - down),
+        bit_packing.pack_trits(up + tf.constant(1, tf.uint8) - down),
       ],
       0,
     )
@@ -236,7 +236,7 @@ class Ternary:
     if not count:
       return tf.zeros(shape)
     header, key, packed = _split(encoded, 1, self.rotation)
-    trits = packing.unpack_trits(
+    trits = bit_packing.unpack_trits(
       packed, rotations.rotated_size(count, self.rotation)
     )
     values = (tf.cast(trits, tf.float32) - 1.0) * header[0]

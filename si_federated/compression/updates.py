@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from si_federated.compression import compressors, keys, packing
+from si_federated.compression import bit_packing, compressors, keys
 
 
 def check_type(specs: Sequence[tf.TensorSpec]) -> None:
@@ -66,7 +66,7 @@ def encode_update(
     variables.append(sent)
   bits = tf.stack(present) if present else tf.zeros([0], tf.uint8)
   return collections.OrderedDict(
-    present=packing.pack(bits, 1), variables=tuple(variables)
+    present=bit_packing.pack(bits, 1), variables=tuple(variables)
   )
 
 
@@ -134,7 +134,7 @@ def deserialize(
     ValueError: If these bytes are no update of such variables.
   """
   flat = tf.nest.flatten(specs)
-  length = packing.packed_size(len(flat), 1)
+  length = bit_packing.packed_size(len(flat), 1)
   array = np.frombuffer(data, np.uint8)
   bitmap = array[:length]
   present = _bits(bitmap, len(flat))
@@ -175,7 +175,8 @@ def _compressor_for(
 
 def _is_present(encoded):
   return tf.cast(
-    packing.unpack(encoded['present'], len(encoded['variables']), 1), tf.bool
+    bit_packing.unpack(encoded['present'], len(encoded['variables']), 1),
+    tf.bool,
   )
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from si_federated.layers import activations, tapping, tracing
 from si_federated.layers.checks import check_count
 from si_federated.layers.feed_forward import build_dense, build_dropout
-from si_federated.layers.packing import Packing
+from si_federated.layers.token_packing import Packing
 
 # Where a row of scores is to be divided by less, the gradient divides by this.
 _SMALLEST_TOTAL = 2.0**-80

@@ -13,7 +13,7 @@ from si_federated.layers.feed_forward import (
   build_dropout,
   check_homogeneous,
 )
-from si_federated.layers.packing import Packing
+from si_federated.layers.token_packing import Packing
 from si_federated.layers.transformer import (
   build_attention,
   build_feed_forward,

@@ -15,7 +15,7 @@ from si_federated.layers.feed_forward import (
   check_homogeneous,
 )
 from si_federated.layers.normalization import LayerNormalization
-from si_federated.layers.packing import Packing
+from si_federated.layers.token_packing import Packing
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)

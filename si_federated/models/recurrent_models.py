@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional
 import tensorflow as tf
 
 from si_federated import layers
-from si_federated.models import sizes, word_ends
+from si_federated.models import lm_head, sizes
 
 DEFAULTS: Dict[str, Optional[int]] = {
   'embedding_size': 96,
@@ -82,7 +82,7 @@ def build(
       'tied embeddings: make them equal or set tied_embeddings=False.'
     )
 
-  ids, embedding, hidden = word_ends.embed(
+  ids, embedding, hidden = lm_head.embed(
     vocab_size, width, tied=tied_embeddings
   )
   if normalize_embedding:
@@ -101,7 +101,7 @@ def build(
     )(hidden)
     if projected is None:
       hidden = tf.keras.layers.Dense(width, name=f'projection_{index}')(hidden)
-  return word_ends.finish(ids, embedding, hidden, name=name)
+  return lm_head.finish(ids, embedding, hidden, name=name)
 
 
 def lstm(

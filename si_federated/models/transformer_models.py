@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional
 import tensorflow as tf
 
 from si_federated import layers
-from si_federated.models import sizes, word_ends
+from si_federated.models import lm_head, sizes
 
 _DEFAULTS: Dict[str, Optional[int]] = {
   'embedding_size': 128,
@@ -65,7 +65,7 @@ def _attention_model(
     vocab_size=vocab_size, num_layers=num_blocks, dropout=dropout
   )
   homogeneous = scale_invariant and not attention_only
-  ids, embedding, hidden = word_ends.embed(
+  ids, embedding, hidden = lm_head.embed(
     vocab_size, width, tied=tied_embeddings
   )
   if normalize_embedding:
@@ -103,7 +103,7 @@ def _attention_model(
       scale=not homogeneous,
       name='final_norm',
     )(hidden)
-  return word_ends.finish(ids, embedding, hidden, name=name)
+  return lm_head.finish(ids, embedding, hidden, name=name)
 
 
 def transformer(

@@ -8,8 +8,8 @@ from typing import Any, Optional, Union
 import numpy as np
 import tensorflow as tf
 
+from si_federated.personalization import client_hashing
 from si_federated.personalization import examples as examples_lib
-from si_federated.personalization import splits
 
 
 class ClientPart:
@@ -106,7 +106,7 @@ class ClientPart:
       [
         np.arange(len(own))
         if seed is None
-        else splits.permutation(len(own), 'round', seed, name, epoch)
+        else client_hashing.permutation(len(own), 'round', seed, name, epoch)
         for epoch in range(epochs)
       ]
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from si_federated.personalization import client_hashing, learners
 from si_federated.personalization import examples as examples_lib
-from si_federated.personalization import learners, splits
 
 
 class EarlyStopping:
@@ -130,7 +130,10 @@ def fit(
   while epoch < max_epochs and not stopping.should_stop:
     epochs = range(epoch, min(epoch + epochs_per_validation, max_epochs))
     order = np.concatenate(
-      [splits.permutation(len(train), 'epoch', e, *words) for e in epochs]
+      [
+        client_hashing.permutation(len(train), 'epoch', e, *words)
+        for e in epochs
+      ]
     )
     trained, states = learner.train(
       trained,

@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow_federated as tff
 
 from si_federated.personalization import (
+  client_hashing,
   early_stopping,
   learners,
   mixture,
-  splits,
 )
 from si_federated.personalization import examples as examples_lib
 
@@ -122,7 +122,9 @@ def rows(
   Returns:
     The rows of each part; None if there are fewer than one for each.
   """
-  return splits.split_rows(num_examples, FRACTIONS, 'experts', seed, client_id)
+  return client_hashing.split_rows(
+    num_examples, FRACTIONS, 'experts', seed, client_id
+  )
 
 
 class Personalizer:

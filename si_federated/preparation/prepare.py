@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from si_federated.preparation import dump, store, tables
+from si_federated.preparation import dump, store, table_files
 from si_federated.preparation.records import Counts, Record
 from si_federated.tasks import splits
 
@@ -197,7 +197,9 @@ def _sources(
   """Yields the files to read and their records."""
   path = settings.input
   if settings.source != 'stackexchange':
-    read = {'jsonl': tables.read_jsonl, 'csv': tables.read_csv}[settings.source]
+    read = {'jsonl': table_files.read_jsonl, 'csv': table_files.read_csv}[
+      settings.source
+    ]
     yield (
       path,
       read(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html.parser
 from collections.abc import Iterator
 
-from si_federated.tasks import docstring_cleaning, tokenizer
+from si_federated.tasks import tokenizer
+from si_federated.tasks.docstring_corpus import cleaning
 
 # Elements that stand by themselves: a sentence does not go on across them.
 _BLOCKS = frozenset(
@@ -67,7 +68,7 @@ def sentences(text: str, *, is_html: bool) -> Iterator[str]:
     paragraphs = text.split('\n\n')
   for paragraph in paragraphs:
     line = ' '.join(paragraph.split())
-    for sentence in docstring_cleaning.split_sentences(line):
+    for sentence in cleaning.split_sentences(line):
       words = tokenizer.tokenize(sentence)
       if words:
         yield ' '.join(words)

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import linalg
 
 from si_federated.privacy import (
+  binary_tree,
   blt,
   participation,
   sensitivity,
   toeplitz,
-  tree,
   workloads,
 )
 
@@ -237,19 +237,19 @@ class Tree:
   @property
   def steps(self) -> tuple[int, ...]:
     """The number of rounds of each tree."""
-    return tree.check_steps(self.rounds, self.restart_every)
+    return binary_tree.check_steps(self.rounds, self.restart_every)
 
   def matrix(self) -> np.ndarray:
     """Returns C, of a row for each node and a column for each round."""
-    return tree.strategy_matrix(self.steps, complete=self.complete)
+    return binary_tree.strategy_matrix(self.steps, complete=self.complete)
 
   def sensitivity(
     self, contract: participation.Participation
   ) -> sensitivity.Sensitivity:
     """Returns the sensitivity of the first `contract.rounds` rounds."""
     _check_rounds(self.rounds, contract)
-    steps = tree.check_steps(contract.rounds, self.restart_every)
-    square = tree.square_sensitivity(steps, contract, self.complete)
+    steps = binary_tree.check_steps(contract.rounds, self.restart_every)
+    square = binary_tree.square_sensitivity(steps, contract, self.complete)
     return sensitivity.Sensitivity(
       float(np.sqrt(square)), not contract.cyclic, 'worst counts in tree nodes'
     )
@@ -263,7 +263,7 @@ class Tree:
     if workload is not None:
       raise ValueError('Errors of trees are known for prefix sums only.')
     return _errors(
-      tree.restarted_variances(self.steps, self.decoder, self.complete)
+      binary_tree.restarted_variances(self.steps, self.decoder, self.complete)
     )
 
 

@@ -2,8 +2,8 @@
 
 from si_federated.reporting.page import all_tables
 from si_federated.reporting.report import default_output, write_report
+from si_federated.reporting.run_groups import Comparison, Group, compare
 from si_federated.reporting.runs import Divergence, Run, find_runs, read_run
-from si_federated.reporting.settings import Comparison, Group, compare
 from si_federated.reporting.tables import Table, groups_table, runs_table
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any, List, Mapping, Sequence, Tuple
 
 from matplotlib import ticker
 
-from si_federated.reporting import canvas, settings, tables
-from si_federated.reporting.canvas import Label, Picture
+from si_federated.reporting import plotting, run_groups, tables
+from si_federated.reporting.plotting import Label, Picture
 from si_federated.reporting.runs import Run, read_json
 
 _METRICS = (
@@ -31,7 +31,7 @@ class _Box:
   quantiles: Mapping[str, float]
 
 
-def draw(comparison: settings.Comparison) -> List[Picture]:
+def draw(comparison: run_groups.Comparison) -> List[Picture]:
   """Draws what fine-tuning and experts do for clients, where runs tell.
 
   Args:
@@ -74,7 +74,7 @@ def _draw(
   caption: str,
   boxes: Sequence[Tuple[str, Sequence[_Box]]],
 ) -> Picture:
-  figure, axes = canvas.blank_axes(title, len(boxes))
+  figure, axes = plotting.blank_axes(title, len(boxes))
   values = [
     value
     for _, found in boxes
@@ -83,7 +83,7 @@ def _draw(
   ]
   low, high = min(values), max(values)
   if low > 0:
-    canvas.scale_y(axes, low * 0.9, high * 1.1)
+    plotting.scale_y(axes, low * 0.9, high * 1.1)
   else:
     axes.set_ylim(0, high * 1.08 or 1.0)
   axes.xaxis.set_major_locator(ticker.NullLocator())
@@ -93,7 +93,7 @@ def _draw(
   for run_name, found in boxes:
     start = place
     for index, box in enumerate(found):
-      color = canvas.PALETTE[index % len(canvas.PALETTE)][0]
+      color = plotting.PALETTE[index % len(plotting.PALETTE)][0]
       q = box.quantiles
       axes.plot([place, place], [q['10'], q['90']], color=color, linewidth=0.9)
       axes.bar(
@@ -102,14 +102,14 @@ def _draw(
       )  # fmt: skip
       axes.plot([place - 0.35, place + 0.35], [q['50'], q['50']], color=color)
       if run_name == boxes[-1][0]:
-        label = f'{box.model} {canvas.tick(q["50"])}'
+        label = f'{box.model} {plotting.tick(q["50"])}'
         labels.append(Label(label, color, q['50'], (place + 0.35, q['50'])))
       place += 1.0
     ticks.append((0.5 * (start + place - 1.0), run_name))
     place += 0.7
   axes.set_xlim(-0.7, place - 1.0)
   axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
-  return canvas.finish(name, caption, figure, axes, labels)
+  return plotting.finish(name, caption, figure, axes, labels)
 
 
 def _fine_tuned(run: Run, metric: str) -> List[_Box]:
@@ -140,7 +140,7 @@ def _boxes(described: Mapping[str, Any]) -> List[_Box]:
   return boxes
 
 
-def sentences(comparison: settings.Comparison) -> List[str]:
+def sentences(comparison: run_groups.Comparison) -> List[str]:
   """Says what fine-tuning and experts did for single clients.
 
   Args:

@@ -8,7 +8,7 @@ from typing import List, Tuple
 import numpy as np
 import pandas as pd
 
-from si_federated.reporting import runs, settings
+from si_federated.reporting import run_groups, runs
 from si_federated.reporting.runs import Run
 
 _COSTS = {'bytes': runs.BYTES_UP_TOTAL, 'epsilon': runs.EPSILON}
@@ -59,7 +59,7 @@ class Curve:
 
 
 def curve(
-  group: settings.Group,
+  group: run_groups.Group,
   column: str,
   *,
   against: str = 'rounds',

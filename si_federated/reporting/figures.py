@@ -11,19 +11,19 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from si_federated.reporting import (
-  canvas,
+  baselines,
+  best_settings,
+  best_settings_figures,
   client_figures,
   curves,
-  looks,
+  line_styles,
   number_figures,
-  references,
-  settings,
-  tuning,
-  tuning_figures,
+  plotting,
+  run_groups,
 )
 from si_federated.reporting import runs as run_files
-from si_federated.reporting.canvas import Label, Picture
 from si_federated.reporting.curves import Curve
+from si_federated.reporting.plotting import Label, Picture
 
 _ONLY_BEST = (
   ' Of each kind of run it is the setting with the lowest final perplexity.'
@@ -39,7 +39,7 @@ _ACCURACIES = (
 )
 
 
-def draw_all(comparison: settings.Comparison) -> List[Picture]:
+def draw_all(comparison: run_groups.Comparison) -> List[Picture]:
   """Draws every figure for which the runs have data.
 
   Args:
@@ -48,14 +48,14 @@ def draw_all(comparison: settings.Comparison) -> List[Picture]:
   Returns:
     The pictures, perplexity against rounds first.
   """
-  with matplotlib.rc_context(rc=canvas.STYLE):  # type: ignore[arg-type]
-    by_epsilon = tuning_figures.by_epsilon(comparison)
+  with matplotlib.rc_context(rc=plotting.STYLE):  # type: ignore[arg-type]
+    by_epsilon = best_settings_figures.by_epsilon(comparison)
     curved = _for_curves(comparison)
     drawn = [
       _perplexity(curved, 'rounds'),
       _perplexity(curved, 'time'),
       _perplexity(curved, 'bytes') if _traffic_differs(curved) else None,
-      *tuning_figures.by_learning_rate(comparison),
+      *best_settings_figures.by_learning_rate(comparison),
       number_figures.by_number(comparison),
       by_epsilon or _perplexity(curved, 'epsilon'),
       _loss(curved),
@@ -73,19 +73,19 @@ def draw_all(comparison: settings.Comparison) -> List[Picture]:
   ]
 
 
-def _for_curves(comparison: settings.Comparison) -> settings.Comparison:
+def _for_curves(comparison: run_groups.Comparison) -> run_groups.Comparison:
   """Returns what to draw curves of: the best settings, if all are too many."""
-  kinds = tuning.find_kinds(comparison)
-  if len(comparison.groups) <= len(canvas.PALETTE) or not tuning.is_tuned(
-    kinds
-  ):
+  kinds = best_settings.find_kinds(comparison)
+  if len(comparison.groups) <= len(
+    plotting.PALETTE
+  ) or not best_settings.is_tuned(kinds):
     return comparison
   return dataclasses.replace(
     comparison, groups=tuple(kind.best for kind in kinds)
   )
 
 
-def _traffic_differs(comparison: settings.Comparison) -> bool:
+def _traffic_differs(comparison: run_groups.Comparison) -> bool:
   """Tells whether clients of some runs upload more than those of others.
 
   If not, a picture against bytes is the one against rounds again.
@@ -100,7 +100,7 @@ def _traffic_differs(comparison: settings.Comparison) -> bool:
 
 
 def _perplexity(
-  comparison: settings.Comparison, against: str
+  comparison: run_groups.Comparison, against: str
 ) -> Picture | None:
   drawn = [
     curves.curve(group, run_files.PERPLEXITY, against=against)
@@ -108,13 +108,13 @@ def _perplexity(
   ]
   if all(one.end is None for one in drawn):
     return None
-  dashed = references.reference_lines(comparison)
+  dashed = baselines.reference_lines(comparison)
   full = [one for one in drawn if one.end is not None]
   # A diverging run leaves through the top instead of flattening the others.
   top = max([*(one.start for one in full), *dashed.values()]) * 1.15
   bottom = min([*(one.lowest for one in full), *dashed.values()]) * 0.88
-  figure, axes = canvas.blank_axes('Validation perplexity', len(drawn))
-  canvas.scale_y(axes, bottom, top)
+  figure, axes = plotting.blank_axes('Validation perplexity', len(drawn))
+  plotting.scale_y(axes, bottom, top)
   if against == 'bytes':
     drawn = _scale_costs(axes, drawn, 'Uploaded by all clients', _BYTES)
     caption = 'Validation perplexity against what all clients uploaded.'
@@ -128,17 +128,17 @@ def _perplexity(
     caption = 'Validation perplexity against the epsilon spent so far.'
     name = 'perplexity_by_epsilon'
   else:
-    canvas.scale_rounds(axes)
+    plotting.scale_rounds(axes)
     caption = 'Validation perplexity against rounds of training.'
     name = 'perplexity_by_round'
-  labels = references.draw(axes, dashed)
-  labels += _draw_curves(axes, drawn, looks.group_looks(comparison))
+  labels = baselines.draw(axes, dashed)
+  labels += _draw_curves(axes, drawn, line_styles.group_looks(comparison))
   if dashed:
-    caption += ' Dashed: ' + ' and '.join(map(references.explain, dashed)) + '.'
-  return canvas.finish(name, caption + _common(drawn), figure, axes, labels)
+    caption += ' Dashed: ' + ' and '.join(map(baselines.explain, dashed)) + '.'
+  return plotting.finish(name, caption + _common(drawn), figure, axes, labels)
 
 
-def _loss(comparison: settings.Comparison) -> Picture | None:
+def _loss(comparison: run_groups.Comparison) -> Picture | None:
   lengths = [
     len(run.finite(run_files.LOSS))
     for group in comparison.groups
@@ -154,21 +154,21 @@ def _loss(comparison: settings.Comparison) -> Picture | None:
   full = [one for one in drawn if one.end is not None]
   runs = [run for group in comparison.groups for run in group.runs]
   unit = 'nats' if any(map(run_files.has_classes, runs)) else 'nats a token'
-  figure, axes = canvas.blank_axes(f'Training loss ({unit})', len(drawn))
+  figure, axes = plotting.blank_axes(f'Training loss ({unit})', len(drawn))
   low, high = min(one.lowest for one in full), max(one.start for one in full)
   margin = 0.06 * (high - low) or 0.1
   axes.set_ylim(low - margin, high + margin)
-  canvas.scale_rounds(axes)
-  labels = _draw_curves(axes, drawn, looks.group_looks(comparison))
+  plotting.scale_rounds(axes)
+  labels = _draw_curves(axes, drawn, line_styles.group_looks(comparison))
   caption = "Training loss on the round's clients against rounds."
   if window > 1:
     caption += f' Trailing mean over {window} rounds.'
-  return canvas.finish(
+  return plotting.finish(
     'training_loss', caption + _common(drawn), figure, axes, labels
   )
 
 
-def _accuracy(comparison: settings.Comparison) -> Picture | None:
+def _accuracy(comparison: run_groups.Comparison) -> Picture | None:
   runs = [run for group in comparison.groups for run in group.runs]
   measured = [
     (column, words)
@@ -184,19 +184,19 @@ def _accuracy(comparison: settings.Comparison) -> Picture | None:
   ]
   if all(one.end is None for one in drawn):
     return None
-  figure, axes = canvas.blank_axes('Validation accuracy', len(drawn))
+  figure, axes = plotting.blank_axes('Validation accuracy', len(drawn))
   highest = max(one.highest for one in drawn if one.end is not None)
   axes.set_ylim(0, highest * 1.08 or 1.0)
   axes.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=[1, 2, 5, 10]))
   axes.yaxis.set_major_formatter(
     ticker.FuncFormatter(lambda v, _: f'{100 * v:g} %')
   )
-  canvas.scale_rounds(axes)
-  labels = _draw_curves(axes, drawn, looks.group_looks(comparison))
+  plotting.scale_rounds(axes)
+  labels = _draw_curves(axes, drawn, line_styles.group_looks(comparison))
   caption = f'Share of next words guessed right on validation clients{words}.'
   if all(map(run_files.has_classes, runs)):
     caption = 'Share of validation texts whose class was guessed right.'
-  return canvas.finish(
+  return plotting.finish(
     'accuracy', caption + _common(drawn), figure, axes, labels
   )
 
@@ -230,7 +230,7 @@ def _scale_costs(
 
 
 def _draw_curves(
-  axes: Axes, drawn: Sequence[Curve], styles: Sequence[looks.Look]
+  axes: Axes, drawn: Sequence[Curve], styles: Sequence[line_styles.Look]
 ) -> List[Label]:
   labels: List[Label] = []
   few = max(len(one.x) for one in drawn) <= 12

@@ -7,18 +7,28 @@ from typing import Dict, List, Tuple
 import numpy as np
 from matplotlib import ticker
 
-from si_federated.reporting import canvas, looks, settings, tuning
+from si_federated.reporting import (
+  best_settings,
+  line_styles,
+  plotting,
+  run_groups,
+)
 from si_federated.reporting import runs as run_files
-from si_federated.reporting.canvas import Label, Picture
+from si_federated.reporting.plotting import Label, Picture
 
 # Drawn elsewhere, or no sizes of anything.
 _NOT_DRAWN = frozenset(
-  (*tuning.TUNED, 'target_epsilon', 'noise_multiplier', 'noise_cohort_size')
+  (
+    *best_settings.TUNED,
+    'target_epsilon',
+    'noise_multiplier',
+    'noise_cohort_size',
+  )
 )
 _FEWEST = 3
 
 
-def varied_number(comparison: settings.Comparison) -> str | None:
+def varied_number(comparison: run_groups.Comparison) -> str | None:
   """Returns the setting whose number differs most often between runs.
 
   Args:
@@ -30,7 +40,7 @@ def varied_number(comparison: settings.Comparison) -> str | None:
   """
   found: List[Tuple[int, int, str]] = []
   for name in comparison.differing:
-    if name in _NOT_DRAWN or settings.is_seed(name):
+    if name in _NOT_DRAWN or run_groups.is_seed(name):
       continue
     values = {group.settings.get(name, '') for group in comparison.groups}
     if len(values) >= _FEWEST and all(map(_is_number, values)):
@@ -38,7 +48,7 @@ def varied_number(comparison: settings.Comparison) -> str | None:
   return min(found)[2] if found else None
 
 
-def by_number(comparison: settings.Comparison) -> Picture | None:
+def by_number(comparison: run_groups.Comparison) -> Picture | None:
   """Draws the final result against a number in which runs differ.
 
   Args:
@@ -59,22 +69,22 @@ def by_number(comparison: settings.Comparison) -> Picture | None:
   for group in comparison.groups:
     finals = [
       float(values.iloc[-1])
-      for run in tuning.final_runs(group)
+      for run in best_settings.final_runs(group)
       if len(values := run.finite(column))
     ]
     if finals:
-      label = settings.without(group, name, *hidden) or 'all runs'
+      label = run_groups.without(group, name, *hidden) or 'all runs'
       points = lines.setdefault(label, {})
       points.setdefault(float(group.settings[name]), []).extend(finals)
   if not lines or max(map(len, lines.values())) < _FEWEST:
     return None
   what = 'perplexity' if is_language else 'accuracy'
-  words = settings.full_name(name.partition('.')[2] or name)
-  figure, axes = canvas.blank_axes(f'Final validation {what}', len(lines))
+  words = run_groups.full_name(name.partition('.')[2] or name)
+  figure, axes = plotting.blank_axes(f'Final validation {what}', len(lines))
   finals = [v for points in lines.values() for p in points.values() for v in p]
   labels: List[Label] = []
   if is_language:
-    canvas.scale_y(axes, min(finals) * 0.88, max(finals) * 1.15)
+    plotting.scale_y(axes, min(finals) * 0.88, max(finals) * 1.15)
   else:
     references = _references(comparison)
     axes.set_ylim(0, min(1.0, 1.1 * max([*finals, *references.values()])) or 1)
@@ -82,11 +92,11 @@ def by_number(comparison: settings.Comparison) -> Picture | None:
       ticker.FuncFormatter(lambda v, _: f'{100 * v:g} %')
     )
     for label, value in references.items():
-      axes.axhline(value, color=canvas.QUIET[0], lw=0.9, dashes=(4, 2.5))
+      axes.axhline(value, color=plotting.QUIET[0], lw=0.9, dashes=(4, 2.5))
       text = f'{label} {value:.0%}'
-      labels.append(Label(text, canvas.QUIET[0], value))
+      labels.append(Label(text, plotting.QUIET[0], value))
   spread = False
-  styles = looks.palette_looks(len(lines))
+  styles = line_styles.palette_looks(len(lines))
   for look, (label, points) in zip(styles, lines.items()):
     x = np.array(sorted(points))
     mean = np.array([np.mean(points[place]) for place in x])
@@ -113,7 +123,7 @@ def by_number(comparison: settings.Comparison) -> Picture | None:
   if len(labels) > len(lines):
     caption += ' Dashed: of guessing the most frequent class.'
   option = name.replace('.', '_')
-  return canvas.finish(f'final_by_{option}', caption, figure, axes, labels)
+  return plotting.finish(f'final_by_{option}', caption, figure, axes, labels)
 
 
 def _is_number(text: str) -> bool:
@@ -123,11 +133,11 @@ def _is_number(text: str) -> bool:
     return False
 
 
-def _following(comparison: settings.Comparison, name: str) -> List[str]:
+def _following(comparison: run_groups.Comparison, name: str) -> List[str]:
   """Returns settings whose value is settled by that of another."""
   found = []
   for other in comparison.differing:
-    if other == name or settings.is_seed(other):
+    if other == name or run_groups.is_seed(other):
       continue
     pairs = {
       (group.settings.get(name), group.settings.get(other))
@@ -138,7 +148,7 @@ def _following(comparison: settings.Comparison, name: str) -> List[str]:
   return found
 
 
-def _references(comparison: settings.Comparison) -> Dict[str, float]:
+def _references(comparison: run_groups.Comparison) -> Dict[str, float]:
   """Returns accuracies to compare with; of several of a name the highest."""
   lines: Dict[str, float] = {}
   for group in comparison.groups:

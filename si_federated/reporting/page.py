@@ -9,17 +9,17 @@ import jinja2
 import markupsafe
 
 from si_federated.reporting import (
-  canvas,
+  baselines,
+  best_settings,
   client_figures,
-  diagnostics,
-  references,
-  settings,
+  diagnostics_section,
+  plotting,
+  run_groups,
   tables,
-  tuning,
 )
 from si_federated.reporting import runs as run_files
-from si_federated.reporting.canvas import Picture
-from si_federated.reporting.settings import Comparison, Group
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.run_groups import Comparison, Group
 
 _HTML = """\
 <!DOCTYPE html>
@@ -170,7 +170,7 @@ def findings(comparison: Comparison) -> List[str]:
   """
   runs = [run for group in comparison.groups for run in group.runs]
   said = _task_sentences(comparison)
-  unigram = references.reference_lines(comparison).get('unigram')
+  unigram = baselines.reference_lines(comparison).get('unigram')
   if len(comparison.groups) <= _MANY:
     said += [_result(group, unigram) for group in comparison.groups]
   else:
@@ -191,7 +191,7 @@ def findings(comparison: Comparison) -> List[str]:
   else:
     said += [f'{run.name} is {tables.state(run)}.' for run in unfinished]
   said += [f'{run.name}: {note}' for run in runs for note in run.notes]
-  said += diagnostics.sentences(comparison)
+  said += diagnostics_section.sentences(comparison)
   said += client_figures.sentences(comparison)
   return said
 
@@ -247,21 +247,21 @@ def _render(
     title=title,
     findings=findings(comparison),
     pictures=[
-      (one, markupsafe.Markup(canvas.for_page(one))) for one in pictures
+      (one, markupsafe.Markup(plotting.for_page(one))) for one in pictures
     ]
     if escape
     else [(one, '') for one in pictures],
     tables=shown,
     legend=_LEGEND,
     shared=[
-      (settings.full_name(name), value)
+      (run_groups.full_name(name), value)
       for name, value in comparison.shared.items()
     ],
     shared_heading='Settings' if runs == 1 else 'Settings of all runs',
-    palette=canvas.PALETTE,
-    ink=canvas.INK,
-    quiet=canvas.QUIET,
-    grid=canvas.GRID,
+    palette=plotting.PALETTE,
+    ink=plotting.INK,
+    quiet=plotting.QUIET,
+    grid=plotting.GRID,
   )
 
 
@@ -274,8 +274,8 @@ def all_tables(comparison: Comparison) -> List[Tuple[str, tables.Table]]:
   Returns:
     Headings and tables; of sweeps the best settings first.
   """
-  best = tuning.best_table(comparison)
-  rates = tuning.rate_table(comparison)
+  best = best_settings.best_table(comparison)
+  rates = best_settings.rate_table(comparison)
   repeated = tables.groups_table(comparison)
   shown = []
   if best is not None:
@@ -293,12 +293,12 @@ def all_tables(comparison: Comparison) -> List[Tuple[str, tables.Table]]:
 
 def _result(group: Group, unigram: float | None) -> str:
   """Says how well a group did."""
-  known = tuning.final_values(group)
+  known = best_settings.final_values(group)
   accuracy = tables.last_value(group, run_files.ACCURACY)
   if accuracy is not None and all(map(run_files.has_classes, group.runs)):
     return f'{group.label}: final validation accuracy {accuracy:.1%}.'
   if not known:
-    if tuning.num_diverged(group):
+    if best_settings.num_diverged(group):
       return f'{group.label}: diverged.'
     return f'{group.label}: not evaluated yet.'
   mean = sum(known) / len(known)
@@ -319,7 +319,7 @@ def _result(group: Group, unigram: float | None) -> str:
 def _best_results(comparison: Comparison, unigram: float | None) -> List[str]:
   """Says how well the best setting of each kind of run did."""
   said = []
-  for kind in tuning.find_kinds(comparison):
+  for kind in best_settings.find_kinds(comparison):
     text = _result(kind.best, unigram)
     if len(kind.groups) > 1:
       text = f'Best of {len(kind.groups)} settings of {kind.label}: {text}'

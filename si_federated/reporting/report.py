@@ -7,8 +7,8 @@ import pathlib
 from typing import Dict, List, Sequence, Union
 
 from si_federated import files
-from si_federated.reporting import diagnostics, figures, page
-from si_federated.reporting.settings import Comparison
+from si_federated.reporting import diagnostics_section, figures, page
+from si_federated.reporting.run_groups import Comparison
 
 
 def write_report(
@@ -32,7 +32,7 @@ def write_report(
   Raises:
     OSError: If a file can't be written.
   """
-  pictures = figures.draw_all(comparison) + diagnostics.draw(comparison)
+  pictures = figures.draw_all(comparison) + diagnostics_section.draw(comparison)
   contents: Dict[str, bytes] = {
     'report.html': page.html(title, comparison, pictures).encode(),
     'report.md': page.markdown(title, comparison, pictures).encode(),

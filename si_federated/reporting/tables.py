@@ -7,8 +7,8 @@ import math
 import statistics
 from typing import Callable, Dict, List, Mapping, Sequence, Tuple
 
+from si_federated.reporting import run_groups
 from si_federated.reporting import runs as run_files
-from si_federated.reporting import settings
 from si_federated.reporting.runs import Run
 
 _Cell = Callable[[Run], str]
@@ -53,7 +53,7 @@ class Table:
     )
 
 
-def runs_table(comparison: settings.Comparison) -> Table:
+def runs_table(comparison: run_groups.Comparison) -> Table:
   """Builds the table with one row a run, without columns that have no value.
 
   Args:
@@ -65,10 +65,10 @@ def runs_table(comparison: settings.Comparison) -> Table:
   """
   runs = [run for group in comparison.groups for run in group.runs]
   columns: List[Tuple[str, _Cell]] = [('run', lambda run: run.name)]
-  _, implied = settings.implied(comparison)
+  _, implied = run_groups.implied(comparison)
   for name in comparison.differing:
     if name not in implied:
-      columns.append((settings.heading(name), _setting(name)))
+      columns.append((run_groups.heading(name), _setting(name)))
   columns += [
     ('parameters', lambda run: count(run.num_parameters)),
     ('rounds', lambda run: str(run.last_round)),
@@ -86,12 +86,12 @@ def runs_table(comparison: settings.Comparison) -> Table:
   kept: Dict[str, Tuple[str, ...]] = {}
   for title, cell in columns:
     cells = tuple(cell(run) for run in runs)
-    if set(cells) != {settings.MISSING}:
+    if set(cells) != {run_groups.MISSING}:
       kept[title] = cells
   return assemble(kept)
 
 
-def groups_table(comparison: settings.Comparison) -> Table | None:
+def groups_table(comparison: run_groups.Comparison) -> Table | None:
   """Builds the table with one row for each set of repeated runs, if any.
 
   Args:
@@ -120,7 +120,7 @@ def groups_table(comparison: settings.Comparison) -> Table | None:
   return assemble(kept)
 
 
-def implied_table(comparison: settings.Comparison) -> Table | None:
+def implied_table(comparison: run_groups.Comparison) -> Table | None:
   """Builds the table of settings that follow from those in labels, if any.
 
   Args:
@@ -130,10 +130,10 @@ def implied_table(comparison: settings.Comparison) -> Table | None:
     A row for each setting, a column for each set of runs that share them all;
     None if labels name all that differs.
   """
-  labels, implied = settings.implied(comparison)
+  labels, implied = run_groups.implied(comparison)
   if not implied:
     return None
-  kept = {'setting': tuple(map(settings.full_name, implied))}
+  kept = {'setting': tuple(map(run_groups.full_name, implied))}
   kept.update(zip(labels, zip(*implied.values())))
   return assemble(kept)
 
@@ -178,7 +178,7 @@ def best_perplexity(run: Run) -> str:
 def number(value: float | None) -> str:
   """Formats a perplexity: a decimal below 1,000, none above."""
   if value is None:
-    return settings.MISSING
+    return run_groups.MISSING
   if abs(value) >= 1e7:
     return f'{value:.2g}'
   return (
@@ -190,7 +190,7 @@ def number(value: float | None) -> str:
 
 def count(value: float | None) -> str:
   """Formats a whole number with thousands set apart."""
-  return settings.MISSING if value is None else f'{int(value):,}'
+  return run_groups.MISSING if value is None else f'{int(value):,}'
 
 
 def count_of(number_of_runs: int) -> str:
@@ -201,7 +201,7 @@ def count_of(number_of_runs: int) -> str:
 def duration(secs: float | None) -> str:
   """Formats a duration."""
   if secs is None:
-    return settings.MISSING
+    return run_groups.MISSING
   minutes, seconds = divmod(round(secs), 60)
   if not minutes:
     return f'{seconds} s'
@@ -221,7 +221,7 @@ def assemble(kept: Mapping[str, Sequence[str]]) -> Table:
     numeric=tuple(
       column > 0
       and all(
-        cell[:1].isdigit() or cell in (settings.MISSING, _NOT_FINITE)
+        cell[:1].isdigit() or cell in (run_groups.MISSING, _NOT_FINITE)
         for cell in cells
       )
       for column, cells in enumerate(kept.values())
@@ -230,13 +230,13 @@ def assemble(kept: Mapping[str, Sequence[str]]) -> Table:
 
 
 def _setting(name: str) -> _Cell:
-  return lambda run: settings.settings_of(run).get(name, settings.MISSING)
+  return lambda run: run_groups.settings_of(run).get(name, run_groups.MISSING)
 
 
 def _last(column: str, form: str) -> _Cell:
   def cell(run: Run) -> str:
     values = run.finite(column)
-    return form.format(values.iloc[-1]) if len(values) else settings.MISSING
+    return form.format(values.iloc[-1]) if len(values) else run_groups.MISSING
 
   return cell
 
@@ -246,7 +246,7 @@ def best_round(run: Run) -> str:
   values = run.finite(run_files.PERPLEXITY)
   if run_files.has_classes(run):
     values = -run.finite(run_files.ACCURACY)
-  return str(values.idxmin()) if len(values) else settings.MISSING
+  return str(values.idxmin()) if len(values) else run_groups.MISSING
 
 
 def _accuracy(run: Run) -> str:
@@ -254,13 +254,13 @@ def _accuracy(run: Run) -> str:
   if run_files.has_classes(run):
     column = run_files.ACCURACY
   values = run.finite(column)
-  return f'{100 * values.iloc[-1]:.1f} %' if len(values) else settings.MISSING
+  return f'{100 * values.iloc[-1]:.1f} %' if len(values) else run_groups.MISSING
 
 
 def _round_secs(run: Run) -> str:
   values = run.finite(run_files.ROUND_SECS)
   # The median leaves out the first round, which also traces and compiles.
-  return f'{values.median():.3g}' if len(values) else settings.MISSING
+  return f'{values.median():.3g}' if len(values) else run_groups.MISSING
 
 
 def _wall_time(run: Run) -> str:
@@ -272,7 +272,7 @@ def _traffic(column: str) -> _Cell:
   def cell(run: Run) -> str:
     values = run.finite(column)
     if not len(values):
-      return settings.MISSING
+      return run_groups.MISSING
     mean = values.mean()
     for unit in ('B', 'kB', 'MB'):
       if mean < 1000:
@@ -283,7 +283,7 @@ def _traffic(column: str) -> _Cell:
   return cell
 
 
-def last_value(group: settings.Group, column: str) -> float | None:
+def last_value(group: run_groups.Group, column: str) -> float | None:
   """Returns the mean of the last values of a column, None without any."""
   found = [run.finite(column) for run in group.runs]
   last = [float(values.iloc[-1]) for values in found if len(values)]

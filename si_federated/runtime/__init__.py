@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from si_federated.runtime.local import LocalContext, set_local_context
-from si_federated.runtime.native import set_tff_context
 from si_federated.runtime.rounds import ClientError
+from si_federated.runtime.tff_worker import set_tff_context
 
 
 def set_ray_context(

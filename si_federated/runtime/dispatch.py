@@ -66,9 +66,9 @@ class Dispatcher:
         f'lowered to plain TensorFlow: {error}',
         stacklevel=5,
       )
-      from si_federated.runtime import native
+      from si_federated.runtime import tff_worker
 
-      context = native.get_context()
+      context = tff_worker.get_context()
       return lambda arg: context.invoke(comp, arg)
     result_type = comp.type_signature.result
 

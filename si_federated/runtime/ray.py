@@ -36,10 +36,10 @@ from tensorflow_federated.python.core.impl.context_stack import (
 )
 
 from si_federated.runtime import (
+  child_processes,
   chunks,
   dispatch,
   memory,
-  processes,
   rounds,
   values,
 )
@@ -327,7 +327,7 @@ class RayContext(context_base.SyncContext):
 
 _context: RayContext | None = None
 _address: str | None = None
-_processes = processes.StartedProcesses()
+_processes = child_processes.StartedProcesses()
 
 
 def _connect(num_cpus: int, address: str | None) -> None:
@@ -365,7 +365,7 @@ def _connect(num_cpus: int, address: str | None) -> None:
 def _start_ray(num_cpus: int) -> None:
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
-  with processes.silence(), _processes.mark():
+  with child_processes.silence(), _processes.mark():
     ray.init(
       'local',
       num_cpus=num_cpus,

@@ -9,6 +9,7 @@ from si_federated.tasks.classification_task import (
   encode_texts,
 )
 from si_federated.tasks.docstrings import docstrings
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.pretrained_vocabulary import pretrained
 from si_federated.tasks.shakespeare import shakespeare
 from si_federated.tasks.stackoverflow import stackoverflow
@@ -16,9 +17,8 @@ from si_federated.tasks.subwords import sentencepiece
 from si_federated.tasks.synthetic import synthetic
 from si_federated.tasks.task import Task
 from si_federated.tasks.text_classification import text_classification
-from si_federated.tasks.token_store import ClientPopulation
-from si_federated.tasks.vocabularies import load_vocabulary, words
 from si_federated.tasks.vocabulary import Vocabulary
+from si_federated.tasks.vocabulary_files import load_vocabulary, words
 
 AnyTask = Union[Task, ClassificationTask]
 

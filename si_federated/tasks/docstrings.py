@@ -7,11 +7,11 @@ import os
 from typing import Sequence
 
 from si_federated import files
-from si_federated.tasks import docstring_mining
+from si_federated.tasks.docstring_corpus import mining
 from si_federated.tasks.splits import split_of
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
-from si_federated.tasks.token_files import (
+from si_federated.tasks.token_store import (
   TokenStore,
   open_or_build,
   progress_bar,
@@ -50,7 +50,7 @@ def docstrings(
   check_sizes(vocab_size, sequence_length)
   store = open_corpus(
     data_dir or files.cache_folder(),
-    docstring_mining.installation_roots(),
+    mining.installation_roots(),
     min_sentences=min_sentences,
   )
   return task_from_store(
@@ -79,7 +79,7 @@ def open_corpus(
   """
   if min_sentences < 1:
     raise ValueError(f'min_sentences must be 1 or more; got {min_sentences}.')
-  fingerprint = docstring_mining.installation_fingerprint(roots)
+  fingerprint = mining.installation_fingerprint(roots)
 
   def fill(writer: StoreWriter) -> None:
     _fill(writer, roots, min_sentences)
@@ -91,10 +91,10 @@ def open_corpus(
 def _fill(
   writer: StoreWriter, roots: Sequence[str], min_sentences: int
 ) -> None:
-  sources = docstring_mining.find_sources(roots)
+  sources = mining.find_sources(roots)
   seen: set[bytes] = set()
   unreadable = small = 0
-  mined = docstring_mining.mine(sources, min_sentences=min_sentences)
+  mined = mining.mine(sources, min_sentences=min_sentences)
   for module in progress_bar(
     mined, total=len(sources), label='Reading docstrings'
   ):

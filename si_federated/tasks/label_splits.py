@@ -6,7 +6,7 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-from si_federated.tasks.token_store import permutation
+from si_federated.tasks.populations import permutation
 
 # In whichever order a random stream is used for, it is one of its own.
 _HOLD_OUT, _SHARE_OUT = 1, 2

@@ -8,7 +8,7 @@ from typing import Sequence
 import numpy as np
 import tensorflow as tf
 
-from si_federated.tasks.token_store import (
+from si_federated.tasks.populations import (
   check_at_least_one,
   in_batches,
   permutation,

@@ -13,11 +13,12 @@ import zlib
 from typing import Any, Iterable, Iterator, Mapping, TextIO
 
 from si_federated import files
-from si_federated.tasks import docstring_mining
+from si_federated.tasks.docstring_corpus import mining
 from si_federated.tasks.docstrings import open_corpus
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.shakespeare import find_source, read_speeches
 from si_federated.tasks.store_writer import SPLITS
-from si_federated.tasks.token_store import UNLISTED, ClientPopulation
+from si_federated.tasks.token_arrays import UNLISTED
 
 _MIN_DOCSTRINGS = 16  # As the task `docstrings` has it, whose store this is.
 
@@ -182,7 +183,7 @@ def read_docstrings(data_dir: str | None, *, num_classes: int) -> LabelledText:
   """
   store = open_corpus(
     data_dir or files.cache_folder(),
-    docstring_mining.installation_roots(),
+    mining.installation_roots(),
     min_sentences=_MIN_DOCSTRINGS,
   )
   found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)

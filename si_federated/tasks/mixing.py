@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 import numpy as np
 
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.task import Task
-from si_federated.tasks.token_store import ClientPopulation
 
 _ROUNDS = 6
 

@@ -14,17 +14,18 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence, TextIO
 import numpy as np
 
 from si_federated import files
-from si_federated.tasks.docstring_cleaning import split_sentences
-from si_federated.tasks.source_files import stamp
+from si_federated.tasks.docstring_corpus.cleaning import split_sentences
+from si_federated.tasks.docstring_corpus.source_files import stamp
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
-from si_federated.tasks.token_files import (
+from si_federated.tasks.token_arrays import UNLISTED
+from si_federated.tasks.token_store import (
   TokenStore,
   open_or_build,
   progress_bar,
 )
-from si_federated.tasks.token_store import UNLISTED, ClientPopulation
 from si_federated.tasks.tokenizer import tokenize
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 

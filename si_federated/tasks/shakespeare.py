@@ -10,7 +10,7 @@ import os
 from typing import Iterator, TextIO
 
 from si_federated.tasks.client_database import ClientDatabase
-from si_federated.tasks.source_files import (
+from si_federated.tasks.docstring_corpus.source_files import (
   stamp,
   store_folder,
   tff_database,
@@ -19,7 +19,7 @@ from si_federated.tasks.source_files import (
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
-from si_federated.tasks.token_files import open_or_build, progress_bar
+from si_federated.tasks.token_store import open_or_build, progress_bar
 from si_federated.tasks.vocabulary import CharacterVocabulary, visible
 
 DATABASE_NAME = 'shakespeare.sqlite'

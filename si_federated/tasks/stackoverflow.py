@@ -10,7 +10,7 @@ import tarfile
 from typing import Iterator, Mapping
 
 from si_federated.tasks.client_database import ClientDatabase
-from si_federated.tasks.source_files import (
+from si_federated.tasks.docstring_corpus.source_files import (
   stamp,
   store_folder,
   tff_database,
@@ -19,11 +19,8 @@ from si_federated.tasks.source_files import (
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task, check_sizes, task_from_store
-from si_federated.tasks.token_files import (
-  open_or_build,
-  progress_bar,
-)
-from si_federated.tasks.token_store import MAX_WORDS
+from si_federated.tasks.token_arrays import MAX_WORDS
+from si_federated.tasks.token_store import open_or_build, progress_bar
 
 DATABASE_NAME = 'stackoverflow.sqlite'
 WORD_COUNT_NAME = 'stackoverflow.word_count'

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Sequence
 
 import numpy as np
 
-from si_federated.tasks.token_store import ARRAY_TYPES, MAX_WORDS, UNLISTED
+from si_federated.tasks.token_arrays import ARRAY_TYPES, MAX_WORDS, UNLISTED
 
 FORMAT_VERSION = 1
 SPLITS = ('train', 'validation', 'test')

@@ -13,20 +13,16 @@ import numpy as np
 from si_federated import files
 from si_federated.tasks import tokenizer
 from si_federated.tasks.classification_task import ClassificationTask
-from si_federated.tasks.source_files import store_folder
+from si_federated.tasks.docstring_corpus.source_files import store_folder
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.store_writer import SPLITS, StoreWriter
 from si_federated.tasks.task import Task
-from si_federated.tasks.token_files import (
+from si_federated.tasks.token_arrays import MAX_WORDS, UNLISTED, TokenArrays
+from si_federated.tasks.token_store import (
   open_or_build,
   open_store,
   progress_bar,
   try_open_store,
-)
-from si_federated.tasks.token_store import (
-  MAX_WORDS,
-  UNLISTED,
-  ClientPopulation,
-  TokenArrays,
 )
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 

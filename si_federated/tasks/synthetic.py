@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.splits import split_all
 from si_federated.tasks.store_writer import SPLITS
 from si_federated.tasks.task import Task, check_sizes
-from si_federated.tasks.token_store import ClientPopulation, TokenArrays
+from si_federated.tasks.token_arrays import TokenArrays
 from si_federated.tasks.vocabulary import Vocabulary
 
 # State 0 stands for the beginning of a sentence as a source and for its end as

@@ -10,13 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from si_federated.tasks import objective
+from si_federated.tasks.populations import ClientPopulation, next_tokens
 from si_federated.tasks.store_writer import SPLITS
-from si_federated.tasks.token_files import TokenStore
-from si_federated.tasks.token_store import (
-  MAX_WORDS,
-  ClientPopulation,
-  next_tokens,
-)
+from si_federated.tasks.token_arrays import MAX_WORDS
+from si_federated.tasks.token_store import TokenStore
 from si_federated.tasks.vocabulary import Vocabulary
 
 

@@ -14,9 +14,9 @@ from si_federated.tasks.classification_task import (
   build_task,
   most_frequent,
 )
+from si_federated.tasks.populations import permutation
 from si_federated.tasks.store_writer import SPLITS
 from si_federated.tasks.task import check_sizes
-from si_federated.tasks.token_store import permutation
 
 _SOURCES = ('docstrings', 'roles', 'plays')
 _BY_CLIENT = 'client'

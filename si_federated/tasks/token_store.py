@@ -1,375 +1,235 @@
-"""Populations of clients over memory-mapped arrays of word ranks."""
+"""Builds and opens folders of token arrays: complete or absent."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import json
+import logging
 import os
-from typing import Any, Mapping, Sequence
+import shutil
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
-import numpy as np
-import tensorflow as tf
+import tqdm
 
-# The rank of every word beyond the stored list; ranks 0..65,533 are words.
-UNLISTED = 65_535
-MAX_WORDS = 65_534
+from si_federated.tasks.store_writer import (
+  FORMAT_VERSION,
+  META_NAME,
+  SPLITS,
+  WORDS_NAME,
+  StoreWriter,
+)
+from si_federated.tasks.token_arrays import TokenArrays
 
-# The files of a split, in the order of the fields of `TokenArrays`.
-ARRAY_TYPES: Mapping[str, str] = {
-  'tokens.u2': '<u2',
-  'sentence_offsets.i8': '<i8',
-  'client_offsets.i8': '<i8',
-  'client_ids.bin': '|u1',
-  'client_id_offsets.i8': '<i8',
-}
+_T = TypeVar('_T')
+_LOGGER = logging.getLogger(__name__)
+_LOCK = 'building.lock'
+_BUILDING = '.building-'
+# A folder without a lock file is left over if it is older than this.
+_STALE_SECONDS = 3600.0
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenArrays:
-  """The sentences of a split, back to back, client after client.
-
-  Attributes:
-    tokens: `[words]` uint16, the rank of each word by frequency, 0 for the
-      most frequent, `UNLISTED` for a word beyond the stored list.
-    sentence_offsets: `[sentences + 1]` int64, starts of sentences in `tokens`.
-    client_offsets: `[clients + 1]` int64, starts of clients among sentences.
-    client_ids: `[bytes]` uint8, the clients' names in UTF-8, back to back.
-    client_id_offsets: `[clients + 1]` int64, where names start.
-    folder: Where the arrays are mapped from; None for arrays in memory.
-  """
-
-  tokens: np.ndarray
-  sentence_offsets: np.ndarray
-  client_offsets: np.ndarray
-  client_ids: np.ndarray
-  client_id_offsets: np.ndarray
-  folder: str | None = None
-
-  @classmethod
-  def map_folder(cls, folder: str) -> TokenArrays:
-    """Maps the files of one split without reading them."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, kind in ARRAY_TYPES.items():
-      path = os.path.join(folder, name)
-      field = name.partition('.')[0]
-      if os.path.getsize(path):
-        arrays[field] = np.memmap(path, dtype=kind, mode='r')
-      else:  # An empty file cannot be mapped.
-        arrays[field] = np.empty([0], kind)
-    return cls(
-      arrays['tokens'],
-      arrays['sentence_offsets'],
-      arrays['client_offsets'],
-      arrays['client_ids'],
-      arrays['client_id_offsets'],
-      folder,
-    )
-
-  @classmethod
-  def from_clients(
-    cls, clients: Mapping[str, Sequence[Sequence[int]]]
-  ) -> TokenArrays:
-    """Lays out small data in memory: client name -> sentences of ranks."""
-    names = [name.encode() for name in clients]
-    groups = list(clients.values())
-    sentences = [sentence for group in groups for sentence in group]
-
-    def offsets(parts):
-      return np.cumsum([0, *map(len, parts)], dtype=np.int64)
-
-    tokens = [np.asarray(s, dtype=np.uint16) for s in sentences]
-    return cls(
-      tokens=np.concatenate([np.empty([0], np.uint16), *tokens]),
-      sentence_offsets=offsets(sentences),
-      client_offsets=offsets(groups),
-      client_ids=np.frombuffer(b''.join(names), np.uint8),
-      client_id_offsets=offsets(names),
-    )
-
-  def __reduce__(self):
-    # Sent to another process, mapped arrays travel as their folder's name.
-    if self.folder is not None:
-      return TokenArrays.map_folder, (self.folder,)
-    return TokenArrays, tuple(
-      getattr(self, field.name) for field in dataclasses.fields(self)
-    )
+class TokenStoreError(ValueError):
+  """A folder holds no complete store of the expected kind."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ClientPopulation:
-  """The clients of one split, as sentences of ids of a fixed length.
+class TokenStore:
+  """An opened store: the list of words and the arrays of three splits."""
 
-  Nothing is read before a client is asked for, and nothing is kept after, so
-  that the cost of a round is the cost of its cohort.
-
-  Attributes:
-    arrays: The sentences as word ranks.
-    num_words: V, the number of words with an id of their own.
-    sequence_length: T, the number of words to which a sentence is cut.
-  """
-
-  arrays: TokenArrays
-  num_words: int
-  sequence_length: int
-
-  def __post_init__(self):
-    if not 1 <= self.num_words <= MAX_WORDS:
-      raise ValueError(
-        f'A vocabulary has 1 to {MAX_WORDS} words; got {self.num_words}.'
-      )
-    if self.sequence_length < 1:
-      raise ValueError(
-        f'sequence_length must be 1 or more; got {self.sequence_length}.'
-      )
-
-  def __len__(self) -> int:
-    return len(self.arrays.client_id_offsets) - 1
-
-  @property
-  def num_sentences(self) -> int:
-    """Number of sentences of all clients."""
-    return len(self.arrays.sentence_offsets) - 1
-
-  def _client(self, index: int) -> int:
-    if not 0 <= index < len(self):
-      raise IndexError(
-        f'There is no client {index}: the population has {len(self)} clients.'
-      )
-    return int(index)
-
-  def client_id(self, index: int) -> str:
-    """Returns the name of a client, 0 <= index < len(self)."""
-    start, stop = self.arrays.client_id_offsets[
-      self._client(index) : index + 2
-    ].tolist()
-    return bytes(self.arrays.client_ids[start:stop]).decode()
-
-  def num_examples(self, index: int) -> int:
-    """Returns the number of sentences of a client."""
-    start, stop = self._sentence_range(index)
-    return stop - start
-
-  def _sentence_range(self, index: int) -> tuple[int, int]:
-    start, stop = self.arrays.client_offsets[
-      self._client(index) : index + 2
-    ].tolist()
-    return start, stop
-
-  def examples(self, index: int) -> np.ndarray:
-    """Returns a client's sentences in stored order.
-
-    Args:
-      index: The client, 0 <= index < len(self).
-
-    Returns:
-      `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
-      if there are fewer than T, zeros.
-    """
-    order = np.arange(self.num_examples(index))
-    return self.ids_of(self.sentence_numbers(index, order))
-
-  def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
-    """Returns which sentences of the whole split some of a client's are.
-
-    Args:
-      index: The client.
-      order: `[n]` numbers among its own sentences, from 0.
-
-    Returns:
-      `[n]` numbers for `ids_of`.
-    """
-    return self._sentence_range(index)[0] + order
-
-  def ids_of(self, sentences: np.ndarray) -> np.ndarray:
-    """Returns `[n, T + 1]` int32 ids of the sentences with these numbers."""
-    length = self.sequence_length
-    unknown = self.num_words + 1
-    offsets = self.arrays.sentence_offsets
-    starts = np.asarray(offsets[sentences])
-    sizes = np.asarray(offsets[sentences + 1]) - starts
-    columns = np.arange(length)
-    is_word = columns < sizes[:, None]
-    ids = np.zeros([len(sentences), length + 1], np.int32)
-    ids[:, 0] = unknown + 1
-    body = ids[:, 1:]
-    positions = (starts[:, None] + columns)[is_word]
-    ranks = np.asarray(self.arrays.tokens[positions]).astype(np.int32)
-    body[is_word] = np.where(ranks < self.num_words, ranks + 1, unknown)
-    (short,) = np.nonzero(sizes < length)
-    body[short, sizes[short]] = unknown + 2
-    return ids
-
-  def training_examples(
-    self,
-    index: int,
-    *,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> np.ndarray:
-    """Returns the sentences of a client in the order of a training pass.
-
-    Shuffled, repeated with a new order in every epoch, then cut to
-    `max_elements`, as in TFF's Stack Overflow baseline. Differs from the
-    baseline: the shuffle is over the whole client, not a buffer of 1,000.
-
-    Args:
-      index: The client.
-      epochs: How often each sentence is seen.
-      max_elements: At most this many sentences over all epochs; None for all.
-      seed: With the client's index fixes the order; None for stored order.
-
-    Returns:
-      `[m, T + 1]` int32.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    order = training_order(
-      self.num_examples(index),
-      index=index,
-      epochs=epochs,
-      max_elements=max_elements,
-      seed=seed,
-    )
-    return self.ids_of(self.sentence_numbers(index, order))
-
-  def client_batches(
-    self,
-    index: int,
-    *,
-    batch_size: int,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> tf.data.Dataset:
-    """Returns the batches of one client for one round.
-
-    Args:
-      index: The client.
-      batch_size: Sentences a batch; the last may have fewer.
-      epochs: As for `training_examples`.
-      max_elements: As for `training_examples`.
-      seed: As for `training_examples`.
-
-    Returns:
-      A dataset of `(x [b, T], y [b, T])` int32, y one word ahead of x.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    ids = self.training_examples(
-      index, epochs=epochs, max_elements=max_elements, seed=seed
-    )
-    return in_batches(next_tokens(ids), batch_size)
-
-  def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
-    """Returns a fixed random subset of all sentences of all clients.
-
-    Args:
-      max_examples: At most this many; all sentences if there are no more.
-      seed: Fixes the choice.
-
-    Returns:
-      `[n, T + 1]` int32 in stored order, no sentence twice.
-    """
-    check_at_least_one('max_examples', max_examples)
-    total = self.num_sentences
-    if max_examples >= total:
-      return self.ids_of(np.arange(total))
-    generator = np.random.PCG64(seed)
-    if max_examples * 4 >= total:
-      chosen = permutation(generator, total)[:max_examples]
-    else:  # Memory must not grow with the population.
-      chosen = np.empty([0], np.int64)
-      while len(chosen) < max_examples:
-        drawn = generator.random_raw(max_examples) % np.uint64(total)
-        both = np.concatenate([chosen, drawn.astype(np.int64)])
-        _, first = np.unique(both, return_index=True)
-        chosen = both[np.sort(first)][:max_examples]
-    return self.ids_of(np.sort(chosen))
-
-  def label_counts(self, chunk: int = 200_000) -> np.ndarray:
-    """Counts how often each id is a label in one pass over all sentences.
-
-    Args:
-      chunk: How many sentences are held in memory at once.
-
-    Returns:
-      `[V + 4]` int64; padding and the beginning token are 0.
-    """
-    counts = np.zeros([self.num_words + 4], np.int64)
-    for start in range(0, self.num_sentences, chunk):
-      stop = min(start + chunk, self.num_sentences)
-      labels = self.ids_of(np.arange(start, stop))[:, 1:]
-      counts += np.bincount(labels.ravel(), minlength=len(counts))
-    counts[0] = 0
-    return counts
+  folder: str
+  words: tuple[str, ...]
+  splits: Mapping[str, TokenArrays]
+  meta: Mapping[str, Any]
 
 
-def next_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns ids and the labels one ahead, `[n, T]`, of rows `[n, T + 1]`."""
-  return rows[:, :-1], rows[:, 1:]
-
-
-def check_at_least_one(name: str, value: int) -> None:
-  """Raises a ValueError if a number of examples is below 1."""
-  if value < 1:
-    raise ValueError(f'{name} must be 1 or more; got {value}.')
-
-
-def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
-  """Returns a dataset of the batches of arrays `[n, ...]`.
+def open_store(folder: str, *, key: Any = None) -> TokenStore:
+  """Opens a complete store; nothing but the list of words is read.
 
   Args:
-    arrays: A structure of them.
-    batch_size: Rows a batch; the last may have fewer.
+    folder: What `build_store` made.
+    key: What the store must have been built from; None accepts any.
+
+  Returns:
+    The store.
 
   Raises:
-    ValueError: The batch size is below 1.
+    TokenStoreError: The folder is missing, of another format or key, or a file
+      in it has not the size that was written.
   """
-  check_at_least_one('batch_size', batch_size)
-  return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
+  try:
+    with open(os.path.join(folder, META_NAME), encoding='utf-8') as file:
+      meta = json.load(file)
+    if meta['format_version'] != FORMAT_VERSION:
+      raise TokenStoreError(f'{folder} holds a token store of another format.')
+    for name, size in meta['sizes'].items():
+      actual = os.path.getsize(os.path.join(folder, name))
+      if actual != size:
+        raise TokenStoreError(
+          f'{os.path.join(folder, name)} has {actual} bytes instead of {size}: '
+          'the token store is damaged; delete the folder to have it built anew.'
+        )
+    if key is not None and meta['key'] != json.loads(json.dumps(key)):
+      raise TokenStoreError(f'{folder} was built from other data.')
+    with open(os.path.join(folder, WORDS_NAME), encoding='utf-8') as file:
+      words = tuple(file.read().split('\n')[:-1])
+    splits = {
+      split: TokenArrays.map_folder(os.path.join(folder, split))
+      for split in SPLITS
+    }
+    for split, arrays in splits.items():
+      expected = meta['splits'][split]
+      found = (len(arrays.client_id_offsets) - 1, len(arrays.tokens))
+      if found != (expected['clients'], expected['words']):
+        raise TokenStoreError(
+          f'{META_NAME} and the {split} files in {folder} do not agree; '
+          'delete the folder to have it built anew.'
+        )
+  except TokenStoreError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise TokenStoreError(
+      f'{folder} holds no complete token store ({error}).'
+    ) from None
+  return TokenStore(folder, words, splits, meta)
 
 
-def training_order(
-  size: int,
+def try_open_store(folder: str, *, key: Any = None) -> TokenStore | None:
+  """Returns the store, or None where `open_store` would raise."""
+  with contextlib.suppress(TokenStoreError):
+    return open_store(folder, key=key)
+  return None
+
+
+def build_store(
+  folder: str,
+  fill: Callable[[StoreWriter], None],
   *,
-  index: int,
-  epochs: int = 1,
-  max_elements: int | None = None,
-  seed: int | Sequence[int] | None = None,
-) -> np.ndarray:
-  """Returns in which order a client's examples are used, `[m]`.
+  key: Any,
+  words: Sequence[str] | None = None,
+) -> TokenStore:
+  """Builds a store under a temporary name and renames it when complete.
+
+  A build that is killed leaves no store, only a temporary folder that the next
+  build removes. Of two builds at once the first to end stays, and both return.
 
   Args:
-    size: The number of its examples.
-    index: The client.
-    epochs: How often each example is seen.
-    max_elements: At most this many over all epochs; None for all.
-    seed: With the client's index fixes the order; None for stored order.
+    folder: Where the store goes. A store of another key there is replaced.
+    fill: Called with the writer; adds all clients.
+    key: A JSON value that says what the store is made from.
+    words: The words by rank; None counts them from the training split.
+
+  Returns:
+    The opened store.
 
   Raises:
-    ValueError: A number is out of range.
+    OSError: The folder cannot be written.
   """
-  if epochs < 1:
-    raise ValueError(f'epochs must be 1 or more; got {epochs}.')
-  if max_elements is not None and max_elements < 1:
+  folder = os.path.abspath(folder)
+  parent, name = os.path.split(folder)
+  os.makedirs(parent, exist_ok=True)
+  _remove_leftovers(parent)
+  temporary = tempfile.mkdtemp(prefix=f'.{name}{_BUILDING}', dir=parent)
+  try:
+    with _held_lock(temporary):
+      writer = StoreWriter(temporary, words)
+      try:
+        fill(writer)
+        writer.finish(key)
+      finally:
+        writer.close()
+      os.unlink(os.path.join(temporary, _LOCK))
+      _put_in_place(temporary, folder, key)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return open_store(folder, key=key)
+
+
+def open_or_build(
+  folder: str,
+  fill: Callable[[StoreWriter], None],
+  *,
+  key: Any,
+  words: Sequence[str] | None = None,
+) -> TokenStore:
+  """Opens a store, or builds it where it is missing, damaged or outdated.
+
+  Arguments and result are those of `build_store`.
+
+  Raises:
+    ValueError: The store cannot be written, or `fill` refuses its data.
+  """
+  try:
+    return open_store(folder, key=key)
+  except TokenStoreError as error:
+    if os.path.exists(folder):
+      _LOGGER.warning('%s Building it anew.', error)
+  try:
+    return build_store(folder, fill, key=key, words=words)
+  except OSError as error:
     raise ValueError(
-      f'max_elements must be 1 or more, or None; got {max_elements}.'
+      f'The token store {folder} cannot be written '
+      f'({error.strerror or error}); name a folder with free space by '
+      '--data_dir or XDG_CACHE_HOME.'
+    ) from error
+
+
+def progress_bar(
+  items: Iterable[_T], *, total: int, label: str
+) -> Iterable[_T]:
+  """Shows the progress of a build on stderr, sparingly if it is no terminal."""
+  interval = 0.2 if sys.stderr.isatty() else 10.0
+  return tqdm.tqdm(items, desc=label, total=total, mininterval=interval)
+
+
+@contextlib.contextmanager
+def _held_lock(folder: str):
+  """Marks a temporary folder as in use while this process lives."""
+  path = os.path.join(folder, _LOCK)
+  with open(path + '.new', 'w') as file:
+    with contextlib.suppress(OSError):  # Some network folders have no locks.
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.rename(path + '.new', path)  # Locked before anyone can see it.
+    yield
+
+
+def _remove_leftovers(parent: str) -> None:
+  """Deletes temporary folders whose builder has died."""
+  for name in os.listdir(parent):
+    if not name.startswith('.') or _BUILDING not in name:
+      continue
+    path = os.path.join(parent, name)
+    with contextlib.suppress(OSError):
+      try:
+        with open(os.path.join(path, _LOCK)) as file:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except FileNotFoundError:
+        if time.time() - os.path.getmtime(path) < _STALE_SECONDS:
+          continue
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_in_place(temporary: str, folder: str, key: Any) -> None:
+  """Renames a complete store, unless another builder was first."""
+  for _ in range(20):
+    try:
+      os.rename(temporary, folder)
+      return
+    except OSError:
+      if not os.path.lexists(folder):
+        raise
+    if try_open_store(folder, key=key) is not None:
+      return
+    # What is there is damaged or of another key: move it away and try again.
+    away = tempfile.mkdtemp(
+      prefix=f'.{os.path.basename(folder)}{_BUILDING}',
+      dir=os.path.dirname(folder),
     )
-  total = epochs * size
-  if max_elements is not None:
-    total = min(total, max_elements)
-  if seed is None:
-    return np.arange(total) % max(size, 1)
-  words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
-  generator = np.random.PCG64([*words, index])
-  passes = [permutation(generator, size) for _ in range(-(-total // size))]
-  return np.concatenate(passes)[:total]
-
-
-def permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
-  """Returns a random order of so many, the same with every NumPy."""
-  # Sorted raw output, because NumPy keeps the stream of a bit generator the
-  # same from version to version but not that of `Generator.permutation`.
-  return np.argsort(generator.random_raw(size), kind='stable')
+    with contextlib.suppress(OSError):
+      os.rename(folder, os.path.join(away, 'replaced'))
+    shutil.rmtree(away, ignore_errors=True)
+  raise OSError(f'{folder} cannot be replaced; delete it and try again.')

@@ -15,7 +15,7 @@ from si_federated.aggregators import (
   adaptive_clip,
   keyed_noise,
 )
-from si_federated.privacy import strategies, tree
+from si_federated.privacy import binary_tree, strategies
 
 _SHAPES = [[3, 2], [], [5]]
 _ROUNDS = 64
@@ -242,8 +242,8 @@ def test_streamed_noise_of_trees_is_the_dense_product(run, strategy, keep_rows):
   kind = _STRATEGIES[strategy]
   sums, first, rest = [], 0, np.zeros(12)
   for size in kind.steps:
-    nodes = tree.nodes(size, kind.complete)
-    decoder = tree.decoder(nodes[-1][1], kind.decoder)
+    nodes = binary_tree.nodes(size, kind.complete)
+    decoder = binary_tree.decoder(nodes[-1][1], kind.decoder)
     # A tree that is completed is so in its last round.
     decoder = np.concatenate([decoder[: size - 1], decoder[-1:]])
     z = _standard_normals(11, first + len(nodes))[first:]
@@ -267,7 +267,7 @@ def test_noise_has_the_variances_and_correlations_of_its_strategy(
   kind = _STRATEGIES[strategy]
   if kind.kind == 'tree':
     # The first six rounds of any tree here are those of a tree of six.
-    rows = np.diff(tree.decoder(rounds, kind.decoder), axis=0, prepend=0)
+    rows = np.diff(binary_tree.decoder(rounds, kind.decoder), axis=0, prepend=0)
   else:
     rows = np.linalg.inv(kind.matrix())[:rounds, :rounds]
   np.testing.assert_allclose(found, rows @ rows.T, atol=0.05)

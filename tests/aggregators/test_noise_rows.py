@@ -15,7 +15,7 @@ from si_federated.aggregators import (
   noise_generators,
   noise_rows,
 )
-from si_federated.privacy import strategies, tree
+from si_federated.privacy import binary_tree, strategies
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_prefix_sums_of_a_tree_are_its_decoder(rounds, decoder):
   strategy = strategies.Tree(rounds, decoder)
   rows = noise_rows.for_strategy(strategy).dense()
   np.testing.assert_allclose(
-    rows.cumsum(axis=0), tree.decoder(rounds, decoder), atol=1e-6
+    rows.cumsum(axis=0), binary_tree.decoder(rounds, decoder), atol=1e-6
   )
 
 
@@ -59,7 +59,7 @@ def test_restarted_trees_leave_the_noise_of_their_root(decoder):
   assert strategy.steps == (6, 6, 1)
   found = noise_rows.for_strategy(strategy).dense().cumsum(axis=0)
   # By hand: a tree of 6 is completed to one of 8, whose root is the last row.
-  full = tree.decoder(8, decoder)
+  full = binary_tree.decoder(8, decoder)
   block = np.concatenate([full[:5], full[7:]])
   nodes = block.shape[1]
   expected = np.zeros((13, 2 * nodes + 1))
@@ -70,7 +70,7 @@ def test_restarted_trees_leave_the_noise_of_their_root(decoder):
   expected[12, -1] = 1
   np.testing.assert_allclose(found, expected, atol=1e-6)
   # And no noisier than the accounting's errors take it to be.
-  most = tree.restarted_variances(strategy.steps, decoder, True)
+  most = binary_tree.restarted_variances(strategy.steps, decoder, True)
   assert ((found**2).sum(axis=1) <= most + 1e-6).all()
 
 
@@ -79,7 +79,7 @@ def test_a_tree_without_completion_leaves_its_noise():
   found = noise_rows.for_strategy(strategy).dense().cumsum(axis=0)
   np.testing.assert_allclose(
     (found**2).sum(axis=1),
-    tree.restarted_variances(strategy.steps, 'honaker', False),
+    binary_tree.restarted_variances(strategy.steps, 'honaker', False),
     rtol=1e-5,
   )
 

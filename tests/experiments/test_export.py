@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated import config, experiment, exporting, trained_model
+from si_federated import config, experiment
+from si_federated.inference import export, trained_model
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _OPTIONS = {
@@ -59,7 +60,7 @@ def _sentences(trained):
 
 @pytest.mark.parametrize('name', list(_OPTIONS))
 def test_same_next_words_as_the_checkpoint(runs, name, tmp_path):
-  facts = exporting.export_model(str(runs / name), str(tmp_path), top=3)
+  facts = export.export_model(str(runs / name), str(tmp_path), top=3)
   trained = trained_model.load_model(str(runs / name))
   assert json.loads((tmp_path / 'export.json').read_text()) == facts
   words = (tmp_path / 'vocabulary.txt').read_text().splitlines()
@@ -93,7 +94,7 @@ def test_same_next_words_as_the_checkpoint(runs, name, tmp_path):
 
 
 def test_any_shape_of_batch(runs, tmp_path):
-  exporting.export_model(
+  export.export_model(
     str(runs / 'si_cifg'), str(tmp_path), formats=('saved_model',)
   )
   saved = tf.saved_model.load(str(tmp_path / 'saved_model'))
@@ -109,8 +110,8 @@ def test_any_shape_of_batch(runs, tmp_path):
 
 def test_smaller_weights(runs, tmp_path):
   sizes = {}
-  for precision in exporting.PRECISIONS:
-    facts = exporting.export_model(
+  for precision in export.PRECISIONS:
+    facts = export.export_model(
       str(runs / 'si_cifg'),
       str(tmp_path),
       formats=('tflite',),
@@ -131,9 +132,7 @@ def test_smaller_weights(runs, tmp_path):
 )
 def test_options_are_checked(runs, tmp_path, options, message):
   with pytest.raises(config.ConfigError, match=message):
-    exporting.export_model(
-      str(runs / 'si_cifg'), str(tmp_path / 'new'), **options
-    )
+    export.export_model(str(runs / 'si_cifg'), str(tmp_path / 'new'), **options)
   assert not (tmp_path / 'new').exists()
 
 

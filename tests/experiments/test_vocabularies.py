@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from si_federated import config, experiment, mechanisms, trained_model
+from si_federated import config, experiment
+from si_federated.assembly import private_mechanism
+from si_federated.inference import trained_model
 from si_federated.tasks import load_vocabulary, subwords
 from si_federated.tasks.subwords import SubwordVocabulary
 from si_federated.tasks.vocabulary import CharacterVocabulary
@@ -181,8 +183,8 @@ def test_a_vocabulary_is_not_covered_by_the_guarantee(vocabulary):
     clip_norm=1.0,
     noise_multiplier=1.0,
   )
-  ledger = mechanisms.build_ledger(
-    settings, mechanisms.build_mechanism(settings), num_clients=30
+  ledger = private_mechanism.build_ledger(
+    settings, private_mechanism.build_mechanism(settings), num_clients=30
   )
   (line,) = (
     line for line in ledger.summary()['not_covered'] if 'vocab' in line

@@ -12,10 +12,10 @@ import tensorflow_federated as tff
 
 from si_federated.personalization import (
   client_by_client,
+  client_hashing,
   client_store,
   expert_results,
   experts,
-  splits,
 )
 
 _WORDS, _CLASSES, _LENGTH = 12, 3, 4
@@ -179,7 +179,7 @@ def test_metrics_are_those_of_the_test_part(uninterrupted):
   generator = np.random.default_rng(0)
   table = generator.normal(0, 0.1, [_WORDS, _CLASSES]).astype(np.float32)
   examples = _CLIENTS[2].examples()
-  parts: Any = splits.split_rows(
+  parts: Any = client_hashing.split_rows(
     len(examples), experts.FRACTIONS, 'experts', 0, 'client 2'
   )
   rows = parts[-1]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from si_federated.reporting import number_figures, runs, settings
+from si_federated.reporting import number_figures, run_groups, runs
 
 _COUNTS = (1, 2, 4, 8)
 
@@ -40,7 +40,7 @@ def _classifiers(make_run):
           f'0,,2.3,,0.1\n1,2.3,2.2,,0.2\n2,2.0,1.5,,{accuracy}\n'
         )
         folders.append(folder)
-  return settings.compare([runs.read_run(folder) for folder in folders])
+  return run_groups.compare([runs.read_run(folder) for folder in folders])
 
 
 def test_accuracy_against_the_number_of_clients(classifiers):
@@ -56,5 +56,5 @@ def test_accuracy_against_the_number_of_clients(classifiers):
 
 def test_no_figure_of_two_values_or_of_words(make_run):
   folders = [make_run(f'a{n}', clients_per_round=n) for n in (5, 10)]
-  comparison = settings.compare([runs.read_run(f) for f in folders])
+  comparison = run_groups.compare([runs.read_run(f) for f in folders])
   assert number_figures.by_number(comparison) is None

@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 
 from si_federated import reporting
-from si_federated.reporting import curves, figures, page, references
+from si_federated.reporting import baselines, curves, figures, page
 
 
 def _compare(*folders):
@@ -127,7 +127,7 @@ def test_lines_of_different_tasks_name_their_task(make_run):
       task={'name': 'synthetic', 'reference_perplexity': {'unigram': 60.0}},
     ),
   )
-  assert references.reference_lines(comparison) == {
+  assert baselines.reference_lines(comparison) == {
     'unigram docstrings': 512.3,
     'unigram synthetic': 60.0,
   }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from si_federated.tasks import TASKS, ClientPopulation, mixing
-from si_federated.tasks.token_store import TokenArrays
+from si_federated.tasks.token_arrays import TokenArrays
 
 SIZES = (1, 40, 7, 0, 120, 33)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from si_federated import config, experiment, flags, tasks
-from si_federated.tasks import vocabularies
+from si_federated.tasks import vocabulary_files
 
 package = pytest.importorskip('keras_nlp')
 
@@ -114,8 +114,8 @@ def test_pieces_of_a_sentencepiece_model(model_file, tmp_path):
 @pytest.mark.parametrize('kind', ['list_file', 'model_file'])
 def test_a_run_keeps_it(kind, tmp_path, request):
   vocabulary = _vocabulary(tmp_path, file=request.getfixturevalue(kind))
-  vocabularies.save_vocabulary(vocabulary, str(tmp_path))
-  again = vocabularies.load_vocabulary(str(tmp_path))
+  vocabulary_files.save_vocabulary(vocabulary, str(tmp_path))
+  again = vocabulary_files.load_vocabulary(str(tmp_path))
   assert again == vocabulary
   assert again.encode('the apple .') == vocabulary.encode('the apple .')
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_told(content, tmp_path):
   path = tmp_path / 'pretrained_vocabulary.json'
   path.write_text(content)
   with pytest.raises(ValueError, match='is no vocabulary of a pretrained'):
-    vocabularies.load_vocabulary(str(tmp_path))
+    vocabulary_files.load_vocabulary(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from si_federated.tasks import (
 from si_federated.tasks.docstrings import open_corpus
 from si_federated.tasks.subwords import SubwordVocabulary
 from si_federated.tasks.task import task_from_store
-from si_federated.tasks.token_store import UNLISTED, TokenArrays
+from si_federated.tasks.token_arrays import UNLISTED, TokenArrays
 
 pytest.importorskip('sentencepiece')
 

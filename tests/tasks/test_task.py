@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from si_federated.tasks import TASKS, ClientPopulation, Task, Vocabulary
-from si_federated.tasks.token_store import TokenArrays
+from si_federated.tasks.token_arrays import TokenArrays
 
 # Ids: padding 0, words 1..2, out-of-vocabulary 3, beginning 4, end 5.
 VOCABULARY = Vocabulary(('a', 'b'))

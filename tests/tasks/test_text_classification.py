@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from si_federated.tasks import ClassificationTask, labelled_text
+from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.subwords import sentencepiece
 from si_federated.tasks.text_classification import text_classification
-from si_federated.tasks.token_store import ClientPopulation, TokenArrays
+from si_federated.tasks.token_arrays import TokenArrays
 
 _ROWS = [
   (f'{animal} number {i} sees the {animal}', animal, f'owner{i % 3}')
@@ -318,7 +319,7 @@ def test_docstrings_by_package(tmp_path, monkeypatch):
         )
       )
   monkeypatch.setattr(
-    labelled_text.docstring_mining,
+    labelled_text.mining,
     'installation_roots',
     lambda: [str(root)],
   )

@@ -1,237 +1,238 @@
-"""Populations: ids, order of training passes, samples, memory mapping."""
+"""Building and opening stores: order of words, faults, kills, two at once."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import numpy as np
 import pytest
 
-from si_federated.tasks.token_files import open_store
 from si_federated.tasks.token_store import (
-  UNLISTED,
-  ClientPopulation,
-  TokenArrays,
+  TokenStoreError,
+  build_store,
+  open_or_build,
+  open_store,
 )
 
-CLIENTS = {
-  'one': [[0, 1, 2], [3], [0, 0, 0, 0, 0, 0]],
-  'zwei': [[2, UNLISTED, 0, 1]],
-  'trois': [[i % 5] for i in range(10)],
-}
+
+def fill(writer):
+  writer.add_client('train', 'a', [b'x y x', b'y'])
+  writer.add_client('train', 'b', [b'y z', b'w'])
+  writer.add_client('train', 'nobody', [])
+  writer.add_client('validation', 'c', [b'new y'])
+  writer.add_client('test', 'd\xe9', [b'x', b'z  z'])
 
 
 @pytest.fixture
-def population():
-  return ClientPopulation(TokenArrays.from_clients(CLIENTS), 3, 4)
+def folder(tmp_path):
+  return str(tmp_path / 'store')
 
 
-def test_ids_by_hand(population):
-  # Words 1..3, out-of-vocabulary 4, beginning 5, end 6.
-  np.testing.assert_array_equal(
-    population.examples(0),
-    [[5, 1, 2, 3, 6], [5, 4, 6, 0, 0], [5, 1, 1, 1, 1]],
-  )
-  np.testing.assert_array_equal(population.examples(1), [[5, 3, 4, 1, 2]])
-  assert population.examples(0).dtype == np.int32
+def test_words_by_clients_then_bytes(folder):
+  store = build_store(folder, fill, key='k')
+  # y has two clients, the others one; x occurs more often but that is nothing.
+  assert store.words == ('y', 'w', 'x', 'z')
+  train = store.splits['train']
+  assert train.tokens.tolist() == [2, 0, 2, 0, 0, 3, 1]
+  assert train.sentence_offsets.tolist() == [0, 3, 4, 6, 7]
+  assert train.client_offsets.tolist() == [0, 2, 4]
+  # Words of other splits alone, and empty words, have no rank.
+  assert store.splits['validation'].tokens.tolist() == [65_535, 0]
+  assert store.splits['test'].tokens.tolist() == [2, 3, 65_535, 3]
+  assert bytes(store.splits['test'].client_ids).decode() == 'd\xe9'
+  assert store.meta['num_empty_clients'] == 1
+  counts = np.fromfile(os.path.join(folder, 'word_counts.i8'), '<i8')
+  assert counts.tolist() == [2, 1, 1, 1]
 
 
-def test_names_and_sizes(population):
-  assert len(population) == 3
-  assert [population.client_id(i) for i in range(3)] == ['one', 'zwei', 'trois']
-  assert [population.num_examples(i) for i in range(3)] == [3, 1, 10]
-  assert population.num_sentences == 14
-  for index in (-1, 3):
-    with pytest.raises(IndexError, match='3 clients'):
-      population.examples(index)
+def test_given_words_keep_their_order(folder):
+  store = build_store(folder, fill, key='k', words=['z', 'x'])
+  assert store.words == ('z', 'x')
+  assert store.splits['train'].tokens.tolist() == [
+    1, 65_535, 1, 65_535, 65_535, 0, 65_535,
+  ]  # fmt: skip
 
 
-def test_labels_are_one_ahead_and_the_remainder_is_kept(population):
-  batches = list(
-    population.client_batches(0, batch_size=2, seed=None).as_numpy_iterator()
-  )
-  assert [x.shape for x, _ in batches] == [(2, 4), (1, 4)]
-  np.testing.assert_array_equal(batches[0][0], [[5, 1, 2, 3], [5, 4, 6, 0]])
-  np.testing.assert_array_equal(batches[0][1], [[1, 2, 3, 6], [4, 6, 0, 0]])
+def test_ranking_in_chunks_gives_the_same(folder, monkeypatch):
+  monkeypatch.setattr('si_federated.tasks.store_writer._CHUNK', 8)
+  store = build_store(folder, fill, key='k')
+  assert store.splits['train'].tokens.tolist() == [2, 0, 2, 0, 0, 3, 1]
 
 
-def passes(population, index, **options):
-  return population.training_examples(index, **options).tolist()
+def test_many_words(folder):
+  def many(writer):
+    words = [b'w%05d' % i for i in range(70_000)]
+    writer.add_client('train', 'a', [b' '.join(words)])
+    writer.add_client('train', 'b', [words[69_999]])
+
+  store = build_store(folder, many, key='k')
+  assert len(store.words) == 65_534
+  assert store.words[0] == 'w69999'
+  tokens = store.splits['train'].tokens
+  assert tokens[0] == 1 and tokens[69_999] == 0 and tokens[69_000] == 65_535
 
 
-def test_order_is_a_pure_function_of_seed_and_client(population):
-  first = passes(population, 2, epochs=3, seed=7)
-  assert passes(population, 2, epochs=3, seed=7) == first
-  assert passes(population, 2, epochs=3, seed=8) != first
-  assert passes(population, 2, epochs=3, seed=(7, 1)) != first
-  batches = population.client_batches(2, batch_size=4, epochs=3, seed=7)
-  x = np.concatenate([x for x, _ in batches.as_numpy_iterator()])
-  assert x.tolist() == [row[:-1] for row in first]
+def test_nothing_is_left_of_a_build_that_fails(folder):
+  def broken(writer):
+    fill(writer)
+    raise ValueError('no good')
+
+  with pytest.raises(ValueError, match='no good'):
+    build_store(folder, broken, key='k')
+  assert os.listdir(os.path.dirname(folder)) == []
 
 
-def test_clients_of_one_round_have_orders_of_their_own():
-  clients = {f'c{i}': [[j] for j in range(12)] for i in range(3)}
-  population = ClientPopulation(TokenArrays.from_clients(clients), 12, 1)
-  orders = {str(passes(population, i, seed=7)) for i in range(3)}
-  assert len(orders) == 3
+def all_files():
+  yield 'words.txt'
+  for split in ('train', 'validation', 'test'):
+    for name in (
+      'tokens.u2',
+      'sentence_offsets.i8',
+      'client_offsets.i8',
+      'client_ids.bin',
+      'client_id_offsets.i8',
+    ):
+      yield f'{split}/{name}'
 
 
-def test_order_does_not_change_between_versions():
-  clients = {'c': [[i] for i in range(8)]}
-  population = ClientPopulation(TokenArrays.from_clients(clients), 8, 1)
-  order = population.training_examples(0, seed=1)[:, 1] - 1
-  expected = np.argsort(np.random.PCG64([1, 0]).random_raw(8), kind='stable')
-  np.testing.assert_array_equal(order, expected)
-  assert order.tolist() == GOLDEN_ORDER
-
-
-GOLDEN_ORDER = [2, 4, 7, 5, 0, 6, 3, 1]
-
-
-def test_every_epoch_is_another_permutation():
-  clients = {'c': [[i] for i in range(20)]}
-  population = ClientPopulation(TokenArrays.from_clients(clients), 20, 1)
-  words = population.training_examples(0, epochs=3, seed=5)[:, 1].reshape(3, 20)
-  for epoch in words:
-    assert sorted(epoch) == list(range(1, 21))
-  assert len({tuple(epoch) for epoch in words.tolist()}) == 3
-
-
-@pytest.mark.parametrize('seed', [None, 5])
-def test_elements_are_taken_after_repeating(seed):
-  clients = {'c': [[i] for i in range(20)]}
-  population = ClientPopulation(TokenArrays.from_clients(clients), 20, 1)
-  whole = population.training_examples(0, epochs=3, seed=seed)
-  cut = population.training_examples(0, epochs=3, max_elements=45, seed=seed)
-  np.testing.assert_array_equal(cut, whole[:45])
-  more = population.training_examples(0, epochs=1, max_elements=45, seed=seed)
-  assert len(more) == 20
-
-
-@pytest.mark.parametrize('count', [1, 9, 60, 399, 400, 1000])
-def test_sample_is_fixed_and_without_duplicates(count):
-  clients = {
-    f'c{i}': [[i, j] for j in range(20)] for i in range(20)
-  }  # 400 sentences, all different.
-  population = ClientPopulation(TokenArrays.from_clients(clients), 20, 2)
-  sample = population.sample_examples(count, seed=3)
-  assert sample.shape == (min(count, 400), 3)
-  assert len({tuple(row) for row in sample.tolist()}) == len(sample)
-  np.testing.assert_array_equal(
-    sample, population.sample_examples(count, seed=3)
-  )
-  if count < 399:
-    other = population.sample_examples(count, seed=4)
-    assert other.tolist() != sample.tolist()
-
-
-def test_sample_is_drawn_over_all_sentences():
-  clients = {f'c{i}': [[i]] for i in range(1000)}
-  population = ClientPopulation(TokenArrays.from_clients(clients), 1000, 1)
-  words = population.sample_examples(200, seed=0)[:, 1]
-  assert abs(words.mean() - 500) < 3 * 1000 / np.sqrt(12 * 200)
-
-
-def test_label_counts(population):
-  labels = np.concatenate([population.examples(i)[:, 1:] for i in range(3)])
-  expected = np.bincount(labels.ravel(), minlength=7)
-  expected[0] = 0
-  np.testing.assert_array_equal(population.label_counts(), expected)
-  np.testing.assert_array_equal(population.label_counts(chunk=1), expected)
+@pytest.mark.parametrize('name', list(all_files()))
+def test_truncated_file_is_noticed_and_built_anew(folder, name, caplog):
+  build_store(folder, fill, key='k')
+  path = os.path.join(folder, name)
+  size = os.path.getsize(path)
+  os.truncate(path, size - 1)
+  with pytest.raises(TokenStoreError, match=f'{size - 1} bytes instead of'):
+    open_store(folder, key='k')
+  store = open_or_build(folder, fill, key='k')
+  assert 'anew' in caplog.text
+  assert store.splits['train'].tokens.tolist() == [2, 0, 2, 0, 0, 3, 1]
+  assert os.listdir(os.path.dirname(folder)) == ['store']
 
 
 @pytest.mark.parametrize(
-  'options',
-  [{'batch_size': 0}, {'epochs': 0}, {'max_elements': 0}],
+  'content', ['', '{', '[]', '{}', '{"format_version": 99}', '\x00\xff']
 )
-def test_numbers_out_of_range(population, options):
-  with pytest.raises(ValueError, match='1 or more'):
-    population.client_batches(0, **{'batch_size': 1, **options})
+def test_garbled_meta_is_one_sentence(folder, content):
+  build_store(folder, fill, key='k')
+  with open(os.path.join(folder, 'meta.json'), 'w', encoding='latin-1') as file:
+    file.write(content)
+  with pytest.raises(TokenStoreError) as caught:
+    open_store(folder)
+  assert '\n' not in str(caught.value)
+  assert open_or_build(folder, fill, key='k').words
 
 
-def test_sizes_out_of_range():
-  arrays = TokenArrays.from_clients(CLIENTS)
-  for words, length in ((0, 4), (65_535, 4), (3, 0)):
-    with pytest.raises(ValueError):
-      ClientPopulation(arrays, words, length)
-  assert ClientPopulation(arrays, 65_534, 4).examples(1)[0, 2] == 65_535
+def test_contradicting_counts_are_noticed(folder):
+  build_store(folder, fill, key='k')
+  path = os.path.join(folder, 'meta.json')
+  with open(path) as file:
+    meta = json.load(file)
+  meta['splits']['train']['clients'] = 3
+  with open(path, 'w') as file:
+    json.dump(meta, file)
+  with pytest.raises(TokenStoreError, match='do not agree'):
+    open_store(folder)
 
 
-NUM_CLIENTS = 342_477
+def test_another_key_is_built_and_the_same_is_not(folder):
+  calls = []
+
+  def counted(writer):
+    calls.append(1)
+    fill(writer)
+
+  for key in ({'a': [1, 2]}, {'a': [1, 2]}, {'a': [1, 3]}):
+    open_or_build(folder, counted, key=key)
+  assert len(calls) == 2
+  assert open_store(folder).meta['key'] == {'a': [1, 3]}
+
+
+def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='cannot be written.*--data_dir'):
+    open_or_build(str(tmp_path / 'file' / 'store'), fill, key='k')
+
+
+_SLOW_BUILDER = """
+import sys, time
+from si_federated.tasks.token_store import build_store
+def fill(writer):
+  for split in ('train', 'validation', 'test'):
+    for i in range(20):
+      writer.add_client(split, f'{split}{i}', [b'a b c'] * 5)
+  print('ready', flush=True)
+  sys.stdin.readline()
+store = build_store(sys.argv[1], fill, key='k')
+print(len(store.splits['train'].client_offsets) - 1, flush=True)
+"""
 
 
 @pytest.fixture
-def large_store(tmp_path):
-  """A store of as many clients as Stack Overflow has, one sentence each."""
-  names = b''.join(b'%08d' % i for i in range(NUM_CLIENTS))
-  steps = np.arange(NUM_CLIENTS + 1, dtype='<i8')
-  files = {
-    'tokens.u2': (np.arange(NUM_CLIENTS) % 1000).astype('<u2').tobytes(),
-    'sentence_offsets.i8': steps.tobytes(),
-    'client_offsets.i8': steps.tobytes(),
-    'client_ids.bin': names,
-    'client_id_offsets.i8': (8 * steps).tobytes(),
-  }
-  sizes = {'words.txt': 4000}
-  (tmp_path / 'words.txt').write_text(
-    ''.join(f'{i:03d}\n' for i in range(1000))
-  )
-  for split in ('train', 'validation', 'test'):
-    (tmp_path / split).mkdir()
-    for name, content in files.items():
-      (tmp_path / split / name).write_bytes(content)
-      sizes[f'{split}/{name}'] = len(content)
-  counts = {'clients': NUM_CLIENTS, 'words': NUM_CLIENTS}
-  (tmp_path / 'meta.json').write_text(
-    json.dumps(
-      {
-        'format_version': 1,
-        'key': 'k',
-        'sizes': sizes,
-        'splits': dict.fromkeys(('train', 'validation', 'test'), counts),
-      }
+def start_builder(folder):
+  started = []
+
+  def start():
+    process = subprocess.Popen(
+      [sys.executable, '-c', textwrap.dedent(_SLOW_BUILDER), folder],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
     )
-  )
-  return str(tmp_path)
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
 
 
-def test_a_large_population_is_mapped_not_read(large_store):
-  arrays = open_store(large_store, key='k').splits['train']
-  for name in (
-    'tokens',
-    'sentence_offsets',
-    'client_offsets',
-    'client_ids',
-    'client_id_offsets',
-  ):
-    array = getattr(arrays, name)
-    assert isinstance(array, np.memmap)
-    assert not array.flags.owndata
-    assert array.mode == 'r'
-  population = ClientPopulation(arrays, 1000, 3)
-  assert len(population) == NUM_CLIENTS
-  last = NUM_CLIENTS - 1
-  assert population.client_id(last) == f'{last:08d}'
-  assert population.examples(last).tolist() == [
-    [1002, last % 1000 + 1, 1003, 0]
-  ]
-  assert isinstance(population.examples(last), np.ndarray)
-  assert not isinstance(population.examples(last), np.memmap)
-  # Nothing but the arrays and two numbers: no object for each client.
-  assert set(vars(population)) == {'arrays', 'num_words', 'sequence_length'}
+def test_a_killed_build_leaves_no_store_and_is_cleaned_up(
+  folder, start_builder
+):
+  process = start_builder()
+  assert process.stdout.readline() == 'ready\n'
+  parent = os.path.dirname(folder)
+  (temporary,) = os.listdir(parent)
+  # While the builder lives another build leaves its folder alone.
+  build_store(folder + '2', fill, key='k')
+  assert temporary in os.listdir(parent)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert temporary in os.listdir(parent)
+  with pytest.raises(TokenStoreError):
+    open_store(folder)
+  build_store(folder, fill, key='k')
+  assert sorted(os.listdir(parent)) == ['store', 'store2']
 
 
-def test_mapped_arrays_travel_by_name(large_store):
-  population = ClientPopulation(open_store(large_store).splits['test'], 1000, 3)
-  sent = pickle.dumps(population)
-  assert len(sent) < 1000
-  np.testing.assert_array_equal(
-    pickle.loads(sent).examples(5), population.examples(5)
-  )
-  small = ClientPopulation(TokenArrays.from_clients(CLIENTS), 3, 4)
-  np.testing.assert_array_equal(
-    pickle.loads(pickle.dumps(small)).examples(0), small.examples(0)
-  )
-  assert os.path.isdir(large_store)
+def test_two_builders_at_once_both_end_well(folder, start_builder):
+  builders = [start_builder(), start_builder()]
+  for process in builders:
+    assert process.stdout.readline() == 'ready\n'
+  for process in builders:
+    process.stdin.write('\n')
+    process.stdin.flush()
+  for process in builders:
+    assert process.stdout.readline() == '20\n'
+    assert process.wait() == 0
+  assert os.listdir(os.path.dirname(folder)) == ['store']
+
+
+def test_folders_without_a_lock_are_removed_when_old(folder, monkeypatch):
+  parent = os.path.dirname(folder)
+  left = os.path.join(parent, '.store.building-abc')
+  os.mkdir(left)
+  build_store(folder, fill, key='k')
+  assert os.path.isdir(left)  # It may be about to get its lock.
+  old = time.time() - 2 * 3600
+  os.utime(left, (old, old))
+  build_store(folder + '2', fill, key='k')
+  assert not os.path.exists(left)

@@ -1,0 +1,163 @@
+"""From flags to the clients of the rounds, and to the settings of experts.
+
+A part of the composition root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, Optional
+
+import numpy as np
+
+from si_federated import config
+from si_federated.algorithms import ALGORITHMS
+from si_federated.personalization import (
+  ClientPart,
+  ExpertSettings,
+  client_hashing,
+  experts,
+)
+from si_federated.tasks import AnyTask, ClassificationTask
+
+EXPERTS = 'expert_personalization'
+
+
+def options_of(experiment: config.ExperimentConfig) -> dict[str, Any]:
+  """Returns all options of the algorithm, defaults included.
+
+  Args:
+    experiment: What is to be run.
+  """
+  return {
+    **{
+      name: parameter.default
+      for name, parameter in inspect.signature(
+        ALGORITHMS[EXPERTS]
+      ).parameters.items()
+    },
+    **dict(experiment.algorithm.options),
+  }
+
+
+def settings_of(experiment: config.ExperimentConfig) -> ExpertSettings:
+  """Returns how clients train their experts.
+
+  Args:
+    experiment: What is to be run.
+
+  Raises:
+    ValueError: If an option is out of range.
+  """
+  options = options_of(experiment)
+  given: dict[str, Any] = {
+    'batch_size': experiment.client_batch_size,
+    'seed': experiment.client_seed,
+  }
+  return ExpertSettings(
+    **given,
+    **{
+      field.name: options[field.name]
+      for field in dataclasses.fields(ExpertSettings)
+      if field.name not in given
+    },
+  )
+
+
+def check(experiment: config.ExperimentConfig) -> None:
+  """Checks the options of the experts, before any data is read.
+
+  Args:
+    experiment: What is to be run.
+
+  Raises:
+    config.ConfigError: If one is out of range.
+  """
+  if experiment.algorithm.name != EXPERTS:
+    return
+  options = options_of(experiment)
+  try:
+    settings_of(experiment)
+    if not 0 <= options['opt_out'] < 1:
+      raise ValueError(
+        'opt_out is a share of the clients, from 0 to below 1: '
+        f'{options["opt_out"]}.'
+      )
+    if options['opt_out'] and experiment.client_similarity:
+      raise ValueError(
+        f'with --client_similarity={experiment.client_similarity} others have '
+        'sentences of those who opt out; leave out one of the two.'
+      )
+    if not isinstance(options['num_clients'], int) or (
+      options['num_clients'] < 1
+    ):
+      raise ValueError(
+        f'num_clients must be a whole number from 1 on: '
+        f'{options["num_clients"]}.'
+      )
+  except (TypeError, ValueError) as error:
+    raise config.ConfigError(
+      f'--algorithm={experiment.algorithm}: {error}'
+    ) from error
+
+
+def task_of_rounds(
+  experiment: config.ExperimentConfig, task: AnyTask
+) -> AnyTask:
+  """Returns what the rounds may see of a task.
+
+  Args:
+    experiment: What is to be run.
+    task: The whole task.
+
+  Returns:
+    The task; with experts, its training clients are those that have not opted
+    out, each with the examples that it trains on later, so that it can be
+    judged on others.
+
+  Raises:
+    config.ConfigError: If all clients have opted out.
+  """
+  if experiment.algorithm.name != EXPERTS:
+    return task
+  seed, population = experiment.client_seed, task.train
+  fraction = options_of(experiment)['opt_out']
+  members = [
+    index
+    for index in range(len(population))
+    if not client_hashing.has_opted_out(
+      population.client_id(index), seed=seed, fraction=fraction
+    )
+  ]
+  if not members:
+    raise config.ConfigError(
+      f'--algorithm={experiment.algorithm}: all {len(population)} clients have '
+      'opted out; lower opt_out.'
+    )
+
+  def training_rows(index: int) -> Optional[np.ndarray]:
+    parts = experts.rows(
+      population.num_examples(index), population.client_id(index), seed=seed
+    )
+    # Who has too little to be personalised is not judged either.
+    return None if parts is None else parts[0]
+
+  part: Any
+  if isinstance(task, ClassificationTask):
+    part = dataclasses.replace(
+      task.train,
+      clients=tuple(_own_texts(task, i, training_rows(i)) for i in members),
+    )
+  else:
+    part = ClientPart(
+      population, np.array(members), training_rows, task.element_spec
+    )
+  return dataclasses.replace(task, train=part)
+
+
+def _own_texts(
+  task: ClassificationTask, index: int, rows: Optional[np.ndarray]
+) -> tuple[str, np.ndarray]:
+  name, numbers = task.train.clients[index]
+  return name, numbers if rows is None else numbers[rows]

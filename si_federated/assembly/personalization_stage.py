@@ -1,0 +1,314 @@
+"""What is done for single clients after the last round, as flags ask for.
+
+A part of the composition root.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import config, files
+from si_federated.assembly import expert_options
+from si_federated.personalization import (
+  Client,
+  ClientStore,
+  Personalizer,
+  client_hashing,
+  expert_results,
+  fine_tuning,
+  fine_tuning_results,
+  personalize_all,
+)
+from si_federated.tasks import AnyTask
+from si_federated.training import checkpoints, run_folder
+
+_GROUP = 16
+_NOT_COVERED = (
+  'What is told of single clients, and the files in clients/, are made from '
+  'the data of these clients alone: no guarantee of privacy.json covers them, '
+  'and outside a simulation they stay with the client.'
+)
+# How the functional models of each kind of task return logits.
+_LOGITS: Mapping[str, Any] = {
+  'next_token': {
+    # Before them the positions of the tokens that have a label.
+    'read_output': lambda output: (output[-1], output[-2]),
+    'replace_logits': lambda output, logits: (*output[:-1], logits),
+  },
+  'class': {
+    'read_output': lambda output: (output, None),
+    'replace_logits': lambda output, logits: logits,
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """A run whose rounds are done.
+
+  Attributes:
+    experiment: What was run.
+    folder: Its folder.
+    model: The model as it was trained.
+    task: The whole task, with those who have opted out.
+    weights: Those of the newest checkpoint.
+  """
+
+  experiment: config.ExperimentConfig
+  folder: run_folder.RunFolder
+  model: tff.learning.models.FunctionalModel
+  task: AnyTask
+  weights: tff.learning.models.ModelWeights
+
+
+def after_rounds(
+  built: Any,
+  folder: run_folder.RunFolder,
+  build_model: Callable[..., tf.keras.Model],
+) -> dict[str, Any]:
+  """Personalises the model of the newest checkpoint, as far as asked for.
+
+  Args:
+    built: The `experiment.Experiment`, whose rounds are done.
+    folder: Its folder; gets `personalization.json` and `.csv`, and of experts
+      `experts.json`, `experts.csv` and `clients/`.
+    build_model: Builds the model with random weights from the configuration and
+      what the task tells.
+
+  Returns:
+    What is to stand in the summary.
+
+  Raises:
+    ValueError: If no client has enough examples.
+  """
+  experiment, task = built.config, built.whole_task
+  has_experts = experiment.algorithm.name == expert_options.EXPERTS
+  if not experiment.personalize_epochs and not has_experts:
+    return {}
+  newest = folder.checkpoints.newest()[0]
+  weights = tff.learning.models.ModelWeights(
+    tuple(checkpoints.read_weights(newest)),
+    tuple(checkpoints.read_weights(newest, 'non_trainable')),
+  )
+  run = _Run(experiment, folder, built.model, task, weights)
+  summary = {}
+  if experiment.personalize_epochs:
+    summary['personalization'] = _evaluate(run)
+  if has_experts:
+    summary['experts'] = _train_experts(
+      run,
+      built.validation_examples,
+      lambda: build_model(experiment, **task.model_arguments),
+    )
+  return summary
+
+
+def _evaluate(run: _Run) -> dict[str, Any]:
+  """Evaluates validation clients before and after fine-tuning."""
+  experiment, population = run.experiment, run.task.validation
+  rate = experiment.personalize_learning_rate
+  settings: dict[str, Any] = {
+    'epochs': experiment.personalize_epochs,
+    'learning_rate': experiment.client_learning_rate if rate is None else rate,
+    'batch_size': experiment.client_batch_size,
+    'clients': experiment.personalize_clients,
+    'seed': experiment.client_seed,
+  }
+  fingerprint = _fingerprint(settings, run.weights)
+  known = _read_json(run.folder, 'personalization.json')
+  if known.get('fingerprint') == fingerprint:
+    return known['summary']
+  names = [population.client_id(i) for i in range(len(population))]
+  order = client_hashing.order_clients(names, seed=experiment.client_seed)
+  clients = order[: experiment.personalize_clients]
+  _tell(
+    f'Fine-tuning {len(clients)} validation clients, {settings["epochs"]} '
+    'epochs each.'
+  )
+  results, too_small = fine_tuning.evaluate_clients(
+    fine_tuning.build_evaluation(
+      run.model,
+      optimizer=tff.learning.optimizers.build_sgdm(settings['learning_rate']),
+      batch_size=settings['batch_size'],
+      max_clients=_GROUP,
+    ),
+    run.weights,
+    clients,
+    examples=population.examples,
+    client_id=population.client_id,
+    element_spec=run.model.input_spec,
+    epochs=settings['epochs'],
+    seed=settings['seed'],
+    group_size=_GROUP,
+  )
+  if not results:
+    raise ValueError(
+      f'None of {len(clients)} validation clients has two examples, one to '
+      'fine-tune on and one to be judged on; raise --personalize_clients.'
+    )
+  described = fine_tuning_results.describe(results)
+  summary = {
+    **fine_tuning_results.summarize(described, len(results)),
+    'num_too_small': len(too_small),
+  }
+  _write_rows(
+    run.folder,
+    'personalization.csv',
+    fine_tuning_results.rows(results, lambda client: names[client]),
+  )
+  run.folder.write_json(
+    'personalization.json',
+    {
+      'summary': summary,
+      'settings': settings,
+      'metrics': described,
+      'what': 'Validation clients, before and after fine-tuning on half of '
+      f'their examples, judged on the other half. {_NOT_COVERED}',
+      'fingerprint': fingerprint,
+    },
+  )
+  return summary
+
+
+def _train_experts(
+  run: _Run,
+  validation_examples: np.ndarray,
+  new_model: Callable[[], tf.keras.Model],
+) -> dict[str, Any]:
+  """Trains and judges the experts of single clients."""
+  options = expert_options.options_of(run.experiment)
+  settings = expert_options.settings_of(run.experiment)
+  seed, population = run.experiment.client_seed, run.task.train
+  personalizer = Personalizer(
+    model=run.model,
+    global_weights=run.weights,
+    initial_weights=_trainable_weights(new_model),
+    vocab_size=run.task.vocabulary.size,
+    settings=settings,
+    global_examples=validation_examples,
+    **_LOGITS[run.task.OBJECTIVE],
+  )
+  names = [population.client_id(i) for i in range(len(population))]
+
+  def client(index: int) -> Client:
+    out = client_hashing.has_opted_out(
+      names[index], seed=seed, fraction=options['opt_out']
+    )
+    return Client(names[index], not out, lambda: population.examples(index))
+
+  def on_client(done: int, result: dict[str, Any]) -> None:
+    own = ', '.join(
+      f'{name.replace("_", "-")} {metrics["loss"]:.3f}'
+      for name, metrics in result['own'].items()
+    )
+    _tell(f'client {done}/{options["num_clients"]}  loss {own}')
+
+  results, too_small = personalize_all(
+    [client(index) for index in client_hashing.order_clients(names, seed=seed)],
+    personalizer,
+    store=ClientStore(os.path.join(run.folder.path, 'clients')),
+    fingerprint=_fingerprint(
+      {
+        **dataclasses.asdict(settings),
+        'opt_out': options['opt_out'],
+        'overall': _digest([validation_examples]),
+      },
+      run.weights,
+    ),
+    num_clients=options['num_clients'],
+    on_client=on_client,
+  )
+  if not results:
+    raise ValueError(
+      f'None of the {len(names)} clients has enough examples for a training, '
+      'a validation and a test part; give data with larger clients.'
+    )
+  summary = {
+    **expert_results.summarize(results),
+    'num_too_small': len(too_small),
+  }
+  _write_rows(run.folder, 'experts.csv', expert_results.rows(results))
+  run.folder.write_json(
+    'experts.json',
+    {
+      'summary': summary,
+      'settings': dataclasses.asdict(settings),
+      'opt_out': options['opt_out'],
+      'models': expert_results.describe(results),
+      'what': 'own: on test parts of the clients that were personalised; '
+      f'overall: on the validation examples of the run. {_NOT_COVERED}',
+    },
+  )
+  return summary
+
+
+def _trainable_weights(
+  new_model: Callable[[], tf.keras.Model],
+) -> list[np.ndarray]:
+  """Returns a new model's weights in the order of creation, which is TFF's."""
+  created: list[tf.Variable] = []
+
+  def record(next_creator: Callable[..., tf.Variable], **options: Any):
+    created.append(next_creator(**options))
+    return created[-1]
+
+  with tf.variable_creator_scope(record):
+    trained = {id(v) for v in new_model().trainable_variables}
+  return [v.numpy() for v in created if id(v) in trained]
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+  digest = hashlib.sha256()
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def _fingerprint(
+  settings: Mapping[str, Any], weights: tff.learning.models.ModelWeights
+) -> str:
+  """Returns what differs if results would."""
+  text = json.dumps(
+    {
+      **settings,
+      'weights': _digest([*weights.trainable, *weights.non_trainable]),
+    },
+    sort_keys=True,
+  )
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tell(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _read_json(folder: run_folder.RunFolder, name: str) -> dict[str, Any]:
+  """Reads what a run before has written; nothing if it can't be read."""
+  try:
+    with open(os.path.join(folder.path, name), encoding='utf-8') as file:
+      known = json.load(file)
+  except (OSError, ValueError):
+    return {}
+  return known if isinstance(known, dict) else {}
+
+
+def _write_rows(
+  folder: run_folder.RunFolder, name: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_atomically(os.path.join(folder.path, name), text.getvalue())

@@ -1,0 +1,367 @@
+"""From flags to privacy: schedule, mechanism with its noise, and ledger.
+
+A part of the composition root, without data or models: `experiments.account`
+needs no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+from si_federated import config, files
+from si_federated.aggregators import AGGREGATORS, Mechanism, canaries
+from si_federated.assembly import privacy_disclosures
+from si_federated.privacy import accounting, ledger, schedules
+
+# The arguments that come from flags of their own.
+SCHEDULE_GIVEN = (
+  'num_clients',
+  'clients_per_round',
+  'seed',
+  'min_separation',
+  'max_participations',
+)
+AGGREGATOR_GIVEN = (
+  'clip_norm',
+  'noise_multiplier',
+  'clients_per_round',
+  'total_rounds',
+  'min_separation',
+  'max_participations',
+  'noise_seed',
+  'noise_cohort_size',
+  'cache_dir',
+)
+_OF_PRIVATE_ONES = (
+  'clip_norm',
+  'noise_multiplier',
+  'target_epsilon',
+  'noise_cohort_size',
+  'noise_seed',
+)
+
+
+def _accepted(builder: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arguments that a builder has and that were given."""
+  parameters = inspect.signature(builder).parameters
+  return {
+    name: value
+    for name, value in given.items()
+    if name in parameters and value is not None
+  }
+
+
+def _is_private(experiment: config.ExperimentConfig) -> bool:
+  builder = AGGREGATORS[experiment.aggregator.name]
+  return 'noise_multiplier' in inspect.signature(builder).parameters
+
+
+def check(experiment: config.ExperimentConfig) -> None:
+  """Checks that the flags of privacy go together, before any data is read.
+
+  Args:
+    experiment: What is to be run.
+
+  Raises:
+    config.ConfigError: If a part or an option does not exist, or a flag is
+      missing or has no effect.
+  """
+  experiment.aggregator.check(AGGREGATORS, 'aggregator', AGGREGATOR_GIVEN)
+  experiment.participation.check(
+    schedules.SCHEDULES, 'participation', SCHEDULE_GIVEN
+  )
+  name = experiment.aggregator.name
+  parameters = inspect.signature(AGGREGATORS[name]).parameters
+  if not _is_private(experiment):
+    for flag in _OF_PRIVATE_ONES:
+      if getattr(experiment, flag) is not None:
+        raise config.ConfigError(
+          f'--{flag} has no effect on --aggregator={name}, which is not '
+          'private; choose a private aggregator or leave it out.'
+        )
+    return
+  for flag in _OF_PRIVATE_ONES:
+    if (
+      flag in parameters
+      and parameters[flag].default is inspect.Parameter.empty
+      and flag != 'noise_multiplier'
+      and getattr(experiment, flag) is None
+    ):
+      raise config.ConfigError(f'--aggregator={name} needs --{flag}.')
+    if (
+      flag not in (*parameters, 'target_epsilon')
+      and getattr(experiment, flag) is not None
+    ):
+      raise config.ConfigError(
+        f'--{flag} has no effect on --aggregator={name}; leave it out.'
+      )
+  if experiment.noise_multiplier is None and experiment.target_epsilon is None:
+    raise config.ConfigError(
+      f'--aggregator={name} needs --noise_multiplier or --target_epsilon; '
+      '--noise_multiplier=0 clips without noise.'
+    )
+
+
+def build_schedule(
+  experiment: config.ExperimentConfig, num_clients: int
+) -> schedules.Schedule:
+  """Builds the schedule of clients.
+
+  Args:
+    experiment: What is to be run.
+    num_clients: The number of training clients.
+
+  Returns:
+    The schedule.
+
+  Raises:
+    config.ConfigError: If the schedule does not exist or can't be kept.
+  """
+  experiment.participation.check(
+    schedules.SCHEDULES, 'participation', SCHEDULE_GIVEN
+  )
+  name = experiment.participation.name
+  if name in ('min_separation', 'cyclic_poisson') and (
+    experiment.min_separation is None
+  ):
+    raise config.ConfigError(
+      f'--participation={name} needs --min_separation, in rounds.'
+    )
+  return experiment.participation.build(
+    schedules.SCHEDULES,
+    'participation',
+    **_accepted(
+      schedules.SCHEDULES[name],
+      {
+        'num_clients': num_clients,
+        'clients_per_round': experiment.clients_per_round,
+        'seed': experiment.client_seed,
+        'min_separation': experiment.min_separation,
+        'max_participations': experiment.max_participations,
+      },
+    ),
+  )
+
+
+def build_mechanism(
+  experiment: config.ExperimentConfig,
+  schedule: Optional[schedules.Schedule] = None,
+) -> Mechanism:
+  """Builds the aggregator; its noise is set by `calibrate`.
+
+  Args:
+    experiment: What is to be run.
+    schedule: Who takes part when. If given, what it keeps to is the default of
+      the contract, which it must meet.
+
+  Returns:
+    The mechanism.
+
+  Raises:
+    config.ConfigError: If flags do not go together, or the schedule does not
+      meet the mechanism's contract.
+  """
+  check(experiment)
+  name = experiment.aggregator.name
+  separation = experiment.min_separation
+  participations = experiment.max_participations
+  met = None
+  if schedule is not None and experiment.total_rounds:
+    met = schedule.contract(experiment.total_rounds)
+    if separation is None and (
+      met.min_separation > 1 or met.participations == 1
+    ):
+      separation = met.min_separation
+    if participations is None:
+      participations = met.participations
+  if name == 'distributed_dp' and schedule and schedule.amplification:
+    raise config.ConfigError(
+      f'--participation={experiment.participation} has cohorts of varying '
+      'size, and with --aggregator=distributed_dp each of --clients_per_round '
+      'clients adds its share of the noise; choose another --participation.'
+    )
+  noise = experiment.noise_multiplier
+  mechanism = experiment.aggregator.build(
+    AGGREGATORS,
+    'aggregator',
+    **_accepted(
+      AGGREGATORS[name],
+      {
+        'clip_norm': experiment.clip_norm,
+        # The noise of a target epsilon follows from the strategy.
+        'noise_multiplier': 1.0 if noise is None else noise,
+        'clients_per_round': experiment.clients_per_round,
+        'total_rounds': experiment.total_rounds,
+        'min_separation': separation,
+        'max_participations': participations,
+        'noise_seed': experiment.noise_seed,
+        'noise_cohort_size': experiment.noise_cohort_size,
+        'cache_dir': os.path.join(files.cache_folder(), 'strategies'),
+      },
+    ),
+  )
+  if met is not None and mechanism.contract is not None:
+    try:
+      mechanism.contract.check_covers(
+        met, what=f'--participation={experiment.participation}'
+      )
+    except ValueError as error:
+      raise config.ConfigError(str(error)) from error
+  return mechanism
+
+
+def calibrate(
+  experiment: config.ExperimentConfig,
+  mechanism: Mechanism,
+  *,
+  delta: Optional[float],
+  schedule: Optional[schedules.Schedule] = None,
+  dimension: Optional[int] = None,
+  releases: int = 1,
+) -> Mechanism:
+  """Returns a mechanism with as much noise as is asked for.
+
+  Args:
+    experiment: What is to be run.
+    mechanism: From `build_mechanism`.
+    delta: For the noise of a target epsilon.
+    schedule: Its sampling may amplify privacy.
+    dimension: The number of trained weights, which some accounting needs.
+    releases: How many sums a round releases, each by such a mechanism.
+
+  Raises:
+    config.ConfigError: If no noise gives the epsilon.
+  """
+  if dimension is not None:
+    mechanism = mechanism.for_dimension(dimension)
+  record: Any = mechanism.record
+  if record is None:
+    return mechanism
+  if releases > 1:
+    record = dataclasses.replace(record, releases=releases)
+  if schedule is not None and schedule.amplification is not None:
+    # What this sampling does not amplify keeps its own, larger epsilon.
+    with contextlib.suppress(TypeError, ValueError):
+      record = dataclasses.replace(record, amplification=schedule.amplification)
+  if experiment.target_epsilon is not None:
+    if delta is None:
+      raise config.ConfigError('--target_epsilon needs --delta.')
+    try:
+      record = accounting.calibrate(
+        record, target_epsilon=experiment.target_epsilon, delta=delta
+      )
+    except ValueError as error:
+      raise config.ConfigError(
+        f'--aggregator={experiment.aggregator}: {error}'
+      ) from error
+  return mechanism.with_record(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canaries:
+  """Clients of known updates, for an audit.
+
+  Attributes:
+    count: How many.
+    seed: Makes their updates.
+  """
+
+  count: int
+  seed: int
+
+
+def add_canaries(
+  experiment: config.ExperimentConfig, mechanism: Mechanism, added: Canaries
+) -> Mechanism:
+  """Returns a mechanism with canaries in its cohorts.
+
+  Args:
+    experiment: What is to be run.
+    mechanism: Calibrated.
+    added: The canaries, which take part as often as the contract allows.
+
+  Raises:
+    config.ConfigError: If the mechanism can't be audited.
+  """
+  factory: Any = mechanism.factory
+  contract = mechanism.contract
+  try:
+    if contract is None or not getattr(factory, 'noise_multiplier', 0):
+      raise ValueError(
+        'Only noise can be audited; choose a private aggregator.'
+      )
+    return dataclasses.replace(
+      mechanism,
+      factory=canaries.CanaryFactory(
+        factory,
+        added.seed,
+        canaries.schedule(
+          num_canaries=added.count,
+          rounds=contract.rounds,
+          participations=contract.participations,
+          separation=contract.min_separation,
+        ),
+      ),
+    )
+  except ValueError as error:
+    raise config.ConfigError(
+      f'--aggregator={experiment.aggregator}: {error}'
+    ) from error
+
+
+def default_delta(
+  experiment: config.ExperimentConfig, num_clients: int
+) -> float:
+  """Returns the delta of an experiment: the flag's, or one of the population's.
+
+  Args:
+    experiment: What is to be run.
+    num_clients: The number of training clients.
+  """
+  if experiment.delta is not None:
+    return experiment.delta
+  return float(max(num_clients, 2)) ** -1.1
+
+
+def build_ledger(
+  experiment: config.ExperimentConfig,
+  mechanism: Mechanism,
+  *,
+  num_clients: int,
+  added: Optional[Canaries] = None,
+) -> ledger.Ledger:
+  """Builds the ledger of a run.
+
+  Args:
+    experiment: What is to be run.
+    mechanism: How updates are combined.
+    num_clients: The number of training clients.
+    added: Canaries in the cohorts.
+  """
+  return ledger.Ledger(
+    mechanism=str(experiment.aggregator),
+    delta=default_delta(experiment, num_clients),
+    contract=mechanism.contract,
+    record=mechanism.record,
+    simulated=mechanism.noise_cohort_size is not None
+    or bool(experiment.client_similarity),
+    facts={
+      'clip_norm': experiment.clip_norm,
+      'participation': str(experiment.participation),
+      'clients_per_round': experiment.clients_per_round,
+      'num_clients': num_clients,
+      'client_seed': experiment.client_seed,
+      'noise_cohort_size': mechanism.noise_cohort_size,
+      'client_similarity': experiment.client_similarity,
+      # A secret seed is in the state, so that it can not be mistaken.
+      'noise_seed_is_secret': experiment.noise_seed is None,
+      'canaries': added and dataclasses.asdict(added),
+    },
+    unnoised=privacy_disclosures.unnoised(experiment, mechanism),
+    not_covered=privacy_disclosures.not_covered(experiment),
+  )

@@ -1,0 +1,64 @@
+"""What a run's data are, kept beside its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import numpy as np
+
+from si_federated import config
+from si_federated.tasks import AnyTask, vocabulary_files
+from si_federated.training import run_folder
+
+
+def keep(
+  folder: run_folder.RunFolder,
+  task: AnyTask,
+  *,
+  examples: np.ndarray,
+  num_parameters: int,
+  initial_facts: Optional[Mapping[str, Any]],
+) -> None:
+  """Writes what the run's data are, or checks that they still are the same.
+
+  Args:
+    folder: The run's folder.
+    task: The data.
+    examples: What is evaluated on, `[N, T + 1]`.
+    num_parameters: How many numbers are trained.
+    initial_facts: What the run starts from, if it was read: `Start.facts`.
+
+  Raises:
+    config.ConfigError: If the run in the folder began with other data.
+  """
+  vocabulary = task.vocabulary
+  if folder.has('metrics.csv') and folder.has('task.json'):
+    if vocabulary_files.load_vocabulary(folder.path) != vocabulary:
+      raise config.ConfigError(
+        f'The data of {task.name} are no longer those that the run in '
+        f'{folder.path} began with (its vocabulary differs); give this one '
+        'another --experiment_name.'
+      )
+    classes = run_folder.read_classes(folder.path)
+    if classes != task.classes:
+      raise config.ConfigError(
+        f'The data of {task.name} are no longer those that the run in '
+        f'{folder.path} began with (it has {len(classes)} classes); give this '
+        'one another --experiment_name.'
+      )
+    # Whoever reads an initial model again has not trained yet.
+    if initial_facts is None:
+      return
+  vocabulary_files.save_vocabulary(vocabulary, folder.path)
+  facts = {
+    'name': task.name,
+    'num_train_clients': len(task.train),
+    'num_validation_clients': len(task.validation),
+    'num_validation_examples': len(examples),
+    'num_parameters': num_parameters,
+    **task.facts(examples),
+  }
+  if initial_facts is not None:
+    facts['initial_model'] = dict(initial_facts)
+  folder.write_json('task.json', facts)

@@ -1,0 +1,357 @@
+"""Diagnostics of a run by round, measured beside its training.
+
+A part of the composition root. Training itself is left alone: what is measured
+comes from its weights before and after a round, from a pass over validation
+sentences, and from clients that are trained once more on the side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional, Protocol
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import config
+from si_federated.assembly import learning_process, privacy_disclosures
+from si_federated.diagnostics import quantities, rows_file
+from si_federated.layers import AdaptiveBlendingUnit, tapping
+from si_federated.tasks import Task
+from si_federated.weights import initial_model
+
+_BLENDING_WEIGHTS = 'blending_weights'
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When and on how much to measure.
+
+  Attributes:
+    every: Measure every so many rounds; None for when there is an evaluation.
+    examples: Validation sentences for gates, attention and gradients.
+    clients: Clients of a round to train on the side.
+  """
+
+  every: Optional[int]
+  examples: int
+  clients: int
+
+  def __post_init__(self):
+    for name, least in (('every', 1), ('examples', 1), ('clients', 0)):
+      value = getattr(self, name)
+      if value is not None and (value < least or value != int(value)):
+        raise ValueError(
+          f'{name} must be a whole number of at least {least}, found {value}.'
+        )
+
+
+def none() -> None:
+  """Measures nothing, but for the weights of adaptive blending units."""
+
+
+def evaluations(*, examples: int = 128, clients: int = 4) -> Plan:
+  """Measures whenever the model is evaluated.
+
+  Args:
+    examples: Validation sentences for gates, attention and gradients.
+    clients: Clients of a round that are trained on the side; 0 for none.
+  """
+  return Plan(None, examples, clients)
+
+
+def rounds(*, every: int = 10, examples: int = 128, clients: int = 4) -> Plan:
+  """Measures every so many rounds, and before the first and after the last.
+
+  Args:
+    every: The number of rounds.
+    examples: As for `evaluations`.
+    clients: As for `evaluations`.
+  """
+  return Plan(every, examples, clients)
+
+
+DIAGNOSTICS: dict[str, Callable[..., Optional[Plan]]] = {
+  'none': none,
+  'evaluations': evaluations,
+  'rounds': rounds,
+}
+
+
+class Cohort(Protocol):
+  """The datasets of a round's clients."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, position: int) -> Any: ...
+
+
+class Recorder:
+  """Measures a run's model and clients, and keeps what it finds."""
+
+  def __init__(
+    self,
+    folder: str,
+    *,
+    plan: Optional[Plan],
+    build_keras_model: Callable[[], tf.keras.Model],
+    client_optimizer: tff.learning.optimizers.Optimizer,
+    loss: tf.keras.losses.Loss,
+    examples: np.ndarray,
+    seed: int,
+    is_private: bool = False,
+  ):
+    """Initializes the recorder of a run.
+
+    Args:
+      folder: The run's folder.
+      plan: When and what to measure; None for the weights of adaptive blending
+        units alone.
+      build_keras_model: Returns a new model, as clients train it.
+      client_optimizer: Trains clients on the side.
+      loss: Of labels and logits.
+      examples: Validation sentences `[N, T + 1]`, padded with zeros.
+      seed: Chooses clients.
+      is_private: Whether privacy is accounted for.
+    """
+    self._file = rows_file.DiagnosticsFile(folder)
+    self._plan = plan
+    self._loss = loss
+    self._seed = seed
+    self._is_private = is_private
+    # No random number that training might use is drawn from TensorFlow here.
+    self._keras, self._variables = initial_model.build_named(build_keras_model)
+    _, variables = self._trainable()
+    self._train = _build_training(
+      self._keras, variables, loss, client_optimizer
+    )
+    size = min(len(examples), plan.examples if plan is not None else 1)
+    chosen = np.linspace(0, len(examples) - 1, size).astype(int)
+    self._examples = np.asarray(examples)[chosen]
+
+  def open(self, round_num: int) -> None:
+    """Goes on after a round; -1 for a new run."""
+    self._file.open(round_num)
+
+  def is_due(
+    self, round_num: int, *, is_evaluated: bool, is_last: bool = False
+  ) -> bool:
+    """Returns whether to measure after a round.
+
+    Args:
+      round_num: The round; 0 is before the first.
+      is_evaluated: Whether the model was evaluated after it.
+      is_last: Whether it is the last round.
+    """
+    if self._plan is None or self._plan.every is None:
+      return is_evaluated
+    return is_last or round_num % self._plan.every == 0
+
+  def record(
+    self,
+    round_num: int,
+    *,
+    after: tff.learning.models.ModelWeights,
+    before: Optional[tff.learning.models.ModelWeights] = None,
+    cohort: Optional[Cohort] = None,
+    measured: Mapping[str, float],
+  ) -> None:
+    """Measures after a round.
+
+    Args:
+      round_num: The round; 0 is before the first.
+      after: The model after it.
+      before: The model before it.
+      cohort: Its clients.
+      measured: Columns of the metrics.
+    """
+    plan = self._plan
+    self._assign(after)
+    rows = self._blending_rows()
+    if plan is not None:
+      rows += self._model_rows(after, before)
+      if 'train/clip_fraction' in measured:
+        fraction = measured['train/clip_fraction']
+        rows.append((quantities.MODEL, 'clip_fraction', fraction))
+      if before is not None and cohort is not None:
+        rows += self._client_rows(round_num, before, cohort, plan.clients)
+    self._file.write(round_num, rows)
+
+  def summary(self) -> dict[str, Any]:
+    """Returns what the run's summary says of its diagnostics."""
+    result: dict[str, Any] = {'file': rows_file.NAME}
+    if self._is_private and self._plan is not None:
+      result['outside_the_guarantee'] = list(privacy_disclosures.DIAGNOSTICS)
+    return result
+
+  def _trainable(self) -> tuple[list[str], list[tf.Variable]]:
+    own = {id(variable) for variable in self._keras.trainable_variables}
+    named = [(n, v) for n, v in self._variables.items() if id(v) in own]
+    return [name for name, _ in named], [variable for _, variable in named]
+
+  def _assign(self, weights: tff.learning.models.ModelWeights) -> None:
+    parts = {True: list(weights.trainable), False: list(weights.non_trainable)}
+    own = {id(variable) for variable in self._keras.trainable_variables}
+    for variable in self._variables.values():
+      variable.assign(parts[id(variable) in own].pop(0))
+
+  def _blending_rows(self) -> list[quantities.Row]:
+    rows: list[quantities.Row] = []
+    units = {
+      id(part.blending_weights): part
+      for part in self._keras.submodules
+      if isinstance(part, AdaptiveBlendingUnit)
+    }
+    for name, variable in self._variables.items():
+      unit = units.get(id(variable))
+      if unit is None:
+        continue
+      layer = name.rpartition('/')[0]
+      for function, factor in zip(unit.kind.functions, unit.blend().numpy()):
+        rows.append((layer, f'blending_{function}', float(factor)))
+      if unit.swish_beta is not None:
+        rows.append((layer, 'swish_beta', float(unit.swish_beta)))
+    return rows
+
+  def _model_rows(self, after, before) -> list[quantities.Row]:
+    names, variables = self._trainable()
+    rows = quantities.weight_rows(
+      names, after.trainable, before.trainable if before is not None else None
+    )
+    sums = [np.zeros(variable.shape) for variable in variables]
+    taps: dict[tuple[str, str], list[Any]] = {}
+    for start in range(0, len(self._examples), _BATCH):
+      batch = self._examples[start : start + _BATCH]
+      ids, labels = batch[:, :-1], batch[:, 1:]
+      with tf.GradientTape() as tape, tapping.record() as seen:
+        logits = self._keras(ids, training=False)
+        total = self._loss(labels, logits) * np.count_nonzero(labels)
+      gradients = tape.gradient(total, variables)
+      sums = [
+        s if g is None else s + tf.convert_to_tensor(g).numpy()
+        for s, g in zip(sums, gradients)
+      ]
+      _extend(taps, seen, ids != 0)
+    rows += quantities.gradient_rows(
+      names,
+      after.trainable,
+      [s / np.count_nonzero(self._examples[:, 1:]) for s in sums],
+    )
+    found = quantities.tap_rows(taps, self._examples[:, :-1] != 0)
+    return (
+      rows
+      + found
+      + quantities.means(
+        found,
+        ('dead_gates', 'dead_units', 'attention_entropy'),
+      )
+    )
+
+  def _client_rows(
+    self, round_num, before, cohort, number
+  ) -> list[quantities.Row]:
+    generator = np.random.default_rng([self._seed, round_num, 2])
+    chosen = generator.permutation(len(cohort))[:number]
+    updates = []
+    for position in sorted(int(p) for p in chosen):
+      data = cohort[position]
+      if isinstance(data, Mapping):  # Of partial training.
+        data = data['examples']
+      self._assign(before)
+      updates.append(self._train(data))
+    return quantities.client_rows(self._trainable()[0], updates)
+
+
+def build_recorder(
+  built: Any, folder: str, build_model: Callable[..., tf.keras.Model]
+) -> Optional[Recorder]:
+  """Builds what `--diagnostics` asks for.
+
+  Args:
+    built: The `experiment.Experiment`.
+    folder: The run's folder.
+    build_model: Builds a model from a configuration and its number of ids.
+
+  Returns:
+    The recorder; None if there is nothing to measure.
+
+  Raises:
+    config.ConfigError: If an option is out of range.
+  """
+  settings = built.config
+  plan = settings.diagnostics.build(DIAGNOSTICS, 'diagnostics')
+  names = getattr(built.model, 'variable_names', ())
+  if plan is None and not any(_BLENDING_WEIGHTS in name for name in names):
+    return None
+  if not isinstance(built.task, Task):
+    raise config.ConfigError(
+      f'--diagnostics={settings.diagnostics} measures language models; leave '
+      f'it out with --task={settings.task}.'
+    )
+  return Recorder(
+    folder,
+    plan=plan,
+    build_keras_model=lambda: build_model(
+      settings, **built.task.model_arguments
+    ),
+    client_optimizer=learning_process.build_client_optimizer(
+      settings, built.model
+    ),
+    loss=built.task.loss,
+    examples=built.validation_examples,
+    seed=settings.client_seed,
+    is_private=bool(built.ledger.summary().get('promised')),
+  )
+
+
+def _extend(taps, seen, valid) -> None:
+  """Adds what was seen of a batch to what was seen of those before it."""
+  for key, values in seen.items():
+    values = [np.asarray(value) for value in values]
+    if key[1] != 'attention' and len(values) > valid.shape[1]:
+      values = values[-valid.shape[1] :]
+    if key in taps:
+      values = [np.concatenate(pair) for pair in zip(taps[key], values)]
+    taps[key] = values
+
+
+def _build_training(
+  model: tf.keras.Model,
+  variables: Sequence[tf.Variable],
+  loss: tf.keras.losses.Loss,
+  optimizer: tff.learning.optimizers.Optimizer,
+) -> Callable[[Any], list[np.ndarray]]:
+  """Returns a function from batches to the update that training on them makes.
+
+  The model begins with the values that its variables have. It is the training
+  of federated averaging, whatever the algorithm of the run, in float32.
+  """
+
+  @tf.function(reduce_retracing=True)
+  def step(state, ids, labels):
+    with tf.GradientTape() as tape:
+      value = loss(labels, model(ids, training=True))
+    gradients = tuple(
+      tf.zeros_like(v) if g is None else tf.convert_to_tensor(g)
+      for v, g in zip(variables, tape.gradient(value, variables))
+    )
+    weights = tuple(variable.read_value() for variable in variables)
+    state, weights = optimizer.next(state, weights, gradients)
+    for variable, weight in zip(variables, weights):
+      variable.assign(weight)
+    return state
+
+  def train(batches):
+    initial = [variable.numpy() for variable in variables]
+    state = optimizer.initialize(
+      tuple(tf.TensorSpec(v.shape, v.dtype) for v in variables)
+    )
+    state = tf.nest.map_structure(tf.convert_to_tensor, state)
+    for ids, labels in batches:
+      state = step(state, ids, labels)
+    return [v.numpy() - before for v, before in zip(variables, initial)]
+
+  return train

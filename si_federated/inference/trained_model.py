@@ -1,0 +1,152 @@
+"""The model of a run, ready to be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from si_federated import config
+from si_federated import experiment as experiment_lib
+from si_federated.tasks import Vocabulary, encode_texts, load_vocabulary
+from si_federated.training import run_folder as run_folder_lib
+from si_federated.weights import initial_model
+
+# Beginnings of words that are followed when tokens are pieces of words.
+_BEAM = 16
+_MAX_PIECES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """The model of a run.
+
+  Attributes:
+    config: What the run was made from.
+    vocabulary: The words, pieces or characters it knows.
+    model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`, or `[B, C]`
+      of classes.
+    checkpoint: The file that its weights are from.
+    classes: The names of its classes; none of a language model.
+  """
+
+  config: config.ExperimentConfig
+  vocabulary: Vocabulary
+  model: tf.keras.Model
+  checkpoint: str
+  classes: tuple[str, ...] = ()
+
+  def next_words(
+    self, ids: Sequence[int], *, top: int
+  ) -> list[tuple[list[int], float]]:
+    """Suggests the next word (character, for a vocabulary of characters).
+
+    Words of several pieces are found by a beam search; the probability of one
+    is that of its pieces and of no further piece.
+
+    Args:
+      ids: The text so far, without special ids.
+      top: The most suggestions.
+
+    Returns:
+      Ids and probability of each, the likeliest first; the end of the sentence
+      is one of them.
+    """
+    begins = self.vocabulary.begins_word
+    first = self._next_tokens([ids])[0] * begins
+    first /= first.sum()
+    found = [([int(i)], float(first[i])) for i in np.argsort(-first)]
+    found = [item for item in found if item[1] > 0]
+    if begins.all():
+      return found[:top]
+    end = [self.vocabulary.end]
+    whole = [item for item in found if item[0] == end]
+    started = [item for item in found if item[0] != end]
+    beam = max(_BEAM, 2 * top)
+    for _ in range(_MAX_PIECES):
+      started = sorted(started, key=lambda item: -item[1])[:beam]
+      whole = sorted(whole, key=lambda item: -item[1])[:top]
+      if not started or (len(whole) == top and whole[-1][1] >= started[0][1]):
+        break
+      following = self._next_tokens([[*ids, *word] for word, _ in started])
+      longer = []
+      for (word, probability), row in zip(started, following):
+        if self.vocabulary.text_of(word):  # The mark of a word is none yet.
+          whole.append((word, probability * float(row[begins].sum())))
+        continued = np.where(begins, 0.0, row)
+        longer += [
+          ([*word, int(i)], probability * float(continued[i]))
+          for i in np.argsort(-continued)[:beam]
+          if continued[i] > 0
+        ]
+      started = longer
+    return sorted(whole, key=lambda item: -item[1])[:top]
+
+  def class_probabilities(self, text: str) -> list[tuple[str, float]]:
+    """Returns the classes of a text, the likeliest first.
+
+    Args:
+      text: Any text.
+
+    Returns:
+      Name and probability of each class.
+    """
+    ids = encode_texts(self.vocabulary, [text], self.config.sequence_length)
+    logits = self.model(ids.astype(np.int32), training=False)[0].numpy()
+    likelihoods = np.exp(logits.astype(np.float64) - logits.max())
+    likelihoods /= likelihoods.sum()
+    order = np.argsort(-likelihoods, kind='stable')
+    return [(self.classes[i], float(likelihoods[i])) for i in order]
+
+  def _next_tokens(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns `[n, V]` probabilities after each of n texts of one length."""
+    vocabulary = self.vocabulary
+    # The model has learned from sentences cut to a length: give it the end of
+    # a longer one.
+    start = max(0, len(texts[0]) + 1 - self.config.sequence_length)
+    batch = [[vocabulary.beginning, *text[start:]] for text in texts]
+    logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
+    logits = logits.numpy().astype(np.float64)
+    logits[:, vocabulary.never_suggested] = -np.inf
+    likelihoods = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return likelihoods / likelihoods.sum(axis=1, keepdims=True)
+
+
+def load_model(path: str) -> TrainedModel:
+  """Loads the model of a run from its newest whole checkpoint.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The model with what it needs to be used.
+
+  Raises:
+    config.ConfigError: If the folder holds no run or no whole checkpoint.
+  """
+  experiment = run_folder_lib.read_config(path)
+  try:
+    vocabulary = load_vocabulary(path)
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from error
+  labels = run_folder_lib.model_labels(path)
+  files = run_folder_lib.RunFolder(path).checkpoints.newest()
+  if not files:
+    raise config.ConfigError(
+      f'{path} has no checkpoint yet; wait for the first, or start the run.'
+    )
+  file, weights = initial_model.plain_weights(
+    files,
+    lambda: experiment_lib.build_model(experiment, vocabulary.size, **labels),
+  )
+  plain = dataclasses.replace(
+    experiment, transform=config.ComponentSpec('none')
+  )
+  model, variables = initial_model.build_named(
+    lambda: experiment_lib.build_model(plain, vocabulary.size, **labels)
+  )
+  initial_model.assign(variables, weights)
+  classes = run_folder_lib.read_classes(path)
+  return TrainedModel(experiment, vocabulary, model, file, classes)

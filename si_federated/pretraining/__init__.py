@@ -1,0 +1,1 @@
+"""Central training of a language model to start from."""

@@ -1,0 +1,330 @@
+"""Figures of what runs measured with --diagnostics, by layer and round."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Dict, List, Mapping, NamedTuple, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import colors, ticker
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from si_federated.reporting import curves, line_styles, plotting, run_groups
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.runs import Run
+
+FILE = 'diagnostics.csv'
+_COLUMNS = ['round_num', 'layer', 'quantity', 'value']
+_MODEL = 'model'
+_BLENDING = 'blending_'
+# Runs with a picture of their own; there may be hundreds in a sweep.
+_MOST_RUNS = 4
+_INCHES_A_ROW = 0.115
+
+
+class _Map(NamedTuple):
+  """A panel of layers against rounds.
+
+  Attributes:
+    quantity: What it shows.
+    title: Its heading.
+    scale: `'log'`, `'sign'` for what may be negative, or `'linear'`.
+  """
+
+  quantity: str
+  title: str
+  scale: str
+
+
+_MAPS = (
+  _Map(
+    'effective_learning_rate',
+    "Effective learning rate: server's step / weights (log)",
+    'log',
+  ),
+  _Map('gradient_weight_cosine', 'Cosine of gradient and weights', 'sign'),
+  _Map('client_drift', "Clients' drift (log)", 'log'),
+  _Map('dead_gates', 'Fraction of dead SI gates', 'linear'),
+  _Map('attention_entropy', 'Entropy of attention (nats)', 'linear'),
+)
+
+# Of the whole model, drawn as one curve for each set of runs.
+_CURVES: Dict[str, str] = {
+  'effective_learning_rate': "Server's step / norm of weights",
+  'client_drift': "Clients' distance from the server",
+  'client_variance': "Variance of clients' updates",
+  'clip_fraction': 'Fraction of clipped clients',
+  'dead_gates': 'Fraction of dead SI gates',
+  'attention_entropy': 'Mean entropy of attention (nats)',
+}
+
+
+def read(path: pathlib.Path) -> pd.DataFrame:
+  """Reads the diagnostics of a run.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    Columns `round_num`, `layer`, `quantity` and `value`; no rows if there is no
+    such file.
+
+  Raises:
+    ValueError: If the file is not one of diagnostics.
+  """
+  file = path / FILE
+  if not file.is_file():
+    return pd.DataFrame({name: [] for name in _COLUMNS})
+  try:
+    table = pd.read_csv(file, dtype={'layer': str, 'quantity': str})
+    if list(table.columns) != _COLUMNS:
+      raise ValueError(f'its columns are {list(table.columns)}')
+    return table.astype({'round_num': int, 'value': float})
+  except (ValueError, UnicodeDecodeError) as error:
+    raise ValueError(
+      f'{file} is not a file of diagnostics ({error}); delete it to report '
+      'without.'
+    ) from error
+
+
+def draw(comparison: run_groups.Comparison) -> List[Picture]:
+  """Draws what runs have measured of the whole model, and layer by layer.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    A picture of curves for each quantity, and at most two pictures for each of
+    the first runs that have diagnostics; none without.
+  """
+  tables = {
+    run.path: read(run.path)
+    for group in comparison.groups
+    for run in group.runs
+  }
+  if not any(len(table) for table in tables.values()):
+    return []
+  pictures: List[Picture | None] = []
+  shown = 0
+  with matplotlib.rc_context(rc=plotting.STYLE):  # type: ignore[arg-type]
+    extended = _with_series(comparison, tables)
+    for quantity, words in _CURVES.items():
+      pictures.append(_draw_curves(extended, quantity, words))
+    for group in comparison.groups:
+      table = tables[group.runs[0].path]
+      if not len(table) or shown == _MOST_RUNS:
+        continue
+      shown += 1
+      place = f'diagnostics_{shown}'
+      label = group.label or group.runs[0].name
+      pictures.append(_draw_blending(table, f'{place}_blending', label))
+      pictures.append(_draw_maps(table, f'{place}_layers', label))
+  return [picture for picture in pictures if picture is not None]
+
+
+def _with_series(
+  comparison: run_groups.Comparison,
+  tables: Mapping[pathlib.Path, pd.DataFrame],
+) -> run_groups.Comparison:
+  """Returns the runs with `diagnostics/QUANTITY` among their series."""
+
+  def extended(run: Run) -> Run:
+    table = tables[run.path]
+    series = {
+      f'diagnostics/{quantity}': rows.set_index('round_num')['value']
+      for quantity, rows in table[table['layer'] == _MODEL].groupby('quantity')
+    }
+    return dataclasses.replace(run, series={**run.series, **series})
+
+  return dataclasses.replace(
+    comparison,
+    groups=tuple(
+      dataclasses.replace(group, runs=tuple(map(extended, group.runs)))
+      for group in comparison.groups
+    ),
+  )
+
+
+def _draw_curves(
+  comparison: run_groups.Comparison, quantity: str, words: str
+) -> Picture | None:
+  drawn = [
+    (curves.curve(group, f'diagnostics/{quantity}'), look)
+    for group, look in zip(
+      comparison.groups, line_styles.group_looks(comparison)
+    )
+  ]
+  drawn = [(one, look) for one, look in drawn if len(one.x)]
+  if not drawn:
+    return None
+  figure, axes = plotting.blank_axes(words, len(drawn))
+  low = min(float(one.low.min()) for one, _ in drawn)
+  high = max(float(one.high.max()) for one, _ in drawn)
+  if low > 0:
+    plotting.scale_y(axes, low * 0.9, high * 1.1)
+  else:
+    axes.set_ylim(min(low, 0.0), high * 1.08 or 1.0)
+  plotting.scale_rounds(axes)
+  labels = []
+  for one, look in drawn:
+    axes.plot(
+      one.x, one.mean, color=look.color, alpha=look.alpha, marker=look.marker
+    )
+    axes.fill_between(
+      one.x, one.low, one.high, color=look.color, alpha=0.18, linewidth=0
+    )
+    end = float(one.x[-1]), float(one.mean[-1])
+    labels.append(plotting.Label(one.label, look.color, end[1], end))
+  axes.set_xlim(0, max(one.x[-1] for one, _ in drawn) or 1.0)
+  caption = f'{words}, of the whole model, by round.'
+  return plotting.finish(
+    f'diagnostics_{quantity}', caption, figure, axes, labels
+  )
+
+
+def _figure(width: float, height: float) -> Figure:
+  figure = Figure(figsize=(width, height))
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _draw_maps(table: pd.DataFrame, name: str, label: str) -> Picture | None:
+  panels = []
+  for one in _MAPS:
+    rows = table[(table['quantity'] == one.quantity)]
+    rows = rows[rows['layer'] != _MODEL]
+    if one.quantity == 'attention_entropy':
+      rows = rows[rows['layer'].str.contains('/head_')]
+    if not len(rows):
+      continue
+    order = list(dict.fromkeys(rows['layer']))
+    panels.append(
+      (one, rows.pivot_table('value', 'layer', 'round_num').loc[order])
+    )
+  if not panels:
+    return None
+  rows_of = [len(grid) for _, grid in panels]
+  heights = [_INCHES_A_ROW * n + 0.45 for n in rows_of]
+  figure = _figure(4.6, sum(heights) + 0.25)
+  axes = figure.subplots(
+    len(panels), 1, gridspec_kw={'height_ratios': heights}, squeeze=False
+  )[:, 0]
+  for at, (one, grid) in zip(axes, panels):
+    _draw_map(figure, at, one, grid)
+  axes[-1].set_xlabel('Round')
+  figure.tight_layout(pad=0.4, h_pad=0.6)
+  caption = (
+    f'{label}: what was measured in each layer at each evaluation. The model '
+    'as clients got it from the server; gradients, gates and attention on '
+    'sentences of validation clients.'
+  )
+  return plotting.render(name, caption, figure)
+
+
+def _draw_map(figure: Figure, axes: Axes, one: _Map, grid) -> None:
+  values = grid.to_numpy(dtype=float)
+  finite = values[np.isfinite(values)]
+  if one.scale == 'log':
+    positive = finite[finite > 0]
+    low, high = (
+      (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
+    )
+    scale: colors.Normalize = colors.LogNorm(low, max(high, low * 1.01))
+    cmap = 'viridis'
+  elif one.scale == 'sign':
+    most = max(np.abs(finite).max(initial=0.0), 1e-3)
+    scale, cmap = colors.Normalize(-most, most), 'RdBu_r'
+  else:
+    scale = colors.Normalize(0.0, max(finite.max(initial=0.0), 1e-3))
+    cmap = 'viridis'
+  image = axes.imshow(
+    np.ma.masked_invalid(values),
+    aspect='auto',
+    cmap=cmap,
+    norm=scale,
+    interpolation='none',
+  )
+  axes.set_title(one.title, fontsize=7, loc='left')
+  small = 5.5 if len(grid) <= 40 else 4.5
+  axes.set_yticks(range(len(grid)), list(grid.index), fontsize=small)
+  axes.tick_params(axis='y', length=0)
+  step = -(-len(grid.columns) // 8)
+  places = range(0, len(grid.columns), step)
+  axes.set_xticks(places, [f'{grid.columns[i]:g}' for i in places], fontsize=6)
+  axes.grid(False)
+  axes.spines[:].set_visible(False)
+  bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+  bar.ax.tick_params(labelsize=5.5, length=2)
+  bar.outline.set_visible(False)
+
+
+def _draw_blending(
+  table: pd.DataFrame, name: str, label: str
+) -> Picture | None:
+  rows = table[table['quantity'].str.startswith(_BLENDING)]
+  if not len(rows):
+    return None
+  layers = list(dict.fromkeys(rows['layer']))
+  functions = list(dict.fromkeys(rows['quantity']))
+  columns = min(len(layers), 2 if len(layers) <= 4 else 4)
+  lines = -(-len(layers) // columns)
+  figure = _figure(1.75 * max(columns, 2), 1.25 * lines + 0.5)
+  axes = figure.subplots(
+    lines, columns, sharex=True, sharey=True, squeeze=False
+  )
+  for at in axes.flat[len(layers) :]:
+    at.set_visible(False)
+  for at, layer in zip(axes.flat, layers):
+    of_layer = rows[rows['layer'] == layer]
+    for index, function in enumerate(functions):
+      line = of_layer[of_layer['quantity'] == function]
+      at.plot(
+        line['round_num'],
+        line['value'],
+        color=plotting.PALETTE[index % len(plotting.PALETTE)][0],
+        label=function[len(_BLENDING) :],
+        linewidth=1.1,
+      )
+    at.set_title(layer, fontsize=6, loc='left')
+    at.axhline(0, color=plotting.QUIET[0], linewidth=0.5)
+    at.spines[['top', 'right']].set_visible(False)
+    at.tick_params(labelsize=6)
+    at.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
+  for at in axes[-1]:
+    at.set_xlabel('Round', fontsize=6.5)
+  figure.legend(
+    *axes.flat[0].get_legend_handles_labels(),
+    loc='upper center',
+    ncols=len(functions),
+    fontsize=6.5,
+    frameon=False,
+    handlelength=1.2,
+    columnspacing=1.0,
+  )
+  figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.2 / (1.25 * lines + 0.5)))
+  caption = (
+    f'{label}: what part each function has in the adaptive blending units, '
+    'as the mode normalises it.'
+  )
+  return plotting.render(name, caption, figure)
+
+
+def sentences(comparison: run_groups.Comparison) -> Sequence[str]:
+  """Says which private runs have diagnostics that noise does not protect."""
+  said = []
+  for group in comparison.groups:
+    for run in group.runs:
+      outside = (run.summary.get('diagnostics') or {}).get(
+        'outside_the_guarantee'
+      )
+      if outside:
+        said.append(
+          f'{run.name}: its diagnostics ({", ".join(outside)}) are of updates '
+          'without noise, which its ε does not cover.'
+        )
+  return said

@@ -1,0 +1,1 @@
+"""A corpus made of the docstrings of installed packages."""

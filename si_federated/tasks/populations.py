@@ -1,0 +1,292 @@
+"""Populations of clients over token arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from si_federated.tasks.token_arrays import MAX_WORDS, TokenArrays
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientPopulation:
+  """The clients of one split, as sentences of ids of a fixed length.
+
+  Nothing is read before a client is asked for, and nothing is kept after, so
+  that the cost of a round is the cost of its cohort.
+
+  Attributes:
+    arrays: The sentences as word ranks.
+    num_words: V, the number of words with an id of their own.
+    sequence_length: T, the number of words to which a sentence is cut.
+  """
+
+  arrays: TokenArrays
+  num_words: int
+  sequence_length: int
+
+  def __post_init__(self):
+    if not 1 <= self.num_words <= MAX_WORDS:
+      raise ValueError(
+        f'A vocabulary has 1 to {MAX_WORDS} words; got {self.num_words}.'
+      )
+    if self.sequence_length < 1:
+      raise ValueError(
+        f'sequence_length must be 1 or more; got {self.sequence_length}.'
+      )
+
+  def __len__(self) -> int:
+    return len(self.arrays.client_id_offsets) - 1
+
+  @property
+  def num_sentences(self) -> int:
+    """Number of sentences of all clients."""
+    return len(self.arrays.sentence_offsets) - 1
+
+  def _client(self, index: int) -> int:
+    if not 0 <= index < len(self):
+      raise IndexError(
+        f'There is no client {index}: the population has {len(self)} clients.'
+      )
+    return int(index)
+
+  def client_id(self, index: int) -> str:
+    """Returns the name of a client, 0 <= index < len(self)."""
+    start, stop = self.arrays.client_id_offsets[
+      self._client(index) : index + 2
+    ].tolist()
+    return bytes(self.arrays.client_ids[start:stop]).decode()
+
+  def num_examples(self, index: int) -> int:
+    """Returns the number of sentences of a client."""
+    start, stop = self._sentence_range(index)
+    return stop - start
+
+  def _sentence_range(self, index: int) -> tuple[int, int]:
+    start, stop = self.arrays.client_offsets[
+      self._client(index) : index + 2
+    ].tolist()
+    return start, stop
+
+  def examples(self, index: int) -> np.ndarray:
+    """Returns a client's sentences in stored order.
+
+    Args:
+      index: The client, 0 <= index < len(self).
+
+    Returns:
+      `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
+      if there are fewer than T, zeros.
+    """
+    order = np.arange(self.num_examples(index))
+    return self.ids_of(self.sentence_numbers(index, order))
+
+  def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
+    """Returns which sentences of the whole split some of a client's are.
+
+    Args:
+      index: The client.
+      order: `[n]` numbers among its own sentences, from 0.
+
+    Returns:
+      `[n]` numbers for `ids_of`.
+    """
+    return self._sentence_range(index)[0] + order
+
+  def ids_of(self, sentences: np.ndarray) -> np.ndarray:
+    """Returns `[n, T + 1]` int32 ids of the sentences with these numbers."""
+    length = self.sequence_length
+    unknown = self.num_words + 1
+    offsets = self.arrays.sentence_offsets
+    starts = np.asarray(offsets[sentences])
+    sizes = np.asarray(offsets[sentences + 1]) - starts
+    columns = np.arange(length)
+    is_word = columns < sizes[:, None]
+    ids = np.zeros([len(sentences), length + 1], np.int32)
+    ids[:, 0] = unknown + 1
+    body = ids[:, 1:]
+    positions = (starts[:, None] + columns)[is_word]
+    ranks = np.asarray(self.arrays.tokens[positions]).astype(np.int32)
+    body[is_word] = np.where(ranks < self.num_words, ranks + 1, unknown)
+    (short,) = np.nonzero(sizes < length)
+    body[short, sizes[short]] = unknown + 2
+    return ids
+
+  def training_examples(
+    self,
+    index: int,
+    *,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> np.ndarray:
+    """Returns the sentences of a client in the order of a training pass.
+
+    Shuffled, repeated with a new order in every epoch, then cut to
+    `max_elements`, as in TFF's Stack Overflow baseline. Differs from the
+    baseline: the shuffle is over the whole client, not a buffer of 1,000.
+
+    Args:
+      index: The client.
+      epochs: How often each sentence is seen.
+      max_elements: At most this many sentences over all epochs; None for all.
+      seed: With the client's index fixes the order; None for stored order.
+
+    Returns:
+      `[m, T + 1]` int32.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    order = training_order(
+      self.num_examples(index),
+      index=index,
+      epochs=epochs,
+      max_elements=max_elements,
+      seed=seed,
+    )
+    return self.ids_of(self.sentence_numbers(index, order))
+
+  def client_batches(
+    self,
+    index: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the batches of one client for one round.
+
+    Args:
+      index: The client.
+      batch_size: Sentences a batch; the last may have fewer.
+      epochs: As for `training_examples`.
+      max_elements: As for `training_examples`.
+      seed: As for `training_examples`.
+
+    Returns:
+      A dataset of `(x [b, T], y [b, T])` int32, y one word ahead of x.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+    ids = self.training_examples(
+      index, epochs=epochs, max_elements=max_elements, seed=seed
+    )
+    return in_batches(next_tokens(ids), batch_size)
+
+  def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
+    """Returns a fixed random subset of all sentences of all clients.
+
+    Args:
+      max_examples: At most this many; all sentences if there are no more.
+      seed: Fixes the choice.
+
+    Returns:
+      `[n, T + 1]` int32 in stored order, no sentence twice.
+    """
+    check_at_least_one('max_examples', max_examples)
+    total = self.num_sentences
+    if max_examples >= total:
+      return self.ids_of(np.arange(total))
+    generator = np.random.PCG64(seed)
+    if max_examples * 4 >= total:
+      chosen = permutation(generator, total)[:max_examples]
+    else:  # Memory must not grow with the population.
+      chosen = np.empty([0], np.int64)
+      while len(chosen) < max_examples:
+        drawn = generator.random_raw(max_examples) % np.uint64(total)
+        both = np.concatenate([chosen, drawn.astype(np.int64)])
+        _, first = np.unique(both, return_index=True)
+        chosen = both[np.sort(first)][:max_examples]
+    return self.ids_of(np.sort(chosen))
+
+  def label_counts(self, chunk: int = 200_000) -> np.ndarray:
+    """Counts how often each id is a label in one pass over all sentences.
+
+    Args:
+      chunk: How many sentences are held in memory at once.
+
+    Returns:
+      `[V + 4]` int64; padding and the beginning token are 0.
+    """
+    counts = np.zeros([self.num_words + 4], np.int64)
+    for start in range(0, self.num_sentences, chunk):
+      stop = min(start + chunk, self.num_sentences)
+      labels = self.ids_of(np.arange(start, stop))[:, 1:]
+      counts += np.bincount(labels.ravel(), minlength=len(counts))
+    counts[0] = 0
+    return counts
+
+
+def next_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ids and the labels one ahead, `[n, T]`, of rows `[n, T + 1]`."""
+  return rows[:, :-1], rows[:, 1:]
+
+
+def check_at_least_one(name: str, value: int) -> None:
+  """Raises a ValueError if a number of examples is below 1."""
+  if value < 1:
+    raise ValueError(f'{name} must be 1 or more; got {value}.')
+
+
+def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
+  """Returns a dataset of the batches of arrays `[n, ...]`.
+
+  Args:
+    arrays: A structure of them.
+    batch_size: Rows a batch; the last may have fewer.
+
+  Raises:
+    ValueError: The batch size is below 1.
+  """
+  check_at_least_one('batch_size', batch_size)
+  return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
+
+
+def training_order(
+  size: int,
+  *,
+  index: int,
+  epochs: int = 1,
+  max_elements: int | None = None,
+  seed: int | Sequence[int] | None = None,
+) -> np.ndarray:
+  """Returns in which order a client's examples are used, `[m]`.
+
+  Args:
+    size: The number of its examples.
+    index: The client.
+    epochs: How often each example is seen.
+    max_elements: At most this many over all epochs; None for all.
+    seed: With the client's index fixes the order; None for stored order.
+
+  Raises:
+    ValueError: A number is out of range.
+  """
+  if epochs < 1:
+    raise ValueError(f'epochs must be 1 or more; got {epochs}.')
+  if max_elements is not None and max_elements < 1:
+    raise ValueError(
+      f'max_elements must be 1 or more, or None; got {max_elements}.'
+    )
+  total = epochs * size
+  if max_elements is not None:
+    total = min(total, max_elements)
+  if seed is None:
+    return np.arange(total) % max(size, 1)
+  words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
+  generator = np.random.PCG64([*words, index])
+  passes = [permutation(generator, size) for _ in range(-(-total // size))]
+  return np.concatenate(passes)[:total]
+
+
+def permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
+  """Returns a random order of so many, the same with every NumPy."""
+  # Sorted raw output, because NumPy keeps the stream of a bit generator the
+  # same from version to version but not that of `Generator.permutation`.
+  return np.argsort(generator.random_raw(size), kind='stable')

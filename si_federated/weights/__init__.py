@@ -1,0 +1,1 @@
+"""The weights of models in files: checkpoints, Keras files, adapters."""

@@ -1,0 +1,103 @@
+"""Files of what a model's adapters have learned, without the model."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from si_federated import config, files
+from si_federated import experiment as experiment_lib
+from si_federated.models import TRANSFORMS, adapters
+from si_federated.tasks import load_vocabulary
+from si_federated.training import run_folder
+from si_federated.weights import initial_model, weight_files
+
+# Beside the weights, by name: what attaches them.
+_TRANSFORM = 'transform'
+
+
+def write(run: str, path: str) -> dict[str, Any]:
+  """Writes the adapters of a run, and what else it has trained.
+
+  Args:
+    run: The folder of a run with `--transform=lora` or `ffa_lora`.
+    path: The file to write, `.npz`.
+
+  Returns:
+    The checkpoint that they are from, `checkpoint`, and the names of the
+    weights, `weights`.
+
+  Raises:
+    config.ConfigError: If the run has no adapters or no whole checkpoint.
+  """
+  experiment = run_folder.read_config(run)
+  vocabulary = load_vocabulary(run)
+  with initial_model.without_values():
+    model, variables = initial_model.build_named(
+      lambda: experiment_lib.build_model(
+        experiment, vocabulary.size, **run_folder.model_labels(run)
+      )
+    )
+    parts = adapters.adapters_of(model)
+    if not parts:
+      raise config.ConfigError(
+        f'{run} has no adapters to write: its --transform is '
+        f'{experiment.transform}, not lora or ffa_lora.'
+      )
+    file, weights = initial_model.newest_weights(
+      run_folder.RunFolder(run).checkpoints.newest(), model, variables
+    )
+    kept = {id(v) for part in parts for v in (part.a, part.b)}
+    kept |= {id(variable) for variable in model.trainable_variables}
+    chosen = {
+      name: weights[name]
+      for name, variable in variables.items()
+      if id(variable) in kept
+    }
+  buffer = io.BytesIO()
+  np.savez(
+    buffer, **{_TRANSFORM: np.array(str(experiment.transform))}, **chosen
+  )
+  files.write_atomically(path, buffer.getvalue())
+  return {'checkpoint': os.path.abspath(file), 'weights': list(chosen)}
+
+
+def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
+  """Gives a model the adapters of a file.
+
+  Args:
+    model: The model that they were trained on, without a transform; it is
+      changed.
+    path: What `write` has written.
+
+  Returns:
+    The model; `si_federated.models.adapters.merge_adapters` merges them.
+
+  Raises:
+    ValueError: If the file is no such file, or of another model.
+  """
+  weights: Mapping[str, np.ndarray] = weight_files.read(path)
+  if _TRANSFORM not in weights:
+    raise ValueError(f'{path} holds weights, but no adapters.')
+  spec = config.ComponentSpec.parse(str(weights[_TRANSFORM]))
+  model = spec.build(TRANSFORMS, 'transform', model=model)
+  names = adapters.stable_names(variable.name for variable in model.variables)
+  variables = dict(zip(names, model.variables))
+  learned = {n: w for n, w in weights.items() if n != _TRANSFORM}
+  differing = [
+    name
+    for name, weight in learned.items()
+    if name not in variables or tuple(variables[name].shape) != weight.shape
+  ]
+  if differing:
+    raise ValueError(
+      f'{path} is of another model, in which there is {differing[0]} of shape '
+      f'{learned[differing[0]].shape}.'
+    )
+  initial_model.assign(variables, learned)
+  return model

@@ -1,0 +1,243 @@
+"""Which flags of privacy go together, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from si_federated import config
+from si_federated.assembly import private_mechanism
+from si_federated.privacy import Participation, PrivacyRecord, strategies
+
+_CLIENTS = 120
+
+
+def _config(**changes):
+  values = {'clients_per_round': 4, 'total_rounds': 60, **changes}
+  return config.ExperimentConfig(
+    'x',
+    **{
+      key: config.ComponentSpec.parse(value)
+      if key in ('aggregator', 'participation')
+      else value
+      for key, value in values.items()
+    },
+  )
+
+
+def _build(delta=1e-5, **changes):
+  experiment = _config(**changes)
+  schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+  mechanism = private_mechanism.build_mechanism(experiment, schedule)
+  return private_mechanism.calibrate(
+    experiment, mechanism, delta=delta, schedule=schedule, dimension=1000
+  )
+
+
+_PRIVATE = {'clip_norm': 1.0, 'noise_multiplier': 2.0}
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ({'clip_norm': 1.0}, '--clip_norm has no effect on --aggregator=mean'),
+    ({'noise_seed': 0}, '--noise_seed has no effect on --aggregator=mean'),
+    ({'target_epsilon': 2.0}, 'no effect on --aggregator=mean'),
+    (
+      {'aggregator': 'tree', 'noise_multiplier': 1.0},
+      '--aggregator=tree needs --clip_norm',
+    ),
+    (
+      {'aggregator': 'blt', 'clip_norm': 1.0},
+      'blt needs --noise_multiplier or --target_epsilon',
+    ),
+    (
+      {'aggregator': 'distributed_dp', **_PRIVATE, 'noise_seed': 3},
+      '--noise_seed has no effect on --aggregator=distributed_dp',
+    ),
+    (
+      {
+        'aggregator': 'distributed_dp',
+        'participation': 'poisson',
+        **_PRIVATE,
+      },
+      'cohorts of varying size',
+    ),
+    (
+      {
+        'aggregator': 'distributed_dp:bits=8',
+        'clip_norm': 1.0,
+        'target_epsilon': 0.01,
+      },
+      'noise',
+    ),
+    ({'aggregator': 'tre', **_PRIVATE}, "did you mean 'tree'"),
+    ({'aggregator': 'tree:efficent=true', **_PRIVATE}, "mean 'efficient'"),
+    ({'aggregator': 'tree:clip_norm=1', **_PRIVATE}, 'no option'),
+    ({'participation': 'cycles'}, "mean 'fixed_cycles'"),
+    ({'participation': 'min_separation'}, 'needs --min_separation'),
+    ({'participation': 'cyclic_poisson'}, 'needs --min_separation'),
+    # Uniform sampling keeps clients apart by nothing.
+    ({'aggregator': 'tree', **_PRIVATE}, 'tree needs min_separation'),
+    (
+      {'aggregator': 'banded', **_PRIVATE, 'min_separation': 5},
+      'uniform meets only .* choose another schedule',
+    ),
+    (
+      {
+        'aggregator': 'blt',
+        'participation': 'fixed_cycles',
+        **_PRIVATE,
+        'max_participations': 1,
+      },
+      'fixed_cycles meets only',
+    ),
+    (
+      {
+        'aggregator': 'banded:bands=31',
+        'participation': 'fixed_cycles',
+        **_PRIVATE,
+      },
+      'bands is 31',
+    ),
+    (
+      {'aggregator': 'gaussian', **_PRIVATE, 'noise_cohort_size': 3},
+      'noise_cohort_size is 3',
+    ),
+    (
+      {'aggregator': 'gaussian', **_PRIVATE, 'noise_seed': -1},
+      'noise_seed is -1',
+    ),
+  ],
+)
+def test_flags_that_do_not_go_together(flags, message):
+  with pytest.raises(config.ConfigError, match=message) as raised:
+    _build(**flags)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('clip_norm', 0.0),
+    ('noise_multiplier', -1.0),
+    ('target_epsilon', 0.0),
+    ('delta', 1.0),
+    ('delta', 0.0),
+    ('min_separation', 0),
+    ('max_participations', 0),
+    ('clip_norm', float('nan')),
+  ],
+)
+def test_numbers_out_of_range(name, value):
+  with pytest.raises(config.ConfigError, match=f'--{name} must be'):
+    _config(**{name: value})
+
+
+def test_noise_and_epsilon_exclude_each_other():
+  with pytest.raises(config.ConfigError, match='exclude each other'):
+    _config(noise_multiplier=1.0, target_epsilon=1.0)
+
+
+def test_the_contract_is_what_the_schedule_keeps_to():
+  mechanism = _build(
+    aggregator='tree', participation='fixed_cycles', **_PRIVATE
+  )
+  assert mechanism.contract == Participation(60, 2, 30)
+  mechanism = _build(
+    aggregator='tree',
+    participation='fixed_cycles',
+    min_separation=20,
+    **_PRIVATE,
+  )
+  assert mechanism.contract == Participation(60, 3, 20)
+  mechanism = _build(
+    aggregator='tree',
+    participation='min_separation',
+    min_separation=20,
+    max_participations=2,
+    **_PRIVATE,
+  )
+  assert mechanism.contract == Participation(60, 2, 20)
+  assert _build(aggregator='gaussian', **_PRIVATE).contract == Participation(
+    60, 60, 1
+  )
+
+
+@pytest.mark.parametrize(
+  ('aggregator', 'participation', 'amplified'),
+  [
+    ('gaussian', 'poisson', True),
+    ('gaussian', 'uniform', False),
+    ('adaptive_gaussian:count_noise=2', 'poisson', True),
+    ('banded:bands=4', 'cyclic_poisson', True),
+    ('gaussian', 'cyclic_poisson', True),
+    ('tree', 'cyclic_poisson', False),
+    ('banded:bands=4', 'fixed_cycles', False),
+  ],
+)
+def test_only_sampling_that_earns_it_amplifies(
+  aggregator, participation, amplified
+):
+  separated = participation not in ('uniform', 'poisson')
+  mechanism = _build(
+    aggregator=aggregator,
+    participation=participation,
+    min_separation=10 if separated else None,
+    **_PRIVATE,
+  )
+  assert (mechanism.record.amplification is not None) == amplified
+
+
+@pytest.mark.parametrize('aggregator', ['gaussian', 'tree', 'banded', 'blt'])
+def test_noise_for_a_target_epsilon(aggregator):
+  mechanism = _build(
+    aggregator=aggregator,
+    participation='fixed_cycles',
+    min_separation=20,
+    clip_norm=0.5,
+    target_epsilon=3.0,
+  )
+  assert mechanism.record.epsilon(1e-5) == pytest.approx(3, rel=1e-4)
+  assert mechanism.factory.noise_multiplier == mechanism.record.noise_multiplier
+  assert mechanism.factory.clip_norm == 0.5
+  less = dataclasses.replace(
+    mechanism.record, noise_multiplier=0.99 * mechanism.record.noise_multiplier
+  )
+  assert less.epsilon(1e-5) > 3
+
+
+def test_an_infinite_epsilon_needs_no_noise():
+  mechanism = _build(
+    aggregator='tree',
+    participation='fixed_cycles',
+    clip_norm=0.5,
+    target_epsilon=float('inf'),
+  )
+  assert mechanism.factory.noise_multiplier == 0
+
+
+def test_ledger_of_a_simulated_cohort():
+  experiment = _config(aggregator='gaussian', **_PRIVATE, noise_cohort_size=400)
+  ledger = private_mechanism.build_ledger(
+    experiment,
+    private_mechanism.build_mechanism(experiment),
+    num_clients=_CLIENTS,
+  )
+  ledger.record(1, range(4))
+  summary = ledger.summary()
+  assert summary['simulated'] and summary['noise_cohort_size'] == 400
+  assert summary['delta'] == pytest.approx(120**-1.1)
+  assert summary['noise_seed_is_secret']
+  assert summary['epsilon'] == pytest.approx(
+    PrivacyRecord(
+      strategies.identity(60), 2.0, Participation(60, 1, 60)
+    ).epsilon(120**-1.1)
+  )
+  assert 'train/clip_fraction' in summary['released_without_noise']

@@ -1,0 +1,362 @@
+"""Tests of central training: its data, its resuming, its folder."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from si_federated import config, experiment
+from si_federated.algorithms import packed_tokens
+from si_federated.inference import trained_model
+from si_federated.pretraining import steps as pretraining_steps
+from si_federated.pretraining.run import pretrain
+from si_federated.pretraining.settings import Settings
+from si_federated.tasks import Vocabulary
+from si_federated.training import checkpoints
+from si_federated.weights import initial_model
+
+_TIMINGS = {'round_secs', 'eval_secs', 'secs_total'}
+_TASK = 'synthetic:num_clients=30,num_words=16'
+
+
+def _config(name='x', **changes):
+  values = {
+    'task': _TASK,
+    'model': 'cifg:units=8,embedding_size=4',
+    'vocab_size': 20,
+    'sequence_length': 6,
+    'clients_per_round': 2,
+    'num_validation_examples': 16,
+    **changes,
+  }
+  parts = ('task', 'model', 'transform')
+  return config.ExperimentConfig(
+    name,
+    **{
+      key: config.ComponentSpec.parse(value) if key in parts else value
+      for key, value in values.items()
+    },
+  )
+
+
+def _settings(**changes):
+  return Settings(
+    **{
+      'num_steps': 6,
+      'batch_size': 8,
+      'steps_per_eval': 4,
+      'steps_per_checkpoint': 3,
+      'learning_rate': 0.01,
+      **changes,
+    }
+  )
+
+
+def _rows(folder):
+  with open(folder / 'metrics.csv', newline='') as file:
+    return [
+      {key: value for key, value in row.items() if key not in _TIMINGS}
+      for row in csv.DictReader(file)
+    ]
+
+
+def _arrays(folder):
+  newest = sorted((folder / 'checkpoints').glob('*.npz'))[-1]
+  with np.load(newest) as arrays:
+    return {n: arrays[n] for n in arrays.files if n != 'facts'}
+
+
+def _assert_same(one, other):
+  assert _rows(one) == _rows(other)
+  arrays, expected = _arrays(one), _arrays(other)
+  assert list(arrays) == list(expected)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+
+
+@pytest.fixture(name='whole', scope='module')
+def _whole(tmp_path_factory):
+  """The folder of an uninterrupted run, and its summary."""
+  root = tmp_path_factory.mktemp('whole')
+  summary = pretrain(_config(), _settings(), str(root))
+  return root / 'x', summary
+
+
+def test_writes_a_run_folder(whole):
+  folder, summary = whole
+  rows = _rows(folder)
+  assert [row['round_num'] for row in rows] == ['0', '4', '6']
+  assert rows[0]['train/loss'] == ''
+  losses = [float(row['eval/loss']) for row in rows]
+  assert losses == sorted(losses, reverse=True)
+  for row, loss in zip(rows, losses):
+    assert float(row['eval/perplexity']) == pytest.approx(np.exp(loss))
+  assert json.loads((folder / 'summary.json').read_text()) == summary
+  assert summary['rounds'] == 6
+  assert summary['final']['eval/loss'] == losses[-1]
+  task = json.loads((folder / 'task.json').read_text())
+  assert task['name'] == 'synthetic'
+  assert task['reference_perplexity']['unigram'] > 1
+  held = json.loads((folder / 'config.json').read_text())
+  assert held['algorithm'] == 'pretrain'
+  assert held['client_learning_rate'] == 0.01
+
+
+def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
+  """The same weights, from the batches and a loop of our own."""
+  settings = _config()
+  task: Any = experiment.build_task(settings)
+  model, variables = initial_model.build_named(
+    lambda: experiment.build_model(settings, task.vocabulary.size)
+  )
+  optimizer = tf.keras.optimizers.Adam(0.01)
+  total = count = 0
+  for ids, labels in pretraining_steps.batches(
+    task.train, batch_size=8, seed=0, first=0, last=6
+  ):
+    with tf.GradientTape() as tape:
+      loss = task.loss(labels, model(ids))
+    optimizer.minimize(loss, model.trainable_variables, tape=tape)
+    step = int(optimizer.iterations)
+    if step > 4:
+      count += np.sum(labels != 0)
+      total += float(loss) * np.sum(labels != 0)
+  arrays = _arrays(whole[0])
+  for index, (name, variable) in enumerate(variables.items()):
+    np.testing.assert_allclose(
+      arrays[f'state/global_model_weights/trainable/{index}'],
+      variable,
+      rtol=1e-3,
+      atol=1e-5,
+      err_msg=name,
+    )
+  last = _rows(whole[0])[-1]
+  assert int(last['train/num_tokens']) == count
+  assert float(last['train/loss']) == pytest.approx(total / count, rel=1e-4)
+
+
+class _KilledError(Exception):
+  pass
+
+
+def _stop_after(monkeypatch, stop, how):
+  """Has a run end in the step after `stop` steps."""
+  whole = pretraining_steps.batches
+
+  def stopped(*args, first, last, **options):
+    for index, batch in enumerate(
+      whole(*args, first=first, last=last, **options)
+    ):
+      if first + index >= stop:
+        how()
+      yield batch
+
+  monkeypatch.setattr(pretraining_steps, 'batches', stopped)
+
+
+@pytest.mark.parametrize('stop', [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(
+  whole, tmp_path, monkeypatch, stop
+):
+  with monkeypatch.context() as patch:
+
+    def kill():
+      raise _KilledError
+
+    _stop_after(patch, stop, kill)
+    with pytest.raises(tf.errors.OpError):
+      pretrain(_config(), _settings(), str(tmp_path))
+  assert not (tmp_path / 'x' / 'summary.json').exists()
+  pretrain(_config(), _settings(), str(tmp_path))
+  _assert_same(tmp_path / 'x', whole[0])
+
+
+def test_other_flags_are_refused_by_the_names_of_pretrain(whole):
+  folder, _ = whole
+  root = str(folder.parent)
+  before = _arrays(folder)
+  for change, message in (
+    (_settings(learning_rate=0.1), '--learning_rate: 0.1 here, 0.01 there'),
+    (_settings(num_steps=7), '--num_steps: 7 here, 6 there'),
+    (_settings(text_files=__file__), f'--text_files: {__file__} here, None'),
+  ):
+    with pytest.raises(config.ConfigError) as caught:
+      pretrain(_config(), change, root)
+    assert message in str(caught.value)
+  with pytest.raises(config.ConfigError, match='--model: lstm here'):
+    pretrain(_config(model='lstm'), _settings(), root)
+  with pytest.raises(config.ConfigError, match='--algorithm: fed_avg here'):
+    experiment.run(_config(), root)
+  assert list(_arrays(folder)) == list(before)
+
+
+def test_a_federated_run_starts_where_it_ended(whole, tmp_path):
+  folder, summary = whole
+  begun = experiment.run(
+    _config(initial_model=str(folder), total_rounds=0), str(tmp_path)
+  )
+  assert begun['final'] == summary['final']
+
+
+def test_predicts(whole):
+  folder, summary = whole
+  trained = trained_model.load_model(str(folder))
+  assert len(trained.next_words([1, 2], top=3)) == 3
+  task: Any = experiment.build_task(_config())
+  examples = task.validation.sample_examples(16, seed=0)
+  loss = float(task.loss(examples[:, 1:], trained.model(examples[:, :-1])))
+  assert loss == pytest.approx(summary['final']['eval/loss'], rel=1e-5)
+
+
+def test_batches_are_pure_in_seed_and_step_and_go_through_all_sentences():
+  task: Any = experiment.build_task(_config())
+  size = task.train.num_sentences
+  options = {'batch_size': 7, 'seed': 3}
+  steps = -(-2 * size // 7)
+  whole = list(
+    pretraining_steps.batches(task.train, first=0, last=steps, **options)
+  )
+  later = list(
+    pretraining_steps.batches(task.train, first=5, last=8, **options)
+  )
+  for one, other in zip(later, whole[5:8]):
+    np.testing.assert_array_equal(one, other)
+  rows = np.concatenate([np.c_[ids, labels[:, -1:]] for ids, labels in whole])
+  everything = task.train.sample_examples(size, seed=0)
+  for epoch in (rows[:size], rows[size : 2 * size]):
+    assert sorted(map(tuple, epoch)) == sorted(map(tuple, everything))
+  assert not np.array_equal(rows[:size], rows[size : 2 * size])
+  # A batch may hold more than there is.
+  ((ids, _),) = pretraining_steps.batches(
+    task.train, batch_size=2 * size + 1, seed=0, first=0, last=1
+  )
+  assert len(ids) == 2 * size + 1
+
+
+def test_starts_from_a_model_and_trains_a_part_of_it(whole, tmp_path):
+  folder, summary = whole
+  settings = _config(
+    initial_model=str(folder),
+    transform='freeze:variables=embedding/',
+  )
+  again = pretrain(settings, _settings(), str(tmp_path))
+  first = _rows(tmp_path / 'x')[0]
+  assert float(first['eval/loss']) == summary['final']['eval/loss']
+  assert again['num_parameters'] == summary['num_parameters'] - 20 * 4
+  arrays, before = _arrays(tmp_path / 'x'), _arrays(folder)
+  name = 'state/global_model_weights/{}/0'
+  np.testing.assert_array_equal(
+    arrays[name.format('non_trainable')], before[name.format('trainable')]
+  )
+  task = json.loads((tmp_path / 'x' / 'task.json').read_text())
+  assert task['initial_model']['path'] == str(folder)
+
+
+@pytest.fixture(name='text')
+def _text(tmp_path, monkeypatch):
+  """A name of files of text in the words of the synthetic task."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'text').mkdir()
+  for index in range(30):
+    (tmp_path / 'text' / f'{index}.txt').write_text(
+      f'w1 w2 w3 new. W4 w{index % 9}?\n'
+    )
+  return str(tmp_path / 'text' / '*.txt')
+
+
+def test_text_in_the_vocabulary_of_a_task(text, whole, tmp_path):
+  pretrain(_config(), _settings(text_files=text), str(tmp_path))
+  words = (tmp_path / 'x' / 'vocabulary.txt').read_text()
+  assert words == (whole[0] / 'vocabulary.txt').read_text()
+  # Evaluated on the task, so that a federated run goes on from there.
+  first, of_task = (_rows(folder)[0] for folder in (tmp_path / 'x', whole[0]))
+  assert first['eval/loss'] == of_task['eval/loss']
+  experiment.build(_config(initial_model=str(tmp_path / 'x')))
+  with pytest.raises(config.ConfigError, match='other flags'):
+    pretrain(
+      _config(), _settings(text_files=text, text_by_line=True), str(tmp_path)
+    )
+  with open(text.replace('*', '0'), 'a') as file:
+    file.write('w5\n')
+  with pytest.raises(config.ConfigError, match='other files'):
+    pretrain(_config(), _settings(text_files=text), str(tmp_path))
+
+
+def test_text_in_its_own_words_or_those_of_a_run(text, whole, tmp_path):
+  alone = _settings(text_files=text, has_task=False)
+  pretrain(_config('own', vocab_size=5), alone, str(tmp_path))
+  words = (tmp_path / 'own' / 'vocabulary.txt').read_text().split()
+  assert len(words) == 5
+  # What every document has.
+  assert set(words) < {'w1', 'w2', 'w3', 'w4', 'new', '.', '?'}
+  held = json.loads((tmp_path / 'own' / 'config.json').read_text())
+  assert held['task'] == 'text'
+  trained = trained_model.load_model(str(tmp_path / 'own'))
+  assert trained.vocabulary == Vocabulary(tuple(words))
+
+  other = dataclasses.replace(alone, vocabulary_from=str(whole[0]))
+  pretrain(_config('other'), other, str(tmp_path))
+  words = (tmp_path / 'other' / 'vocabulary.txt').read_text()
+  assert words == (whole[0] / 'vocabulary.txt').read_text()
+  experiment.build(_config(initial_model=str(tmp_path / 'other')))
+  with pytest.raises(config.ConfigError, match='words differ'):
+    experiment.build(_config(initial_model=str(tmp_path / 'own')))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'batch_size': 0}, '--batch_size'),
+    ({'num_steps': -1}, '--num_steps'),
+    ({'learning_rate': 0.0}, '--learning_rate'),
+    ({'learning_rate': float('nan')}, '--learning_rate'),
+    ({'has_task': False}, '--text_files'),
+    ({'vocabulary_from': 'runs/x'}, '--vocabulary_from'),
+  ],
+)
+def test_wrong_settings_are_refused(changes, message):
+  with pytest.raises(config.ConfigError, match=message):
+    _settings(**changes)
+
+
+def test_missing_text_is_refused(tmp_path):
+  for text, name in (('nothing', None), (__file__, str(tmp_path))):
+    settings = _settings(
+      text_files=text, has_task=name is None, vocabulary_from=name
+    )
+    with pytest.raises(config.ConfigError) as caught:
+      pretrain(_config(), settings, str(tmp_path / 'runs'))
+    assert (name or text) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_no_steps_only_evaluate(tmp_path):
+  summary = pretrain(_config(), _settings(num_steps=0), str(tmp_path))
+  assert summary['rounds'] == 0
+  assert len(_rows(tmp_path / 'x')) == 1
+  weights = checkpoints.read_weights(
+    str(tmp_path / 'x' / 'checkpoints' / 'round_000000.npz')
+  )
+  assert sum(w.size for w in weights) == summary['num_parameters']
+
+
+def test_no_work_is_spent_on_padding(whole):
+  """The packed model gives logits of labelled tokens alone."""
+  del whole
+  settings = _config()
+  task: Any = experiment.build_task(settings)
+  model = packed_tokens.pack_tokens(
+    experiment.build_model(settings, task.vocabulary.size),
+    end_of_sentence=task.vocabulary.end,
+  )
+  ((ids, labels),) = pretraining_steps.batches(
+    task.train, batch_size=8, seed=0, first=0, last=1
+  )
+  positions, logits = model(ids)
+  assert len(logits) == np.sum(labels != 0) == len(positions)

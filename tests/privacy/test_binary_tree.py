@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensorflow_privacy.privacy.analysis import tree_aggregation_accountant
+
+from si_federated.privacy import binary_tree, participation, strategies
+
+Participation = participation.Participation
+
+
+@pytest.mark.parametrize('kind', ['plain', 'honaker', 'full'])
+@pytest.mark.parametrize('rounds', [1, 2, 5, 8, 13, 32])
+def test_decoder_times_strategy_is_prefix_sums(kind, rounds):
+  decoder = binary_tree.decoder(rounds, kind)
+  product = decoder @ binary_tree.strategy_matrix([rounds])
+  np.testing.assert_allclose(
+    product, np.tril(np.ones((rounds, rounds))), atol=1e-12
+  )
+  np.testing.assert_allclose(
+    binary_tree.prefix_variances(rounds, kind), (decoder**2).sum(axis=1)
+  )
+
+
+def test_decoders_that_stream_use_no_later_node():
+  found = binary_tree.nodes(13)
+  for kind in ('plain', 'honaker'):
+    decoder = binary_tree.decoder(13, kind)
+    for t, row in enumerate(decoder):
+      assert not [n for n, w in zip(found, row) if w and n[1] > t + 1]
+
+
+def test_variances_by_hand():
+  # Prefixes 1, 10, 11, 100 in binary have so many ones.
+  np.testing.assert_allclose(
+    binary_tree.prefix_variances(4, 'plain'), [1, 1, 2, 1]
+  )
+  # A root over two leaves: 1 / (2 - 1/2); over four: 1 / (2 - 1/4).
+  np.testing.assert_allclose(
+    binary_tree.prefix_variances(4, 'honaker'), [1, 2 / 3, 5 / 3, 4 / 7]
+  )
+
+
+def test_single_tree_agrees_with_tensorflow_privacy():
+  for n in (1, 2, 3, 7, 8, 12, 19, 32):
+    for k in (1, 2, 3, 7):
+      for b in (1, 2, 3, 5, 9):
+        # Their separation counts the rounds between: one less than ours.
+        rho = tree_aggregation_accountant.compute_zcdp_single_tree(
+          1.0, n, k, b - 1
+        )
+        square = binary_tree.square_sensitivity((n,), Participation(n, k, b))
+        assert square == pytest.approx(2 * rho), (n, k, b)
+
+
+def test_restarted_trees_agree_with_tensorflow_privacy():
+  # A client takes part once in each tree.
+  steps = (10, 40, 33)
+  rho = tree_aggregation_accountant.compute_rdp_tree_restart(
+    1.0, list(steps), 1
+  )
+  contract = Participation(83, 3, 1)
+  # With no separation two rounds of one tree are worse than one of each.
+  assert binary_tree.square_sensitivity(steps, contract) > 2 * rho
+  steps = (40, 40, 40)
+  rho = tree_aggregation_accountant.compute_rdp_tree_restart(
+    1.0, list(steps), 1
+  )
+  square = binary_tree.square_sensitivity(steps, Participation(120, 3, 40))
+  assert square == pytest.approx(2 * rho)
+
+
+@pytest.mark.parametrize('complete', [False, True])
+@pytest.mark.parametrize('steps', [(9,), (5, 4), (3, 3, 3), (8,), (1, 6, 2)])
+def test_trees_against_brute_force(steps, complete):
+  n = sum(steps)
+  matrix = binary_tree.strategy_matrix(steps, complete=complete)
+  masks = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
+  counts = masks.sum(axis=1)
+  squares = ((matrix @ masks.T) ** 2).sum(axis=0)
+  for b in range(1, n + 1):
+    allowed = np.ones(len(masks), bool)
+    for i in range(n):
+      for j in range(i + 1, min(i + b, n)):
+        allowed &= (masks[:, i] & masks[:, j]) == 0
+    for k in range(1, n + 1):
+      found = binary_tree.square_sensitivity(
+        steps, Participation(n, k, b), complete
+      )
+      assert found == squares[allowed & (counts <= k)].max(), (b, k)
+
+
+def test_completion_adds_the_path_to_the_root():
+  plain = strategies.Tree(9, restart_every=0)
+  complete = strategies.Tree(9, complete=True)
+  once = Participation(9, 1, 1)
+  # A leaf, three nodes above it; completed to 16 leaves, one more.
+  assert plain.sensitivity(once).value == pytest.approx(2)
+  assert complete.sensitivity(once).value == pytest.approx(5**0.5)
+
+
+def test_completed_trees_leave_one_node_of_noise():
+  kept = strategies.Tree(12, 'plain', restart_every=4, complete=True)
+  # Each earlier tree leaves its root, of variance 1.
+  np.testing.assert_allclose(
+    kept.errors().rms ** 2, np.mean([1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3])
+  )
+  seven = strategies.Tree(14, 'plain', restart_every=7)
+  # Seven rounds are three nodes, whose noise stays.
+  assert seven.errors().maximum ** 2 == pytest.approx(6)
+
+
+def test_faults():
+  with pytest.raises(ValueError, match='decoder'):
+    binary_tree.decoder(4, 'best')
+  with pytest.raises(ValueError, match='do not make 9'):
+    binary_tree.square_sensitivity((4, 4), Participation(9, 1, 1))
+  with pytest.raises(ValueError, match='can not serve'):
+    strategies.Tree(8).sensitivity(Participation(9, 1, 1))
+  with pytest.raises(ValueError, match='prefix sums only'):
+    strategies.Tree(8).errors(np.eye(8))
+  with pytest.raises(ValueError, match='negative'):
+    strategies.Tree(8, restart_every=-1).matrix()
