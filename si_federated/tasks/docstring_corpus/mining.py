@@ -280,10 +280,10 @@ def mine(
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
-  folder = os.path.dirname(os.path.abspath(__file__))
+  tasks = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   command = [sys.executable, '-I', '-S', '-W', 'ignore', '-c', _WORKER]
   return subprocess.Popen(
-    [*command, os.path.dirname(folder), folder],
+    [*command, os.path.dirname(tasks), tasks],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
