@@ -1,4 +1,4 @@
-# Each target works from nothing: it builds .venv first if need be.
+# Every target works in a fresh checkout: it builds .venv first if needed.
 # PYTHON=... names the Python 3.11 to build it with.
 
 VENV_PYTHON := .venv/bin/python
@@ -6,8 +6,9 @@ TEST_WORKERS ?= 2
 PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20
 DEMO := runs/demo
 
-# The study of `make reproduce`: SCALE=laptop; smoke to see that it works; paper
-# for Stack Overflow on a bigger machine, SWEEP_FLAGS=--data_dir=FOLDER.
+# `make reproduce` runs the study: SCALE=laptop by default, SCALE=smoke to check
+# that it works, SCALE=paper for Stack Overflow on a larger machine (with
+# SWEEP_FLAGS=--data_dir=FOLDER).
 SCALE ?= laptop
 TASK.smoke := synthetic
 TASK.laptop := docstrings
@@ -26,14 +27,14 @@ STUDY := runs/reproduce
 RECIPES := $(foreach model,$(MODELS),$(foreach aggregator,$(AGGREGATORS),\
   --recipes=experiments/configs/$(TASK.$(SCALE)).$(model).$(aggregator).flags))
 
-# Quiet TensorFlow; every test worker keeps to about one core.
+# Quiet TensorFlow; each test worker uses about one core.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-test test-slow: export TF_NUM_INTRAOP_THREADS ?= 1
-test test-slow: export TF_NUM_INTEROP_THREADS ?= 2
-test test-slow: export OMP_NUM_THREADS ?= 1
-test test-slow: export OPENBLAS_NUM_THREADS ?= 1
+test test-slow coverage: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-slow coverage: export TF_NUM_INTEROP_THREADS ?= 2
+test test-slow coverage: export OMP_NUM_THREADS ?= 1
+test test-slow coverage: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo reproduce test test-slow bench bench-peers lint format lock environment clean
+.PHONY: help demo reproduce test test-slow coverage bench bench-peers lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
@@ -41,6 +42,7 @@ help:
 	@echo '                and seeds (hours; SCALE=smoke takes minutes), then report'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
+	@echo 'make coverage   run both and report the lines that they cover'
 	@echo 'make bench      measure speed and memory (make bench-peers first, to'
 	@echo '                compare with FedJAX and pfl-research as well)'
 	@echo 'make lint       check style, format and types'
@@ -62,8 +64,8 @@ demo: environment
 	  --output=$(DEMO)/report --title='CIFG and SI-CIFG on docstrings'
 	@echo 'The report is $(DEMO)/report/report.html'
 
-# What was stopped goes on with the same command. A failed run does not keep the
-# others from being reported.
+# The same command resumes an interrupted study. Failed runs don't prevent the
+# report of the others.
 reproduce: environment
 	$(VENV_PYTHON) -m experiments.sweep --experiment_name=$(SCALE) \
 	  --root_output_dir=$(STUDY) $(RECIPES) --seeds=$(SEEDS) \
@@ -79,12 +81,19 @@ test: environment
 test-slow: environment
 	$(PYTEST) -m slow
 
+# Python processes started by the tests are measured as well.
+coverage: environment
+	$(VENV_PYTHON) -m coverage erase
+	$(VENV_PYTHON) -m coverage run -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(VENV_PYTHON) -m coverage combine --quiet
+	$(VENV_PYTHON) -m coverage report $(COVERAGE_FLAGS)
+
 bench: environment
 	$(VENV_PYTHON) -m experiments.benchmark $(BENCH_FLAGS)
 
-# The libraries to compare with need other versions than ours of the same
-# packages: an environment each. PyTorch's CPU build is meant: where pip finds
-# another one first, PEER_PIP_FLAGS can name an index that has it.
+# The libraries compared with pin other versions of our packages, so each gets
+# an environment of its own. PyTorch's CPU build is intended: where pip finds
+# another build first, PEER_PIP_FLAGS can name an index that has it.
 bench-peers: environment .venv-fedjax/.complete .venv-pfl/.complete
 
 .venv-%/.complete: experiments/peers/requirements.%.txt
@@ -102,8 +111,8 @@ format: environment
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
-# Keeps the versions that are locked already where it can; LOCK_FLAGS=--upgrade
-# takes the newest, LOCK_FLAGS='--upgrade-package NAME' the newest of one.
+# Keeps locked versions where possible; LOCK_FLAGS=--upgrade takes the newest,
+# LOCK_FLAGS='--upgrade-package NAME' the newest of one package.
 lock:
 	@command -v uv >/dev/null || { \
 	  echo 'make lock needs uv (https://docs.astral.sh/uv).' >&2; exit 2; }
@@ -119,5 +128,5 @@ environment:
 
 clean:
 	rm -rf .venv .venv-fedjax .venv-pfl build dist ./*.egg-info \
-	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -50,8 +50,15 @@ _BERT_PACKAGES = (
   'tensorflow_text',
   'tf_keras',
 )
+_TEST_PACKAGES = ('coverage',)
 _LEFT_OUT = frozenset(
-  (*_OWN_PACKAGES, *_RAY_PACKAGES, *_SUBWORD_PACKAGES, *_BERT_PACKAGES)
+  (
+    *_OWN_PACKAGES,
+    *_RAY_PACKAGES,
+    *_SUBWORD_PACKAGES,
+    *_BERT_PACKAGES,
+    *_TEST_PACKAGES,
+  )
 )
 _VENDORED = frozenset(
   ('_vendor', '_vendored', 'vendor', 'vendored', 'extern', 'externals')
