@@ -115,8 +115,9 @@ def _without_infinity(value: Any) -> Any:
 
 def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
   """Returns what is printed, and the mechanism."""
-  from si_federated.assembly import private_mechanism
+  from si_federated.assembly import checks, private_mechanism
 
+  checks.check(experiment)
   delta = experiment.delta
   assert delta is not None
   schedule = None

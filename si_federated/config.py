@@ -123,14 +123,15 @@ class ComponentSpec:
         )
 
   def build(
-    self, registry: Mapping[str, Callable], flag: str, **given: Any
+    self, registry: Mapping[str, Callable], flag: str, **available: Any
   ) -> Any:
     """Builds the part.
 
     Args:
       registry: The parts by name.
       flag: The flag that holds this specification, for messages.
-      **given: Arguments of the builder that do not come from the options.
+      **available: Arguments that do not come from the options. The builder gets
+        those that it accepts; None leaves it its own default.
 
     Returns:
       What the builder returns.
@@ -138,9 +139,16 @@ class ComponentSpec:
     Raises:
       ConfigError: If `check` fails, or the builder refuses an option's value.
     """
-    self.check(registry, flag, given)
+    self.check(registry, flag, available)
+    builder = registry[self.name]
+    accepted = {
+      name: available[name]
+      for name, parameter in inspect.signature(builder).parameters.items()
+      if name in available
+      and (available[name] is not None or parameter.default is parameter.empty)
+    }
     try:
-      return registry[self.name](**given, **dict(self.options))
+      return builder(**accepted, **dict(self.options))
     except (ValueError, TypeError) as error:
       # A refusal is one sentence; what TensorFlow says of a bug is not.
       if isinstance(error, ConfigError) or '\n' in str(error).strip():

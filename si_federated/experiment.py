@@ -1,26 +1,17 @@
-"""The composition root: the one file that knows every part."""
+"""From a configuration to a finished run.
+
+ExperimentConfig -> task, model -> mechanism -> learning process -> rounds
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
-import numpy as np
-import tensorflow as tf
-import tensorflow_federated as tff
-
 from si_federated import config
-from si_federated.aggregators import AGGREGATORS
-from si_federated.algorithms import (
-  ALGORITHMS,
-  LEARNING_RATE_SCHEDULES,
-  OPTIMIZERS,
-  partial_training,
-)
 from si_federated.assembly import (
   audit_stage,
+  diagnostics_stage,
   expert_options,
   learning_process,
   objectives,
@@ -28,229 +19,27 @@ from si_federated.assembly import (
   private_mechanism,
   run_data,
 )
-from si_federated.compression import COMPRESSORS
-from si_federated.diagnostics import recorder
-from si_federated.models import MODELS, TRANSFORMS
-from si_federated.privacy.ledger import Ledger
-from si_federated.privacy.schedules import SCHEDULES, Schedule
-from si_federated.runtime import RUNTIMES, ClientError
-from si_federated.tasks import TASKS, VOCABULARIES, AnyTask, mixing
-from si_federated.training import loop, sampling
+from si_federated.assembly.built_experiment import Experiment
+from si_federated.assembly.checks import check
+from si_federated.assembly.registries import REGISTRIES, build_part
+from si_federated.assembly.task_and_model import (
+  build_model,
+  build_task,
+  prepare_model,
+)
+from si_federated.runtime import ClientError
+from si_federated.training import loop
 from si_federated.training import run_folder as run_folder_lib
-from si_federated.weights import initial_model
 
-# The parts' arguments that come from flags of their own.
-_GIVEN = {
-  'task': ('data_dir', 'vocab_size', 'sequence_length'),
-  'vocabulary': (),
-  'model': objectives.MODEL_GIVEN,
-  'transform': ('model',),
-  'algorithm': learning_process.ALGORITHM_GIVEN,
-  'aggregator': private_mechanism.AGGREGATOR_GIVEN,
-  'participation': private_mechanism.SCHEDULE_GIVEN,
-  'runtime': (),
-  'client_optimizer': ('learning_rate',),
-  'server_optimizer': ('learning_rate',),
-  'server_learning_rate_schedule': ('learning_rate', 'total_rounds'),
-  'compression': (),
-  'diagnostics': (),
-}
-REGISTRIES: dict[str, dict[str, Callable]] = {
-  'task': TASKS,
-  'vocabulary': VOCABULARIES,
-  'model': MODELS,
-  'transform': TRANSFORMS,
-  'algorithm': ALGORITHMS,
-  'aggregator': AGGREGATORS,
-  'participation': SCHEDULES,
-  'runtime': RUNTIMES,
-  'client_optimizer': OPTIMIZERS,
-  'server_optimizer': OPTIMIZERS,
-  'server_learning_rate_schedule': LEARNING_RATE_SCHEDULES,
-  'compression': COMPRESSORS,
-  'diagnostics': recorder.DIAGNOSTICS,
-}
-
-
-def check(experiment: config.ExperimentConfig) -> None:
-  """Checks every part's name and options, before any data is read.
-
-  Args:
-    experiment: What is to be run.
-
-  Raises:
-    config.ConfigError: If a part or an option does not exist.
-  """
-  for flag, registry in REGISTRIES.items():
-    getattr(experiment, flag).check(registry, flag, _GIVEN[flag])
-  private_mechanism.check(experiment)
-  learning_process.check(experiment)
-  objectives.check(experiment)
-  expert_options.check(experiment)
-
-
-def _build(experiment: config.ExperimentConfig, flag: str, **given: Any) -> Any:
-  return getattr(experiment, flag).build(REGISTRIES[flag], flag, **given)
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """The parts of an experiment, built and ready to run.
-
-  Attributes:
-    config: What they were built from.
-    task: The data.
-    model: What clients train.
-    process: TFF's learning process.
-    takes_client_numbers: See `processes.Process`, as for the next.
-    bytes_per_client: How much a client sent and received in a round.
-    schedule: Which clients take part in which round.
-    ledger: What they are promised, and what it has cost so far.
-    evaluate: Metrics of weights on the validation clients.
-    validation_examples: What `evaluate` evaluates on, shape `[N, T + 1]`.
-    num_parameters: How many numbers are trained.
-    whole_task: The data with those who have opted out of the rounds.
-    start: What of `--initial_model` the weights begin with, if it was read.
-  """
-
-  config: config.ExperimentConfig
-  task: AnyTask
-  model: tff.learning.models.FunctionalModel
-  process: tff.learning.templates.LearningProcess
-  takes_client_numbers: bool
-  bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]]
-  schedule: Schedule
-  ledger: Ledger
-  evaluate: Callable[[tff.learning.models.ModelWeights], dict[str, float]]
-  validation_examples: np.ndarray
-  num_parameters: int
-  whole_task: AnyTask
-  start: Optional[initial_model.Start] = None
-
-  def sample_cohort(self, round_num: int) -> sampling.Cohort:
-    """Returns the datasets of a round's clients."""
-    train = self.task.train
-    settings = self.config
-    seed = sampling.data_seed(seed=settings.client_seed, round_num=round_num)
-
-    def client_dataset(index: int) -> Any:
-      batches = train.client_batches(
-        index,
-        batch_size=settings.client_batch_size,
-        epochs=settings.client_epochs_per_round,
-        max_elements=settings.max_elements_per_client,
-        seed=seed,
-      )
-      if not self.takes_client_numbers:
-        return batches
-      return partial_training.client_datum(batches, index)
-
-    return sampling.Cohort(
-      self.schedule.cohort(round_num), client_dataset, train.client_id
-    )
-
-
-def build_task(experiment: config.ExperimentConfig) -> AnyTask:
-  """Builds the task of an experiment: reads or prepares its data.
-
-  Args:
-    experiment: What is to be run.
-
-  Returns:
-    The task.
-
-  Raises:
-    config.ConfigError: If the data is missing or unusable.
-  """
-  # Before the data, for a wrong option or a missing package ends it here.
-  _build(experiment, 'vocabulary')
-  task = _build(
-    experiment,
-    'task',
-    data_dir=experiment.data_dir,
-    vocab_size=experiment.vocab_size,
-    sequence_length=experiment.sequence_length,
-  )
-  task = cut_into_tokens(experiment, task)
-  return mixing.mix(task, experiment.client_similarity, experiment.client_seed)
-
-
-def cut_into_tokens(
-  experiment: config.ExperimentConfig, task: AnyTask
-) -> AnyTask:
-  """Returns a task of words in the tokens that `--vocabulary` asks for.
-
-  Args:
-    experiment: What is to be run.
-    task: The task as it is built.
-
-  Raises:
-    config.ConfigError: If the task has no such tokens.
-  """
-  try:
-    return _build(experiment, 'vocabulary')(task)
-  except ValueError as error:
-    if isinstance(error, config.ConfigError):
-      raise
-    raise config.ConfigError(
-      f'--vocabulary={experiment.vocabulary}: {error}'
-    ) from error
-
-
-def build_model(
-  experiment: config.ExperimentConfig, vocab_size: int, **labels: int
-) -> tf.keras.Model:
-  """Builds the Keras model of an experiment, with its seed.
-
-  Args:
-    experiment: What is to be run.
-    vocab_size: The number of ids, special ones included.
-    **labels: What else the task tells: `num_classes` if it has classes.
-
-  Returns:
-    A new model.
-
-  Raises:
-    config.ConfigError: If the model refuses an option's value.
-  """
-  # A graph of TFF's gets its weights from outside; no seed is to stay in it.
-  if tf.executing_eagerly():
-    tf.keras.utils.set_random_seed(experiment.model_seed)
-  model = _build(experiment, 'model', vocab_size=vocab_size, **labels)
-  return _build(experiment, 'transform', model=model)
-
-
-def prepare_model(
-  experiment: config.ExperimentConfig, task: AnyTask, *, resumed: bool
-) -> tuple[Optional[initial_model.Start], Callable[[], tf.keras.Model]]:
-  """Loads what of `--initial_model` an experiment's model begins with.
-
-  Args:
-    experiment: What is to be run.
-    task: Its task.
-    resumed: Whether a checkpoint has the weights, so that nothing is read.
-
-  Returns:
-    What it begins with, if anything was read; and a function that returns a new
-    model, which has these weights.
-
-  Raises:
-    config.ConfigError: If the initial model can't be read or is another one.
-  """
-
-  def new_model() -> tf.keras.Model:
-    return build_model(experiment, **task.model_arguments)
-
-  if experiment.initial_model is None or resumed:
-    return None, new_model
-  start = initial_model.load(experiment.initial_model, build_model).fit(
-    lambda vocab_size: build_model(
-      experiment, **{**task.model_arguments, 'vocab_size': vocab_size}
-    ),
-    task.vocabulary,
-    experiment.reinitialized_variables,
-  )
-  return start, lambda: start.build(new_model)
+__all__ = [
+  'REGISTRIES',
+  'Experiment',
+  'build',
+  'build_model',
+  'build_task',
+  'check',
+  'run',
+]
 
 
 def build(
@@ -262,7 +51,7 @@ def build(
   """Builds an experiment's parts and sets the TFF runtime.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     canaries: For an audit, clients of known updates.
     resumed: Whether a checkpoint has the weights, so that `--initial_model` is
       not read.
@@ -274,8 +63,17 @@ def build(
     config.ConfigError: If a part, an option or the data does not exist.
   """
   check(experiment)
+  return _build(experiment, canaries, resumed=resumed)
+
+
+def _build(
+  experiment: config.ExperimentConfig,
+  canaries: Optional[private_mechanism.Canaries],
+  *,
+  resumed: bool,
+) -> Experiment:
   try:
-    _build(experiment, 'runtime')
+    build_part(experiment, 'runtime')
   except ModuleNotFoundError as error:
     raise config.ConfigError(str(error)) from error
   whole_task = build_task(experiment)
@@ -302,7 +100,7 @@ def build(
     delta=private_mechanism.default_delta(experiment, len(task.train)),
     schedule=schedule,
     dimension=num_parameters,
-    releases=learning_process.num_releases(experiment),
+    releases=learning_process.traits_of(experiment).releases_per_round,
   )
   if canaries is not None:
     mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
@@ -337,7 +135,7 @@ def run(
   """Runs an experiment from its start or from where it stopped.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     root: The folder that holds the folder of this run.
     canaries: For an audit, clients of known updates.
 
@@ -357,7 +155,7 @@ def run(
   try:
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())
-    built = build(experiment, canaries, resumed=resumed)
+    built = _build(experiment, canaries, resumed=resumed)
     run_data.keep(
       folder,
       built.task,
@@ -375,7 +173,7 @@ def run(
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
-      diagnostics=recorder.build_recorder(built, folder.path, build_model),
+      diagnostics=diagnostics_stage.build_recorder(built, folder.path),
     )
     if canaries is not None:
       summary['audit'] = audit_stage.write(
@@ -384,9 +182,7 @@ def run(
         privacy=built.ledger.summary(),
         canaries=canaries,
       )
-    if personal := personalization_stage.after_rounds(
-      built, folder, build_model
-    ):
+    if personal := personalization_stage.after_rounds(built, folder):
       summary.update(personal)
       folder.write_json('summary.json', summary)
     return summary

@@ -34,7 +34,7 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
   'weights': ({'config', 'files', 'models', 'tasks', 'training'}, {'absl'}),
   'diagnostics': (
-    {'config', 'layers', 'tasks', 'training', 'weights'},
+    {'files', 'layers', 'tasks', 'training', 'weights'},
     {'absl'},
   ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from si_federated.aggregators.correlated_noise import CorrelatedNoiseFactory
@@ -30,8 +31,23 @@ AGGREGATORS: dict[str, Callable[..., Mechanism]] = {
   'distributed_dp': build_distributed_dp,
 }
 
+# Clients add the noise of these aggregators, which therefore need cohorts of a
+# fixed size, one release per round, and updates that can be added undecoded.
+NOISE_FROM_CLIENTS = frozenset({'distributed_dp'})
+
+
+def is_private(name: str) -> bool:
+  """Returns whether an aggregator adds noise.
+
+  Args:
+    name: Its name in `AGGREGATORS`.
+  """
+  return 'noise_multiplier' in inspect.signature(AGGREGATORS[name]).parameters
+
+
 __all__ = [
   'AGGREGATORS',
+  'NOISE_FROM_CLIENTS',
   'CorrelatedNoiseFactory',
   'Mechanism',
   'build_adaptive_gaussian',
@@ -42,4 +58,5 @@ __all__ = [
   'build_gaussian',
   'build_mean',
   'build_tree',
+  'is_private',
 ]

@@ -28,6 +28,7 @@ from si_federated.algorithms.learning_rates import LEARNING_RATE_SCHEDULES
 from si_federated.algorithms.mime_lite import build_mime_lite
 from si_federated.algorithms.optimizers import OPTIMIZERS
 from si_federated.algorithms.partial_training import build_partial_training
+from si_federated.algorithms.traits import Traits
 from si_federated.algorithms.weight_decay import spare
 
 ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
@@ -39,7 +40,15 @@ ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
   'partial_training': build_partial_training,
 }
 
-# What a model learns, and how it is made a model of TFF's.
+# Algorithms that are not listed have the default traits.
+ALGORITHM_TRAITS: dict[str, Traits] = {
+  'expert_personalization': Traits(trains_experts=True),
+  'fed_sgd': Traits(makes_client_steps=False),
+  'mime_lite': Traits(releases_per_round=2),
+  'partial_training': Traits(sends_parts=True),
+}
+
+# Objective -> builder of TFF's functional model of a Keras model.
 OBJECTIVES: dict[str, Callable[..., NamedModel]] = {
   'next_token': build_functional_model,
   'class': build_functional_classifier,
@@ -47,11 +56,13 @@ OBJECTIVES: dict[str, Callable[..., NamedModel]] = {
 
 __all__ = [
   'ALGORITHMS',
+  'ALGORITHM_TRAITS',
   'LEARNING_RATE_SCHEDULES',
   'OBJECTIVES',
   'OPTIMIZERS',
   'NamedModel',
   'StartedProcess',
+  'Traits',
   'build_expert_personalization',
   'build_fed_avg',
   'build_fed_prox',

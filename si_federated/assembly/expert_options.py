@@ -1,7 +1,4 @@
-"""From flags to the clients of the rounds, and to the settings of experts.
-
-A part of the composition root.
-"""
+"""From the options of expert personalization to clients and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ from typing import Any, Optional
 import numpy as np
 
 from si_federated import config
-from si_federated.algorithms import ALGORITHMS
+from si_federated.assembly.learning_process import traits_of
+from si_federated.assembly.registries import builder
 from si_federated.personalization import (
   ClientPart,
   ExpertSettings,
@@ -21,20 +19,18 @@ from si_federated.personalization import (
 )
 from si_federated.tasks import AnyTask, ClassificationTask
 
-EXPERTS = 'expert_personalization'
-
 
 def options_of(experiment: config.ExperimentConfig) -> dict[str, Any]:
   """Returns all options of the algorithm, defaults included.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
   """
   return {
     **{
       name: parameter.default
       for name, parameter in inspect.signature(
-        ALGORITHMS[EXPERTS]
+        builder(experiment, 'algorithm')
       ).parameters.items()
     },
     **dict(experiment.algorithm.options),
@@ -45,7 +41,7 @@ def settings_of(experiment: config.ExperimentConfig) -> ExpertSettings:
   """Returns how clients train their experts.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
 
   Raises:
     ValueError: If an option is out of range.
@@ -69,12 +65,12 @@ def check(experiment: config.ExperimentConfig) -> None:
   """Checks the options of the experts, before any data is read.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
 
   Raises:
     config.ConfigError: If one is out of range.
   """
-  if experiment.algorithm.name != EXPERTS:
+  if not traits_of(experiment).trains_experts:
     return
   options = options_of(experiment)
   try:
@@ -108,7 +104,7 @@ def task_of_rounds(
   """Returns what the rounds may see of a task.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     task: The whole task.
 
   Returns:
@@ -119,7 +115,7 @@ def task_of_rounds(
   Raises:
     config.ConfigError: If all clients have opted out.
   """
-  if experiment.algorithm.name != EXPERTS:
+  if not traits_of(experiment).trains_experts:
     return task
   seed, population = experiment.client_seed, task.train
   fraction = options_of(experiment)['opt_out']

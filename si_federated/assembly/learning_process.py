@@ -1,13 +1,9 @@
-"""From flags to a learning process: algorithm, optimizers and transport.
-
-A part of the composition root.
-"""
+"""From flags to a learning process: algorithm, optimizers and transport."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -17,35 +13,19 @@ import tensorflow_federated as tff
 from si_federated import config
 from si_federated.aggregators import Mechanism
 from si_federated.algorithms import (
-  ALGORITHMS,
-  LEARNING_RATE_SCHEDULES,
-  OPTIMIZERS,
+  ALGORITHM_TRAITS,
   StartedProcess,
+  Traits,
   leave_out_values,
   spare,
   weights_type,
 )
+from si_federated.assembly.registries import build_part
 from si_federated.compression import (
   COMPRESSORS,
   build_download,
   build_upload,
 )
-
-# The arguments that come from flags of their own, or from other parts.
-ALGORITHM_GIVEN = (
-  'model',
-  'client_optimizer',
-  'server_optimizer',
-  'aggregation_factory',
-  'gradient_aggregation_factory',
-  'client_weighting',
-  'model_distributor',
-  'seed',
-)
-# Clients release more than an update, each by a mechanism of its own.
-_RELEASES = {'mime_lite': 2}
-_NO_CLIENT_STEPS = ('fed_sgd',)
-_PARTIAL = 'partial_training'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,67 +45,29 @@ class Process:
   bytes_per_client: Callable[[Mapping[str, Any]], dict[str, float]]
 
 
-def check(experiment: config.ExperimentConfig) -> None:
-  """Checks that algorithm, aggregator and compression go together.
-
-  Args:
-    experiment: What is to be run.
-
-  Raises:
-    config.ConfigError: If they do not.
-  """
-  algorithm = experiment.algorithm.name
-  aggregator = experiment.aggregator.name
-  if aggregator == 'distributed_dp':
-    if experiment.compression.upload is not None:
-      raise config.ConfigError(
-        f'--compression={experiment.compression} can not be combined with '
-        '--aggregator=distributed_dp: secure aggregation adds up what clients '
-        'send, and can not decode it first; leave the upload as it is, which '
-        'that aggregator quantises itself.'
-      )
-    if algorithm in _RELEASES:
-      raise config.ConfigError(
-        f'--algorithm={algorithm} releases a gradient beside the update, for '
-        'which --aggregator=distributed_dp has no accounting; choose another '
-        'aggregator.'
-      )
-  if algorithm in _NO_CLIENT_STEPS and experiment.client_epochs_per_round != 1:
-    raise config.ConfigError(
-      f"--algorithm={algorithm} takes one gradient of all of a client's "
-      'examples; leave out --client_epochs_per_round.'
-    )
-
-
-def num_releases(experiment: config.ExperimentConfig) -> int:
-  """Returns how many sums of what clients send a round releases.
-
-  Args:
-    experiment: What is to be run.
-  """
-  return _RELEASES.get(experiment.algorithm.name, 1)
+def traits_of(experiment: config.ExperimentConfig) -> Traits:
+  """Returns the traits of the experiment's algorithm."""
+  return ALGORITHM_TRAITS.get(experiment.algorithm.name, Traits())
 
 
 def _build_optimizer(
   experiment: config.ExperimentConfig, side: str, variable_names: Sequence[str]
 ) -> tff.learning.optimizers.Optimizer:
   flag = f'{side}_optimizer'
-  spec = getattr(experiment, flag)
-  options = dict(spec.options)
-  if side == 'server' and spec.name == 'sgdm':
-    options.setdefault('momentum', experiment.server_momentum)
   rate = getattr(experiment, f'{side}_learning_rate')
-  optimizer = dataclasses.replace(spec, options=tuple(options.items())).build(
-    OPTIMIZERS, flag, learning_rate=rate
-  )
+  available: dict[str, Any] = {'learning_rate': rate}
+  options = dict(getattr(experiment, flag).options)
+  if side == 'server' and 'momentum' not in options:
+    available['momentum'] = experiment.server_momentum
+  optimizer = build_part(experiment, flag, **available)
   optimizer = spare(optimizer, variable_names)
   schedule = experiment.server_learning_rate_schedule
   if side == 'client' or schedule == config.ComponentSpec('constant'):
     return optimizer
   return tff.learning.optimizers.schedule_learning_rate(
     optimizer,
-    schedule.build(
-      LEARNING_RATE_SCHEDULES,
+    build_part(
+      experiment,
       'server_learning_rate_schedule',
       learning_rate=rate,
       total_rounds=experiment.total_rounds,
@@ -140,7 +82,7 @@ def build_client_optimizer(
   """Builds what makes the steps on a client.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     model: The model to train.
   """
   names = getattr(model, 'variable_names', ())
@@ -171,9 +113,9 @@ def _build_factory(
   """Returns the aggregation factory, behind the upload's compression."""
   spec = experiment.compression.upload
   if spec is None:
-    if experiment.algorithm.name != _PARTIAL:
+    if not traits_of(experiment).sends_parts:
       return mechanism.factory
-    # What is not sent is measured, not computed.
+    # The upload's size is measured, not computed.
     spec = config.ComponentSpec('float32')
   return build_upload(
     mechanism.factory,
@@ -206,7 +148,7 @@ def build(
   """Builds the learning process of an experiment.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     model: The model to train.
     mechanism: How updates are combined, its noise calibrated.
 
@@ -216,11 +158,9 @@ def build(
   Raises:
     config.ConfigError: If parts do not go together, or refuse an option.
   """
-  check(experiment)
-  name = experiment.algorithm.name
-  builder = ALGORITHMS[name]
+  releases = traits_of(experiment).releases_per_round
   names = getattr(model, 'variable_names', ())
-  given: dict[str, Any] = {
+  available: dict[str, Any] = {
     'model': leave_out_values(model),
     'client_optimizer': _build_optimizer(experiment, 'client', names),
     'server_optimizer': _build_optimizer(experiment, 'server', names),
@@ -229,23 +169,18 @@ def build(
     'model_distributor': _build_distributor(experiment, model),
     'seed': experiment.client_seed,
   }
-  if name in _RELEASES:
-    given['gradient_aggregation_factory'] = _gradient_factory(
+  if releases > 1:
+    available['gradient_aggregation_factory'] = _gradient_factory(
       experiment, mechanism
     )
-  accepted = inspect.signature(builder).parameters
-  process = experiment.algorithm.build(
-    ALGORITHMS,
-    'algorithm',
-    **{key: value for key, value in given.items() if key in accepted},
-  )
+  process = build_part(experiment, 'algorithm', **available)
   trainable, others = model.initial_weights
   update_bytes = _num_bytes(trainable)
-  # A further release, a gradient, is not compressed, nor is what goes with the
-  # model, the state of MimeLite's optimizer.
-  more_up = (num_releases(experiment) - 1) * update_bytes
+  # A second release, a gradient, is not compressed; neither is the optimizer's
+  # state, which clients then receive with the model.
+  more_up = (releases - 1) * update_bytes
   more_down = 0
-  if name == 'mime_lite':
+  if releases > 1:
     state_type = process.initialize.type_signature.result.member
     optimizer_type = state_type.client_work[0]
     more_down = sum(

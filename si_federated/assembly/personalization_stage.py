@@ -1,7 +1,4 @@
-"""What is done for single clients after the last round, as flags ask for.
-
-A part of the composition root.
-"""
+"""Personalization of single clients after the last round."""
 
 from __future__ import annotations
 
@@ -20,7 +17,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config, files
-from si_federated.assembly import expert_options
+from si_federated.assembly import expert_options, task_and_model
+from si_federated.assembly.built_experiment import Experiment
+from si_federated.assembly.learning_process import traits_of
 from si_federated.personalization import (
   Client,
   ClientStore,
@@ -74,27 +73,23 @@ class _Run:
 
 
 def after_rounds(
-  built: Any,
-  folder: run_folder.RunFolder,
-  build_model: Callable[..., tf.keras.Model],
+  built: Experiment, folder: run_folder.RunFolder
 ) -> dict[str, Any]:
-  """Personalises the model of the newest checkpoint, as far as asked for.
+  """Personalises the model of the newest checkpoint, if flags ask for it.
 
   Args:
-    built: The `experiment.Experiment`, whose rounds are done.
+    built: The experiment, whose rounds are done.
     folder: Its folder; gets `personalization.json` and `.csv`, and of experts
       `experts.json`, `experts.csv` and `clients/`.
-    build_model: Builds the model with random weights from the configuration and
-      what the task tells.
 
   Returns:
-    What is to stand in the summary.
+    Entries of the run's summary.
 
   Raises:
     ValueError: If no client has enough examples.
   """
   experiment, task = built.config, built.whole_task
-  has_experts = experiment.algorithm.name == expert_options.EXPERTS
+  has_experts = traits_of(experiment).trains_experts
   if not experiment.personalize_epochs and not has_experts:
     return {}
   newest = folder.checkpoints.newest()[0]
@@ -110,7 +105,7 @@ def after_rounds(
     summary['experts'] = _train_experts(
       run,
       built.validation_examples,
-      lambda: build_model(experiment, **task.model_arguments),
+      lambda: task_and_model.build_model(experiment, **task.model_arguments),
     )
   return summary
 

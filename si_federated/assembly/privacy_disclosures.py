@@ -1,9 +1,13 @@
-"""What a private run's guarantee leaves out, in words for its ledger."""
+"""What the guarantee of a private run does not cover, for its ledger."""
 
 from __future__ import annotations
 
 from si_federated import config
 from si_federated.aggregators import Mechanism
+from si_federated.assembly.learning_process import traits_of
+from si_federated.assembly.registries import build_part
+from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
+from si_federated.tasks import PUBLIC_VOCABULARIES
 
 _METRICS = (
   'loss',
@@ -11,13 +15,6 @@ _METRICS = (
   'accuracy_no_oov',
   'accuracy_no_oov_no_eos',
   'num_tokens',
-)
-# What diagnostics tell of training clients' own updates, before noise.
-DIAGNOSTICS = (
-  'client_drift',
-  'client_mean_update_norm',
-  'client_variance',
-  'clip_fraction',
 )
 
 
@@ -27,7 +24,7 @@ def unnoised(
   """Returns the names of what is written without noise.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     mechanism: How updates are combined.
   """
   names = [
@@ -36,11 +33,11 @@ def unnoised(
   # Which variables a client did not change shows in what it sends.
   if (
     experiment.compression.upload is not None
-    or experiment.algorithm.name == 'partial_training'
+    or traits_of(experiment).sends_parts
   ):
     names += ['bytes_up_per_client', 'bytes_up_total']
-  if experiment.diagnostics.name != 'none':
-    names += [f'diagnostics.csv: {name}' for name in DIAGNOSTICS]
+  if build_part(experiment, 'diagnostics') is not None:
+    names += [f'diagnostics.csv: {name}' for name in OF_TRAINING_CLIENTS]
   return names
 
 
@@ -48,10 +45,10 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
   """Returns phrases for what else the guarantee does not cover.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
   """
   phrases = []
-  if experiment.vocabulary.name != 'pretrained':
+  if experiment.vocabulary.name not in PUBLIC_VOCABULARIES:
     phrases.append(
       f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
       "from the training clients' text, without noise, before training"
@@ -62,7 +59,7 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
       f'{experiment.client_similarity} a client is a mixture of several '
       "people's sentences, and each person's are spread over many clients"
     )
-  if experiment.algorithm.name == 'expert_personalization':
+  if traits_of(experiment).trains_experts:
     phrases.append(
       'the experts that clients train for themselves after the last round '
       '(experts.json, experts.csv and clients/), which hold what is theirs '

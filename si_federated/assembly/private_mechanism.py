@@ -1,110 +1,17 @@
-"""From flags to privacy: schedule, mechanism with its noise, and ledger.
-
-A part of the composition root, without data or models: `experiments.account`
-needs no more.
-"""
+"""From flags to privacy: schedule, mechanism with its noise, and ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
-from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from si_federated import config, files
-from si_federated.aggregators import AGGREGATORS, Mechanism, canaries
+from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
 from si_federated.assembly import privacy_disclosures
+from si_federated.assembly.registries import build_part
 from si_federated.privacy import accounting, ledger, schedules
-
-# The arguments that come from flags of their own.
-SCHEDULE_GIVEN = (
-  'num_clients',
-  'clients_per_round',
-  'seed',
-  'min_separation',
-  'max_participations',
-)
-AGGREGATOR_GIVEN = (
-  'clip_norm',
-  'noise_multiplier',
-  'clients_per_round',
-  'total_rounds',
-  'min_separation',
-  'max_participations',
-  'noise_seed',
-  'noise_cohort_size',
-  'cache_dir',
-)
-_OF_PRIVATE_ONES = (
-  'clip_norm',
-  'noise_multiplier',
-  'target_epsilon',
-  'noise_cohort_size',
-  'noise_seed',
-)
-
-
-def _accepted(builder: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the arguments that a builder has and that were given."""
-  parameters = inspect.signature(builder).parameters
-  return {
-    name: value
-    for name, value in given.items()
-    if name in parameters and value is not None
-  }
-
-
-def _is_private(experiment: config.ExperimentConfig) -> bool:
-  builder = AGGREGATORS[experiment.aggregator.name]
-  return 'noise_multiplier' in inspect.signature(builder).parameters
-
-
-def check(experiment: config.ExperimentConfig) -> None:
-  """Checks that the flags of privacy go together, before any data is read.
-
-  Args:
-    experiment: What is to be run.
-
-  Raises:
-    config.ConfigError: If a part or an option does not exist, or a flag is
-      missing or has no effect.
-  """
-  experiment.aggregator.check(AGGREGATORS, 'aggregator', AGGREGATOR_GIVEN)
-  experiment.participation.check(
-    schedules.SCHEDULES, 'participation', SCHEDULE_GIVEN
-  )
-  name = experiment.aggregator.name
-  parameters = inspect.signature(AGGREGATORS[name]).parameters
-  if not _is_private(experiment):
-    for flag in _OF_PRIVATE_ONES:
-      if getattr(experiment, flag) is not None:
-        raise config.ConfigError(
-          f'--{flag} has no effect on --aggregator={name}, which is not '
-          'private; choose a private aggregator or leave it out.'
-        )
-    return
-  for flag in _OF_PRIVATE_ONES:
-    if (
-      flag in parameters
-      and parameters[flag].default is inspect.Parameter.empty
-      and flag != 'noise_multiplier'
-      and getattr(experiment, flag) is None
-    ):
-      raise config.ConfigError(f'--aggregator={name} needs --{flag}.')
-    if (
-      flag not in (*parameters, 'target_epsilon')
-      and getattr(experiment, flag) is not None
-    ):
-      raise config.ConfigError(
-        f'--{flag} has no effect on --aggregator={name}; leave it out.'
-      )
-  if experiment.noise_multiplier is None and experiment.target_epsilon is None:
-    raise config.ConfigError(
-      f'--aggregator={name} needs --noise_multiplier or --target_epsilon; '
-      '--noise_multiplier=0 clips without noise.'
-    )
 
 
 def build_schedule(
@@ -113,7 +20,7 @@ def build_schedule(
   """Builds the schedule of clients.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     num_clients: The number of training clients.
 
   Returns:
@@ -122,29 +29,14 @@ def build_schedule(
   Raises:
     config.ConfigError: If the schedule does not exist or can't be kept.
   """
-  experiment.participation.check(
-    schedules.SCHEDULES, 'participation', SCHEDULE_GIVEN
-  )
-  name = experiment.participation.name
-  if name in ('min_separation', 'cyclic_poisson') and (
-    experiment.min_separation is None
-  ):
-    raise config.ConfigError(
-      f'--participation={name} needs --min_separation, in rounds.'
-    )
-  return experiment.participation.build(
-    schedules.SCHEDULES,
+  return build_part(
+    experiment,
     'participation',
-    **_accepted(
-      schedules.SCHEDULES[name],
-      {
-        'num_clients': num_clients,
-        'clients_per_round': experiment.clients_per_round,
-        'seed': experiment.client_seed,
-        'min_separation': experiment.min_separation,
-        'max_participations': experiment.max_participations,
-      },
-    ),
+    num_clients=num_clients,
+    clients_per_round=experiment.clients_per_round,
+    seed=experiment.client_seed,
+    min_separation=experiment.min_separation,
+    max_participations=experiment.max_participations,
   )
 
 
@@ -155,7 +47,7 @@ def build_mechanism(
   """Builds the aggregator; its noise is set by `calibrate`.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     schedule: Who takes part when. If given, what it keeps to is the default of
       the contract, which it must meet.
 
@@ -166,8 +58,6 @@ def build_mechanism(
     config.ConfigError: If flags do not go together, or the schedule does not
       meet the mechanism's contract.
   """
-  check(experiment)
-  name = experiment.aggregator.name
   separation = experiment.min_separation
   participations = experiment.max_participations
   met = None
@@ -179,31 +69,31 @@ def build_mechanism(
       separation = met.min_separation
     if participations is None:
       participations = met.participations
-  if name == 'distributed_dp' and schedule and schedule.amplification:
+  if (
+    experiment.aggregator.name in NOISE_FROM_CLIENTS
+    and schedule
+    and schedule.amplification
+  ):
     raise config.ConfigError(
       f'--participation={experiment.participation} has cohorts of varying '
-      'size, and with --aggregator=distributed_dp each of --clients_per_round '
+      f'size, and with --aggregator={experiment.aggregator} each of '
+      '--clients_per_round '
       'clients adds its share of the noise; choose another --participation.'
     )
   noise = experiment.noise_multiplier
-  mechanism = experiment.aggregator.build(
-    AGGREGATORS,
+  mechanism = build_part(
+    experiment,
     'aggregator',
-    **_accepted(
-      AGGREGATORS[name],
-      {
-        'clip_norm': experiment.clip_norm,
-        # The noise of a target epsilon follows from the strategy.
-        'noise_multiplier': 1.0 if noise is None else noise,
-        'clients_per_round': experiment.clients_per_round,
-        'total_rounds': experiment.total_rounds,
-        'min_separation': separation,
-        'max_participations': participations,
-        'noise_seed': experiment.noise_seed,
-        'noise_cohort_size': experiment.noise_cohort_size,
-        'cache_dir': os.path.join(files.cache_folder(), 'strategies'),
-      },
-    ),
+    clip_norm=experiment.clip_norm,
+    # The noise of a target epsilon follows from the strategy.
+    noise_multiplier=1.0 if noise is None else noise,
+    clients_per_round=experiment.clients_per_round,
+    total_rounds=experiment.total_rounds,
+    min_separation=separation,
+    max_participations=participations,
+    noise_seed=experiment.noise_seed,
+    noise_cohort_size=experiment.noise_cohort_size,
+    cache_dir=os.path.join(files.cache_folder(), 'strategies'),
   )
   if met is not None and mechanism.contract is not None:
     try:
@@ -227,7 +117,7 @@ def calibrate(
   """Returns a mechanism with as much noise as is asked for.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     mechanism: From `build_mechanism`.
     delta: For the noise of a target epsilon.
     schedule: Its sampling may amplify privacy.
@@ -281,7 +171,7 @@ def add_canaries(
   """Returns a mechanism with canaries in its cohorts.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     mechanism: Calibrated.
     added: The canaries, which take part as often as the contract allows.
 
@@ -320,7 +210,7 @@ def default_delta(
   """Returns the delta of an experiment: the flag's, or one of the population's.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     num_clients: The number of training clients.
   """
   if experiment.delta is not None:
@@ -338,7 +228,7 @@ def build_ledger(
   """Builds the ledger of a run.
 
   Args:
-    experiment: What is to be run.
+    experiment: The experiment.
     mechanism: How updates are combined.
     num_clients: The number of training clients.
     added: Canaries in the cohorts.

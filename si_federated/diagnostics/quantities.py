@@ -13,8 +13,16 @@ from typing import Any, Optional
 
 import numpy as np
 
+# Layer, quantity, value.
 Row = tuple[str, str, float]
 MODEL = 'model'
+# Quantities of the training clients' own updates, measured before noise.
+OF_TRAINING_CLIENTS = (
+  'client_drift',
+  'client_mean_update_norm',
+  'client_variance',
+  'clip_fraction',
+)
 
 
 def by_layer(

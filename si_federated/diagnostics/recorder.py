@@ -1,13 +1,11 @@
-"""Diagnostics of a run by round, measured beside its training.
+"""Measures a run by round without touching its training.
 
-A part of the composition root. Training itself is left alone: what is measured
-comes from its weights before and after a round, from a pass over validation
-sentences, and from clients that are trained once more on the side.
+The measurements come from the weights before and after a round, from a pass
+over validation sentences, and from a few clients that are trained once more.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
@@ -15,70 +13,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config
-from si_federated.assembly import learning_process, privacy_disclosures
 from si_federated.diagnostics import quantities, rows_file
+from si_federated.diagnostics.plan import Plan
 from si_federated.layers import AdaptiveBlendingUnit, tapping
-from si_federated.tasks import Task
 from si_federated.weights import initial_model
 
-_BLENDING_WEIGHTS = 'blending_weights'
 _BATCH = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """When and on how much to measure.
-
-  Attributes:
-    every: Measure every so many rounds; None for when there is an evaluation.
-    examples: Validation sentences for gates, attention and gradients.
-    clients: Clients of a round to train on the side.
-  """
-
-  every: Optional[int]
-  examples: int
-  clients: int
-
-  def __post_init__(self):
-    for name, least in (('every', 1), ('examples', 1), ('clients', 0)):
-      value = getattr(self, name)
-      if value is not None and (value < least or value != int(value)):
-        raise ValueError(
-          f'{name} must be a whole number of at least {least}, found {value}.'
-        )
-
-
-def none() -> None:
-  """Measures nothing, but for the weights of adaptive blending units."""
-
-
-def evaluations(*, examples: int = 128, clients: int = 4) -> Plan:
-  """Measures whenever the model is evaluated.
-
-  Args:
-    examples: Validation sentences for gates, attention and gradients.
-    clients: Clients of a round that are trained on the side; 0 for none.
-  """
-  return Plan(None, examples, clients)
-
-
-def rounds(*, every: int = 10, examples: int = 128, clients: int = 4) -> Plan:
-  """Measures every so many rounds, and before the first and after the last.
-
-  Args:
-    every: The number of rounds.
-    examples: As for `evaluations`.
-    clients: As for `evaluations`.
-  """
-  return Plan(every, examples, clients)
-
-
-DIAGNOSTICS: dict[str, Callable[..., Optional[Plan]]] = {
-  'none': none,
-  'evaluations': evaluations,
-  'rounds': rounds,
-}
 
 
 class Cohort(Protocol):
@@ -184,7 +124,7 @@ class Recorder:
     """Returns what the run's summary says of its diagnostics."""
     result: dict[str, Any] = {'file': rows_file.NAME}
     if self._is_private and self._plan is not None:
-      result['outside_the_guarantee'] = list(privacy_disclosures.DIAGNOSTICS)
+      result['outside_the_guarantee'] = list(quantities.OF_TRAINING_CLIENTS)
     return result
 
   def _trainable(self) -> tuple[list[str], list[tf.Variable]]:
@@ -263,48 +203,6 @@ class Recorder:
       self._assign(before)
       updates.append(self._train(data))
     return quantities.client_rows(self._trainable()[0], updates)
-
-
-def build_recorder(
-  built: Any, folder: str, build_model: Callable[..., tf.keras.Model]
-) -> Optional[Recorder]:
-  """Builds what `--diagnostics` asks for.
-
-  Args:
-    built: The `experiment.Experiment`.
-    folder: The run's folder.
-    build_model: Builds a model from a configuration and its number of ids.
-
-  Returns:
-    The recorder; None if there is nothing to measure.
-
-  Raises:
-    config.ConfigError: If an option is out of range.
-  """
-  settings = built.config
-  plan = settings.diagnostics.build(DIAGNOSTICS, 'diagnostics')
-  names = getattr(built.model, 'variable_names', ())
-  if plan is None and not any(_BLENDING_WEIGHTS in name for name in names):
-    return None
-  if not isinstance(built.task, Task):
-    raise config.ConfigError(
-      f'--diagnostics={settings.diagnostics} measures language models; leave '
-      f'it out with --task={settings.task}.'
-    )
-  return Recorder(
-    folder,
-    plan=plan,
-    build_keras_model=lambda: build_model(
-      settings, **built.task.model_arguments
-    ),
-    client_optimizer=learning_process.build_client_optimizer(
-      settings, built.model
-    ),
-    loss=built.task.loss,
-    examples=built.validation_examples,
-    seed=settings.client_seed,
-    is_private=bool(built.ledger.summary().get('promised')),
-  )
 
 
 def _extend(taps, seen, valid) -> None:

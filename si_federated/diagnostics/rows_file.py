@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from typing import Union
 
 from si_federated import files
+from si_federated.diagnostics.quantities import Row
 
 NAME = 'diagnostics.csv'
 COLUMNS = ('round_num', 'layer', 'quantity', 'value')
-
-# Layer, quantity, value.
-Row = tuple[str, str, float]
 
 
 class DiagnosticsFile:

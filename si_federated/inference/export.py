@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from si_federated import config, files
+from si_federated.assembly import task_and_model
 from si_federated.inference import trained_model
 from si_federated.tasks.vocabulary_files import save_vocabulary
 from si_federated.weights import adapter_files
@@ -148,11 +149,11 @@ def export_model(
     }
   if 'adapters' in formats:
     path = os.path.join(folder, 'adapters.npz')
-    names = adapter_files.write(run, path)['weights']
+    kept = adapter_files.write(run, path, task_and_model.build_model)
     written['adapters'] = {
       'path': 'adapters.npz',
       'bytes': os.path.getsize(path),
-      'weights': names,
+      'weights': kept['weights'],
     }
   facts = {
     'checkpoint': os.path.abspath(trained.checkpoint),

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from si_federated import config
-from si_federated import experiment as experiment_lib
+from si_federated.assembly import task_and_model
 from si_federated.tasks import Vocabulary, encode_texts, load_vocabulary
 from si_federated.training import run_folder as run_folder_lib
 from si_federated.weights import initial_model
@@ -139,13 +139,13 @@ def load_model(path: str) -> TrainedModel:
     )
   file, weights = initial_model.plain_weights(
     files,
-    lambda: experiment_lib.build_model(experiment, vocabulary.size, **labels),
+    lambda: task_and_model.build_model(experiment, vocabulary.size, **labels),
   )
   plain = dataclasses.replace(
     experiment, transform=config.ComponentSpec('none')
   )
   model, variables = initial_model.build_named(
-    lambda: experiment_lib.build_model(plain, vocabulary.size, **labels)
+    lambda: task_and_model.build_model(plain, vocabulary.size, **labels)
   )
   initial_model.assign(variables, weights)
   classes = run_folder_lib.read_classes(path)

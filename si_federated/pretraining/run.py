@@ -15,8 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from si_federated import config, runtime
-from si_federated import experiment as experiment_lib
-from si_federated.assembly import objectives, run_data
+from si_federated.assembly import (
+  checks,
+  objectives,
+  run_data,
+  task_and_model,
+)
 from si_federated.pretraining import steps
 from si_federated.pretraining.settings import CONFIG_NAMES, Settings
 from si_federated.tasks import (
@@ -50,7 +54,7 @@ def pretrain(
       folder holds another run.
     KeyboardInterrupt: If interrupted; what was done is saved.
   """
-  experiment_lib.check(experiment)
+  checks.check(experiment)
   folder = run_folder_lib.RunFolder(
     os.path.join(root, experiment.experiment_name)
   )
@@ -119,7 +123,7 @@ def _build_task(
 ) -> Task:
   task: Any = None
   if settings.has_task:
-    task = experiment_lib.build_task(experiment)
+    task = task_and_model.build_task(experiment)
     if not isinstance(task, Task):
       raise config.ConfigError(
         f'--task={experiment.task} has labels, and pretraining is for language '
@@ -145,7 +149,7 @@ def _build_task(
     )
     if vocabulary is not None:
       return task
-    cut = experiment_lib.cut_into_tokens(experiment, task)
+    cut = task_and_model.cut_into_tokens(experiment, task)
     assert isinstance(cut, Task), 'Tokens do not change the kind of a task.'
     return cut
   except ValueError as error:
@@ -161,7 +165,7 @@ def _run(
 ) -> dict[str, Any]:
   runtime.set_local_context()
   task = _build_task(experiment, settings)
-  start, keras_model_fn = experiment_lib.prepare_model(
+  start, keras_model_fn = task_and_model.prepare_model(
     experiment, task, resumed=bool(folder.checkpoints.newest())
   )
   model = objectives.build_functional_model(task, keras_model_fn)

@@ -36,8 +36,11 @@ VOCABULARIES: dict[str, Callable[..., Callable[[Any], Any]]] = {
   'sentencepiece': sentencepiece,
   'words': words,
 }
+# Vocabularies that do not depend on the clients' text.
+PUBLIC_VOCABULARIES = frozenset({'pretrained'})
 
 __all__ = [
+  'PUBLIC_VOCABULARIES',
   'TASKS',
   'VOCABULARIES',
   'AnyTask',

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from si_federated import config, files
-from si_federated import experiment as experiment_lib
 from si_federated.models import TRANSFORMS, adapters
 from si_federated.tasks import load_vocabulary
 from si_federated.training import run_folder
@@ -21,12 +20,15 @@ from si_federated.weights import initial_model, weight_files
 _TRANSFORM = 'transform'
 
 
-def write(run: str, path: str) -> dict[str, Any]:
+def write(
+  run: str, path: str, build_model: Callable[..., tf.keras.Model]
+) -> dict[str, Any]:
   """Writes the adapters of a run, and what else it has trained.
 
   Args:
     run: The folder of a run with `--transform=lora` or `ffa_lora`.
     path: The file to write, `.npz`.
+    build_model: Builds a run's model from its configuration and number of ids.
 
   Returns:
     The checkpoint that they are from, `checkpoint`, and the names of the
@@ -39,7 +41,7 @@ def write(run: str, path: str) -> dict[str, Any]:
   vocabulary = load_vocabulary(run)
   with initial_model.without_values():
     model, variables = initial_model.build_named(
-      lambda: experiment_lib.build_model(
+      lambda: build_model(
         experiment, vocabulary.size, **run_folder.model_labels(run)
       )
     )

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from si_federated import config
-from si_federated.assembly import private_mechanism
+from si_federated.assembly import checks, private_mechanism
 from si_federated.privacy import Participation, PrivacyRecord, strategies
 
 _CLIENTS = 120
@@ -28,6 +28,7 @@ def _config(**changes):
 
 def _build(delta=1e-5, **changes):
   experiment = _config(**changes)
+  checks.check(experiment)
   schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
   mechanism = private_mechanism.build_mechanism(experiment, schedule)
   return private_mechanism.calibrate(

@@ -13,7 +13,8 @@ from absl import flags as absl_flags
 
 from si_federated import config, experiment, flags, models
 from si_federated.algorithms import OPTIMIZERS
-from si_federated.assembly import private_mechanism
+from si_federated.assembly import diagnostics_stage, private_mechanism
+from si_federated.diagnostics import plan as plan_lib
 from si_federated.diagnostics import recorder as recorder_lib
 from si_federated.tasks import TASKS
 from si_federated.training import loop, run_folder
@@ -67,9 +68,7 @@ def _run(built, path, *, measuring=True, killed_in=None):
       rounds_per_eval=2,
       rounds_per_checkpoint=3,
       bytes_per_client=built.bytes_per_client,
-      diagnostics=recorder_lib.build_recorder(
-        built, folder.path, experiment.build_model
-      )
+      diagnostics=diagnostics_stage.build_recorder(built, folder.path)
       if measuring
       else None,
     )
@@ -213,7 +212,7 @@ def _initial():
 
 
 def test_every_so_many_rounds(tmp_path):
-  recorder = _recorder(tmp_path, recorder_lib.rounds(every=2, clients=0))
+  recorder = _recorder(tmp_path, plan_lib.rounds(every=2, clients=0))
   recorder.open(-1)
   weights = _initial()
   for round_num in range(4):
@@ -234,7 +233,7 @@ def test_every_so_many_rounds(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_recorded(tmp_path):
-  recorder = _recorder(tmp_path, recorder_lib.evaluations(clients=0))
+  recorder = _recorder(tmp_path, plan_lib.evaluations(clients=0))
   recorder.open(-1)
   weights = tff.learning.models.ModelWeights(
     tuple(w * np.float32('nan') for w in _initial().trainable), ()
@@ -259,7 +258,7 @@ def test_private_runs_say_what_is_not_protected(tmp_path):
   assert 'diagnostics.csv: client_drift' in summary['released_without_noise']
   assert summary['simulated']
   assert any('client_similarity=0.5' in w for w in summary['not_covered'])
-  recorder = _recorder(tmp_path, recorder_lib.evaluations(), is_private=True)
+  recorder = _recorder(tmp_path, plan_lib.evaluations(), is_private=True)
   said = recorder.summary()['outside_the_guarantee']
   assert 'client_variance' in said and 'clip_fraction' in said
 
@@ -290,7 +289,7 @@ def test_the_flag_may_stand_alone(argument, expected):
 )
 def test_wrong_options_are_refused(text, message):
   with pytest.raises(config.ConfigError, match=message):
-    _SPEC(text).build(recorder_lib.DIAGNOSTICS, 'diagnostics')
+    _SPEC(text).build(plan_lib.DIAGNOSTICS, 'diagnostics')
 
 
 def test_other_tasks_are_refused(built, tmp_path):
@@ -298,4 +297,4 @@ def test_other_tasks_are_refused(built, tmp_path):
     config=built.config, model=built.model, task=object()
   )
   with pytest.raises(config.ConfigError, match='language models'):
-    recorder_lib.build_recorder(other, str(tmp_path), experiment.build_model)
+    diagnostics_stage.build_recorder(other, str(tmp_path))  # type: ignore

@@ -110,13 +110,15 @@ def test_adapters_alone(root, tmp_path, kind):
 
 def test_a_run_without_adapters_has_none_to_write(root, tmp_path):
   with pytest.raises(config.ConfigError, match='has no adapters to write'):
-    adapter_files.write(str(root / _BASE), str(tmp_path / 'a.npz'))
+    adapter_files.write(
+      str(root / _BASE), str(tmp_path / 'a.npz'), experiment.build_model
+    )
   assert not list(tmp_path.iterdir())
 
 
 def test_adapters_of_another_model_are_refused(root, tmp_path):
   path = str(tmp_path / 'a.npz')
-  adapter_files.write(str(root / 'lora'), path)
+  adapter_files.write(str(root / 'lora'), path, experiment.build_model)
   other = _config('y', model='cifg:units=8,embedding_size=4')
   with pytest.raises(ValueError, match='matches no variable'):
     adapter_files.attach(experiment.build_model(other, 22), path)

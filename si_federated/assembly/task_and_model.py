@@ -1,0 +1,116 @@
+"""From flags to the data and the Keras model of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional
+
+import tensorflow as tf
+
+from si_federated import config
+from si_federated.assembly.registries import build_part
+from si_federated.tasks import AnyTask, mixing
+from si_federated.weights import initial_model
+
+
+def build_task(experiment: config.ExperimentConfig) -> AnyTask:
+  """Builds the task of an experiment: reads or prepares its data.
+
+  Args:
+    experiment: The experiment.
+
+  Returns:
+    The task.
+
+  Raises:
+    config.ConfigError: If the data is missing or unusable.
+  """
+  # Before the data, for a wrong option or a missing package ends it here.
+  build_part(experiment, 'vocabulary')
+  task = build_part(
+    experiment,
+    'task',
+    data_dir=experiment.data_dir,
+    vocab_size=experiment.vocab_size,
+    sequence_length=experiment.sequence_length,
+  )
+  task = cut_into_tokens(experiment, task)
+  return mixing.mix(task, experiment.client_similarity, experiment.client_seed)
+
+
+def cut_into_tokens(
+  experiment: config.ExperimentConfig, task: AnyTask
+) -> AnyTask:
+  """Returns a task of words in the tokens that `--vocabulary` asks for.
+
+  Args:
+    experiment: The experiment.
+    task: The task as it is built.
+
+  Raises:
+    config.ConfigError: If the task has no such tokens.
+  """
+  try:
+    return build_part(experiment, 'vocabulary')(task)
+  except ValueError as error:
+    if isinstance(error, config.ConfigError):
+      raise
+    raise config.ConfigError(
+      f'--vocabulary={experiment.vocabulary}: {error}'
+    ) from error
+
+
+def build_model(
+  experiment: config.ExperimentConfig, vocab_size: int, **labels: int
+) -> tf.keras.Model:
+  """Builds the Keras model of an experiment, with its seed.
+
+  Args:
+    experiment: The experiment.
+    vocab_size: The number of ids, special ones included.
+    **labels: What else the task tells: `num_classes` if it has classes.
+
+  Returns:
+    A new model.
+
+  Raises:
+    config.ConfigError: If the model refuses an option's value.
+  """
+  # A graph of TFF's gets its weights from outside; no seed is to stay in it.
+  if tf.executing_eagerly():
+    tf.keras.utils.set_random_seed(experiment.model_seed)
+  model = build_part(experiment, 'model', vocab_size=vocab_size, **labels)
+  return build_part(experiment, 'transform', model=model)
+
+
+def prepare_model(
+  experiment: config.ExperimentConfig, task: AnyTask, *, resumed: bool
+) -> tuple[Optional[initial_model.Start], Callable[[], tf.keras.Model]]:
+  """Loads what of `--initial_model` an experiment's model begins with.
+
+  Args:
+    experiment: The experiment.
+    task: Its task.
+    resumed: Whether a checkpoint has the weights, so that nothing is read.
+
+  Returns:
+    What it begins with, if anything was read; and a function that returns a new
+    model, which has these weights.
+
+  Raises:
+    config.ConfigError: If the initial model can't be read or is another one.
+  """
+
+  def new_model() -> tf.keras.Model:
+    return build_model(experiment, **task.model_arguments)
+
+  if experiment.initial_model is None or resumed:
+    return None, new_model
+  start = initial_model.load(experiment.initial_model, build_model).fit(
+    lambda vocab_size: build_model(
+      experiment, **{**task.model_arguments, 'vocab_size': vocab_size}
+    ),
+    task.vocabulary,
+    experiment.reinitialized_variables,
+  )
+  return start, lambda: start.build(new_model)
