@@ -7,21 +7,19 @@ from typing import Dict, List, Mapping, Tuple
 from matplotlib.axes import Axes
 
 from si_federated.reporting import plotting, run_groups
-from si_federated.reporting.plotting import Label
 
 
 def reference_lines(comparison: run_groups.Comparison) -> Dict[str, float]:
   """Returns the perplexities to compare with, by label.
 
-  Lines of the same name and (to three digits) the same value are one; where
-  tasks disagree the label names the task.
+  Lines with the same name and the same value (to three digits) are merged;
+  where tasks disagree the label names the task.
   """
   found: Dict[Tuple[str, str], List[Tuple[str, float]]] = {}
-  for group in comparison.groups:
-    for run in group.runs:
-      for name, value in run.reference_perplexity.items():
-        key = name, f'{value:.2e}'
-        found.setdefault(key, []).append((run.task.get('name', ''), value))
+  for run in comparison.runs:
+    for name, value in run.reference_perplexity.items():
+      key = name, f'{value:.2e}'
+      found.setdefault(key, []).append((run.task.get('name', ''), value))
   names = [name for name, _ in found]
   lines = {}
   for (name, _), entries in found.items():
@@ -33,7 +31,7 @@ def reference_lines(comparison: run_groups.Comparison) -> Dict[str, float]:
   return lines
 
 
-def draw(axes: Axes, lines: Mapping[str, float]) -> List[Label]:
+def draw(axes: Axes, lines: Mapping[str, float]) -> str:
   """Draws a dashed line for each perplexity.
 
   Args:
@@ -41,18 +39,16 @@ def draw(axes: Axes, lines: Mapping[str, float]) -> List[Label]:
     lines: Perplexity by label.
 
   Returns:
-    The labels for the margin.
+    A sentence for the caption that explains the lines; empty without any.
   """
-  labels = []
   for name, value in lines.items():
-    axes.axhline(value, color=plotting.QUIET[0], linewidth=0.9, dashes=(4, 2.5))
-    text = f'{name} {plotting.tick(value)}'
-    labels.append(Label(text, plotting.QUIET[0], value))
-  return labels
+    plotting.draw_level(axes, value, f'{name} {plotting.tick(value)}')
+  if not lines:
+    return ''
+  return ' Dashed: ' + ' and '.join(map(_explain, lines)) + '.'
 
 
-def explain(label: str) -> str:
-  """Returns what a line is, for a caption."""
+def _explain(label: str) -> str:
   if label.startswith('unigram'):
     return f'{label}, a model that knows only how frequent each word is'
   if label.startswith('floor'):

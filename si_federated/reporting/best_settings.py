@@ -1,4 +1,4 @@
-"""What was tuned in a sweep, and the best setting of each kind of run."""
+"""The tuned settings of a sweep, and the best setting of each kind of run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from si_federated.reporting import runs as run_files
 from si_federated.reporting.run_groups import Comparison, Group
 from si_federated.reporting.runs import Run
 
-# What a fair comparison of models gives each of them its own best value of.
+# Settings of which a fair comparison gives each model its own best value.
 TUNED = (
   'client_learning_rate',
   'server_learning_rate',
@@ -20,19 +20,19 @@ TUNED = (
   'clip_norm',
 )
 _SWEPT = ('client_learning_rate', 'server_learning_rate')
-# A curve needs so many values of what it is drawn against.
+# A curve needs this many values.
 _LEAST_VALUES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """Groups of runs that differ in nothing but what is tuned.
+  """Groups of runs that differ in nothing but tuned settings.
 
   Attributes:
-    label: What tells this kind from the others.
+    label: Distinguishes this kind from the others.
     groups: The settings that were tried.
-    best: The one with the lowest mean final perplexity over its seeds, of those
-      of which no run diverged if there are any.
+    best: The one with the lowest mean final perplexity over its seeds, if
+      possible among those without a diverged run.
   """
 
   label: str
@@ -58,15 +58,15 @@ def num_diverged(group: Group) -> int:
 def final_runs(group: Group) -> List[Run]:
   """Returns the runs whose last results count as final.
 
-  Those that didn't diverge; of these the finished ones alone, if there are any,
-  for what is still running would look worse than it is.
+  These are the finished runs that didn't diverge. If none has finished, the
+  unfinished ones count; otherwise they would look worse than they are.
   """
   known = [run for run in group.runs if run.divergence is None]
   return [run for run in known if run.finished] or known
 
 
 def final_values(group: Group) -> List[float]:
-  """Returns the final perplexities of the runs that `final_runs` returns."""
+  """Returns the final perplexities of `final_runs`."""
   known = [tables.final_value(run) for run in final_runs(group)]
   return [value for value in known if value is not None]
 
@@ -74,7 +74,7 @@ def final_values(group: Group) -> List[float]:
 def best_of(groups: Sequence[Group]) -> Group:
   """Returns the group with the lowest mean final perplexity.
 
-  Groups of which a run diverged, or hasn't been evaluated, stand behind.
+  Groups with diverged runs, or without an evaluation, come last.
   """
 
   def score(group: Group) -> Tuple[int, float]:
@@ -89,11 +89,11 @@ def best_of(groups: Sequence[Group]) -> Group:
 def find_kinds(
   comparison: Comparison, without: Sequence[str] = TUNED
 ) -> List[Kind]:
-  """Sorts the groups by all settings but some.
+  """Collects groups that agree in all settings but some.
 
   Args:
     comparison: The runs.
-    without: The settings to leave out.
+    without: The settings to ignore.
 
   Returns:
     The kinds, in the order of their first groups.
@@ -106,7 +106,7 @@ def find_kinds(
     key = tuple(
       value for name, value in group.settings.items() if name not in without
     )
-    # A group that isn't told from others by its settings stands alone.
+    # A group that its settings don't distinguish is a kind of its own.
     if alike[tuple(group.settings.values())] > 1 or not group.runs[0].config:
       key = (*key, group.label)
     found.setdefault(key, []).append(group)
@@ -162,27 +162,31 @@ def best_table(comparison: Comparison) -> tables.Table | None:
     tables.mean_and_deviation(final_runs(kind.best), tables.final_value)
     for kind in kinds
   ]
-  epsilons = [tables.last_value(kind.best, run_files.EPSILON) for kind in kinds]
-  if any(value is not None for value in epsilons):
-    columns['ε'] = [
-      run_groups.MISSING if value is None else f'{value:.3g}'
-      for value in epsilons
-    ]
+  columns['ε'] = [
+    tables.cell(tables.last_value(kind.best, run_files.EPSILON), '{:.3g}')
+    for kind in kinds
+  ]
   columns['diverged, all settings'] = [
     f'{kind.num_diverged} of {kind.num_runs} runs' for kind in kinds
   ]
-  return tables.assemble(columns)
+  return tables.assemble(tables.without_empty(columns))
 
 
-def rate_table(comparison: Comparison) -> Tuple[str, tables.Table] | None:
+def rate_heading(comparison: Comparison) -> str:
+  """Returns the heading of `rate_table`."""
+  rate = swept_rate(comparison) or 'learning rate'
+  return f'Final perplexity by {rate.replace("_", " ")}'
+
+
+def rate_table(comparison: Comparison) -> tables.Table | None:
   """Builds the table of final perplexity by kind and learning rate.
 
   Args:
     comparison: The runs.
 
   Returns:
-    The heading and the table, or None if no learning rate was tried at three
-    values. Where other settings were tuned too, a cell is the best of them.
+    The table, or None if no learning rate was tried at three values. If other
+    settings were tuned too, a cell is the best of them.
   """
   rate = swept_rate(comparison)
   if rate is None:
@@ -196,8 +200,7 @@ def rate_table(comparison: Comparison) -> Tuple[str, tables.Table] | None:
     columns[f'{value:g}'] = [
       _cell(rates_of(kind.groups, rate).get(value, [])) for kind in kinds
     ]
-  words = rate.replace('_', ' ')
-  return f'Final perplexity by {words}', tables.assemble(columns)
+  return tables.assemble(columns)
 
 
 def _cell(groups: Sequence[Group]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 from matplotlib import ticker
@@ -18,24 +18,24 @@ from si_federated.reporting import (
   tables,
 )
 from si_federated.reporting import runs as run_files
-from si_federated.reporting.plotting import Label, Picture
-from si_federated.reporting.run_groups import Group
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.run_groups import Comparison, Group
 
-# More curves than these are drawn in a picture for each aggregator.
+# More curves than this are split into a picture for each aggregator.
 _MOST_CURVES = 5
 _PANEL = 'aggregator'
-# What sets how much noise there is; the epsilon is what comes of it.
+# Settings of the amount of noise, from which epsilon follows.
 NOISE = ('target_epsilon', 'noise_multiplier', 'noise_cohort_size')
 
 
-def by_learning_rate(comparison: run_groups.Comparison) -> List[Picture]:
+def by_learning_rate(comparison: Comparison) -> List[Picture]:
   """Draws the final perplexity against a learning rate tried at 3 values.
 
   Args:
     comparison: The runs.
 
   Returns:
-    One picture, or, of many kinds of runs, one for each aggregator; none if no
+    One picture or, for many kinds of runs, one for each aggregator; none if no
     learning rate was tried at three values.
   """
   rate = best_settings.swept_rate(comparison)
@@ -72,32 +72,31 @@ def by_learning_rate(comparison: run_groups.Comparison) -> List[Picture]:
 def _panels(
   kinds: Sequence[best_settings.Kind],
 ) -> Dict[str, List[best_settings.Kind]]:
-  """Sorts kinds into pictures: all into one without a name, if they are few."""
+  """Splits kinds into pictures: a single, nameless one if they are few."""
   panels: Dict[str, List[best_settings.Kind]] = {}
   for kind in kinds:
     panels.setdefault(kind.groups[0].settings.get(_PANEL, ''), []).append(kind)
-  # As many aggregators as kinds leave nothing to sort.
+  # With an aggregator for each kind there is nothing to split.
   crowded = len(kinds) > max(_MOST_CURVES, len(panels))
   named = all(map(str.isidentifier, panels))
   return panels if crowded and named else {'': list(kinds)}
 
 
-def by_epsilon(comparison: run_groups.Comparison) -> Picture | None:
+def by_epsilon(comparison: Comparison) -> Picture | None:
   """Draws the final perplexity against epsilon, if runs differ in it.
 
-  Of each kind of run and each epsilon it is the best setting's.
+  For each kind of run and each epsilon, the best setting counts.
   """
   lines: Dict[str, Dict[float, Group]] = {}
-  others: Dict[str, float] = {}
-  for kind in best_settings.find_kinds(
-    comparison, (*best_settings.TUNED, *NOISE)
-  ):
+  dashed = baselines.reference_lines(comparison)
+  left_out = (*best_settings.TUNED, *NOISE)
+  for kind in best_settings.find_kinds(comparison, left_out):
     found: Dict[float, List[Group]] = {}
-    without: List[Group] = []
+    not_private: List[Group] = []
     for group in kind.groups:
       epsilon = _epsilon(group)
       if epsilon is None:
-        without.append(group)
+        not_private.append(group)
       else:
         found.setdefault(epsilon, []).append(group)
     if found:
@@ -105,13 +104,10 @@ def by_epsilon(comparison: run_groups.Comparison) -> Picture | None:
         epsilon: best_settings.best_of(groups)
         for epsilon, groups in sorted(found.items())
       }
-    values = (
-      best_settings.final_values(best_settings.best_of(without))
-      if without
-      else []
-    )
-    if values:
-      others[f'{kind.label}, not private'] = float(np.mean(values))
+    if not_private:
+      best = best_settings.best_of(not_private)
+      if values := best_settings.final_values(best):
+        dashed[f'{kind.label}, not private'] = float(np.mean(values))
   if len({epsilon for points in lines.values() for epsilon in points}) < 2:
     return None
   return _draw(
@@ -120,97 +116,68 @@ def by_epsilon(comparison: run_groups.Comparison) -> Picture | None:
     'ε',
     comparison,
     lines,
-    {**baselines.reference_lines(comparison), **others},
+    dashed,
   )
 
 
 def _epsilon(group: Group) -> float | None:
-  """Returns the epsilon that a group's runs share to three digits, or None."""
-  found = [run.finite(run_files.EPSILON) for run in group.runs]
-  last = [values.iloc[-1] for values in found if len(values)]
-  return float(f'{max(last):.3g}') if last else None
+  """Returns the largest epsilon of a group's runs to three digits, if any."""
+  found = [run.last(run_files.EPSILON) for run in group.runs]
+  known = [value for value in found if value is not None]
+  return float(f'{max(known):.3g}') if known else None
 
 
 def _draw(
   name: str,
   caption: str,
   xlabel: str,
-  comparison: run_groups.Comparison,
+  comparison: Comparison,
   lines: Dict[str, Dict[float, Group]],
   dashed: Dict[str, float],
 ) -> Picture | None:
   """Draws final perplexities over one number, a curve for each kind."""
   if not lines or max(map(len, lines.values())) < 2:
     return None
-  finals = [
-    value
-    for points in lines.values()
-    for group in points.values()
-    for value in best_settings.final_values(group)
-  ]
+  groups = [group for points in lines.values() for group in points.values()]
+  finals = [v for group in groups for v in best_settings.final_values(group)]
   if not finals:
     return None
-  # What diverged is drawn at the top, instead of flattening the others.
-  top = max([*finals, *dashed.values()]) * 1.25
-  bottom = min([*finals, *dashed.values()]) * 0.88
   figure, axes = plotting.blank_axes('Final validation perplexity', len(lines))
-  plotting.scale_y(axes, bottom, top)
-  labels = baselines.draw(axes, dashed)
-  styles = line_styles.group_looks(
-    dataclasses.replace(
-      comparison,
-      groups=tuple(next(iter(points.values())) for points in lines.values()),
-    )
-  )
-  spread = False
+  finals += dashed.values()
+  plotting.scale_y(axes, min(finals), max(finals))
+  # Diverged runs are drawn at the top, instead of flattening the others.
+  top = axes.get_ylim()[1]
+  explained = baselines.draw(axes, dashed)
+  first = tuple(next(iter(points.values())) for points in lines.values())
+  looks = line_styles.group_looks(dataclasses.replace(comparison, groups=first))
+  shaded = False
   # Crosses of several kinds at one place stand side by side.
   shifts = np.exp(0.05 * (np.arange(len(lines)) - (len(lines) - 1) / 2))
-  for look, shift, (label, points) in zip(styles, shifts, lines.items()):
+  for look, shift, (label, points) in zip(looks, shifts, lines.items()):
     x = np.array([place for place in points if place > 0])
     if not len(x):
       continue
     known = [best_settings.final_values(points[place]) for place in x]
-    mean = np.array([np.mean(v) if v else top for v in known])
-    low = np.array([min(v) if v else top for v in known])
-    high = np.array([max(v) if v else top for v in known])
-    spread = spread or bool(np.any(high > low))
-    axes.plot(
-      x, mean, color=look.color, alpha=look.alpha, marker=look.marker or 'o',
-      markersize=3.5, markevery=[i for i, v in enumerate(known) if v],
+    shown = [values or [top] for values in known]
+    shaded |= plotting.draw_band(
+      axes, x, np.array([np.mean(values) for values in shown]),
+      np.array([min(values) for values in shown]),
+      np.array([max(values) for values in shown]), look,
+      label=label, marker=look.marker or 'o',
+      markevery=[i for i, values in enumerate(known) if values],
     )  # fmt: skip
-    axes.fill_between(x, low, high, color=look.color, alpha=0.15, lw=0)
     for place in x:
       if best_settings.num_diverged(points[place]):
-        axes.plot(
-          place * shift, top, 'x', ms=5.5, mew=1.5, color=look.color,
-          clip_on=False, zorder=5,
-        )  # fmt: skip
-    # The label leads to the last point that is not a cross.
-    named = max((i for i, v in enumerate(known) if v), default=len(x) - 1)
-    end = float(x[named]), float(mean[named])
-    labels.append(Label(label, look.color, end[1], end))
+        plotting.draw_cross(axes, place * shift, top, look.color)
   _scale_x(
     axes, xlabel, [p for points in lines.values() for p in points if p > 0]
   )
-  if spread:
-    caption += ' Line: mean over seeds; shade: smallest to largest.'
-  diverged = _count_diverged(lines.values())
-  if diverged:
+  caption += plotting.SEEDS if shaded else ''
+  if diverged := sum(map(best_settings.num_diverged, groups)):
     caption += (
       f' A cross at the top: {tables.count_of(diverged)} diverged there.'
     )
-  if dashed:
-    caption += ' Dashed: '
-    caption += ' and '.join(map(baselines.explain, dashed)) + '.'
-  return plotting.finish(name, caption, figure, axes, labels)
-
-
-def _count_diverged(lines: Iterable[Dict[float, Group]]) -> int:
-  return sum(
-    best_settings.num_diverged(group)
-    for points in lines
-    for group in points.values()
-  )
+  return plotting.finish(name, caption + explained, figure, axes)
 
 
 def _scale_x(axes: Axes, label: str, places: Sequence[float]) -> None:
@@ -218,11 +185,11 @@ def _scale_x(axes: Axes, label: str, places: Sequence[float]) -> None:
   kept: List[float] = []
   span = np.log(max(places) / min(places))
   for place in sorted(set(places)):
-    # Those of a random search are too many to be named.
+    # A random search has too many places to label them all.
     if not kept or np.log(place / kept[-1]) > span / 12:
       kept.append(place)
   axes.set_xscale('log')
   axes.set_xlabel(label)
   axes.set_xticks(kept, minor=False)
-  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f'{v:g}'))
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
   axes.xaxis.set_minor_locator(ticker.NullLocator())

@@ -1,14 +1,14 @@
-"""Figures and sentences of how single clients fare, from a run's files."""
+"""Figures and sentences about single clients, from a run's files."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from matplotlib import ticker
 
-from si_federated.reporting import plotting, run_groups, tables
-from si_federated.reporting.plotting import Label, Picture
+from si_federated.reporting import plotting, tables
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.run_groups import Comparison
 from si_federated.reporting.runs import Run, read_json
 
 _METRICS = (
@@ -16,23 +16,17 @@ _METRICS = (
   ('accuracy', 'Accuracy of single clients'),
 )
 _BOXES = (
-  'Boxes: the middle half of the clients, and their median; lines: from the '
+  ' Boxes: the middle half of the clients, and their median; lines: from the '
   '10th to the 90th percentile.'
 )
 # More runs would leave no room for their names.
 _MOST_RUNS = 6
+# Model -> percentile -> value of a metric, as matplotlib's boxes need it.
+_Boxes = Dict[str, Mapping[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Box:
-  """How a metric is distributed over clients under one model."""
-
-  model: str
-  quantiles: Mapping[str, float]
-
-
-def draw(comparison: run_groups.Comparison) -> List[Picture]:
-  """Draws what fine-tuning and experts do for clients, where runs tell.
+def draw(comparison: Comparison) -> List[Picture]:
+  """Draws what fine-tuning and experts do for clients, for runs with either.
 
   Args:
     comparison: The runs.
@@ -58,90 +52,77 @@ def draw(comparison: run_groups.Comparison) -> List[Picture]:
     for metric, title in _METRICS:
       boxes = [
         (run.name, found)
-        for group in comparison.groups
-        for run in group.runs
+        for run in comparison.runs
         if (found := reader(run, metric))
       ][:_MOST_RUNS]
       if boxes:
-        pictures.append(_draw(name, title, f'{caption} {_BOXES}', boxes))
+        pictures.append(_draw(name, title, caption + _BOXES, boxes))
         break
   return pictures
 
 
 def _draw(
-  name: str,
-  title: str,
-  caption: str,
-  boxes: Sequence[Tuple[str, Sequence[_Box]]],
+  name: str, title: str, caption: str, boxes: Sequence[Tuple[str, _Boxes]]
 ) -> Picture:
   figure, axes = plotting.blank_axes(title, len(boxes))
   values = [
     value
     for _, found in boxes
-    for box in found
-    for value in box.quantiles.values()
+    for quantiles in found.values()
+    for value in quantiles.values()
   ]
-  low, high = min(values), max(values)
-  if low > 0:
-    plotting.scale_y(axes, low * 0.9, high * 1.1)
-  else:
-    axes.set_ylim(0, high * 1.08 or 1.0)
+  plotting.scale_y(axes, min(values), max(values))
   axes.xaxis.set_major_locator(ticker.NullLocator())
-  labels = []
   place = 0.0
   ticks = []
   for run_name, found in boxes:
-    start = place
-    for index, box in enumerate(found):
+    ticks.append(place + 0.5 * (len(found) - 1))
+    for index, (model, q) in enumerate(found.items()):
       color = plotting.PALETTE[index % len(plotting.PALETTE)][0]
-      q = box.quantiles
-      axes.plot([place, place], [q['10'], q['90']], color=color, linewidth=0.9)
+      axes.vlines(place, q['10'], q['90'], color=color, linewidth=0.9)
       axes.bar(
         place, q['75'] - q['25'], bottom=q['25'], width=0.7, color=color,
         alpha=0.35, linewidth=0,
       )  # fmt: skip
-      axes.plot([place - 0.35, place + 0.35], [q['50'], q['50']], color=color)
-      if run_name == boxes[-1][0]:
-        label = f'{box.model} {plotting.tick(q["50"])}'
-        labels.append(Label(label, color, q['50'], (place + 0.35, q['50'])))
+      label = f'{model} {plotting.tick(q["50"])}'
+      axes.plot(
+        [place - 0.35, place + 0.35], [q['50'], q['50']], color=color,
+        label=label if run_name == boxes[-1][0] else None,
+      )  # fmt: skip
       place += 1.0
-    ticks.append((0.5 * (start + place - 1.0), run_name))
     place += 0.7
   axes.set_xlim(-0.7, place - 1.0)
-  axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
-  return plotting.finish(name, caption, figure, axes, labels)
+  axes.set_xticks(ticks, [run_name for run_name, _ in boxes])
+  return plotting.finish(name, caption, figure, axes)
 
 
-def _fine_tuned(run: Run, metric: str) -> List[_Box]:
-  content = read_json(run.path / 'personalization.json').get('metrics', {})
-  found = content.get(metric, {})
+def _fine_tuned(run: Run, metric: str) -> _Boxes:
+  metrics = read_json(run.path / 'personalization.json').get('metrics', {})
+  found = metrics.get(metric, {})
   return _boxes({when: found.get(when) for when in ('before', 'after')})
 
 
-def _experts(run: Run, metric: str) -> List[_Box]:
-  content = read_json(run.path / 'experts.json').get('models', {})
-  models = content.get('own', {}).get('all', {})
+def _experts(run: Run, metric: str) -> _Boxes:
+  models = read_json(run.path / 'experts.json').get('models', {})
   return _boxes(
     {
       name.replace('_', '-'): metrics.get(metric)
-      for name, metrics in models.items()
+      for name, metrics in models.get('own', {}).get('all', {}).items()
     }
   )
 
 
-def _boxes(described: Mapping[str, Any]) -> List[_Box]:
-  """Returns a box for each; none if one has no numbers."""
-  boxes = []
-  for name, one in described.items():
-    quantiles = (one or {}).get('quantiles', {})
-    if not quantiles or None in quantiles.values():
-      return []
-    boxes.append(_Box(name, quantiles))
-  return boxes
+def _boxes(described: Mapping[str, Any]) -> _Boxes:
+  """Returns the percentiles of each; none if one of them has no numbers."""
+  boxes = {
+    name: (one or {}).get('quantiles', {}) for name, one in described.items()
+  }
+  complete = all(q and None not in q.values() for q in boxes.values())
+  return boxes if complete else {}
 
 
-def sentences(comparison: run_groups.Comparison) -> List[str]:
-  """Says what fine-tuning and experts did for single clients.
+def sentences(comparison: Comparison) -> List[str]:
+  """States what fine-tuning and experts did for single clients.
 
   Args:
     comparison: The runs.
@@ -150,25 +131,24 @@ def sentences(comparison: run_groups.Comparison) -> List[str]:
     A sentence for each run and each of the two that it has.
   """
   said = []
-  for group in comparison.groups:
-    for run in group.runs:
-      tuned = read_json(run.path / 'personalization.json').get('summary')
-      if tuned:
-        said.append(
-          f'{run.name}: fine-tuned on their own text, {tuned["num_clients"]} '
-          f'validation clients go from {_median(tuned, "before")} to '
-          f'{_median(tuned, "after")}; {tuned["num_worse"]} got worse.'
-        )
-      experts = read_json(run.path / 'experts.json').get('summary')
-      if experts:
-        said.append(
-          f'{run.name}: of {experts["num_clients"]} clients '
-          f'({experts["num_opted_out"]} opted out) the mixture of experts is '
-          'at least as good as the better of global and local model for '
-          f'{experts["num_mixture_at_least_best"]}; '
-          f'{_median(experts, "mixture")} against '
-          f'{_median(experts, "global")} of the global model.'
-        )
+  for run in comparison.runs:
+    tuned = read_json(run.path / 'personalization.json').get('summary')
+    if tuned:
+      said.append(
+        f'{run.name}: fine-tuned on their own text, {tuned["num_clients"]} '
+        f'validation clients go from {_median(tuned, "before")} to '
+        f'{_median(tuned, "after")}; {tuned["num_worse"]} got worse.'
+      )
+    experts = read_json(run.path / 'experts.json').get('summary')
+    if experts:
+      said.append(
+        f'{run.name}: of {experts["num_clients"]} clients '
+        f'({experts["num_opted_out"]} opted out) the mixture of experts is '
+        'at least as good as the better of global and local model for '
+        f'{experts["num_mixture_at_least_best"]}; '
+        f'{_median(experts, "mixture")} against '
+        f'{_median(experts, "global")} of the global model.'
+      )
   return said
 
 

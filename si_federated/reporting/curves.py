@@ -1,4 +1,4 @@
-"""What the figures draw: one curve for each set of repeated runs."""
+"""Curves to draw: one for each set of repeated runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Curve:
     mean: Mean over the runs at rounds that all of them have measured, `[N]`.
     low: Smallest value over the runs, `[N]`.
     high: Largest value over the runs, `[N]`.
-    tails: What single runs measured beyond the last common round, as x and y.
+    tails: x and y of single runs beyond the last common round.
     diverged: Number of runs that diverged.
     end: The last point measured, or None for a curve without points.
   """
@@ -62,7 +62,7 @@ def curve(
   group: run_groups.Group,
   column: str,
   *,
-  against: str = 'rounds',
+  against: str = 'round',
   window: int = 1,
   until_divergence: bool = False,
 ) -> Curve:
@@ -71,11 +71,12 @@ def curve(
   Args:
     group: The runs.
     column: Column of `metrics.csv`.
-    against: What x is: `'rounds'`, `'time'` (seconds of training), `'bytes'`
-      (uploaded by all clients so far) or `'epsilon'` (spent so far); at a given
-      round it is the mean over the runs.
-    window: Rounds of the trailing mean by which values are smoothed.
-    until_divergence: Whether to leave out what a run measured once it diverged.
+    against: The x-axis: `'round'`, `'time'` (seconds of training), `'bytes'`
+      (uploaded by all clients so far) or `'epsilon'` (spent so far), averaged
+      over the runs at each round.
+    window: Rounds of the trailing mean that smooths values.
+    until_divergence: Whether to leave out values measured after a run
+      diverged.
 
   Returns:
     The curve. Non-finite values are left out.
@@ -118,7 +119,7 @@ def curve(
 
 def _places(run: Run, values: pd.Series, against: str) -> pd.Series:
   """Returns the x of each value: its round, or what that round has cost."""
-  if against == 'rounds':
+  if against == 'round':
     return pd.Series(values.index, index=values.index, dtype=float)
   costs = run.wall_secs() if against == 'time' else run.finite(_COSTS[against])
   if not len(costs):

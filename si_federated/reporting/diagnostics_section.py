@@ -1,4 +1,4 @@
-"""Figures of what runs measured with --diagnostics, by layer and round."""
+"""Figures of the measurements of --diagnostics, by layer and round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors, ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from si_federated.reporting import curves, line_styles, plotting, run_groups
@@ -22,7 +21,7 @@ FILE = 'diagnostics.csv'
 _COLUMNS = ['round_num', 'layer', 'quantity', 'value']
 _MODEL = 'model'
 _BLENDING = 'blending_'
-# Runs with a picture of their own; there may be hundreds in a sweep.
+# Only the first runs have pictures of their own: a sweep may have hundreds.
 _MOST_RUNS = 4
 _INCHES_A_ROW = 0.115
 
@@ -31,9 +30,9 @@ class _Map(NamedTuple):
   """A panel of layers against rounds.
 
   Attributes:
-    quantity: What it shows.
+    quantity: The quantity shown.
     title: Its heading.
-    scale: `'log'`, `'sign'` for what may be negative, or `'linear'`.
+    scale: `'log'`, `'sign'` if values may be negative, or `'linear'`.
   """
 
   quantity: str
@@ -53,7 +52,7 @@ _MAPS = (
   _Map('attention_entropy', 'Entropy of attention (nats)', 'linear'),
 )
 
-# Of the whole model, drawn as one curve for each set of runs.
+# Quantities of the whole model, drawn as a curve for each set of runs.
 _CURVES: Dict[str, str] = {
   'effective_learning_rate': "Server's step / norm of weights",
   'client_drift': "Clients' distance from the server",
@@ -75,7 +74,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     such file.
 
   Raises:
-    ValueError: If the file is not one of diagnostics.
+    ValueError: If the file is not a valid file of diagnostics.
   """
   file = path / FILE
   if not file.is_file():
@@ -93,7 +92,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
 
 
 def draw(comparison: run_groups.Comparison) -> List[Picture]:
-  """Draws what runs have measured of the whole model, and layer by layer.
+  """Draws the measurements of the whole model, and layer by layer.
 
   Args:
     comparison: The runs.
@@ -102,11 +101,7 @@ def draw(comparison: run_groups.Comparison) -> List[Picture]:
     A picture of curves for each quantity, and at most two pictures for each of
     the first runs that have diagnostics; none without.
   """
-  tables = {
-    run.path: read(run.path)
-    for group in comparison.groups
-    for run in group.runs
-  }
+  tables = {run.path: read(run.path) for run in comparison.runs}
   if not any(len(table) for table in tables.values()):
     return []
   pictures: List[Picture | None] = []
@@ -153,44 +148,28 @@ def _with_series(
 def _draw_curves(
   comparison: run_groups.Comparison, quantity: str, words: str
 ) -> Picture | None:
+  looks = line_styles.group_looks(comparison)
   drawn = [
-    (curves.curve(group, f'diagnostics/{quantity}'), look)
-    for group, look in zip(
-      comparison.groups, line_styles.group_looks(comparison)
-    )
+    (one, look)
+    for group, look in zip(comparison.groups, looks)
+    if len((one := curves.curve(group, f'diagnostics/{quantity}')).x)
   ]
-  drawn = [(one, look) for one, look in drawn if len(one.x)]
   if not drawn:
     return None
   figure, axes = plotting.blank_axes(words, len(drawn))
-  low = min(float(one.low.min()) for one, _ in drawn)
-  high = max(float(one.high.max()) for one, _ in drawn)
-  if low > 0:
-    plotting.scale_y(axes, low * 0.9, high * 1.1)
-  else:
-    axes.set_ylim(min(low, 0.0), high * 1.08 or 1.0)
+  plotting.scale_y(
+    axes,
+    min(float(one.low.min()) for one, _ in drawn),
+    max(float(one.high.max()) for one, _ in drawn),
+  )
   plotting.scale_rounds(axes)
-  labels = []
   for one, look in drawn:
-    axes.plot(
-      one.x, one.mean, color=look.color, alpha=look.alpha, marker=look.marker
+    plotting.draw_band(
+      axes, one.x, one.mean, one.low, one.high, look, label=one.label
     )
-    axes.fill_between(
-      one.x, one.low, one.high, color=look.color, alpha=0.18, linewidth=0
-    )
-    end = float(one.x[-1]), float(one.mean[-1])
-    labels.append(plotting.Label(one.label, look.color, end[1], end))
   axes.set_xlim(0, max(one.x[-1] for one, _ in drawn) or 1.0)
   caption = f'{words}, of the whole model, by round.'
-  return plotting.finish(
-    f'diagnostics_{quantity}', caption, figure, axes, labels
-  )
-
-
-def _figure(width: float, height: float) -> Figure:
-  figure = Figure(figsize=(width, height))
-  FigureCanvasAgg(figure)
-  return figure
+  return plotting.finish(f'diagnostics_{quantity}', caption, figure, axes)
 
 
 def _draw_maps(table: pd.DataFrame, name: str, label: str) -> Picture | None:
@@ -210,17 +189,16 @@ def _draw_maps(table: pd.DataFrame, name: str, label: str) -> Picture | None:
     return None
   rows_of = [len(grid) for _, grid in panels]
   heights = [_INCHES_A_ROW * n + 0.45 for n in rows_of]
-  figure = _figure(4.6, sum(heights) + 0.25)
+  figure = plotting.blank_figure(4.6, sum(heights) + 0.25)
   axes = figure.subplots(
     len(panels), 1, gridspec_kw={'height_ratios': heights}, squeeze=False
   )[:, 0]
   for at, (one, grid) in zip(axes, panels):
     _draw_map(figure, at, one, grid)
   axes[-1].set_xlabel('Round')
-  figure.tight_layout(pad=0.4, h_pad=0.6)
   caption = (
-    f'{label}: what was measured in each layer at each evaluation. The model '
-    'as clients got it from the server; gradients, gates and attention on '
+    f'{label}: measurements of each layer at each evaluation. The model is the '
+    'one clients got from the server; gradients, gates and attention are on '
     'sentences of validation clients.'
   )
   return plotting.render(name, caption, figure)
@@ -229,23 +207,18 @@ def _draw_maps(table: pd.DataFrame, name: str, label: str) -> Picture | None:
 def _draw_map(figure: Figure, axes: Axes, one: _Map, grid) -> None:
   values = grid.to_numpy(dtype=float)
   finite = values[np.isfinite(values)]
+  most = max(np.abs(finite).max(initial=0.0), 1e-3)
+  scale = colors.Normalize(-most if one.scale == 'sign' else 0.0, most)
   if one.scale == 'log':
     positive = finite[finite > 0]
     low, high = (
       (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
     )
-    scale: colors.Normalize = colors.LogNorm(low, max(high, low * 1.01))
-    cmap = 'viridis'
-  elif one.scale == 'sign':
-    most = max(np.abs(finite).max(initial=0.0), 1e-3)
-    scale, cmap = colors.Normalize(-most, most), 'RdBu_r'
-  else:
-    scale = colors.Normalize(0.0, max(finite.max(initial=0.0), 1e-3))
-    cmap = 'viridis'
+    scale = colors.LogNorm(low, max(high, low * 1.01))
   image = axes.imshow(
     np.ma.masked_invalid(values),
     aspect='auto',
-    cmap=cmap,
+    cmap='RdBu_r' if one.scale == 'sign' else 'viridis',
     norm=scale,
     interpolation='none',
   )
@@ -259,7 +232,7 @@ def _draw_map(figure: Figure, axes: Axes, one: _Map, grid) -> None:
   axes.grid(False)
   axes.spines[:].set_visible(False)
   bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
-  bar.ax.tick_params(labelsize=5.5, length=2)
+  bar.ax.tick_params(which='both', labelsize=5.5, length=2)
   bar.outline.set_visible(False)
 
 
@@ -273,7 +246,7 @@ def _draw_blending(
   functions = list(dict.fromkeys(rows['quantity']))
   columns = min(len(layers), 2 if len(layers) <= 4 else 4)
   lines = -(-len(layers) // columns)
-  figure = _figure(1.75 * max(columns, 2), 1.25 * lines + 0.5)
+  figure = plotting.blank_figure(1.75 * max(columns, 2), 1.25 * lines + 0.5)
   axes = figure.subplots(
     lines, columns, sharex=True, sharey=True, squeeze=False
   )
@@ -292,39 +265,33 @@ def _draw_blending(
       )
     at.set_title(layer, fontsize=6, loc='left')
     at.axhline(0, color=plotting.QUIET[0], linewidth=0.5)
-    at.spines[['top', 'right']].set_visible(False)
     at.tick_params(labelsize=6)
     at.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
   for at in axes[-1]:
     at.set_xlabel('Round', fontsize=6.5)
   figure.legend(
     *axes.flat[0].get_legend_handles_labels(),
-    loc='upper center',
+    loc='outside upper center',
     ncols=len(functions),
     fontsize=6.5,
-    frameon=False,
     handlelength=1.2,
     columnspacing=1.0,
   )
-  figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.2 / (1.25 * lines + 0.5)))
   caption = (
-    f'{label}: what part each function has in the adaptive blending units, '
-    'as the mode normalises it.'
+    f'{label}: the share of each function in the adaptive blending units, '
+    'as their mode normalizes it.'
   )
   return plotting.render(name, caption, figure)
 
 
 def sentences(comparison: run_groups.Comparison) -> Sequence[str]:
-  """Says which private runs have diagnostics that noise does not protect."""
+  """Names private runs whose diagnostics are not protected by noise."""
   said = []
-  for group in comparison.groups:
-    for run in group.runs:
-      outside = (run.summary.get('diagnostics') or {}).get(
-        'outside_the_guarantee'
+  for run in comparison.runs:
+    diagnostics = run.summary.get('diagnostics') or {}
+    if outside := diagnostics.get('outside_the_guarantee'):
+      said.append(
+        f'{run.name}: its diagnostics ({", ".join(outside)}) are of updates '
+        'without noise, which its ε does not cover.'
       )
-      if outside:
-        said.append(
-          f'{run.name}: its diagnostics ({", ".join(outside)}) are of updates '
-          'without noise, which its ε does not cover.'
-        )
   return said

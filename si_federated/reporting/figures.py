@@ -1,4 +1,4 @@
-"""The figures of a report, drawn for a paper's column and for the screen."""
+"""The figures of a report, sized for a paper's column and for the screen."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from si_federated.reporting import (
   line_styles,
   number_figures,
   plotting,
-  run_groups,
 )
 from si_federated.reporting import runs as run_files
 from si_federated.reporting.curves import Curve
-from si_federated.reporting.plotting import Label, Picture
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.run_groups import Comparison
 
 _ONLY_BEST = (
-  ' Of each kind of run it is the setting with the lowest final perplexity.'
+  ' Each kind of run is shown in its setting with the lowest final perplexity.'
 )
-# The most telling measure of accuracy first.
+# The most informative measure of accuracy first.
 _ACCURACIES = (
   (
     run_files.ACCURACY_NO_OOV_NO_EOS,
@@ -37,9 +37,25 @@ _ACCURACIES = (
   (run_files.ACCURACY_NO_OOV, ', words outside the vocabulary not counted'),
   (run_files.ACCURACY, ''),
 )
+# What perplexity is drawn against: the x-axis, the caption, and units, each
+# with the smallest number that reads well in it.
+_AGAINST = {
+  'round': ('Round', 'rounds of training', ()),
+  'time': (
+    'Training time',
+    'training time',
+    ((1, 'seconds'), (60, 'minutes'), (3600, 'hours')),
+  ),
+  'bytes': (
+    'Uploaded by all clients',
+    'what all clients uploaded',
+    ((1, 'B'), (1e3, 'kB'), (1e6, 'MB'), (1e9, 'GB'), (1e12, 'TB')),
+  ),
+  'epsilon': ('ε spent so far', 'the epsilon spent so far', ()),
+}
 
 
-def draw_all(comparison: run_groups.Comparison) -> List[Picture]:
+def draw_all(comparison: Comparison) -> List[Picture]:
   """Draws every figure for which the runs have data.
 
   Args:
@@ -52,7 +68,7 @@ def draw_all(comparison: run_groups.Comparison) -> List[Picture]:
     by_epsilon = best_settings_figures.by_epsilon(comparison)
     curved = _for_curves(comparison)
     drawn = [
-      _perplexity(curved, 'rounds'),
+      _perplexity(curved, 'round'),
       _perplexity(curved, 'time'),
       _perplexity(curved, 'bytes') if _traffic_differs(curved) else None,
       *best_settings_figures.by_learning_rate(comparison),
@@ -73,228 +89,173 @@ def draw_all(comparison: run_groups.Comparison) -> List[Picture]:
   ]
 
 
-def _for_curves(comparison: run_groups.Comparison) -> run_groups.Comparison:
-  """Returns what to draw curves of: the best settings, if all are too many."""
+def _for_curves(comparison: Comparison) -> Comparison:
+  """Returns the groups to draw curves of: the best settings if all are many."""
   kinds = best_settings.find_kinds(comparison)
-  if len(comparison.groups) <= len(
-    plotting.PALETTE
-  ) or not best_settings.is_tuned(kinds):
+  few = len(comparison.groups) <= len(plotting.PALETTE)
+  if few or not best_settings.is_tuned(kinds):
     return comparison
   return dataclasses.replace(
     comparison, groups=tuple(kind.best for kind in kinds)
   )
 
 
-def _traffic_differs(comparison: run_groups.Comparison) -> bool:
-  """Tells whether clients of some runs upload more than those of others.
+def _traffic_differs(comparison: Comparison) -> bool:
+  """Whether clients of some runs upload more than those of others.
 
-  If not, a picture against bytes is the one against rounds again.
+  If not, perplexity against bytes is the same curve as against rounds.
   """
   sent = [
     float(values.mean())
-    for group in comparison.groups
-    for run in group.runs
+    for run in comparison.runs
     if len(values := run.finite(run_files.BYTES_UP))
   ]
   return len(sent) > 1 and max(sent) > 1.02 * min(sent)
 
 
-def _perplexity(
-  comparison: run_groups.Comparison, against: str
-) -> Picture | None:
+def _perplexity(comparison: Comparison, against: str) -> Picture | None:
   drawn = [
     curves.curve(group, run_files.PERPLEXITY, against=against)
     for group in comparison.groups
   ]
-  if all(one.end is None for one in drawn):
+  full = [one for one in drawn if one.end is not None]
+  if not full:
     return None
   dashed = baselines.reference_lines(comparison)
-  full = [one for one in drawn if one.end is not None]
-  # A diverging run leaves through the top instead of flattening the others.
-  top = max([*(one.start for one in full), *dashed.values()]) * 1.15
-  bottom = min([*(one.lowest for one in full), *dashed.values()]) * 0.88
   figure, axes = plotting.blank_axes('Validation perplexity', len(drawn))
-  plotting.scale_y(axes, bottom, top)
-  if against == 'bytes':
-    drawn = _scale_costs(axes, drawn, 'Uploaded by all clients', _BYTES)
-    caption = 'Validation perplexity against what all clients uploaded.'
-    name = 'perplexity_by_bytes'
-  elif against == 'time':
-    drawn = _scale_costs(axes, drawn, 'Training time', _SECONDS)
-    caption = 'Validation perplexity against training time.'
-    name = 'perplexity_by_time'
-  elif against == 'epsilon':
-    axes.set_xlabel('ε spent so far')
-    caption = 'Validation perplexity against the epsilon spent so far.'
-    name = 'perplexity_by_epsilon'
-  else:
+  # A diverging run leaves the axes at the top instead of flattening the others.
+  plotting.scale_y(
+    axes,
+    min([*(one.lowest for one in full), *dashed.values()]),
+    max([*(one.start for one in full), *dashed.values()]),
+  )
+  title, words, units = _AGAINST[against]
+  if against == 'round':
     plotting.scale_rounds(axes)
-    caption = 'Validation perplexity against rounds of training.'
-    name = 'perplexity_by_round'
-  labels = baselines.draw(axes, dashed)
-  labels += _draw_curves(axes, drawn, line_styles.group_looks(comparison))
-  if dashed:
-    caption += ' Dashed: ' + ' and '.join(map(baselines.explain, dashed)) + '.'
-  return plotting.finish(name, caption + _common(drawn), figure, axes, labels)
+  elif units:
+    drawn, title = _scale_costs(drawn, title, units)
+  axes.set_xlabel(title)
+  caption = f'Validation perplexity against {words}.'
+  caption += baselines.draw(axes, dashed)
+  caption += _draw_curves(axes, drawn, comparison)
+  return plotting.finish(f'perplexity_by_{against}', caption, figure, axes)
 
 
-def _loss(comparison: run_groups.Comparison) -> Picture | None:
-  lengths = [
-    len(run.finite(run_files.LOSS))
-    for group in comparison.groups
-    for run in group.runs
-  ]
-  if not any(lengths):
+def _loss(comparison: Comparison) -> Picture | None:
+  longest = max(len(run.finite(run_files.LOSS)) for run in comparison.runs)
+  if not longest:
     return None
-  window = max(1, max(lengths) // 40)
+  window = max(1, longest // 40)
   drawn = [
     curves.curve(group, run_files.LOSS, window=window)
     for group in comparison.groups
   ]
   full = [one for one in drawn if one.end is not None]
-  runs = [run for group in comparison.groups for run in group.runs]
-  unit = 'nats' if any(map(run_files.has_classes, runs)) else 'nats a token'
+  classes = any(map(run_files.has_classes, comparison.runs))
+  unit = 'nats' if classes else 'nats a token'
   figure, axes = plotting.blank_axes(f'Training loss ({unit})', len(drawn))
   low, high = min(one.lowest for one in full), max(one.start for one in full)
   margin = 0.06 * (high - low) or 0.1
   axes.set_ylim(low - margin, high + margin)
   plotting.scale_rounds(axes)
-  labels = _draw_curves(axes, drawn, line_styles.group_looks(comparison))
   caption = "Training loss on the round's clients against rounds."
   if window > 1:
     caption += f' Trailing mean over {window} rounds.'
-  return plotting.finish(
-    'training_loss', caption + _common(drawn), figure, axes, labels
-  )
+  caption += _draw_curves(axes, drawn, comparison)
+  return plotting.finish('training_loss', caption, figure, axes)
 
 
-def _accuracy(comparison: run_groups.Comparison) -> Picture | None:
-  runs = [run for group in comparison.groups for run in group.runs]
-  measured = [
+def _accuracy(comparison: Comparison) -> Picture | None:
+  measured = (
     (column, words)
     for column, words in _ACCURACIES
-    if any(len(run.finite(column)) for run in runs)
-  ]
-  if not measured:
-    return None
-  column, words = measured[0]
+    if any(len(run.finite(column)) for run in comparison.runs)
+  )
+  column, words = next(measured, (run_files.ACCURACY, ''))
   drawn = [
     curves.curve(group, column, until_divergence=True)
     for group in comparison.groups
   ]
-  if all(one.end is None for one in drawn):
+  full = [one for one in drawn if one.end is not None]
+  if not full:
     return None
   figure, axes = plotting.blank_axes('Validation accuracy', len(drawn))
-  highest = max(one.highest for one in drawn if one.end is not None)
-  axes.set_ylim(0, highest * 1.08 or 1.0)
+  axes.set_ylim(0, max(one.highest for one in full) * 1.08 or 1.0)
   axes.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=[1, 2, 5, 10]))
-  axes.yaxis.set_major_formatter(
-    ticker.FuncFormatter(lambda v, _: f'{100 * v:g} %')
-  )
+  axes.yaxis.set_major_formatter(plotting.percent)
   plotting.scale_rounds(axes)
-  labels = _draw_curves(axes, drawn, line_styles.group_looks(comparison))
   caption = f'Share of next words guessed right on validation clients{words}.'
-  if all(map(run_files.has_classes, runs)):
+  if all(map(run_files.has_classes, comparison.runs)):
     caption = 'Share of validation texts whose class was guessed right.'
-  return plotting.finish(
-    'accuracy', caption + _common(drawn), figure, axes, labels
-  )
-
-
-# The smallest number that reads well in a unit, and its name.
-_SECONDS = ((1, 'seconds'), (60, 'minutes'), (3600, 'hours'))
-_BYTES = ((1, 'B'), (1e3, 'kB'), (1e6, 'MB'), (1e9, 'GB'), (1e12, 'TB'))
+  caption += _draw_curves(axes, drawn, comparison)
+  return plotting.finish('accuracy', caption, figure, axes)
 
 
 def _scale_costs(
-  axes: Axes,
-  drawn: Sequence[Curve],
-  title: str,
-  units: Sequence[Tuple[float, str]],
-) -> List[Curve]:
-  """Returns curves whose x is in the largest unit that fits them."""
+  drawn: Sequence[Curve], title: str, units: Sequence[Tuple[float, str]]
+) -> Tuple[List[Curve], str]:
+  """Returns curves whose x is in the largest unit that fits, and its title."""
   most = max(one.end[0] for one in drawn if one.end is not None)
-  for size, word in units:
-    if size == units[0][0] or most >= 3 * size:
-      unit, name = size, word
-  axes.set_xlabel(f'{title} ({name})')
-  return [
+  size, word = [
+    unit for unit in units if unit is units[0] or most >= 3 * unit[0]
+  ][-1]
+  scaled = [
     dataclasses.replace(
       one,
-      x=one.x / unit,
-      tails=tuple((x / unit, y) for x, y in one.tails),
-      end=one.end and (one.end[0] / unit, one.end[1]),
+      x=one.x / size,
+      tails=tuple((x / size, y) for x, y in one.tails),
+      end=one.end and (one.end[0] / size, one.end[1]),
     )
     for one in drawn
   ]
+  return scaled, f'{title} ({word})'
 
 
 def _draw_curves(
-  axes: Axes, drawn: Sequence[Curve], styles: Sequence[line_styles.Look]
-) -> List[Label]:
-  labels: List[Label] = []
+  axes: Axes, drawn: Sequence[Curve], comparison: Comparison
+) -> str:
+  """Draws a curve for each group and returns sentences for the caption."""
   few = max(len(one.x) for one in drawn) <= 12
-  for one, look in zip(drawn, styles):
+  shaded = False
+  for one, look in zip(drawn, line_styles.group_looks(comparison)):
     if one.end is None:
       continue
     dots = few or len(one.x) == 1
-    axes.plot(
-      one.x,
-      one.mean,
-      color=look.color,
-      alpha=look.alpha,
+    shaded |= plotting.draw_band(
+      axes, one.x, one.mean, one.low, one.high, look,
+      label=one.label + (', diverged' if one.diverged else ''),
       marker=look.marker or ('o' if dots else None),
       markersize=3.2 if look.marker else 2.8,
       markevery=1 if dots else max(1, len(one.x) // 6),
       clip_on=len(one.x) > 1,
-    )
-    if np.any(one.high > one.low):
-      axes.fill_between(
-        one.x, one.low, one.high, color=look.color, alpha=0.18, linewidth=0
-      )
+    )  # fmt: skip
     for x, y in one.tails:
       axes.plot(
         x, y, color=look.color, alpha=0.55, linewidth=0.8,
         marker='o' if len(x) == 1 else None, markersize=2.4,
       )  # fmt: skip
-    end, label = one.end, one.label
     if one.diverged:
-      end = _leaving_point(axes, one)
-      axes.plot(
-        *end, 'x', color=look.color, markersize=6, markeredgewidth=1.6,
-        clip_on=False, zorder=5,
-      )  # fmt: skip
-      label += ', diverged'
-    labels.append(Label(label, look.color, end[1], end))
+      plotting.draw_cross(axes, *_leaving_point(axes, one), look.color)
   longest = max((one.end[0] for one in drawn if one.end), default=0.0)
   axes.set_xlim(0, longest or 1.0)
-  return labels
+  caption = plotting.SEEDS if shaded else ''
+  if any(one.tails and len(one.x) for one in drawn):
+    caption += ' Thin: single runs beyond the rounds that all seeds have.'
+  if any(one.diverged for one in drawn):
+    caption += ' A cross marks where a run diverged.'
+  return caption
 
 
 def _leaving_point(axes: Axes, one: Curve) -> Tuple[float, float]:
-  """Returns where a diverged curve ends or leaves the axes through the top."""
+  """Returns where a diverged curve ends or leaves the axes at the top."""
   assert one.end is not None
   top = axes.get_ylim()[1]
   for x, y in [(one.x, one.mean), *one.tails]:
     above = np.flatnonzero(y > top)
     if len(above):
-      after = above[0]
-      before = max(0, after - 1)
-      heights = np.array([top, y[before], y[after]])
+      around = [max(0, above[0] - 1), above[0]]
+      heights = np.array([top, *y[around]])
       if axes.get_yscale() == 'log':
         heights = np.log(heights)
-      crossing = np.interp(heights[0], heights[1:], x[[before, after]])
-      return float(crossing), top
+      return float(np.interp(heights[0], heights[1:], x[around])), top
   return one.end[0], min(one.end[1], top)
-
-
-def _common(drawn: Sequence[Curve]) -> str:
-  """Returns the sentences that explain bands, thin lines and crosses."""
-  words = ''
-  if any(np.any(one.high > one.low) for one in drawn):
-    words += ' Line: mean over seeds; shade: smallest to largest.'
-  if any(one.tails and len(one.x) for one in drawn):
-    words += ' Thin: single runs beyond the rounds that all seeds have.'
-  if any(one.diverged for one in drawn):
-    words += ' A cross marks where a run diverged.'
-  return words

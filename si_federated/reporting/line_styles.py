@@ -1,64 +1,43 @@
-"""How each curve is told from the others: colour, strength, marker."""
+"""Distinguishes curves by color, strength and marker."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Dict, List
 
-from si_federated.reporting.plotting import PALETTE
+from si_federated.reporting.plotting import PALETTE, Look
 from si_federated.reporting.run_groups import Comparison
 
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-  """How a curve is drawn, in matplotlib's terms."""
-
-  color: str
-  alpha: float = 1.0
-  marker: str | None = None
-
-
 def palette_looks(number: int) -> List[Look]:
-  """Returns looks for so many curves: colours first, then markers as well."""
-  return [
-    Look(
-      PALETTE[i % len(PALETTE)][0],
-      marker=_MARKERS[(i // len(PALETTE)) % len(_MARKERS)]
-      if number > len(PALETTE)
-      else None,
-    )
-    for i in range(number)
-  ]
+  """Returns looks for so many curves: colors first, then markers as well."""
+  looks = []
+  for i in range(number):
+    cycle, place = divmod(i, len(PALETTE))
+    marker = _MARKERS[cycle % len(_MARKERS)] if number > len(PALETTE) else None
+    looks.append(Look(PALETTE[place][0], marker=marker))
+  return looks
 
 
 def group_looks(comparison: Comparison) -> List[Look]:
   """Chooses how each group is drawn.
 
-  Up to seven groups have a colour each. More share the colours by the setting
-  with the fewest values (the model where it differs) and are told apart by
-  markers and strength.
+  Up to seven groups have a color each. More of them share the colors by the
+  setting with the fewest values (the model if it differs) and are distinguished
+  by markers and strength.
   """
   groups = comparison.groups
-  if len(groups) <= len(PALETTE):
+  choices = {}
+  for name in groups[0].settings:
+    values = list(dict.fromkeys(group.settings[name] for group in groups))
+    if 1 < len(values) <= len(PALETTE):
+      choices[name] = values
+  if len(groups) <= len(PALETTE) or not choices:
     return palette_looks(len(groups))
-  choices = {
-    name: list(dict.fromkeys(group.settings[name] for group in groups))
-    for name in groups[0].settings
-  }
-  choices = {
-    name: values
-    for name, values in choices.items()
-    if 1 < len(values) <= len(PALETTE)
-  }
-  if not choices:
-    return palette_looks(len(groups))
-  hue = (
-    'model'
-    if 'model' in choices
-    else min(choices, key=lambda name: len(choices[name]))
-  )
+  hue = 'model'
+  if hue not in choices:
+    hue = min(choices, key=lambda name: len(choices[name]))
   seen: Dict[str, int] = {}
   looks = []
   for group in groups:

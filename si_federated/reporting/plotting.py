@@ -1,4 +1,4 @@
-"""The paper that figures are drawn on: style, axes, labels, files."""
+"""The style of all figures, and what they are drawn and saved with."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import dataclasses
 import html
 import io
 import re
-from typing import List, Sequence, Tuple
+import textwrap
+from typing import Any, Tuple
 
 import matplotlib
-from matplotlib import lines, ticker
+import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Colour on white, colour on black. Chosen so that all seven stay apart under
-# simulated red and green blindness and stand out from the page.
+# Colors on white and on black, chosen so that all seven remain distinguishable
+# under simulated red and green blindness and stand out from the page.
 PALETTE = (
   ('#0b62a8', '#5aa5f5'),
   ('#b93a06', '#ff9457'),
@@ -29,9 +31,10 @@ INK = ('#1a1a1a', '#e6e6e6')
 QUIET = ('#6b6b6b', '#a3a3a3')
 GRID = ('#e3e3e3', '#383838')
 
+# Says in a caption what `draw_band` draws of repeated runs.
+SEEDS = ' Line: mean over seeds; shade: smallest to largest.'
+
 _COLUMN_INCHES = 3.5
-_POINTS = 72.0
-_GAP = 9.0  # Points between the axes and the labels.
 STYLE = {
   'font.family': 'sans-serif',
   'font.sans-serif': ['DejaVu Sans'],
@@ -42,6 +45,9 @@ STYLE = {
   'axes.linewidth': 0.6,
   'axes.edgecolor': QUIET[0],
   'axes.labelcolor': INK[0],
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.axisbelow': True,
   'text.color': INK[0],
   'xtick.color': QUIET[0],
   'ytick.color': QUIET[0],
@@ -54,6 +60,7 @@ STYLE = {
   'ytick.minor.size': 0,
   'grid.color': GRID[0],
   'grid.linewidth': 0.5,
+  'legend.frameon': False,
   'lines.linewidth': 1.4,
   'lines.solid_capstyle': 'round',
   'svg.fonttype': 'path',
@@ -65,10 +72,10 @@ class Picture:
   """A drawn figure.
 
   Attributes:
-    name: File name without ending.
+    name: File name without extension.
     caption: What it shows, in sentences.
-    png: The picture for papers and Markdown, 300 dots an inch.
-    svg: The same as vectors, with the colours for a white page.
+    png: The picture for papers and Markdown, 300 dots per inch.
+    svg: The same as vectors, in the colors for a white page.
   """
 
   name: str
@@ -78,72 +85,115 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Label:
-  """Text in the right margin.
+class Look:
+  """How a curve is drawn, in matplotlib's terms."""
 
-  Attributes:
-    text: The text.
-    color: Its colour.
-    value: The y, in data, of what it names.
-    end: Where the curve that it names ends, in data; None for a level line.
-  """
-
-  text: str
   color: str
-  value: float
-  end: Tuple[float, float] | None = None
+  alpha: float = 1.0
+  marker: str | None = None
 
 
-def blank_axes(ylabel: str, curves_drawn: int) -> Tuple[Figure, Axes]:
+def blank_figure(width: float, height: float) -> Figure:
+  """Returns an empty figure, its size in inches."""
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def blank_axes(ylabel: str, num_curves: int) -> Tuple[Figure, Axes]:
   """Returns an empty figure as wide as a paper's column.
 
   Args:
     ylabel: What the y-axis shows.
-    curves_drawn: Number of curves; many make the figure higher.
-
-  Returns:
-    The figure and its axes.
+    num_curves: Number of curves; many make the figure higher.
   """
-  height = max(2.45, 0.6 + 0.135 * curves_drawn)
-  figure = Figure(figsize=(_COLUMN_INCHES, height))
-  FigureCanvasAgg(figure)
-  axes = figure.add_axes((0.15, 0.17, 0.6, 0.79))
+  height = max(2.45, 0.6 + 0.18 * num_curves)
+  figure = blank_figure(_COLUMN_INCHES, height)
+  axes = figure.subplots()
   axes.set_ylabel(ylabel)
-  axes.spines[['top', 'right']].set_visible(False)
   axes.grid(axis='y')
-  axes.set_axisbelow(True)
   return figure, axes
 
 
-def scale_y(axes: Axes, bottom: float, top: float) -> None:
-  """Sets a logarithmic axis with plain numbers where the range asks for one.
+def draw_band(
+  axes: Axes,
+  x: np.ndarray,
+  mean: np.ndarray,
+  low: np.ndarray,
+  high: np.ndarray,
+  look: Look,
+  **line: Any,
+) -> bool:
+  """Draws a curve and, shaded, the range around it.
 
   Args:
     axes: The axes.
-    bottom: Lower end, above 0.
-    top: Upper end.
+    x: `[N]`.
+    mean: The curve, `[N]`.
+    low: The range's lower end, `[N]`.
+    high: Its upper end, `[N]`.
+    look: Color, strength and marker.
+    **line: Further options of matplotlib's line, such as its label.
+
+  Returns:
+    Whether there is any range to shade.
   """
+  options = {**vars(look), 'markersize': 3.5, **line}
+  axes.plot(x, mean, **options)
+  axes.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
+  return bool(np.any(high > low))
+
+
+def draw_level(axes: Axes, value: float, label: str) -> None:
+  """Draws a dashed line to compare with."""
+  axes.axhline(
+    value, color=QUIET[0], linewidth=0.9, dashes=(4, 2.5), label=label
+  )
+
+
+def draw_cross(axes: Axes, x: float, y: float, color: str) -> None:
+  """Marks where a run diverged."""
+  axes.plot(
+    x, y, 'x', color=color, markersize=6, markeredgewidth=1.6, clip_on=False,
+    zorder=5,
+  )  # fmt: skip
+
+
+def scale_y(axes: Axes, low: float, high: float) -> None:
+  """Sets the limits of the y-axis, with plain numbers at its ticks.
+
+  Args:
+    axes: The axes. If all values are positive and their range is wide, the axis
+      becomes logarithmic.
+    low: The smallest value.
+    high: The largest value.
+  """
+  axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+  if low <= 0:
+    axes.set_ylim(low, high * 1.08 or 1.0)
+    return
+  bottom, top = 0.88 * low, 1.15 * high
   if top / bottom > 3:
     axes.set_yscale('log')
-    subs = (
-      (1.0, 2.0, 5.0) if top / bottom > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    )
+    subs = [1.0, 1.5, 2.0, 3.0, 5.0, 7.0]
+    if top / bottom > 8:
+      subs = [1.0, 2.0, 5.0]
     if top / bottom > 3000:
-      subs = (1.0,)
+      subs = [1.0]
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=20))
+    axes.yaxis.set_major_formatter(lambda value, _: tick(value))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-  axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: tick(v)))
   axes.set_ylim(bottom, top)
 
 
 def scale_rounds(axes: Axes) -> None:
-  """Makes the x-axis one of rounds."""
+  """Labels the x-axis as rounds."""
   axes.set_xlabel('Round')
   axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
 
 
 def tick(value: float) -> str:
-  """Returns a number as it stands at an axis."""
+  """Formats a number for an axis."""
   if value >= 1e6:
     return f'{value:.0e}'.replace('e+0', 'e').replace('e+', 'e')
   if value >= 100:
@@ -151,85 +201,58 @@ def tick(value: float) -> str:
   return f'{value:.3g}'
 
 
-def finish(
-  name: str,
-  caption: str,
-  figure: Figure,
-  axes: Axes,
-  labels: Sequence[Label],
-) -> Picture:
-  """Sets the labels beside the axes and renders the figure.
+def percent(value: float, unused_position: float = 0) -> str:
+  """Formats a fraction for an axis."""
+  return f'{100 * value:g} %'
+
+
+def finish(name: str, caption: str, figure: Figure, axes: Axes) -> Picture:
+  """Adds a legend in the order in which the curves end, and renders.
 
   Args:
-    name: File name without ending.
+    name: File name without extension.
     caption: What the figure shows.
     figure: A figure from `blank_axes`.
-    axes: Its axes, drawn and scaled.
-    labels: Labels for the right margin.
-
-  Returns:
-    The picture.
+    axes: Its axes, with labelled curves.
   """
-  many = len(labels) > 8
-  texts = [
-    figure.text(
-      0, 0, _wrap(label.text, 24 if many else 16), fontsize=6 if many else 7,
-      color=label.color, va='center', ha='left', linespacing=1.05,
-    )
-    for label in labels
-  ]  # fmt: skip
-  figure.canvas.draw()
-  scale = _POINTS / figure.dpi
-  width, height = (inches * _POINTS for inches in figure.get_size_inches())
-  widest = max((t.get_window_extent().width for t in texts), default=0) * scale
-  # The last tick's label sticks out to the right by up to half its width.
-  right = width - max(1.03 * widest + _GAP + 2, 14)
-  occupied = axes.get_tightbbox()
-  assert occupied is not None
-  place = axes.get_position()
-  left = place.x0 * width - occupied.x0 * scale + 3
-  bottom = place.y0 * height - occupied.y0 * scale + 3
-  axes.set_position(
-    (left / width, bottom / height, (right - left) / width,
-     (height - bottom - 8) / height)
-  )  # fmt: skip
-  figure.canvas.draw()
-  wanted, heights = [], []
-  for label, text in zip(labels, texts):
-    at = (axes.get_xlim()[1], label.value)
-    wanted.append(float(axes.transData.transform(at)[1]) * scale)
-    heights.append(text.get_window_extent().height * scale + 1.5)
-  places = spread(wanted, heights, 2.0, height - 2.0)
-  for text, label, y, at_y in zip(texts, labels, places, wanted):
-    text.set_position(((right + _GAP) / width, y / height))
-    start = right + 1.5
-    if label.end is not None:
-      start = float(axes.transData.transform(label.end)[0]) * scale + 3
-    # A thin line leads from the curve's end to a label that stands off it.
-    if start < right - 4 or abs(y - at_y) > 2.5:
-      knee = max(start, right + 1.5)
-      figure.add_artist(
-        lines.Line2D(
-          [start / width, knee / width, (right + _GAP - 1.5) / width],
-          [at_y / height, at_y / height, y / height],
-          color=label.color,
-          linewidth=0.5,
-          alpha=0.6,
-        )
-      )
+
+  def end(entry: Tuple[Any, str]) -> float:
+    values = entry[0].get_ydata()
+    return float(values[-1]) if len(values) else -np.inf
+
+  entries = sorted(
+    zip(*axes.get_legend_handles_labels()), key=end, reverse=True
+  )
+  many = len(entries) > 8
+  figure.legend(
+    [handle for handle, _ in entries],
+    [_wrap(label, 24 if many else 18) for _, label in entries],
+    loc='outside right upper',
+    fontsize=6 if many else 7,
+    labelcolor='linecolor',
+    handlelength=1.5,
+    labelspacing=0.6,
+    borderpad=0,
+  )
   return render(name, caption, figure)
 
 
+def _wrap(label: str, width: int) -> str:
+  """Breaks a label after commas only."""
+  unbroken = label.replace(' ', '\xa0').replace(',\xa0', ', ')
+  lines = textwrap.fill(
+    unbroken, width, break_long_words=False, break_on_hyphens=False
+  )
+  return lines.replace('\xa0', ' ')
+
+
 def render(name: str, caption: str, figure: Figure) -> Picture:
-  """Makes a picture of a finished figure.
+  """Saves a finished figure as PNG and SVG.
 
   Args:
-    name: File name without ending.
+    name: File name without extension.
     caption: What the figure shows.
     figure: The figure.
-
-  Returns:
-    The picture.
   """
   png, svg = io.BytesIO(), io.BytesIO()
   figure.savefig(png, format='png', dpi=300, metadata={'Software': None})
@@ -241,82 +264,19 @@ def render(name: str, caption: str, figure: Figure) -> Picture:
   return Picture(name, caption, png.getvalue(), svg.getvalue().decode('utf-8'))
 
 
-def _wrap(text: str, width: int) -> str:
-  """Breaks a label after commas only."""
-  wrapped = [text.split(', ')[0]]
-  for piece in text.split(', ')[1:]:
-    if len(wrapped[-1]) + 2 + len(piece) <= width:
-      wrapped[-1] += ', ' + piece
-    else:
-      wrapped[-1] += ','
-      wrapped.append(piece)
-  return '\n'.join(wrapped)
-
-
-def spread(
-  wanted: Sequence[float],
-  heights: Sequence[float],
-  low: float,
-  high: float,
-) -> List[float]:
-  """Moves labels apart just as far as they must.
-
-  Args:
-    wanted: Where the labels' centres should be, `[N]`.
-    heights: The labels' heights, `[N]`.
-    low: Lower end of the room.
-    high: Upper end of the room; if it is too small labels stand out below.
-
-  Returns:
-    The centres, in the order of `wanted`, no two labels overlapping, with
-    the least sum of squared moves (pool adjacent violators).
-  """
-  order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-  # Blocks of labels that touch: members, their total height, best lower edge.
-  blocks: List[Tuple[List[int], float, float]] = []
-  for i in order:
-    block = [i], heights[i], wanted[i] - heights[i] / 2
-    while blocks and blocks[-1][2] + blocks[-1][1] > block[2]:
-      members, total, edge = blocks.pop()
-      share = len(members), len(block[0])
-      best = (share[0] * edge + share[1] * (block[2] - total)) / (
-        share[0] + share[1]
-      )
-      block = members + block[0], total + block[1], best
-    blocks.append(block)
-  places = [0.0] * len(wanted)
-  edges, floor = [], low
-  for _, total, edge in blocks:
-    floor = max(edge, floor)
-    edges.append(floor)
-    floor += total
-  ceiling = high
-  for position in range(len(blocks) - 1, -1, -1):
-    edges[position] = min(edges[position], ceiling - blocks[position][1])
-    ceiling = edges[position]
-  for (members, _, _), edge in zip(blocks, edges):
-    for i in members:
-      places[i] = edge + heights[i] / 2
-      edge += heights[i]
-  return places
-
-
 def for_page(picture: Picture) -> str:
   """Returns a picture's SVG for a page that may be light or dark.
 
-  Colours become the page's variables (`--c0`, ..., `--ink`, `--quiet`,
-  `--grid`); ids get the picture's name in front, so that several pictures may
-  stand on one page.
+  Colors become the page's variables (`--c0`, ..., `--ink`, `--quiet`,
+  `--grid`). Ids are prefixed by the picture's name, so that a page may hold
+  several pictures.
   """
   svg = picture.svg[picture.svg.index('<svg') :]
   named = [(f'--c{i}', light) for i, (light, _) in enumerate(PALETTE)]
   named += [('--ink', INK[0]), ('--quiet', QUIET[0]), ('--grid', GRID[0])]
   for variable, color in named:
     svg = svg.replace(color, f'var({variable})')
-  prefix = picture.name + '-'
-  svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-  svg = re.sub(r'href="#', f'href="#{prefix}', svg)
-  svg = re.sub(r'url\(#', f'url(#{prefix}', svg)
+  svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{picture.name}-', svg)
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
   words = html.escape(picture.caption)
   return svg.replace('<svg ', f'<svg role="img" aria-label="{words}" ', 1)

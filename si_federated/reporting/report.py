@@ -18,12 +18,12 @@ def write_report(
 ) -> List[pathlib.Path]:
   """Writes `report.html`, `report.md` and the figures as PNG and SVG.
 
-  Everything is made before the first file is touched; each file is written
-  under a temporary name and renamed.
+  All contents are computed before the first file is touched; each file is
+  written under a temporary name and renamed.
 
   Args:
     comparison: The runs.
-    output: Folder to write to, made if need be.
+    output: Folder to write to; created if missing.
     title: The report's heading.
 
   Returns:
@@ -47,7 +47,7 @@ def write_report(
 
 
 def default_output(runs: Sequence[pathlib.Path]) -> pathlib.Path:
-  """Returns the folder `report` beside the runs.
+  """Returns the folder `report` next to the runs.
 
   Args:
     runs: The run folders, at least one.

@@ -1,4 +1,4 @@
-"""Which settings runs share, in which they differ, and who repeats whom."""
+"""Settings that runs share, those in which they differ, and repeated runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import math
 import re
 from typing import Any, Dict, List, Sequence, Tuple
+
+import pandas as pd
 
 from si_federated.reporting.runs import Run
 
@@ -23,8 +25,8 @@ _FIRST = (
   'clients_per_round', 'aggregator', 'clip_norm', 'noise_multiplier', 'task',
   'algorithm', 'total_rounds',
 )  # fmt: skip
-# Labels of more settings than that name only those from which others follow,
-# these before all.
+# Where more settings differ, labels name only those that determine the others,
+# preferably these.
 _MOST_NAMED = 3
 _NAMED_FIRST = (
   'model', 'aggregator', 'target_epsilon', 'noise_multiplier',
@@ -45,14 +47,14 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that repeat one another with different seeds.
+  """Runs that differ in nothing but their seeds.
 
   Attributes:
-    label: What tells this group from the others, short enough for a figure.
+    label: Distinguishes this group from the others; short enough for a figure.
     settings: Differing setting -> its value in this group.
     runs: The runs, at least one.
-    telling: The settings that the label names: those from which all others
-      follow, if there are many.
+    telling: The settings that the label names: if many differ, those that
+      determine all others.
   """
 
   label: str
@@ -63,11 +65,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Runs seen side by side.
+  """Runs compared with one another.
 
   Attributes:
-    groups: The runs without regard to their seeds.
-    differing: Names of the settings in which the runs differ, seeds too.
+    groups: The runs, grouped by all settings but their seeds.
+    differing: Names of the settings in which the runs differ, including seeds.
     shared: Setting -> value, for those that are the same in all runs.
   """
 
@@ -75,18 +77,23 @@ class Comparison:
   differing: Tuple[str, ...]
   shared: Dict[str, str]
 
+  @property
+  def runs(self) -> List[Run]:
+    """The runs of all groups."""
+    return [run for group in self.groups for run in group.runs]
+
 
 def settings_of(run: Run) -> Dict[str, str]:
   """Returns a run's settings as text, parts split into name and options.
 
   `{'model': 'cifg:units=670'}` becomes `{'model': 'cifg', 'model.units':
-  '670'}`. What is unset, and what only names the run, is left out.
+  '670'}`. Unset settings, and those that only name the run, are left out.
 
   Args:
     run: The run.
 
   Returns:
-    Setting -> value, the most telling settings first.
+    Setting -> value, the most important settings first.
   """
   settings = {}
   for name, value in run.config.items():
@@ -105,7 +112,7 @@ def settings_of(run: Run) -> Dict[str, str]:
 
 
 def heading(name: str) -> str:
-  """Returns a setting's name as it stands in tables and labels."""
+  """Returns a setting's name for tables and labels."""
   part, _, option = name.partition('.')
   if part == 'model' and option:
     part, option = option, ''
@@ -114,7 +121,7 @@ def heading(name: str) -> str:
 
 
 def full_name(name: str) -> str:
-  """Returns a setting's name in full words."""
+  """Returns a setting's name, spelled out."""
   part, _, option = name.partition('.')
   words = f'{part} {option}'.replace('_', ' ').strip()
   return re.sub(r'\bnum\b', 'number of', words)
@@ -132,16 +139,12 @@ def compare(runs: Sequence[Run]) -> Comparison:
     runs: At least one run, in the order in which to show them.
 
   Returns:
-    The comparison; groups stand in the order of their first runs.
+    The comparison, its groups in the order of their first runs.
   """
   settings = [settings_of(run) for run in runs]
   known = [one for one in settings if one]
-  names: Dict[str, None] = {}
-  for one in settings:
-    names.update(dict.fromkeys(one))
-  ordered = sorted(names, key=_rank)
   shared, differing = {}, []
-  for name in ordered:
+  for name in sorted(set().union(*settings), key=_rank):
     if len({one.get(name) for one in known}) > 1:
       differing.append(name)
     else:
@@ -152,7 +155,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
   alike: Dict[Tuple[str, ...], List[int]] = collections.defaultdict(list)
   for index, one in enumerate(settings):
     chosen = [one.get(name, MISSING) for name in telling]
-    # A run whose settings aren't known is like no other.
+    # A run with unknown settings has a group of its own.
     alike[(*chosen, '' if one else str(index))].append(index)
   groups = []
   named = _independent(telling, [key[:-1] for key in alike])
@@ -161,8 +164,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     drawn = {tuple(settings[i].get(s) for s in seeds) for i in members}
     label = _label({name: values[name] for name in named})
     label = label or shared.get('model', '')
-    # Two runs with the same seeds aren't repetitions: something that the
-    # settings don't show tells them apart.
+    # Runs with the same seeds aren't repetitions: they differ in something that
+    # the settings don't show.
     repeated = len(drawn) == len(members)
     for cluster in [members] if repeated else [[i] for i in members]:
       first = runs[cluster[0]]
@@ -176,31 +179,30 @@ def compare(runs: Sequence[Run]) -> Comparison:
       groups.append((cluster[0], group))
   groups.sort(key=lambda pair: pair[0])
   return Comparison(
-    groups=tuple(group for _, group in groups),
-    differing=tuple(differing),
-    shared=shared,
+    tuple(group for _, group in groups), tuple(differing), shared
   )
 
 
 def _independent(
   names: Sequence[str], rows: Sequence[Tuple[str, ...]]
 ) -> Tuple[str, ...]:
-  """Returns settings that suffice to tell rows apart, if there are many.
+  """Returns settings that suffice to distinguish all rows.
 
-  Recipes differ in much at once: a private aggregator brings its clip norm, its
-  server optimizer and so on. What follows from settings kept is left out.
+  Recipes differ in many settings at once: a private aggregator has its own clip
+  norm, server optimizer and so on. Settings that are determined by those
+  already chosen are left out. A few settings are all kept.
   """
   if len(names) <= _MOST_NAMED:
     return tuple(names)
-  first = {name: place for place, name in enumerate(_NAMED_FIRST)}
-  order = sorted(names, key=lambda name: first.get(name, len(first)))
+  first = [name for name in _NAMED_FIRST if name in names]
+  table = pd.DataFrame(rows, columns=list(names))
   kept: List[str] = []
-  for name in order:
-    columns = [names.index(one) for one in kept]
-    before = {tuple(row[i] for i in columns) for row in rows}
-    columns.append(names.index(name))
-    if len({tuple(row[i] for i in columns) for row in rows}) > len(before):
+  distinct = 1
+  for name in dict.fromkeys((*first, *names)):
+    found = len(table[[*kept, name]].drop_duplicates())
+    if found > distinct:
       kept.append(name)
+      distinct = found
   return tuple(name for name in names if name in kept)
 
 
@@ -217,13 +219,13 @@ def _label(values: Dict[str, str]) -> str:
 def implied(
   comparison: Comparison,
 ) -> Tuple[Tuple[str, ...], Dict[str, Tuple[str, ...]]]:
-  """Returns the settings that follow from those that the labels name.
+  """Returns the settings that are determined by those that labels name.
 
   Args:
     comparison: The runs.
 
   Returns:
-    Labels of the sets of runs that have other such settings, and setting -> its
+    Labels of the sets of runs that share all such settings, and setting -> its
     value in each of them; no settings if the labels name all that differ.
   """
   groups = comparison.groups
@@ -233,7 +235,7 @@ def implied(
     for name in comparison.differing
     if not is_seed(name) and name not in key
   )
-  # A learning rate, say, from which nothing follows.
+  # Drops a setting, such as a learning rate, that determines no other.
   for name in key:
     fewer = tuple(one for one in key if one != name)
     if len(_rows(groups, fewer + names)) == len(_rows(groups, fewer)):
@@ -246,13 +248,13 @@ def implied(
 def _rows(
   groups: Sequence[Group], names: Sequence[str]
 ) -> List[Tuple[str, ...]]:
-  """Returns the values that some settings have together, each set once."""
+  """Returns the distinct combinations of some settings' values."""
   rows = (tuple(group.settings[name] for name in names) for group in groups)
   return list(dict.fromkeys(rows))
 
 
 def without(group: Group, *names: str) -> str:
-  """Returns a group's label without some settings, for curves over them."""
+  """Returns a group's label without the settings that a curve is drawn over."""
   return _label(
     {name: group.settings[name] for name in group.telling if name not in names}
   )

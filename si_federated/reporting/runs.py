@@ -1,4 +1,4 @@
-"""Reading run folders: settings, task, measurements, whatever their state."""
+"""Reads run folders in any state: settings, task, measurements."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ BYTES_DOWN = 'bytes_down_per_client'
 BYTES_UP_TOTAL = 'bytes_up_total'
 EPSILON = 'privacy/epsilon'
 
-# A run counts as diverged from this multiple of its starting perplexity on, and
-# from a lower one if it didn't come back from it.
+# A run counts as diverged once its perplexity exceeds the first multiple of its
+# starting value, or if its last one exceeds the second multiple.
 DIVERGENCE_FACTOR = 10.0
 _LAST_FACTOR = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-  """Where a run broke down.
+  """Where a run diverged.
 
   Attributes:
     round_num: The round at which it was first seen.
-    reason: What was seen, as the end of a sentence about the run.
+    reason: The symptom, as the end of a sentence about the run.
   """
 
   round_num: int
@@ -49,19 +49,19 @@ class Divergence:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run folder as read.
+  """The contents of a run folder.
 
   Attributes:
     path: The folder.
     name: The experiment's name.
     config: `config.json`, empty if missing.
     task: `task.json`, empty if missing.
-    summary: `summary.json`, empty as long as the run hasn't ended.
-    series: Column name of `metrics.csv` -> its values by round number, only the
-      rounds that have the value; NaN and infinities as the run wrote them.
+    summary: `summary.json`, empty until the run has ended.
+    series: Column of `metrics.csv` -> its values by round number, for rounds
+      that have the value, including NaN and infinities.
     last_round: The last round in `metrics.csv`, 0 if there is none.
     divergence: Where the run diverged, or None.
-    notes: Sentences about what is odd in the folder.
+    notes: Sentences about oddities of the folder.
   """
 
   path: pathlib.Path
@@ -76,7 +76,7 @@ class Run:
 
   @property
   def total_rounds(self) -> int | None:
-    """The round at which the run is to end, None if not known."""
+    """The round at which the run will end, None if unknown."""
     value = self.config.get('total_rounds')
     return value if isinstance(value, int) else None
 
@@ -87,7 +87,7 @@ class Run:
 
   @property
   def num_parameters(self) -> int | None:
-    """Parameters of the model, None as long as no file says so."""
+    """Parameters of the model, None if no file states them."""
     for source in (self.summary, self.task, self.config):
       for key in ('num_parameters', 'num_trainable_parameters'):
         if isinstance(source.get(key), (int, float)):
@@ -113,30 +113,36 @@ class Run:
       return pd.Series(dtype=float)
     return values[np.isfinite(values)]
 
+  def last(self, column: str) -> float | None:
+    """Returns the last finite value of a column, None if there is none."""
+    values = self.finite(column)
+    return float(values.iloc[-1]) if len(values) else None
+
+  def summarize(self, column: str, statistic: str) -> float | None:
+    """Returns a pandas statistic of the finite values, None without any."""
+    values = self.finite(column)
+    return float(values.agg(statistic)) if len(values) else None
+
   def wall_secs(self) -> pd.Series:
-    """Returns the seconds of training passed at each round, as far as known."""
+    """Returns the seconds of training up to each round, where known."""
     total = self.finite(TOTAL_SECS)
     return total if len(total) else self.finite(ROUND_SECS).cumsum()
 
 
 def has_classes(run: Run) -> bool:
-  """Returns whether a run tells classes apart, and has no perplexity.
-
-  Args:
-    run: The run.
-  """
+  """Whether a run trains a classifier, which has no perplexity."""
   return 'classes' in run.task
 
 
 def find_runs(paths: Sequence[str]) -> List[pathlib.Path]:
-  """Finds the run folders that the user means.
+  """Finds the run folders in a user's paths.
 
   Args:
     paths: Run folders, or folders whose children are run folders.
 
   Returns:
-    The run folders in the order given, children sorted by name with numbers in
-    numerical order, none twice.
+    The run folders in the order given, without duplicates; children are sorted
+    by name, numbers in numerical order.
 
   Raises:
     FileNotFoundError: If a folder doesn't exist or holds no run.
@@ -164,7 +170,7 @@ def read_run(path: pathlib.Path) -> Run:
   """Reads one run folder, finished or not.
 
   Args:
-    path: Folder with `metrics.csv` and, as far as written, `config.json`,
+    path: Folder with `metrics.csv` and, if they exist, `config.json`,
       `task.json` and `summary.json`.
 
   Returns:
@@ -172,7 +178,7 @@ def read_run(path: pathlib.Path) -> Run:
 
   Raises:
     FileNotFoundError: If `metrics.csv` is missing.
-    ValueError: If a file is empty, isn't what it should be, or lacks a column.
+    ValueError: If a file is empty, garbled, or lacks a column.
   """
   notes: List[str] = []
   config = read_json(path / 'config.json')
@@ -205,16 +211,16 @@ def _natural(name: str) -> List[Tuple[int, float, str]]:
 
 
 def read_json(path: pathlib.Path) -> Dict[str, Any]:
-  """Reads an object of a run's folder.
+  """Reads a JSON object from a run's folder.
 
   Args:
     path: The file.
 
   Returns:
-    What it holds; nothing if it is missing.
+    The object; empty if the file is missing.
 
   Raises:
-    ValueError: If it is no JSON object.
+    ValueError: If the file holds no JSON object.
   """
   if not path.is_file():
     return {}
@@ -231,11 +237,11 @@ def read_json(path: pathlib.Path) -> Dict[str, Any]:
 
 
 def _read_metrics(path: pathlib.Path) -> Tuple[Dict[str, pd.Series], bool]:
-  """Returns the columns of a metrics file and whether its end was torn."""
+  """Returns the columns of a metrics file and whether its end is torn."""
   try:
     data = path.read_bytes()
     torn = bool(data) and not data.endswith(b'\n')
-    if torn and b'\n' in data:  # Someone is writing, or was killed writing.
+    if torn and b'\n' in data:  # The run is writing, or was killed doing so.
       data = data[: data.rindex(b'\n') + 1]
     rows = list(csv.reader(data.decode('utf-8').splitlines()))
   except FileNotFoundError:
@@ -269,14 +275,14 @@ def _read_metrics(path: pathlib.Path) -> Tuple[Dict[str, pd.Series], bool]:
         'remove the line or leave this run out.'
       )
     values = _read_row(path, line, header, row)
-    # A resumed run may write a round again: the last one holds.
+    # A resumed run may write a round again: the last one counts.
     table[int(values[ROUND])] = values
   series = {}
   for column in header:
     cells = {r: table[r][column] for r in sorted(table) if column in table[r]}
     if cells and column != ROUND:
       series[column] = pd.Series(cells, dtype=float)
-  # Where the column is empty, the loss is not one of tokens.
+  # An empty column means that the loss is not one of tokens.
   if PERPLEXITY not in header and EVAL_LOSS in series:
     with np.errstate(over='ignore'):
       series[PERPLEXITY] = series[EVAL_LOSS].apply(np.exp)
@@ -296,11 +302,11 @@ def _read_row(
       if column in _NUMERIC:
         raise ValueError(
           f'{path}, line {line}, column {column}: {cell[:40]!r} is not a '
-          'number; mend the line or leave this run out.'
+          'number; fix the line or leave this run out.'
         ) from None
   if not values.get(ROUND, math.nan).is_integer():
     raise ValueError(
-      f'{path}, line {line}, has no whole number in column {ROUND}; mend the '
+      f'{path}, line {line}, has no whole number in column {ROUND}; fix the '
       'line or leave this run out.'
     )
   return values
@@ -315,40 +321,24 @@ _NUMERIC = frozenset(
 )  # fmt: skip
 
 
-def _find_divergence(
-  series: Mapping[str, pd.Series],
-) -> Divergence | None:
-  found = []
+def _find_divergence(series: Mapping[str, pd.Series]) -> Divergence | None:
   none = pd.Series(dtype=float)
-  loss = series.get(LOSS, none)
-  broken = loss[~np.isfinite(loss)]
-  if len(broken):
-    found.append(
-      Divergence(int(broken.index[0]), 'its training loss became non-finite')
-    )
-  perplexity = series.get(PERPLEXITY, none)
-  broken = perplexity[~np.isfinite(perplexity)]
-  if len(broken):
-    found.append(
-      Divergence(int(broken.index[0]), 'its perplexity became non-finite')
-    )
+  loss, perplexity = (series.get(name, none) for name in (LOSS, PERPLEXITY))
   known = perplexity[np.isfinite(perplexity)]
-  if len(known):
-    high = known[known > DIVERGENCE_FACTOR * known.iloc[0]]
-    if len(high):
-      found.append(
-        Divergence(
-          int(high.index[0]),
-          f'its perplexity passed {DIVERGENCE_FACTOR:g} times its starting '
-          'value',
-        )
-      )
-    elif known.iloc[-1] > _LAST_FACTOR * known.iloc[0]:
-      found.append(
-        Divergence(
-          int(known.index[-1]),
-          f'its last perplexity is over {_LAST_FACTOR:g} times its starting '
-          'value',
-        )
-      )
+  start = known.iloc[0] if len(known) else math.nan
+  high = known[known > DIVERGENCE_FACTOR * start]
+  last = known[-1:] if not len(high) else none
+  symptoms = {
+    'its training loss became non-finite': loss[~np.isfinite(loss)],
+    'its perplexity became non-finite': perplexity[~np.isfinite(perplexity)],
+    f'its perplexity passed {DIVERGENCE_FACTOR:g} times its starting '
+    'value': high,
+    f'its last perplexity is over {_LAST_FACTOR:g} times its starting '
+    'value': last[last > _LAST_FACTOR * start],
+  }
+  found = [
+    Divergence(int(rounds.index[0]), reason)
+    for reason, rounds in symptoms.items()
+    if len(rounds)
+  ]
   return min(found, key=lambda one: one.round_num) if found else None

@@ -1,17 +1,17 @@
-"""The table of runs and the few words in which it says how each run stands."""
+"""The tables of a report, and how it formats numbers and states."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from si_federated.reporting import run_groups
 from si_federated.reporting import runs as run_files
+from si_federated.reporting.run_groups import MISSING
 from si_federated.reporting.runs import Run
 
-_Cell = Callable[[Run], str]
 _NOT_FINITE = 'not finite'
 
 
@@ -22,7 +22,7 @@ class Table:
   Attributes:
     columns: The headings.
     rows: Cells of each row, as many as columns.
-    numeric: For each column, whether it is set flush right.
+    numeric: For each column, whether it is aligned right.
   """
 
   columns: Tuple[str, ...]
@@ -31,17 +31,14 @@ class Table:
 
   def as_text(self) -> str:
     """Returns the table for a terminal."""
-    lines = [self.columns, *self.rows]
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
-    text = []
-    for line in lines:
-      cells = [
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(line, widths, self.numeric)
-      ]
-      text.append('  '.join(cells).rstrip())
-    text.insert(1, '  '.join('-' * width for width in widths))
-    return '\n'.join(text)
+    widths = [max(map(len, cells)) for cells in zip(self.columns, *self.rows)]
+    ruler = ['-' * width for width in widths]
+    form = '  '.join(
+      f'{{:{">" if right else "<"}{width}}}'
+      for width, right in zip(widths, self.numeric)
+    )
+    lines = (self.columns, ruler, *self.rows)
+    return '\n'.join(form.format(*cells).rstrip() for cells in lines)
 
   def as_markdown(self) -> str:
     """Returns the table in Markdown's pipe form."""
@@ -60,35 +57,39 @@ def runs_table(comparison: run_groups.Comparison) -> Table:
     comparison: The runs.
 
   Returns:
-    The table: name, the settings that differ, but for those that
-    `implied_table` has, results, costs, state.
+    The table: name, the settings that differ except those in `implied_table`,
+    results, costs, state.
   """
-  runs = [run for group in comparison.groups for run in group.runs]
-  columns: List[Tuple[str, _Cell]] = [('run', lambda run: run.name)]
+  runs = comparison.runs
+  settings = [run_groups.settings_of(run) for run in runs]
   _, implied = run_groups.implied(comparison)
+  columns: Dict[str, List[str]] = {'run': [run.name for run in runs]}
   for name in comparison.differing:
     if name not in implied:
-      columns.append((run_groups.heading(name), _setting(name)))
-  columns += [
-    ('parameters', lambda run: count(run.num_parameters)),
-    ('rounds', lambda run: str(run.last_round)),
-    ('final perplexity', final_perplexity),
-    ('best perplexity', best_perplexity),
-    ('best at round', best_round),
-    ('accuracy', _accuracy),
-    ('ε', _last(run_files.EPSILON, '{:.3g}')),
-    ('secs a round', _round_secs),
-    ('wall time', _wall_time),
-    ('up a client', _traffic(run_files.BYTES_UP)),
-    ('down a client', _traffic(run_files.BYTES_DOWN)),
-    ('state', state),
-  ]
-  kept: Dict[str, Tuple[str, ...]] = {}
-  for title, cell in columns:
-    cells = tuple(cell(run) for run in runs)
-    if set(cells) != {run_groups.MISSING}:
-      kept[title] = cells
-  return assemble(kept)
+      columns[run_groups.heading(name)] = [
+        one.get(name, MISSING) for one in settings
+      ]
+  cells: Dict[str, Callable[[Run], str]] = {
+    'parameters': lambda run: count(run.num_parameters),
+    'rounds': lambda run: str(run.last_round),
+    'final perplexity': final_perplexity,
+    'best perplexity': best_perplexity,
+    'best at round': best_round,
+    'accuracy': _accuracy,
+    'ε': lambda run: cell(run.last(run_files.EPSILON), '{:.3g}'),
+    # The median leaves out the first round, which also traces and compiles.
+    'secs a round': lambda run: cell(
+      run.summarize(run_files.ROUND_SECS, 'median'), '{:.3g}'
+    ),
+    'wall time': _wall_time,
+    'up a client': lambda run: _size(run.summarize(run_files.BYTES_UP, 'mean')),
+    'down a client': lambda run: _size(
+      run.summarize(run_files.BYTES_DOWN, 'mean')
+    ),
+    'state': state,
+  }
+  columns.update({title: list(map(of, runs)) for title, of in cells.items()})
+  return assemble(without_empty(columns))
 
 
 def groups_table(comparison: run_groups.Comparison) -> Table | None:
@@ -103,25 +104,27 @@ def groups_table(comparison: run_groups.Comparison) -> Table | None:
   """
   if all(len(group.runs) == 1 for group in comparison.groups):
     return None
-  kept: Dict[str, Tuple[str, ...]] = {
-    'setting': tuple(group.label for group in comparison.groups),
-    'seeds': tuple(str(len(group.runs)) for group in comparison.groups),
-    'final perplexity': tuple(
-      mean_and_deviation(group.runs, final_value) for group in comparison.groups
-    ),
-    'best perplexity': tuple(
-      mean_and_deviation(group.runs, best_value) for group in comparison.groups
-    ),
-    'diverged': tuple(
-      str(sum(run.divergence is not None for run in group.runs))
-      for group in comparison.groups
-    ),
-  }
-  return assemble(kept)
+  groups = comparison.groups
+  return assemble(
+    {
+      'setting': [group.label for group in groups],
+      'seeds': [str(len(group.runs)) for group in groups],
+      'final perplexity': [
+        mean_and_deviation(group.runs, final_value) for group in groups
+      ],
+      'best perplexity': [
+        mean_and_deviation(group.runs, best_value) for group in groups
+      ],
+      'diverged': [
+        str(sum(run.divergence is not None for run in group.runs))
+        for group in groups
+      ],
+    }
+  )
 
 
 def implied_table(comparison: run_groups.Comparison) -> Table | None:
-  """Builds the table of settings that follow from those in labels, if any.
+  """Builds the table of settings determined by those in labels, if any.
 
   Args:
     comparison: The runs.
@@ -139,7 +142,7 @@ def implied_table(comparison: run_groups.Comparison) -> Table | None:
 
 
 def state(run: Run) -> str:
-  """Says in a few words how a run ended or how far it is."""
+  """Describes in a few words how a run ended or how far it is."""
   if run.divergence:
     return f'diverged at round {run.divergence.round_num}'
   if run.finished:
@@ -152,14 +155,14 @@ def state(run: Run) -> str:
 def final_value(run: Run) -> float | None:
   """Returns the last evaluation perplexity, None if it isn't finite."""
   values = run.series.get(run_files.PERPLEXITY)
-  last = math.nan if values is None else float(values.iloc[-1])
-  return last if math.isfinite(last) else None
+  if values is None or not math.isfinite(values.iloc[-1]):
+    return None
+  return float(values.iloc[-1])
 
 
 def best_value(run: Run) -> float | None:
   """Returns the lowest evaluation perplexity, None if there is none."""
-  values = run.finite(run_files.PERPLEXITY)
-  return float(values.min()) if len(values) else None
+  return run.summarize(run_files.PERPLEXITY, 'min')
 
 
 def final_perplexity(run: Run) -> str:
@@ -178,19 +181,20 @@ def best_perplexity(run: Run) -> str:
 def number(value: float | None) -> str:
   """Formats a perplexity: a decimal below 1,000, none above."""
   if value is None:
-    return run_groups.MISSING
-  if abs(value) >= 1e7:
-    return f'{value:.2g}'
-  return (
-    f'{value:.2f}'
-    if value < 10
-    else (f'{value:.1f}' if value < 1000 else f'{value:,.0f}')
-  )
+    return MISSING
+  forms = ((10, '.2f'), (1000, '.1f'), (1e7, ',.0f'))
+  form = next((form for end, form in forms if abs(value) < end), '.2g')
+  return f'{value:{form}}'
+
+
+def cell(value: float | None, form: str) -> str:
+  """Formats a number, or the sign for a missing one."""
+  return MISSING if value is None else form.format(value)
 
 
 def count(value: float | None) -> str:
-  """Formats a whole number with thousands set apart."""
-  return run_groups.MISSING if value is None else f'{int(value):,}'
+  """Formats an integer with separators of thousands."""
+  return MISSING if value is None else f'{int(value):,}'
 
 
 def count_of(number_of_runs: int) -> str:
@@ -201,7 +205,7 @@ def count_of(number_of_runs: int) -> str:
 def duration(secs: float | None) -> str:
   """Formats a duration."""
   if secs is None:
-    return run_groups.MISSING
+    return MISSING
   minutes, seconds = divmod(round(secs), 60)
   if not minutes:
     return f'{seconds} s'
@@ -210,35 +214,31 @@ def duration(secs: float | None) -> str:
   return f'{minutes // 60:,} h {minutes % 60:02d} min'
 
 
-def assemble(kept: Mapping[str, Sequence[str]]) -> Table:
+def without_empty(
+  columns: Mapping[str, Sequence[str]],
+) -> Dict[str, Sequence[str]]:
+  """Returns the columns that have any value."""
+  return {
+    title: cells for title, cells in columns.items() if set(cells) != {MISSING}
+  }
+
+
+def assemble(columns: Mapping[str, Sequence[str]]) -> Table:
   """Builds a table from columns of cells, by heading.
 
-  Columns of numbers, but for the first, are set flush right.
+  Columns of numbers, except the first, are aligned right.
   """
+
+  def is_numeric(cells: Iterable[str]) -> bool:
+    return all(
+      text[:1].isdigit() or text in (MISSING, _NOT_FINITE) for text in cells
+    )
+
   return Table(
-    columns=tuple(kept),
-    rows=tuple(zip(*kept.values())),
-    numeric=tuple(
-      column > 0
-      and all(
-        cell[:1].isdigit() or cell in (run_groups.MISSING, _NOT_FINITE)
-        for cell in cells
-      )
-      for column, cells in enumerate(kept.values())
-    ),
+    columns=tuple(columns),
+    rows=tuple(zip(*columns.values())),
+    numeric=(False, *map(is_numeric, list(columns.values())[1:])),
   )
-
-
-def _setting(name: str) -> _Cell:
-  return lambda run: run_groups.settings_of(run).get(name, run_groups.MISSING)
-
-
-def _last(column: str, form: str) -> _Cell:
-  def cell(run: Run) -> str:
-    values = run.finite(column)
-    return form.format(values.iloc[-1]) if len(values) else run_groups.MISSING
-
-  return cell
 
 
 def best_round(run: Run) -> str:
@@ -246,21 +246,15 @@ def best_round(run: Run) -> str:
   values = run.finite(run_files.PERPLEXITY)
   if run_files.has_classes(run):
     values = -run.finite(run_files.ACCURACY)
-  return str(values.idxmin()) if len(values) else run_groups.MISSING
+  return str(values.idxmin()) if len(values) else MISSING
 
 
 def _accuracy(run: Run) -> str:
   column = run_files.ACCURACY_NO_OOV_NO_EOS
   if run_files.has_classes(run):
     column = run_files.ACCURACY
-  values = run.finite(column)
-  return f'{100 * values.iloc[-1]:.1f} %' if len(values) else run_groups.MISSING
-
-
-def _round_secs(run: Run) -> str:
-  values = run.finite(run_files.ROUND_SECS)
-  # The median leaves out the first round, which also traces and compiles.
-  return f'{values.median():.3g}' if len(values) else run_groups.MISSING
+  value = run.last(column)
+  return MISSING if value is None else f'{100 * value:.1f} %'
 
 
 def _wall_time(run: Run) -> str:
@@ -268,26 +262,21 @@ def _wall_time(run: Run) -> str:
   return duration(float(secs.iloc[-1]) if len(secs) else None)
 
 
-def _traffic(column: str) -> _Cell:
-  def cell(run: Run) -> str:
-    values = run.finite(column)
-    if not len(values):
-      return run_groups.MISSING
-    mean = values.mean()
-    for unit in ('B', 'kB', 'MB'):
-      if mean < 1000:
-        return f'{mean:.3g} {unit}'
-      mean /= 1000
-    return f'{mean:.3g} GB'
-
-  return cell
+def _size(num_bytes: float | None) -> str:
+  if num_bytes is None:
+    return MISSING
+  for unit in ('B', 'kB', 'MB'):
+    if num_bytes < 1000:
+      return f'{num_bytes:.3g} {unit}'
+    num_bytes /= 1000
+  return f'{num_bytes:.3g} GB'
 
 
 def last_value(group: run_groups.Group, column: str) -> float | None:
   """Returns the mean of the last values of a column, None without any."""
-  found = [run.finite(column) for run in group.runs]
-  last = [float(values.iloc[-1]) for values in found if len(values)]
-  return sum(last) / len(last) if last else None
+  found = [run.last(column) for run in group.runs]
+  known = [value for value in found if value is not None]
+  return statistics.fmean(known) if known else None
 
 
 def mean_and_deviation(
@@ -297,7 +286,7 @@ def mean_and_deviation(
   known: Sequence[float] = [one for one in map(value, runs) if one is not None]
   if not known or len(known) < len(runs):
     return f'known for {len(known)} of {len(runs)}'
-  mean = sum(known) / len(known)
+  mean = statistics.fmean(known)
   if len(known) == 1:
     return number(mean)
   return f'{number(mean)} ± {number(statistics.stdev(known))}'

@@ -10,7 +10,7 @@ import pytest
 from si_federated import reporting
 from si_federated.reporting import diagnostics_section
 
-LAYERS = [f'block_{i}/part' for i in range(1, 11)]
+LAYERS = [f'block_{i}/part' for i in range(1, 4)]
 
 
 def _write(folder, quantities, *, rounds=(0, 10, 20), blending=()):

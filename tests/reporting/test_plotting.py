@@ -1,54 +1,15 @@
-"""Tests of labels, colours and pictures on a page."""
+"""Tests of legends, colors and pictures on a page."""
 
 from __future__ import annotations
 
 import itertools
 import re
 
-import hypothesis
+import matplotlib
 import numpy as np
 import pytest
-from hypothesis import strategies
 
 from si_federated.reporting import plotting
-
-_SIZES = strategies.lists(
-  strategies.tuples(
-    strategies.floats(0, 100), strategies.floats(1, 9, exclude_min=True)
-  ),
-  min_size=1,
-  max_size=9,
-)
-
-
-@hypothesis.settings(derandomize=True, deadline=None)
-@hypothesis.given(_SIZES)
-def test_labels_never_overlap_keep_their_order_and_stay_in_the_room(sizes):
-  wanted, heights = zip(*sizes)
-  places = plotting.spread(wanted, heights, 0, 100)
-  boxes = sorted(
-    (y - height / 2, y + height / 2) for y, height in zip(places, heights)
-  )
-  assert boxes[0][0] >= -1e-6
-  assert boxes[-1][1] <= 100 + 1e-6
-  for (_, top), (bottom, _) in zip(boxes, boxes[1:]):
-    assert top <= bottom + 1e-6
-  order = np.argsort(wanted, kind='stable')
-  assert np.all(np.diff(np.array(places)[order]) > 0)
-
-
-def test_labels_that_have_room_stay_and_neighbours_share_the_move():
-  assert plotting.spread([10, 50], [8, 8], 0, 100) == [10, 50]
-  assert plotting.spread([50, 52], [8, 8], 0, 100) == [47, 55]
-  assert plotting.spread([99, 2], [8, 8], 0, 100) == [96, 4]
-  # Three at one place, one nearby that is pushed along.
-  assert plotting.spread([50, 50, 50, 56], [10] * 4, 0, 100) == [
-    36.5,
-    46.5,
-    56.5,
-    66.5,
-  ]
-
 
 # Machado et al. 2009, full red and green blindness, linear RGB.
 _VISIONS = {
@@ -94,6 +55,40 @@ def test_colors_stay_apart_for_every_vision(side, vision):
   ]
   for one, other in itertools.combinations(labs, 2):
     assert np.linalg.norm(one - other) > 15
+
+
+def test_legend_lists_curves_in_the_order_in_which_they_end():
+  with matplotlib.rc_context(rc=plotting.STYLE):
+    figure, axes = plotting.blank_axes('y', 3)
+    for label, values in (
+      ('falls', [3.0, 1.0]),
+      ('si_transformer, client lr 0.3, mean', [2.0, 5.0]),
+      ('empty', []),
+    ):
+      x = np.arange(len(values))
+      plotting.draw_band(
+        axes, x, values, values, values, plotting.Look('C0'), label=label
+      )
+    plotting.draw_level(axes, 2.0, 'level')
+    picture = plotting.finish('name', 'Caption.', figure, axes)
+  texts = re.findall(r'<!-- (.*?) -->', picture.svg)
+  # Labels break after commas only.
+  assert texts[texts.index('y') + 1 :] == [
+    *('si_transformer,', 'client lr 0.3,', 'mean'),
+    *('level', 'falls', 'empty'),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'scale'),
+  [(100.0, 150.0, 'linear'), (2.0, 4000.0, 'log'), (-1.0, 4000.0, 'linear')],
+)
+def test_wide_ranges_of_positive_values_are_logarithmic(low, high, scale):
+  _, axes = plotting.blank_axes('y', 1)
+  plotting.scale_y(axes, low, high)
+  assert axes.get_yscale() == scale
+  bottom, top = axes.get_ylim()
+  assert bottom <= low and top > high
 
 
 def test_page_version_has_own_ids_and_the_pages_colors():
