@@ -1,11 +1,38 @@
-"""Federated learning with scale-invariant language models."""
+"""Federated learning with scale-invariant language models.
+
+The map of the package. A room imports from lower levels only, and within level
+2 from the rooms above it; `tests/test_layering.py` has the whole table.
+
+0 config           what an experiment is: frozen records, JSON both ways
+  files            atomic writes and the cache folder
+  layers           Keras layers and activations; needs TensorFlow alone
+  privacy          participation, matrices, sensitivity, accounting
+1 models           MODELS and TRANSFORMS: functional Keras models by name
+  tasks            TASKS and VOCABULARIES: client populations, loss, metrics
+  aggregators      AGGREGATORS: how updates are combined, privately or not
+  algorithms       ALGORITHMS and OPTIMIZERS: TFF learning processes
+  compression      COMPRESSORS: quantised updates and models, bytes counted
+  runtime          RUNTIMES: TFF execution contexts, in process, Ray, TFF's own
+  training         the round loop, sampling, evaluation, checkpoints, run folder
+  personalization  fine-tuning and experts of single clients
+  sweeps           many runs from one description
+  reporting        tables, figures and pages from run folders
+  preparation      client data from dumps and tables
+  flags            absl flags to ExperimentConfig
+2 weights          weights in files: checkpoints, Keras files, adapters
+  diagnostics      DIAGNOSTICS: what is measured of a model while it trains
+  assembly         from names to parts; its README.md draws the flow
+  pretraining      central training to start a federated run from
+3 experiment       build and run: one page from configuration to results
+  inference        trained models: next words, export
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-# Where modules went that users import from here.
+# Former places of modules that users import.
 _MOVED = {
   'adapter_files': 'si_federated.weights.adapter_files',
   'trained_model': 'si_federated.inference.trained_model',

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+import si_federated
+from si_federated.assembly.registries import REGISTRIES
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _OURS = 'si_federated'
@@ -135,3 +140,69 @@ def test_importing_loads_nothing_heavier(module, absent):
     check=True,
   )
   assert done.stdout.split() == []
+
+
+def _room_imports():
+  """Returns for each room the rooms that its files import."""
+  rooms = {part: set() for part in _ALLOWED}
+  for path in _FILES:
+    if _part(path) != '__init__':
+      rooms[_part(path)] |= {
+        name.split('.')[1]
+        for name in _imports(path)
+        if name.startswith(f'{_OURS}.')
+      } - {_part(path)}
+  return rooms
+
+
+def test_rooms_are_at_most_six_floors_high():
+  rooms = _room_imports()
+
+  @functools.cache
+  def floors(room):
+    return 1 + max(map(floors, rooms[room]), default=0)
+
+  assert max(map(floors, rooms)) <= 6
+
+
+def test_the_map_lists_the_rooms_by_level():
+  level, levels = -1, {}
+  for line in si_federated.__doc__.splitlines():
+    if found := re.fullmatch(r'([0-3 ]) (\w+)  +\S.*', line):
+      level = int(found[1]) if found[1].strip() else level
+      levels[found[2]] = level
+  assert (
+    set(levels) == set(_ALLOWED) == {_part(p) for p in _FILES} - {'__init__'}
+  )
+  for room, imported in _room_imports().items():
+    for other in imported:
+      assert levels[other] <= levels[room], f'{room} imports {other}'
+
+
+_ABOVE_PARTS = (
+  'assembly',
+  'diagnostics',
+  'experiment',
+  'inference',
+  'pretraining',
+  'training',
+  'weights',
+)
+
+
+@pytest.mark.parametrize(
+  'path',
+  [path for path in _FILES if _part(path) in _ABOVE_PARTS],
+  ids=lambda path: str(path.relative_to(_ROOT)),
+)
+def test_no_comparison_with_names_of_parts(path):
+  names = {name for registry in REGISTRIES.values() for name in registry}
+  names -= {'float32'}  # A compressor, but also a type.
+  compared = {
+    constant.value
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, (ast.Compare, ast.Match))
+    for constant in ast.walk(node)
+    if isinstance(constant, ast.Constant)
+  }
+  assert not compared & names

@@ -62,7 +62,10 @@ def _build_optimizer(
   optimizer = build_part(experiment, flag, **available)
   optimizer = spare(optimizer, variable_names)
   schedule = experiment.server_learning_rate_schedule
-  if side == 'client' or schedule == config.ComponentSpec('constant'):
+  if (
+    side == 'client'
+    or schedule == type(experiment).server_learning_rate_schedule
+  ):
     return optimizer
   return tff.learning.optimizers.schedule_learning_rate(
     optimizer,
