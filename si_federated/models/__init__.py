@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict
-
-import tensorflow as tf
+from typing import Dict
 
 from si_federated.models.adapters import ffa_lora_model, lora_model
 from si_federated.models.bert_models import albert, bert, distilbert
-from si_federated.models.recurrent_models import cifg, gru, lstm
-from si_federated.models.si_recurrent_models import si_cifg, si_gru, si_lstm
+from si_federated.models.inherited_options import Builder
+from si_federated.models.recurrent_models import (
+  cifg,
+  gru,
+  lstm,
+  si_cifg,
+  si_gru,
+  si_lstm,
+)
 from si_federated.models.transformer_classifier import transformer_classifier
 from si_federated.models.transformer_models import (
   conformer,
@@ -19,7 +24,7 @@ from si_federated.models.transformer_models import (
 )
 from si_federated.models.transforms import freeze, none
 
-MODELS: Dict[str, Callable[..., tf.keras.Model]] = {
+MODELS: Dict[str, Builder] = {
   'lstm': lstm,
   'cifg': cifg,
   'gru': gru,
@@ -36,8 +41,8 @@ MODELS: Dict[str, Callable[..., tf.keras.Model]] = {
   'transformer_classifier': transformer_classifier,
 }
 
-# Each makes of a model another one, before it is trained.
-TRANSFORMS: Dict[str, Callable[..., tf.keras.Model]] = {
+# Changes that are made to a model before training.
+TRANSFORMS: Dict[str, Builder] = {
   'none': none,
   'freeze': freeze,
   'lora': lora_model,

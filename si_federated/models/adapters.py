@@ -5,31 +5,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from si_federated.layers import checks, lora
+from si_federated.models.inherited_options import inherit_options
 from si_federated.models.transforms import (
   freeze_variables,
   match_names,
   stable_names,
 )
 
-# How A begins. Both have columns of about length one.
-INITIALIZERS: Dict[str, Callable[[], tf.keras.initializers.Initializer]] = {
+# Initializers of A. Both give columns of length about one.
+INITIALIZERS: Dict[str, Any] = {
   'random': tf.keras.initializers.LecunNormal,
   'orthogonal': tf.keras.initializers.Orthogonal,
 }
-_A, _B = 'lora_a', 'lora_b'
-# A kernel of the layers of ours and of Keras; not embeddings, norms and biases.
+# Kernels of our layers and of Keras's; not embeddings, norms and biases.
 _KERNELS = r'(^|_)kernel$'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """A weight in a model: an attribute of one of its layers."""
+  """A weight in a model: an attribute of a layer inside the layer `top`."""
 
   top: tf.keras.layers.Layer
   layer: tf.keras.layers.Layer
@@ -45,84 +45,15 @@ class _Place:
     return getattr(self.layer, self.attribute)
 
 
-def lora_model(
-  model: tf.keras.Model,
-  *,
-  rank: int = 8,
-  alpha: Optional[float] = None,
-  variables: Optional[str] = None,
-  trained: Optional[str] = None,
-  initializer: str = 'random',
-) -> tf.keras.Model:
-  """Freezes a model and trains low-rank additions to its kernels (LoRA).
-
-  A kernel W `[in, out]` becomes W + alpha / rank * A B with W frozen, A `[in,
-  rank]`, B `[rank, out]` of zeros, so that the model begins as it was (Hu et
-  al., arXiv 2106.09685, where these are transposed).
-
-  Args:
-    model: The model; it is changed.
-    rank: Columns of A.
-    alpha: The factor of the addition, times the rank; the rank if `None`.
-    variables: A regular expression found in the names of the kernels to adapt,
-      such as `query|value`; if `None`, all kernels of which the factors have
-      fewer numbers. Names are the layers' and the weight's, such as
-      `block_1/attention/query/kernel`.
-    trained: A regular expression found in the names of the other variables that
-      are to be trained as they are, such as a classifier's head; none if
-      `None`. For these names see `stable_names`.
-    initializer: How A begins: `random` (normal of variance 1 / in) or
-      `orthogonal`.
-
-  Returns:
-    The model.
-
-  Raises:
-    ValueError: If an option is out of range or an expression matches nothing.
-  """
-  return _adapt(model, rank, alpha, variables, trained, initializer, True)
-
-
-def ffa_lora_model(
-  model: tf.keras.Model,
-  *,
-  rank: int = 8,
-  alpha: Optional[float] = None,
-  variables: Optional[str] = None,
-  trained: Optional[str] = None,
-  initializer: str = 'random',
-) -> tf.keras.Model:
-  """Freezes a model and trains B of low-rank additions A B (FFA-LoRA).
-
-  As `lora_model`, but A keeps its initial values, the same for all clients:
-  averages of updates and noise are linear in what is learned, and half as much
-  is sent (Sun et al., arXiv 2403.12313).
-
-  Args:
-    model: See `lora_model`, as for the rest.
-    rank: Columns of A.
-    alpha: The factor of the addition, times the rank.
-    variables: Which kernels to adapt.
-    trained: Which other variables to train.
-    initializer: How A begins.
-
-  Returns:
-    The model.
-
-  Raises:
-    ValueError: If an option is out of range or an expression matches nothing.
-  """
-  return _adapt(model, rank, alpha, variables, trained, initializer, False)
-
-
 def _adapt(
   model: tf.keras.Model,
-  rank: int,
-  alpha: Optional[float],
-  variables: Optional[str],
-  trained: Optional[str],
-  initializer: str,
   train_a: bool,
+  *,
+  rank: int = 8,
+  alpha: Optional[float] = None,
+  variables: Optional[str] = None,
+  trained: Optional[str] = None,
+  initializer: str = 'random',
 ) -> tf.keras.Model:
   checks.check_count('rank', rank)
   alpha = rank if alpha is None else alpha
@@ -134,9 +65,9 @@ def _adapt(
       f'{initializer!r}.'
     )
   if any(_adapters(layer) for layer in model.submodules):
-    raise ValueError('The model has adapters already; merge them before.')
+    raise ValueError('The model has adapters already; merge them first.')
   places = _choose(_kernels(model), rank, variables)
-  # TFF builds the model a last time around tensors, which nothing trains.
+  # TFF builds the model once more around tensors, which are not trained.
   if all(isinstance(weight, tf.Variable) for weight in model.variables):
     names = stable_names(weight.name for weight in model.variables)
     kept = set(match_names(names, trained)) if trained is not None else set()
@@ -145,7 +76,9 @@ def _adapt(
     )
   by_top: Dict[int, List[_Place]] = {}
   for place in places:
-    _add_factors(place, rank, alpha / rank, train_a, INITIALIZERS[initializer])
+    _add_factors(
+      place, rank, alpha / rank, train_a, INITIALIZERS[initializer]()
+    )
     if type(place.layer) is tf.keras.layers.Dense:
       place.layer.call = functools.partial(_dense_call, place.layer)
     else:
@@ -155,8 +88,52 @@ def _adapt(
   return model
 
 
+@inherit_options(_adapt)
+def lora_model(model: tf.keras.Model, **options: Any) -> tf.keras.Model:
+  """Freezes a model and trains low-rank additions to its kernels (LoRA).
+
+  A kernel W `[in, out]` becomes W + alpha / rank * A B with W frozen, A `[in,
+  rank]`, B `[rank, out]` initially zero, so that the model's outputs do not
+  change at first (Hu et al., arXiv 2106.09685, where these are transposed).
+
+  Args:
+    model: The model; it is changed.
+    rank: Columns of A.
+    alpha: The factor of the addition, times the rank; the rank if `None`.
+    variables: A regular expression found in the names of the kernels to adapt,
+      such as `query|value`; if `None`, all kernels with more entries than their
+      factors. Names are the layers' and the weight's, such as
+      `block_1/attention/query/kernel`.
+    trained: A regular expression found in the names of the other variables to
+      train directly, such as a classifier's head; none if `None`. For these
+      names see `stable_names`.
+    initializer: Initializer of A: `random` (normal of variance 1 / in) or
+      `orthogonal`.
+    **options: The options above.
+
+  Returns:
+    The model.
+
+  Raises:
+    ValueError: If an option is out of range or an expression matches nothing.
+  """
+  return _adapt(model, True, **options)
+
+
+@inherit_options(_adapt)
+def ffa_lora_model(model: tf.keras.Model, **options: Any) -> tf.keras.Model:
+  """Freezes a model and trains B of low-rank additions A B (FFA-LoRA).
+
+  As `lora_model`, but A keeps its initial values, the same on all clients:
+  averages of updates, and noise, act linearly on what is learned, and updates
+  are half as large (Sun et al., arXiv 2403.12313). Arguments, result and errors
+  are those of `lora_model`.
+  """
+  return _adapt(model, False, **options)
+
+
 def _kernels(model: tf.keras.Model) -> List[_Place]:
-  """Returns the weights of a model of two axes and more, each once."""
+  """Returns the weights of a model that have two or more axes, each once."""
   found: List[_Place] = []
   seen = set()
 
@@ -172,7 +149,7 @@ def _kernels(model: tf.keras.Model) -> List[_Place]:
 
   for top in model._flatten_layers(recursive=False, include_self=False):
     visit(top, top, top.name)
-  # Keras numbers layers without a name of their own through the process.
+  # Keras numbers unnamed layers across the whole process.
   names = stable_names(place.name for place in found)
   return [
     dataclasses.replace(place, path=name.rpartition('/')[0])
@@ -200,8 +177,8 @@ def _choose(
       smaller.append(place)
   if not smaller:
     raise ValueError(
-      f'rank={rank} gives factors of no fewer numbers than the kernels of this '
-      'model: choose a smaller rank.'
+      f'rank={rank} gives factors with as many entries as the kernels of this '
+      'model, or more: choose a smaller rank.'
     )
   return smaller
 
@@ -211,22 +188,22 @@ def _add_factors(
   rank: int,
   scale: float,
   train_a: bool,
-  initializer: Callable[[], tf.keras.initializers.Initializer],
+  initializer: tf.keras.initializers.Initializer,
 ) -> None:
   rows, columns = lora.matrix_shape(place.weight.shape)
   layer = place.layer
-  # Layers that are built by hand have weights of other names than their path.
+  # Weights of layers that are built by hand are not named after their path.
   name = getattr(place.weight, 'name', place.name).partition(':')[0]
   with tf.name_scope(f'{name.rpartition("/")[0] or layer.name}/'):
     suffix = '' if place.attribute == 'kernel' else f'_{place.attribute}'
     a = layer.add_weight(
-      name=_A + suffix,
+      name=f'lora_a{suffix}',
       shape=(rows, rank),
-      initializer=initializer(),
+      initializer=initializer,
       trainable=train_a,
     )
     b = layer.add_weight(
-      name=_B + suffix, shape=(rank, columns), initializer='zeros'
+      name=f'lora_b{suffix}', shape=(rank, columns), initializer='zeros'
     )
   layer.__dict__.setdefault('_lora', {})[place.attribute] = (a, b, scale)
 
@@ -244,17 +221,17 @@ def _dense_call(layer: tf.keras.layers.Dense, inputs: tf.Tensor) -> tf.Tensor:
 
 
 def _call_with_sums(places: List[_Place]) -> None:
-  """Has a layer, and those in it, use W + scale * A B for W.
+  """Replaces W by W + scale * A B during a top-level layer's calls.
 
-  Such layers multiply by their kernels in ways of their own, and not always
-  inside the `call` of the layer that has them.
+  Layers other than `Dense` use their kernels in various ways, and not always
+  inside the `call` of the layer that owns them.
   """
   top = places[0].top
   original = top.call
 
   def call(*args, **kwargs):
     before = [place.weight for place in places]
-    # Not through Keras, which keeps track of what attributes are set to.
+    # Bypasses Keras, which tracks what is assigned to attributes.
     try:
       for place, weight in zip(places, before):
         a, b, scale = _adapters(place.layer)[place.attribute]
@@ -270,7 +247,7 @@ def _call_with_sums(places: List[_Place]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """A kernel with what is learned in its place.
+  """A kernel and the factors learned in its place.
 
   Attributes:
     kernel: W.
@@ -286,11 +263,7 @@ class Adapter:
 
 
 def adapters_of(model: tf.keras.Model) -> List[Adapter]:
-  """Returns the adapters of a model, none for one without.
-
-  Args:
-    model: What `lora_model` or `ffa_lora_model` has made.
-  """
+  """Returns the adapters of a model, an empty list if it has none."""
   return [
     Adapter(getattr(layer, attribute), *parts)
     for layer in model.submodules
@@ -303,10 +276,10 @@ def merge_weights(
   variables: Mapping[str, tf.Variable],
   weights: Mapping[str, np.ndarray],
 ) -> Dict[str, np.ndarray]:
-  """Returns plain weights, W + alpha / rank * A B in the place of the three.
+  """Returns plain weights, with W + alpha / rank * A B for W, A and B.
 
   Args:
-    model: A model; without adapters, all weights are returned as they are.
+    model: A model; without adapters, the weights are returned unchanged.
     variables: Its variables by name.
     weights: The values of the variables, by the same names.
 
@@ -332,12 +305,12 @@ def without_adapters(
   variables: Mapping[str, tf.Variable],
   values: Mapping[str, Any],
 ) -> Dict[str, Any]:
-  """Returns of values by name those that are not of A or B.
+  """Drops the entries of A and B from a mapping by variable name.
 
   Args:
     model: A model.
     variables: Its variables by name.
-    values: Something of each, by the same names.
+    values: A value for each variable, by the same names.
   """
   factors = {id(v) for item in adapters_of(model) for v in (item.a, item.b)}
   return {
@@ -348,13 +321,13 @@ def without_adapters(
 
 
 def merge_adapters(model: tf.keras.Model) -> None:
-  """Adds what adapters have learned to the kernels, and sets B to zeros.
+  """Adds the adapters' products to the kernels and sets B to zero.
 
-  The model computes what it did. To get rid of the adapters, give its other
-  weights to a model that is built without them.
+  The model's outputs do not change. To remove the adapters, load its other
+  weights into a model that is built without them.
 
   Args:
-    model: What `lora_model` or `ffa_lora_model` has made; it is changed.
+    model: A model made by `lora_model` or `ffa_lora_model`; it is changed.
   """
   for adapter in adapters_of(model):
     shape = adapter.kernel.shape

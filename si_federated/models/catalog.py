@@ -1,4 +1,4 @@
-"""The models in words: options, shapes and numbers of weights."""
+"""Descriptions of all models: options, weight shapes, parameter counts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import tensorflow as tf
 
 from si_federated.models import MODELS
 
-# Ids of the published sizes: 4,000 pieces and four special ones.
+# The vocabulary of the published sizes: 4,000 subwords and four special ids.
 PUBLISHED_VOCAB_SIZE = 4004
 _CLASSES = 10
 SIZES: Tuple[Optional[str], ...] = (None, 'small', 'large')
 
 
 def weight_groups(model: tf.keras.Model) -> Dict[str, List[Tuple[int, ...]]]:
-  """Returns the shapes of a model's weights, of like layers under one name.
+  """Returns the shapes of a model's weights, grouped by numbered layers.
 
   Args:
     model: A built model.
 
   Returns:
-    Name to shapes; a number at the end of a layer's name is `*`.
+    Name to shapes; `*` stands for the number at the end of a layer's name.
   """
   groups: Dict[str, List[Tuple[int, ...]]] = collections.OrderedDict()
   for weight in model.trainable_weights:
@@ -67,7 +67,7 @@ def describe(vocab_size: int = PUBLISHED_VOCAB_SIZE) -> Iterator[str]:
         yield f'  {error}'
       continue
     for size in SIZES:
-      with tf.Graph().as_default():  # Where no weight gets a value.
+      with tf.Graph().as_default():  # In a graph no weight is drawn.
         model = build(**given, size=size)
       label = 'default' if size is None else f'size={size}'
       yield from _describe_weights(label, model)

@@ -1,4 +1,4 @@
-"""Sizes of models: published ones by name, and the checks of those given."""
+"""Published model sizes by name, and checks of the sizes that are given."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def resolve(
   defaults: Mapping[str, Optional[int]],
   published: Mapping[str, Mapping[str, int]],
 ) -> Dict[str, Any]:
-  """Settles a model's sizes: the given, the published or the default ones.
+  """Resolves a model's sizes from the given, published and default values.
 
   Args:
     size: A key of `published`, or `None`.
     given: Option to the value that the caller gave, `None` if absent.
-    defaults: Option to its value where neither the caller nor `size` sets it;
-      has the keys of `given`. `None` says that the model does without.
+    defaults: Option to its value where neither the caller nor `size` sets it,
+      with the keys of `given` at least; `None` leaves the part out.
     published: Name of a size to the options that it sets.
 
   Returns:
-    Option to value, for all the options of `given`.
+    Option to value, for each option of `given`.
 
   Raises:
-    ValueError: If a given value isn't a positive whole number, the size is
-      unknown, or a given value differs from the one that the size sets.
+    ValueError: If a given value is not a positive integer, the size is unknown,
+      or a given value differs from the one that the size sets.
   """
   for name, value in given.items():
     if value is not None:
@@ -46,7 +46,7 @@ def resolve(
     elif value != fixed.get(name, value):
       raise ValueError(
         f'size={size!r} sets {name}={fixed[name]}, but {name}={value!r} is '
-        'given as well: leave one of them out.'
+        'also given: leave one of them out.'
       )
     resolved[name] = None if value is None else int(value)
   return resolved
@@ -55,7 +55,7 @@ def resolve(
 def check_common(
   *, vocab_size: int, num_layers: int, dropout: float = 0.0
 ) -> None:
-  """Checks the options that all language models have.
+  """Checks the options that all models share.
 
   Args:
     vocab_size: Number of all ids.

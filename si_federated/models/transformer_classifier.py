@@ -1,4 +1,4 @@
-"""A small Transformer that classifies texts, of this project's own layers."""
+"""A small Transformer text classifier of this package's own layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from si_federated.models import sizes
 
 
 class _MeanOverText(tf.keras.layers.Layer):
-  """Hidden `[B, T, D]` and ids `[B, T]` -> means over what is no padding."""
+  """Hidden `[B, T, D]` and ids `[B, T]` -> means over tokens, not padding."""
 
   def call(self, inputs):
     hidden, ids = inputs
@@ -31,7 +31,7 @@ def transformer_classifier(
   activation: str = 'gelu',
   dropout: float = 0.0,
 ) -> tf.keras.Model:
-  """Builds a Transformer encoder with mean pooling; needs no further package.
+  """Builds a Transformer encoder with mean pooling; needs no other package.
 
   Args:
     vocab_size: V, the number of all ids; id 0 is padding.

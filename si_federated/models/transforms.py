@@ -1,4 +1,4 @@
-"""What is done to a model before it is trained: the freezing of parts."""
+"""Changes to a model before training: names of variables, and freezing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Dict, Iterable, List, Sequence
 
 import tensorflow as tf
 
-# Names listed in a message.
+# At most so many names are listed in a message.
 _LISTED = 40
 
 
 def stable_names(names: Iterable[str]) -> List[str]:
-  """Returns names of variables that are the same in each build of a model.
+  """Returns variable names that are the same each time a model is built.
 
-  Keras numbers layers without a name of their own through the whole process:
-  the cell of a second CIFG is `cifg_cell_1`. Such numbers are left out inside a
-  name, unless two variables would then have the same one.
+  Keras numbers unnamed layers across the whole process: the cell of a second
+  CIFG is `cifg_cell_1`. Such numbers inside a name are dropped, unless two
+  variables would then share a name.
 
   Args:
     names: Names of variables as Keras has them.
 
   Returns:
-    The names in the same order, without `:0`; a second one of a name ends with
-    `_2` and so on.
+    The names in the same order, without `:0`; duplicates end with `_2`, `_3`
+    and so on.
 
   >>> stable_names(['recurrent_1/cifg_cell_7/kernel:0', 'logits/bias:0'])
   ['recurrent_1/cifg_cell/kernel', 'logits/bias']
@@ -32,13 +32,13 @@ def stable_names(names: Iterable[str]) -> List[str]:
   whole = [name.partition(':')[0] for name in names]
   short = []
   for name in whole:
-    # What has a name of its own stands first and last.
+    # The first part, a layer, and the last, a weight, are named explicitly.
     first, *inner = name.split('/')
     inner[:-1] = [re.sub(r'_[0-9]+$', '', part) for part in inner[:-1]]
     short.append('/'.join([first, *inner]))
   counts = collections.Counter(short)
   chosen = [s if counts[s] == 1 else w for s, w in zip(short, whole)]
-  # Layers of others may give several variables one name.
+  # Third-party layers may give several variables the same name.
   seen: Dict[str, int] = {}
   for index, name in enumerate(chosen):
     seen[name] = seen.get(name, 0) + 1
@@ -58,47 +58,47 @@ def match_names(names: Sequence[str], pattern: Any) -> List[str]:
     Some of the names, in order.
 
   Raises:
-    ValueError: If it is no regular expression, or it matches no name or all of
-      them; the message lists them.
+    ValueError: If it is not a regular expression, or matches no name or all of
+      them; the message lists the names.
   """
   if not isinstance(pattern, str) or not pattern:
     raise ValueError(
-      f'{pattern!r} is no regular expression for names of variables.'
+      f'{pattern!r} is not a regular expression for names of variables.'
     )
   try:
     expression = re.compile(pattern)
   except re.error as error:
     raise ValueError(
-      f'{pattern!r} is no regular expression: {error}.'
+      f'{pattern!r} is not a regular expression: {error}.'
     ) from error
   found = [name for name in names if expression.search(name)]
   if not found or len(found) == len(names):
     how = 'all variables' if found else 'no variable'
     more = len(names) - _LISTED
     raise ValueError(
-      f'{pattern!r} matches {how} of the model, where some are to be chosen '
-      f'of {", ".join(names[:_LISTED])}'
+      f'{pattern!r} matches {how} of the model, but must select some of '
+      f'{", ".join(names[:_LISTED])}'
       + (f' and {more} more.' if more > 0 else '.')
     )
   return found
 
 
 def none(model: tf.keras.Model) -> tf.keras.Model:
-  """Leaves the model as it is."""
+  """Returns the model unchanged."""
   return model
 
 
 def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
-  """Takes variables out of training: they keep the values that they begin with.
+  """Freezes variables at their initial values.
 
-  Keras freezes layers; this goes by variable. A frozen variable is one of the
-  model's non-trainable ones, so that clients get it, but neither compute its
-  gradient nor send it back.
+  Keras freezes whole layers; this freezes single variables. A frozen variable
+  becomes one of the model's non-trainable ones: clients receive it, but neither
+  compute its gradient nor send it back.
 
   Args:
     model: The model; it is changed.
-    variables: A regular expression that is found in the names of the variables
-      to freeze, such as `embedding|block_1/`; see `stable_names` for the names.
+    variables: A regular expression found in the names of the variables to
+      freeze, such as `embedding|block_1/`; see `stable_names` for the names.
 
   Returns:
     The model.
@@ -108,7 +108,7 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
   """
   weights = model.variables
   if not all(isinstance(weight, tf.Variable) for weight in weights):
-    # TFF builds the model a last time around tensors, which nothing trains.
+    # TFF builds the model once more around tensors, which are not trained.
     return model
   names = stable_names(weight.name for weight in weights)
   chosen = set(match_names(names, variables))
@@ -119,7 +119,7 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
 def freeze_variables(
   model: tf.keras.Model, variables: Iterable[tf.Variable]
 ) -> None:
-  """Makes variables non-trainable, one by one, where Keras goes by layer.
+  """Makes single variables non-trainable, unlike Keras, which freezes layers.
 
   Args:
     model: The model; it is changed.
