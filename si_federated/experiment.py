@@ -28,7 +28,7 @@ from si_federated.assembly.task_and_model import (
   prepare_model,
 )
 from si_federated.runtime import ClientError
-from si_federated.training import loop
+from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
 __all__ = [
@@ -163,17 +163,20 @@ def run(
       num_parameters=built.num_parameters,
       initial_facts=built.start.facts if built.start else None,
     )
+    recorder = diagnostics_stage.build_recorder(built, folder.path)
     summary = loop.run(
       process=built.process,
       sample_cohort=built.sample_cohort,
       evaluate=built.evaluate,
-      ledger=built.ledger,
       folder=folder,
       total_rounds=experiment.total_rounds,
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
-      diagnostics=diagnostics_stage.build_recorder(built, folder.path),
+      callbacks=[
+        callbacks.PrivacyAccounting(built.ledger),
+        *([recorder] if recorder is not None else []),
+      ],
     )
     if canaries is not None:
       summary['audit'] = audit_stage.write(

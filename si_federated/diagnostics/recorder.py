@@ -7,7 +7,7 @@ over validation sentences, and from a few clients that are trained once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -16,20 +16,13 @@ import tensorflow_federated as tff
 from si_federated.diagnostics import quantities, rows_file
 from si_federated.diagnostics.plan import Plan
 from si_federated.layers import AdaptiveBlendingUnit, tapping
+from si_federated.training import callbacks
 from si_federated.weights import initial_model
 
 _BATCH = 64
 
 
-class Cohort(Protocol):
-  """The datasets of a round's clients."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, position: int) -> Any: ...
-
-
-class Recorder:
+class Recorder(callbacks.Callback):
   """Measures a run's model and clients, and keeps what it finds."""
 
   def __init__(
@@ -72,23 +65,27 @@ class Recorder:
     chosen = np.linspace(0, len(examples) - 1, size).astype(int)
     self._examples = np.asarray(examples)[chosen]
 
-  def open(self, round_num: int) -> None:
-    """Goes on after a round; -1 for a new run."""
+  def begin(self, round_num, facts, folder):
+    """Continues the file after a round; -1 for a new run."""
+    del facts, folder
     self._file.open(round_num)
 
-  def is_due(
-    self, round_num: int, *, is_evaluated: bool, is_last: bool = False
-  ) -> bool:
-    """Returns whether to measure after a round.
-
-    Args:
-      round_num: The round; 0 is before the first.
-      is_evaluated: Whether the model was evaluated after it.
-      is_last: Whether it is the last round.
-    """
+  def after_round(self, done):
+    """Measures the model if it is time to; adds no columns."""
     if self._plan is None or self._plan.every is None:
-      return is_evaluated
-    return is_last or round_num % self._plan.every == 0
+      is_due = 'eval/loss' in done.row
+    else:
+      is_due = done.is_last or done.round_num % self._plan.every == 0
+    if is_due:
+      # Taking the weights out of a state copies them.
+      self.record(
+        done.round_num,
+        after=done.weights(),
+        before=done.weights_before and done.weights_before(),
+        cohort=done.cohort,
+        measured=done.row,
+      )
+    return {}
 
   def record(
     self,
@@ -96,7 +93,7 @@ class Recorder:
     *,
     after: tff.learning.models.ModelWeights,
     before: Optional[tff.learning.models.ModelWeights] = None,
-    cohort: Optional[Cohort] = None,
+    cohort: Optional[callbacks.Cohort] = None,
     measured: Mapping[str, float],
   ) -> None:
     """Measures after a round.
@@ -120,12 +117,13 @@ class Recorder:
         rows += self._client_rows(round_num, before, cohort, plan.clients)
     self._file.write(round_num, rows)
 
-  def summary(self) -> dict[str, Any]:
+  def summary(self, folder):
     """Returns what the run's summary says of its diagnostics."""
+    del folder
     result: dict[str, Any] = {'file': rows_file.NAME}
     if self._is_private and self._plan is not None:
       result['outside_the_guarantee'] = list(quantities.OF_TRAINING_CLIENTS)
-    return result
+    return {'diagnostics': result}
 
   def _trainable(self) -> tuple[list[str], list[tf.Variable]]:
     own = {id(variable) for variable in self._keras.trainable_variables}

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
-
-import tensorflow as tf
 
 from si_federated import config, runtime
 from si_federated.assembly import (
@@ -24,12 +17,11 @@ from si_federated.assembly import (
 from si_federated.pretraining import steps
 from si_federated.pretraining.settings import CONFIG_NAMES, Settings
 from si_federated.tasks import (
-  ClientPopulation,
   Task,
   load_vocabulary,
   plain_text,
 )
-from si_federated.training import progress
+from si_federated.training import loop
 from si_federated.training import run_folder as run_folder_lib
 
 _FILE = 'pretraining.json'
@@ -173,175 +165,28 @@ def _run(
     experiment.num_validation_examples, seed=0
   )
   evaluate = objectives.build_evaluation(task, model, examples)
-  trainer = steps.Trainer(keras_model_fn, task, settings.learning_rate)
+  process = steps.Process(keras_model_fn, task, settings.learning_rate)
+  weights = process.initialize()['global_model_weights']['trainable']
   run_data.keep(
     folder,
     task,
     examples=examples,
-    num_parameters=trainer.num_parameters,
+    num_parameters=sum(math.prod(weight.shape) for weight in weights),
     initial_facts=start.facts if start else None,
   )
-  return _Run(trainer, evaluate, folder, task.train, settings).run()
-
-
-class _Run:
-  """The steps that are still to be made, and their results."""
-
-  def __init__(
-    self,
-    trainer: steps.Trainer,
-    evaluate: Callable[..., dict[str, float]],
-    folder: run_folder_lib.RunFolder,
-    population: ClientPopulation,
-    settings: Settings,
-  ):
-    self._trainer = trainer
-    self._evaluate = evaluate
-    self._folder = folder
-    self._population = population
-    self._settings = settings
-    self._interrupted = False
-    state, step, facts = folder.checkpoints.restore(trainer.state())
-    trainer.restore(state)
-    self._resumed = bool(facts)
-    self._step = self._saved = step
-    # Of a row: since the one before.
-    self._facts: dict[str, Any] = {
-      'secs_total': 0.0,
-      'row_secs': 0.0,
-      'total_loss': 0.0,
-      'num_tokens': 0,
-      'last_eval': {},
-      'best': {},
-      **{key: facts[key] for key in facts if key not in ('format',)},
-    }
-    self._mark = 0.0
-
-  def run(self) -> dict[str, Any]:
-    """Makes the steps."""
-    settings = self._settings
-    self._folder.open_metrics(self._step if self._resumed else -1)
-    with (
-      self._interrupts(),
-      progress.Progress(
-        settings.num_steps, start_round=self._step
-      ) as self._progress,
-    ):
-      if self._resumed:
-        self._progress.message(f'Going on from step {self._step}.')
-      else:
-        self._write_row()
-        self._save()
-      if self._step < settings.num_steps and not self._interrupted:
-        self._fit()
-      if self._saved != self._step:
-        self._save()
-      if self._interrupted:
-        self._progress.message(f'Interrupted; step {self._step} is saved.')
-        raise KeyboardInterrupt
-    summary = {
-      'rounds': self._step,
-      'secs_total': self._facts['secs_total'],
-      'num_parameters': self._trainer.num_parameters,
-      'best': self._facts['best'],
-      'final': self._facts['last_eval'],
-    }
-    self._folder.write_json('summary.json', summary)
-    return summary
-
-  def _fit(self) -> None:
-    settings, model = self._settings, self._trainer.model
-    spec = tf.TensorSpec([None, self._population.sequence_length], tf.int32)
-    data = tf.data.Dataset.from_generator(
-      lambda: steps.batches(
-        self._population,
-        batch_size=settings.batch_size,
-        seed=settings.data_seed,
-        first=self._step,
-        last=settings.num_steps,
-      ),
-      output_signature=(spec, spec),
-    )
-    self._mark = time.monotonic()
-
-    def after(unused_batch: int, logs: dict[str, Any]) -> None:
-      self._after_step(float(logs['loss']), int(logs['num_tokens']))
-      model.stop_training = self._interrupted
-
-    model.fit(
-      data.prefetch(2),
-      epochs=1,
-      verbose=0,
-      callbacks=[tf.keras.callbacks.LambdaCallback(on_batch_end=after)],
-    )
-
-  def _after_step(self, loss: float, num_tokens: int) -> None:
-    settings, facts = self._settings, self._facts
-    self._step += 1
-    now = time.monotonic()
-    facts['row_secs'] += now - self._mark
-    facts['secs_total'] += now - self._mark
-    facts['total_loss'] += loss * num_tokens
-    facts['num_tokens'] += num_tokens
-    is_last = self._step == settings.num_steps
-    if is_last or self._step % settings.steps_per_eval == 0:
-      self._write_row()
-    self._progress.update(
-      self._step, loss, facts['last_eval'].get('eval/perplexity')
-    )
-    if is_last or self._step % settings.steps_per_checkpoint == 0:
-      self._save()
-    self._mark = time.monotonic()
-
-  def _write_row(self) -> None:
-    facts = self._facts
-    start = time.monotonic()
-    metrics = self._evaluate(self._trainer.weights())
-    facts['last_eval'] = {
-      f'eval/{name}': value
-      for name, value in metrics.items()
-      if name != 'num_tokens'
-    }
-    row = {
-      **facts['last_eval'],
-      'eval_secs': time.monotonic() - start,
-      'secs_total': facts['secs_total'],
-    }
-    if facts['num_tokens']:
-      row['train/loss'] = facts['total_loss'] / facts['num_tokens']
-      row['train/num_tokens'] = facts['num_tokens']
-      row['round_secs'] = facts['row_secs']
-    value = metrics['perplexity']
-    if value < facts['best'].get('perplexity', math.inf):
-      facts['best'] = {'perplexity': value, 'round_num': self._step}
-    facts.update(row_secs=0.0, total_loss=0.0, num_tokens=0)
-    self._folder.write_metrics(self._step, row)
-
-  def _save(self) -> None:
-    self._folder.checkpoints.save(
-      self._trainer.state(), self._step, dict(self._facts)
-    )
-    self._saved = self._step
-
-  @contextlib.contextmanager
-  def _interrupts(self) -> Iterator[None]:
-    """Has Ctrl-C and SIGTERM end training after the step under way."""
-    if threading.current_thread() is not threading.main_thread():
-      yield
-      return
-
-    def interrupt(signum, frame):
-      del signum, frame
-      if self._interrupted:  # Asked for twice.
-        raise KeyboardInterrupt
-      self._interrupted = True
-
-    previous = {
-      number: signal.signal(number, interrupt)
-      for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-      yield
-    finally:
-      for number, handler in previous.items():
-        signal.signal(number, handler)
+  return loop.run(
+    process=process,
+    sample_cohort=steps.Batches(
+      task.train, batch_size=settings.batch_size, seed=settings.data_seed
+    ),
+    evaluate=evaluate,
+    folder=folder,
+    total_rounds=settings.num_steps,
+    rounds_per_eval=settings.steps_per_eval,
+    rounds_per_row=settings.steps_per_eval,
+    rounds_per_checkpoint=settings.steps_per_checkpoint,
+    bytes_per_client=lambda unused_metrics: {},
+    callbacks=[steps.Means()],
+    in_place=True,
+    unit='step',
+  )

@@ -1,10 +1,11 @@
-"""The steps of a central training: batches, model, optimizer."""
+"""Central training as a learning process, of which a round is a step."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,30 +13,33 @@ import tensorflow_federated as tff
 
 from si_federated.algorithms import packed_tokens
 from si_federated.tasks import ClientPopulation, Task
+from si_federated.training import callbacks
 from si_federated.weights import initial_model
 
 
-class _TokenModel(tf.keras.Model):
-  """A packed language model, of which Keras's `fit` makes the steps."""
+class Batch(NamedTuple):
+  """The sentences of a step, `[B, T]` ids and labels; no client's."""
 
-  def train_step(self, data):
-    """Makes a step; returns the loss of a token, and their number."""
-    ids, labels = data
-    with tf.GradientTape() as tape:
-      positions, logits = self(ids, training=True)
-      labels = packed_tokens.gather_tokens(labels, positions)
-      loss = self.token_loss(labels, logits)
-    self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-    return {'loss': loss, 'num_tokens': tf.size(labels)}
+  ids: np.ndarray
+  labels: np.ndarray
+
+  @property
+  def clients(self) -> list[int]:
+    """The clients' indices."""
+    return []
 
 
-class Trainer:
-  """A Keras model and its optimizer, and their state in the checkpoints' form.
+class Process:
+  """Steps of Adam on a Keras model.
+
+  The state is that of the model's and the optimizer's variables, which a step
+  changes in place. It is a dictionary of these variables, or, as restored from
+  a checkpoint, of their values.
 
   Args:
     keras_model_fn: Builds the model.
     task: The data.
-    learning_rate: Of Adam.
+    learning_rate: The learning rate of Adam.
   """
 
   def __init__(
@@ -44,85 +48,137 @@ class Trainer:
     task: Task,
     learning_rate: float,
   ):
-    self._built, named = initial_model.build_named(keras_model_fn)
-    trained = {id(v) for v in self._built.trainable_variables}
+    built, named = initial_model.build_named(keras_model_fn)
+    trained = {id(v) for v in built.trainable_variables}
     variables = list(named.values())
-    self._weights = {
-      'trainable': [v for v in variables if id(v) in trained],
-      'non_trainable': [v for v in variables if id(v) not in trained],
-    }
-    packed = packed_tokens.pack_tokens(
-      self._built, end_of_sentence=task.vocabulary.end
+    model = packed_tokens.pack_tokens(
+      built, end_of_sentence=task.vocabulary.end
     )
-    self.model = _TokenModel(packed.inputs, packed.outputs)
-    self.model.token_loss = task.loss
-    self._optimizer = tf.keras.optimizers.Adam(learning_rate)
-    self._optimizer.build(self.model.trainable_variables)
-    self.model.compile(self._optimizer)
-    self.num_parameters = sum(
-      int(np.prod(v.shape)) for v in self._weights['trainable']
-    )
-
-  def _variables(self) -> dict[str, Any]:
-    return {
-      'global_model_weights': self._weights,
-      'optimizer': list(self._optimizer.variables),
+    optimizer = tf.keras.optimizers.Adam(learning_rate)
+    optimizer.build(model.trainable_variables)
+    self._state: dict[str, Any] = {
+      'global_model_weights': {
+        'trainable': [v for v in variables if id(v) in trained],
+        'non_trainable': [v for v in variables if id(v) not in trained],
+      },
+      'optimizer': list(optimizer.variables),
     }
 
-  def state(self) -> dict[str, Any]:
-    """Returns all that training goes on from."""
-    return tf.nest.map_structure(lambda v: v.numpy(), self._variables())
+    spec = tf.TensorSpec([None, task.train.sequence_length], tf.int32)
 
-  def restore(self, state: dict[str, Any]) -> None:
-    """Goes back to a state."""
-    tf.nest.map_structure(lambda v, x: v.assign(x), self._variables(), state)
+    @tf.function(input_signature=(spec, spec))
+    def step(ids, labels):
+      with tf.GradientTape() as tape:
+        positions, logits = model(ids, training=True)
+        labels = packed_tokens.gather_tokens(labels, positions)
+        loss = task.loss(labels, logits)
+      optimizer.minimize(loss, model.trainable_variables, tape=tape)
+      return loss, tf.size(labels)
 
-  def weights(self) -> tff.learning.models.ModelWeights:
-    """Returns the model's weights as TFF has them."""
+    self._step = step
+
+  def initialize(self) -> dict[str, Any]:
+    """Returns the state before the first step."""
+    return self._state
+
+  def next(self, state: dict[str, Any], batch: Batch) -> types.SimpleNamespace:
+    """Makes a step; returns the mean loss of a token, and their number."""
+    if state is not self._state:
+      tf.nest.map_structure(lambda v, x: v.assign(x), self._state, state)
+    loss, num_tokens = self._step(batch.ids, batch.labels)
+    train = {'loss': float(loss), 'num_tokens': int(num_tokens)}
+    return types.SimpleNamespace(
+      state=self._state, metrics={'client_work': {'train': train}}
+    )
+
+  def get_model_weights(
+    self, state: dict[str, Any]
+  ) -> tff.learning.models.ModelWeights:
+    """Returns a copy of the model's weights."""
     return tff.learning.models.ModelWeights(
       **{
-        kind: tuple(v.numpy() for v in variables)
-        for kind, variables in self._weights.items()
+        kind: tuple(np.array(value) for value in values)
+        for kind, values in state['global_model_weights'].items()
       }
     )
 
 
-def batches(
-  population: ClientPopulation,
-  *,
-  batch_size: int,
-  seed: int,
-  first: int,
-  last: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the batches of some steps; a batch depends on seed and step alone.
+class Batches:
+  """The batch of each step, which depends on seed and step alone.
 
-  All sentences in a new order each epoch, one epoch after the other; the order
-  takes 16 bytes a sentence.
+  Each epoch has all sentences in another order, which takes 16 bytes a
+  sentence.
 
   Args:
-    population: The clients, of which all sentences are pooled.
+    population: The clients, whose sentences are pooled.
     batch_size: B.
     seed: Fixes the order.
-    first: The number of steps before.
-    last: The number of steps after.
-
-  Yields:
-    Ids and labels, `[B, T]` each.
   """
-  size = population.num_sentences
 
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    # Sorted raw output: NumPy keeps its stream from version to version.
-    raw = np.random.PCG64([seed, epoch]).random_raw(size)
-    return np.argsort(raw, kind='stable')
+  def __init__(
+    self, population: ClientPopulation, *, batch_size: int, seed: int
+  ):
+    self._population = population
+    self._batch_size = batch_size
+    size = population.num_sentences
 
-  for step in range(first, last):
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = np.divmod(positions, size)
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+      # Sorted raw output: NumPy keeps its stream from version to version.
+      raw = np.random.PCG64([seed, epoch]).random_raw(size)
+      return np.argsort(raw, kind='stable')
+
+    self._order = order
+
+  def __call__(self, step: int) -> Batch:
+    """Returns the batch of a step, the first of which is 1."""
+    start = (step - 1) * self._batch_size
+    epochs, places = np.divmod(
+      np.arange(start, start + self._batch_size), self._population.num_sentences
+    )
     sentences = [
-      order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
+      self._order(int(epoch))[places[epochs == epoch]]
+      for epoch in np.unique(epochs)
     ]
-    ids = population.ids_of(np.concatenate(sentences))
-    yield ids[:, :-1], ids[:, 1:]
+    ids = self._population.ids_of(np.concatenate(sentences))
+    return Batch(ids[:, :-1], ids[:, 1:])
+
+
+class Means(callbacks.Callback):
+  """Averages the training loss over the steps since the last row."""
+
+  _ZEROS = types.MappingProxyType(
+    {'row_secs': 0.0, 'total_loss': 0.0, 'num_tokens': 0}
+  )
+
+  def __init__(self):
+    self._sums: dict[str, Any] = dict(self._ZEROS)
+
+  def begin(self, round_num, facts, folder):
+    """Restores the sums of a checkpoint."""
+    del round_num, folder
+    self._sums = {
+      key: facts.get(key, zero) for key, zero in self._ZEROS.items()
+    }
+
+  def after_round(self, done):
+    """Returns the columns of the steps since the last row."""
+    if done.cohort is None:
+      return {}
+    sums, row = self._sums, done.row
+    num_tokens = int(row['train/num_tokens'])
+    sums['row_secs'] += row['round_secs']
+    sums['total_loss'] += row['train/loss'] * num_tokens
+    sums['num_tokens'] += num_tokens
+    if not done.has_row:
+      return {}
+    self._sums = dict(self._ZEROS)
+    return {
+      'train/loss': sums['total_loss'] / sums['num_tokens'],
+      'train/num_tokens': sums['num_tokens'],
+      'round_secs': sums['row_secs'],
+    }
+
+  def facts(self):
+    """Returns what `begin` restores."""
+    return dict(self._sums)

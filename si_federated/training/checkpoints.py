@@ -119,15 +119,16 @@ class Checkpoints:
     Args:
       state: The learning process's state.
       round_num: The round that it is the state after.
-      facts: Further JSON values to keep with it.
+      facts: Further JSON values and numpy arrays to keep with it.
 
     Returns:
       The file.
     """
     path = os.path.join(self._folder, f'round_{round_num:06d}.npz')
     facts = {**facts, 'format': _FORMAT, 'round_num': round_num}
+    text = json.dumps(facts, default=np.ndarray.tolist)
     with files.atomic_file(path) as file:
-      np.savez(file, facts=np.array(json.dumps(facts)), **_leaves(state))
+      np.savez(file, facts=np.array(text), **_leaves(state))
     for _, old in list(self._paths())[self._keep :]:
       os.unlink(old)
     return path

@@ -17,7 +17,7 @@ from si_federated.assembly import diagnostics_stage, private_mechanism
 from si_federated.diagnostics import plan as plan_lib
 from si_federated.diagnostics import recorder as recorder_lib
 from si_federated.tasks import TASKS
-from si_federated.training import loop, run_folder
+from si_federated.training import callbacks, loop, run_folder
 
 _SPEC = config.ComponentSpec.parse
 _MODEL = (
@@ -68,9 +68,9 @@ def _run(built, path, *, measuring=True, killed_in=None):
       rounds_per_eval=2,
       rounds_per_checkpoint=3,
       bytes_per_client=built.bytes_per_client,
-      diagnostics=diagnostics_stage.build_recorder(built, folder.path)
+      callbacks=[diagnostics_stage.build_recorder(built, folder.path)]
       if measuring
-      else None,
+      else [],
     )
   finally:
     folder.close()
@@ -213,15 +213,20 @@ def _initial():
 
 def test_every_so_many_rounds(tmp_path):
   recorder = _recorder(tmp_path, plan_lib.rounds(every=2, clients=0))
-  recorder.open(-1)
-  weights = _initial()
+  recorder.begin(-1, {}, run_folder.RunFolder(tmp_path))
   for round_num in range(4):
-    if recorder.is_due(
-      round_num, is_evaluated=round_num == 1, is_last=round_num == 3
-    ):
-      recorder.record(
-        round_num, after=weights, measured={'train/clip_fraction': 0.25}
+    evaluated = {'eval/loss': 1.0} if round_num == 1 else {}
+    recorder.after_round(
+      callbacks.Round(
+        round_num,
+        {'train/clip_fraction': 0.25, **evaluated},
+        has_row=True,
+        is_last=round_num == 3,
+        cohort=None,
+        weights=_initial,
+        weights_before=None,
       )
+    )
   table = _table(tmp_path)
   assert {round_num for round_num, _, _ in table} == {0, 2, 3}
   assert table[2, 'model', 'clip_fraction'] == 0.25
@@ -234,7 +239,7 @@ def test_every_so_many_rounds(tmp_path):
 
 def test_weights_that_are_not_finite_are_recorded(tmp_path):
   recorder = _recorder(tmp_path, plan_lib.evaluations(clients=0))
-  recorder.open(-1)
+  recorder.begin(-1, {}, run_folder.RunFolder(tmp_path))
   weights = tff.learning.models.ModelWeights(
     tuple(w * np.float32('nan') for w in _initial().trainable), ()
   )
@@ -259,7 +264,8 @@ def test_private_runs_say_what_is_not_protected(tmp_path):
   assert summary['simulated']
   assert any('client_similarity=0.5' in w for w in summary['not_covered'])
   recorder = _recorder(tmp_path, plan_lib.evaluations(), is_private=True)
-  said = recorder.summary()['outside_the_guarantee']
+  summary = recorder.summary(run_folder.RunFolder(tmp_path))
+  said = summary['diagnostics']['outside_the_guarantee']
   assert 'client_variance' in said and 'clip_fraction' in said
 
 

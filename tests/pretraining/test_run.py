@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -117,9 +119,8 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
   )
   optimizer = tf.keras.optimizers.Adam(0.01)
   total = count = 0
-  for ids, labels in pretraining_steps.batches(
-    task.train, batch_size=8, seed=0, first=0, last=6
-  ):
+  batches = pretraining_steps.Batches(task.train, batch_size=8, seed=0)
+  for ids, labels in map(batches, range(1, 7)):
     with tf.GradientTape() as tape:
       loss = task.loss(labels, model(ids))
     optimizer.minimize(loss, model.trainable_variables, tape=tape)
@@ -141,39 +142,47 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
   assert float(last['train/loss']) == pytest.approx(total / count, rel=1e-4)
 
 
-class _KilledError(Exception):
-  pass
+class _Killed(BaseException):
+  """Unlike an error, leaves no time to save."""
 
 
-def _stop_after(monkeypatch, stop, how):
-  """Has a run end in the step after `stop` steps."""
-  whole = pretraining_steps.batches
-
-  def stopped(*args, first, last, **options):
-    for index, batch in enumerate(
-      whole(*args, first=first, last=last, **options)
-    ):
-      if first + index >= stop:
-        how()
-      yield batch
-
-  monkeypatch.setattr(pretraining_steps, 'batches', stopped)
-
-
-@pytest.mark.parametrize('stop', [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('stop', [2, 5])
 def test_killed_and_resumed_equals_uninterrupted(
   whole, tmp_path, monkeypatch, stop
 ):
+  batch = pretraining_steps.Batches.__call__
+
+  def killed(self, step):
+    if step > stop:
+      raise _Killed
+    return batch(self, step)
+
   with monkeypatch.context() as patch:
-
-    def kill():
-      raise _KilledError
-
-    _stop_after(patch, stop, kill)
-    with pytest.raises(tf.errors.OpError):
+    patch.setattr(pretraining_steps.Batches, '__call__', killed)
+    with pytest.raises(_Killed):
       pretrain(_config(), _settings(), str(tmp_path))
   assert not (tmp_path / 'x' / 'summary.json').exists()
   pretrain(_config(), _settings(), str(tmp_path))
+  _assert_same(tmp_path / 'x', whole[0])
+
+
+def test_interrupted_it_ends_the_step_and_resumes(
+  whole, tmp_path, monkeypatch, capsys
+):
+  batch = pretraining_steps.Batches.__call__
+
+  def interrupted(self, step):
+    if step == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch(self, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pretraining_steps.Batches, '__call__', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      pretrain(_config(), _settings(), str(tmp_path))
+  assert 'Interrupted; step 4 is saved.' in capsys.readouterr().err
+  pretrain(_config(), _settings(), str(tmp_path))
+  assert 'Going on from step 4.' in capsys.readouterr().err
   _assert_same(tmp_path / 'x', whole[0])
 
 
@@ -217,13 +226,13 @@ def test_predicts(whole):
 def test_batches_are_pure_in_seed_and_step_and_go_through_all_sentences():
   task: Any = experiment.build_task(_config())
   size = task.train.num_sentences
-  options = {'batch_size': 7, 'seed': 3}
   steps = -(-2 * size // 7)
-  whole = list(
-    pretraining_steps.batches(task.train, first=0, last=steps, **options)
-  )
-  later = list(
-    pretraining_steps.batches(task.train, first=5, last=8, **options)
+  whole, later = (
+    [
+      pretraining_steps.Batches(task.train, batch_size=7, seed=3)(step)
+      for step in range(first, last + 1)
+    ]
+    for first, last in ((1, steps), (6, 8))
   )
   for one, other in zip(later, whole[5:8]):
     np.testing.assert_array_equal(one, other)
@@ -233,9 +242,8 @@ def test_batches_are_pure_in_seed_and_step_and_go_through_all_sentences():
     assert sorted(map(tuple, epoch)) == sorted(map(tuple, everything))
   assert not np.array_equal(rows[:size], rows[size : 2 * size])
   # A batch may hold more than there is.
-  ((ids, _),) = pretraining_steps.batches(
-    task.train, batch_size=2 * size + 1, seed=0, first=0, last=1
-  )
+  large = pretraining_steps.Batches(task.train, batch_size=2 * size + 1, seed=0)
+  ids, _ = large(1)
   assert len(ids) == 2 * size + 1
 
 
@@ -355,8 +363,6 @@ def test_no_work_is_spent_on_padding(whole):
     experiment.build_model(settings, task.vocabulary.size),
     end_of_sentence=task.vocabulary.end,
   )
-  ((ids, labels),) = pretraining_steps.batches(
-    task.train, batch_size=8, seed=0, first=0, last=1
-  )
+  ids, labels = pretraining_steps.Batches(task.train, batch_size=8, seed=0)(1)
   positions, logits = model(ids)
   assert len(logits) == np.sum(labels != 0) == len(positions)

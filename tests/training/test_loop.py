@@ -16,7 +16,7 @@ import tensorflow_federated as tff
 from si_federated import config
 from si_federated.privacy import Participation, PrivacyRecord, strategies
 from si_federated.privacy.ledger import Ledger
-from si_federated.training import loop, run_folder
+from si_federated.training import callbacks, loop, run_folder
 
 _TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
 
@@ -106,7 +106,7 @@ def _run(
       rounds_per_eval=4,
       rounds_per_checkpoint=3,
       bytes_per_client=lambda metrics: {'up': 8, 'down': 12},
-      ledger=ledger,
+      callbacks=[] if ledger is None else [callbacks.PrivacyAccounting(ledger)],
     )
   finally:
     folder.close()
