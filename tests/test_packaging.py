@@ -18,6 +18,27 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOCK = ROOT / 'requirements.lock'
+TOP_LEVEL = {
+  '.ci',
+  '.github',
+  '.gitignore',
+  '.pre-commit-config.yaml',
+  'BUILD_NOTES.md',
+  'CHANGELOG.md',
+  'CITATION.cff',
+  'CONTRIBUTING.md',
+  'LICENSE',
+  'Makefile',
+  'README.md',
+  'experiments',
+  'pyproject.toml',
+  'requirements.lock',
+  'requirements.overrides',
+  'ruff.toml',
+  'setup.cfg',
+  'si_federated',
+  'tests',
+}
 OVERRIDES = ROOT / 'requirements.overrides'
 
 
@@ -123,6 +144,27 @@ def test_installed_version_is_the_declared_one():
   assert importlib.metadata.version('si_federated') == declared
 
 
+def test_top_level_has_no_other_files():
+  listed = subprocess.run(
+    ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  if listed.returncode:
+    pytest.skip('Not a git checkout.')
+  assert {line.split('/')[0] for line in listed.stdout.split()} == TOP_LEVEL
+
+
+def test_citation_has_the_declared_version_and_license():
+  text = (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+  metadata = _setup_cfg()['metadata']
+  assert f'\nversion: {metadata["version"]}\n' in text
+  assert f'\nlicense: {metadata["license"]}\n' in text
+
+
+def test_pre_commit_has_the_locked_ruff():
+  text = (ROOT / '.pre-commit-config.yaml').read_text(encoding='utf-8')
+  assert f'rev: v{_lock_entries()["ruff"][0]}\n' in text
+
+
 def test_core_needs_tensorflow_and_numpy_only():
   lines = _lines(_setup_cfg()['options']['install_requires'])
   assert {Requirement(line).name for line in lines} == {'tensorflow', 'numpy'}
@@ -150,8 +192,10 @@ def test_console_script_points_to_a_function(name):
   ('module', 'absent'),
   [
     ('si_federated', ['tensorflow', 'tensorflow_federated']),
-    ('si_federated.layers', ['tensorflow_federated', 'dp_accounting', 'jax']),
-    ('si_federated.models', ['tensorflow_federated', 'dp_accounting', 'jax']),
+    (
+      'si_federated.layers, si_federated.models',
+      ['tensorflow_federated', 'dp_accounting', 'jax'],
+    ),
   ],
 )
 def test_import_works_without(module, absent):
@@ -174,7 +218,7 @@ def test_import_works_without(module, absent):
 
 
 @pytest.mark.slow
-def test_readme_layers_in_a_bare_tensorflow_environment(tmp_path):
+def test_readmes_in_a_bare_tensorflow_environment(tmp_path):
   """`pip install .` and the examples that need nothing but TensorFlow."""
   checkout = tmp_path / 'checkout'
   checkout.mkdir()
@@ -194,13 +238,18 @@ def test_readme_layers_in_a_bare_tensorflow_environment(tmp_path):
     [python, '-m', 'pip', 'install', '--quiet', '-c', constraints, checkout],
   ):
     subprocess.run(command, check=True, timeout=800)
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  rooms = ROOT / 'si_federated'
+  documents = [ROOT / 'README.md', *rooms.glob('layers/*.md')]
+  documents += rooms.glob('models/*.md')
   blocks = [
     block
-    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    if 'tensorflow_federated' not in block
+    for document in documents
+    for block in re.findall(
+      r'```python\n(.*?)```', document.read_text(encoding='utf-8'), re.DOTALL
+    )
+    if 'tensorflow_federated' not in block and 'runtime' not in block
   ]
-  assert len(blocks) >= 2
+  assert blocks
   for block in blocks:
     done = subprocess.run(
       [python, '-c', block],

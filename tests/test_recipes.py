@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -176,52 +175,3 @@ def test_two_rounds(recipe, tmp_path):
     options += ['--clients_per_round=3', f'--model={_small_model(recipe)}']
   done = _train(recipe, tmp_path, *options)
   assert done.returncode == 0, done.stderr
-
-
-def _readme_blocks(language):
-  text = (_ROOT / 'README.md').read_text()
-  return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
-
-
-@pytest.mark.parametrize('block', _readme_blocks('python'))
-def test_python_of_the_readme_runs(block):
-  done = subprocess.run(
-    [sys.executable, '-c', block],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-
-
-def test_commands_of_the_readme_exist():
-  """Its flags are the binaries' own, its files are there, its targets too."""
-  makefile = (_ROOT / 'Makefile').read_text()
-  shell = '\n'.join(_readme_blocks('shell')).replace('\\\n', ' ')
-  seen = 0
-  for line in shell.splitlines():
-    words = shlex.split(line, comments=True)
-    if words[:1] == ['make']:
-      assert re.search(rf'^{words[1]}:', makefile, re.MULTILINE), line
-    if '-m' not in words or not words[words.index('-m') + 1].startswith(
-      'experiments.'
-    ):
-      continue
-    seen += 1
-    module = words[words.index('-m') + 1]
-    names = {word.split('=')[0] for word in words if word.startswith('--')}
-    done = subprocess.run(
-      [sys.executable, '-m', module, '--helpfull'],
-      cwd=_ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    for name in names:
-      known = name[2:] in done.stdout or name == '--flagfile'
-      assert known, f'{line}: {name}'
-    for word in words:
-      if word.startswith('--flagfile='):
-        assert (_ROOT / word.split('=')[1]).exists(), line
-  assert seen >= 3
