@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import functools
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated import config, experiment
+from si_federated import config, experiment, runtime
 from si_federated.algorithms import variable_selection
 
 _CONFIG = config.ExperimentConfig
@@ -62,17 +63,181 @@ def _small_model(name):
   return f'{name}:units=8,embedding_size=4'
 
 
-# Classifiers: tests/test_classification.py.
-_LANGUAGE_MODELS = [
-  name
-  for name, builder in sorted(experiment.REGISTRIES['model'].items())
-  if 'num_classes' not in inspect.signature(builder).parameters
-]
+_PRIVATE = {
+  'participation': 'fixed_cycles',
+  'clip_norm': 0.5,
+  'noise_multiplier': 0.5,
+  'total_rounds': 4,
+}
+# Tracing an experiment takes seconds, so that each of these rounds is the test
+# of many parts. `test_every_part_trains_a_round` keeps the table complete.
+_ROUNDS: dict[str, dict[str, Any]] = {
+  'lstm': {
+    **_PRIVATE,
+    'algorithm': 'fed_avg',
+    'aggregator': 'blt',
+    'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
+    'server_optimizer': 'sgdm',
+    'server_momentum': 0.5,
+    'client_optimizer': 'sgd',
+  },
+  'cifg': {
+    **_PRIVATE,
+    'algorithm': 'fed_prox',
+    'aggregator': 'tree',
+    'participation': 'min_separation',
+    'min_separation': 3,
+    'compression': 'upload=ternary,download=ternary',
+    'server_optimizer': 'adam',
+  },
+  'gru': {
+    **_PRIVATE,
+    'algorithm': 'fed_sgd',
+    'aggregator': 'banded',
+    'participation': 'cyclic_poisson',
+    'min_separation': 3,
+    'compression': 'upload=float32,download=float32',
+    'server_optimizer': 'yogi',
+  },
+  'si_cifg': {
+    **_PRIVATE,
+    'algorithm': 'mime_lite',
+    'aggregator': 'gaussian',
+    'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
+    'client_optimizer': 'sgdm',
+    'noise_seed': 1,
+    'server_optimizer': 'adagrad',
+  },
+  'si_lstm': {
+    **_PRIVATE,
+    'algorithm': 'partial_training',
+    'aggregator': 'dense',
+    'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
+    'server_optimizer': 'adamw',
+  },
+  'si_gru': {
+    **_PRIVATE,
+    'algorithm': 'expert_personalization',
+    'aggregator': 'adaptive_gaussian:count_noise=1',
+    'participation': 'poisson',
+    'server_optimizer': 'sgd',
+    # Cohorts vary; here the first has clients.
+    'clients_per_round': 4,
+  },
+  'transformer': {**_PRIVATE, 'aggregator': 'distributed_dp'},
+  'si_transformer': {
+    'aggregator': 'mean:weighting=examples',
+    'participation': 'uniform',
+    'vocabulary': 'sentencepiece',
+    'runtime': 'tff',
+  },
+  'conformer': {
+    'aggregator': 'mean:weighting=tokens',
+    'participation': 'shuffled_epochs',
+    'vocabulary': 'words',
+    'runtime': 'local',
+  },
+  'si_conformer': {
+    'aggregator': 'mean:weighting=uniform',
+    'server_learning_rate_schedule': 'linear:warmup_rounds=2',
+    'total_rounds': 4,
+  },
+}
+# Tested elsewhere: classifiers by tests/test_classification.py, transforms by
+# tests/models, schedules by tests/algorithms, Ray by tests/runtime, diagnostics
+# by tests/diagnostics, tasks and vocabularies of files by tests/tasks.
+_ELSEWHERE = {
+  'task': set(experiment.REGISTRIES['task']) - {'synthetic'},
+  'model': {'bert', 'albert', 'distilbert', 'transformer_classifier'},
+  'transform': set(experiment.REGISTRIES['transform']),
+  'vocabulary': {'pretrained'},
+  'runtime': {'ray'},
+  'server_learning_rate_schedule': set(
+    experiment.REGISTRIES['server_learning_rate_schedule']
+  ),
+  'diagnostics': set(experiment.REGISTRIES['diagnostics']),
+}
 
 
-@pytest.mark.parametrize('name', _LANGUAGE_MODELS)
-def test_models(name):
-  _train_a_round(_build(model=_small_model(name)))
+@functools.lru_cache(maxsize=1)
+def _built(model):
+  return _build(**{'model': _small_model(model), **_ROUNDS[model]})
+
+
+def test_every_part_trains_a_round():
+  for flag, registry in experiment.REGISTRIES.items():
+    if flag == 'client_optimizer':  # The registry of server optimizers.
+      continue
+    used = ' '.join(str(_ROUNDS[m].get(flag, '')) for m in _ROUNDS)
+    used += ' '.join([*_ROUNDS, 'synthetic'])
+    trained = {name for name in registry if re.search(rf'\b{name}\b', used)}
+    assert trained | _ELSEWHERE.get(flag, set()) == set(registry), flag
+
+
+@pytest.mark.parametrize('model', _ROUNDS)
+def test_rounds(model):
+  if 'vocabulary' in _ROUNDS[model]:
+    pytest.importorskip('sentencepiece')
+  built = _built(model)
+  try:
+    _train_a_round(built)
+    if 'clip_norm' in _ROUNDS[model]:
+      promised = built.ledger.summary()['promised']
+      assert 0 < promised['epsilon'] < np.inf
+      built.ledger.record(1, built.sample_cohort(1).clients)
+      assert 0 < built.ledger.epsilon() < np.inf
+    else:
+      assert built.ledger.epsilon() == np.inf
+    if 'total_rounds' in _ROUNDS[model]:
+      assert built.schedule.contract(4).rounds == 4
+    _SPECIAL.get(model, lambda _: None)(built)
+  finally:
+    runtime.set_local_context()
+
+
+def _check_momentum(built):
+  momentum = built.process.initialize().finalizer['momentum']
+  assert momentum == pytest.approx(0.5)
+
+
+def _check_releases(built):
+  # Two releases, each with noise of its own.
+  sensitivity = built.ledger.summary()['promised']['sensitivity']
+  assert sensitivity == pytest.approx(2**0.5)
+  state = built.process.next(
+    built.process.initialize(), built.sample_cohort(1)
+  ).state
+  aggregator, (_, gradients) = state.aggregator, state.client_work
+  assert list(aggregator['inner']['seed']) != list(gradients['seed'])
+
+
+def _check_warm_up(built):
+  state = built.process.initialize()
+  rates = []
+  for round_num in (1, 2, 3):
+    rates.append(float(state.finalizer['optimizer']['learning_rate']))
+    cohort = built.sample_cohort(round_num)
+    state = built.process.next(state, cohort).state
+  rate = built.config.server_learning_rate
+  assert rates == pytest.approx([rate / 2, rate, rate])
+
+
+_SPECIAL = {
+  'lstm': _check_momentum,
+  'si_cifg': _check_releases,
+  'si_conformer': _check_warm_up,
+}
+
+
+@pytest.mark.slow
+def test_ray():
+  _train_a_round(_build(runtime='ray'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
+def test_algorithms_without_privacy(name):
+  _train_a_round(_build(algorithm=name))
 
 
 @pytest.mark.parametrize(
@@ -103,56 +268,6 @@ def test_models_in_bfloat16(name):
   assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-@pytest.mark.parametrize('name', ['sentencepiece', 'words'])
-def test_vocabularies(name):
-  if name != 'words':
-    pytest.importorskip(name)
-  _train_a_round(_build(vocabulary=name))
-
-
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
-def test_algorithms(name):
-  _train_a_round(_build(algorithm=name))
-
-
-_PRIVATE = {
-  'aggregator': 'gaussian',
-  'participation': 'fixed_cycles',
-  'clip_norm': 0.5,
-  'noise_multiplier': 0.5,
-  'total_rounds': 4,
-}
-
-
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
-def test_algorithms_with_privacy_and_compression(name):
-  built = _build(
-    algorithm=name,
-    compression='upload=uniform:bits=6,download=uniform:bits=12',
-    **_PRIVATE,
-  )
-  _train_a_round(built)
-  releases = 2 if name == 'mime_lite' else 1
-  assert built.ledger.summary()['promised']['sensitivity'] == pytest.approx(
-    releases**0.5
-  )
-
-
-def test_two_releases_have_noise_of_their_own():
-  built = _build(
-    algorithm='mime_lite',
-    client_optimizer='sgdm',
-    client_learning_rate=0.0,
-    noise_seed=1,
-    **_PRIVATE,
-  )
-  state = built.process.next(
-    built.process.initialize(), built.sample_cohort(1)
-  ).state
-  aggregator, (_, gradients) = state.aggregator, state.client_work
-  assert list(aggregator['seed']) != list(gradients['seed'])
-
-
 def test_a_client_of_partial_training_sends_what_it_trained_alone():
   built = _build(algorithm='partial_training:fraction=0.5')
   state = built.process.initialize()
@@ -178,28 +293,6 @@ def test_a_client_of_partial_training_sends_what_it_trained_alone():
   assert min(sent) < whole
   traffic = built.bytes_per_client(output.metrics)
   assert traffic == {'up': np.mean(sent), 'down': whole}
-
-
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['compression']))
-def test_compression(name):
-  built = _build(compression=f'upload={name},download={name}')
-  _train_a_round(built)
-
-
-def test_server_learning_rate_schedules():
-  # Each by itself: tests/algorithms/test_learning_rates.py.
-  built = _build(
-    server_learning_rate_schedule='linear:warmup_rounds=2', total_rounds=4
-  )
-  _train_a_round(built)
-  state = built.process.initialize()
-  rates = []
-  for round_num in (1, 2, 3):
-    rates.append(float(state.finalizer['optimizer']['learning_rate']))
-    cohort = built.sample_cohort(round_num)
-    state = built.process.next(state, cohort).state
-  rate = built.config.server_learning_rate
-  assert rates == pytest.approx([rate / 2, rate, rate])
 
 
 @pytest.mark.parametrize(
@@ -228,71 +321,24 @@ def test_what_does_not_go_together_is_refused(changes, message):
     _build(**private)
 
 
-@pytest.mark.parametrize('weighting', ['tokens', 'examples', 'uniform'])
-def test_mean(weighting):
-  _train_a_round(_build(aggregator=f'mean:weighting={weighting}'))
-
-
-@pytest.mark.parametrize(
-  'name', sorted(set(experiment.REGISTRIES['aggregator']) - {'mean'})
-)
-def test_private_aggregators(name):
-  built = _build(
-    aggregator=name + (':count_noise=1' if name == 'adaptive_gaussian' else ''),
-    participation='fixed_cycles',
-    clip_norm=0.5,
-    noise_multiplier=0.5,
-    total_rounds=4,
-  )
-  _train_a_round(built)
-  built.ledger.record(1, built.sample_cohort(1).clients)
-  assert 0 < built.ledger.epsilon() < np.inf
-
-
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['participation']))
-def test_participation(name):
-  built = _build(participation=name, min_separation=3, total_rounds=4)
-  _train_a_round(built)
-  contract = built.schedule.contract(4)
-  assert contract.rounds == 4
-  assert built.ledger.epsilon() == np.inf
-
-
-@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['runtime']))
-def test_runtimes(name):
-  _train_a_round(_build(runtime=name))
-
-
-@pytest.mark.parametrize(
-  'name', sorted(experiment.REGISTRIES['server_optimizer'])
-)
-def test_server_optimizers(name):
-  _train_a_round(_build(server_optimizer=name))
-
-
-def test_server_momentum_is_used():
-  one = _build(server_optimizer='sgdm', server_momentum=0.5)
-  with pytest.raises(config.ConfigError, match='momentum'):
-    _build(server_optimizer='sgdm:momentum=2')
-  assert one.process.initialize().finalizer['momentum'] == pytest.approx(0.5)
-
-
-def test_model_seed_makes_the_initial_weights():
-  def first(seed):
-    built = _build(model_seed=seed)
-    return built.process.get_model_weights(built.process.initialize())
-
-  for a, b in zip(first(3).trainable, first(3).trainable):
-    np.testing.assert_array_equal(a, b)
-  assert any(
-    not np.array_equal(a, b)
-    for a, b in zip(first(3).trainable, first(4).trainable)
-  )
-
-
 def test_more_clients_than_there_are_is_refused():
   with pytest.raises(config.ConfigError, match='--clients_per_round=100'):
     _build(clients_per_round=100)
+
+
+def test_wrong_momentum_is_refused():
+  with pytest.raises(config.ConfigError, match='momentum'):
+    _build(server_optimizer='sgdm:momentum=2')
+
+
+def test_model_seed_makes_the_initial_weights():
+  def weights(seed):
+    settings = _CONFIG('x', model_seed=seed)
+    return experiment.build_model(settings, 20).get_weights()
+
+  for a, b in zip(weights(3), weights(3)):
+    np.testing.assert_array_equal(a, b)
+  assert any(not np.array_equal(a, b) for a, b in zip(weights(3), weights(4)))
 
 
 def test_a_bad_weighting_is_refused():
