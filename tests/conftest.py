@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 
 import pytest
@@ -17,10 +18,39 @@ from si_federated import runtime
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _local_runtime():
   """Keeps TFF from its default: a worker that outlives the tests.
 
   It would hold their output's pipe, and whoever reads that would wait forever.
   """
+  runtime.set_local_context()
+
+
+@pytest.fixture
+def checkout_like_folder(tmp_path, monkeypatch):
+  """A current folder from which examples can read `experiments/`.
+
+  Parts that an example registers are removed afterwards, and the runtime that
+  it set is replaced by the tests' own.
+  """
+  from si_federated import aggregators, algorithms, models, tasks
+
+  (tmp_path / 'experiments').symlink_to(_ROOT / 'experiments')
+  monkeypatch.chdir(tmp_path)
+  registries = [
+    aggregators.AGGREGATORS,
+    algorithms.ALGORITHMS,
+    models.MODELS,
+    models.TRANSFORMS,
+    tasks.TASKS,
+  ]
+  kept = [dict(registry) for registry in registries]
+  yield tmp_path
+  for registry, before in zip(registries, kept):
+    registry.clear()
+    registry.update(before)
   runtime.set_local_context()

@@ -18,8 +18,6 @@ import sys
 
 import pytest
 
-from si_federated import runtime
-
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _ROOMS = ()
 _DOCUMENTS = sorted(
@@ -91,36 +89,10 @@ _PYTHON_BLOCKS = [
 ]
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-  """A folder that looks like the checkout to whoever reads `experiments`.
-
-  Parts that an example registers are gone afterwards, and the runtime that it
-  set is replaced by the tests' own.
-  """
-  from si_federated import aggregators, algorithms, models, tasks
-
-  (tmp_path / 'experiments').symlink_to(_ROOT / 'experiments')
-  monkeypatch.chdir(tmp_path)
-  registries = [
-    aggregators.AGGREGATORS,
-    algorithms.ALGORITHMS,
-    models.MODELS,
-    models.TRANSFORMS,
-    tasks.TASKS,
-  ]
-  kept = [dict(registry) for registry in registries]
-  yield tmp_path
-  for registry, before in zip(registries, kept):
-    registry.clear()
-    registry.update(before)
-  runtime.set_local_context()
-
-
 @pytest.mark.parametrize('block', _PYTHON_BLOCKS)
-def test_python_runs(block, workplace):
+def test_python_runs(block, checkout_like_folder):
   # From a file, since AutoGraph reads the source of functions.
-  example = workplace / 'example.py'
+  example = checkout_like_folder / 'example.py'
   example.write_text(block, encoding='utf-8')
   assert runpy.run_path(str(example), run_name='__main__')
 
