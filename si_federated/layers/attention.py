@@ -7,93 +7,26 @@ from typing import Any, Dict, Optional, Tuple
 import tensorflow as tf
 
 from si_federated.layers import activations, tapping, tracing
+from si_federated.layers.attention_weights import (
+  causal_mask,
+  combine_masks,
+  masked_softmax,
+  normalized_relu,
+)
 from si_federated.layers.checks import check_count
-from si_federated.layers.feed_forward import build_dense, build_dropout
+from si_federated.layers.configuration import constructor_arguments
+from si_federated.layers.sublayers import build_dense, build_dropout
 from si_federated.layers.token_packing import Packing
-
-# Where a row of scores is to be divided by less, the gradient divides by this.
-_SMALLEST_TOTAL = 2.0**-80
-
-
-def normalized_relu(
-  logits: tf.Tensor, allowed: Optional[tf.Tensor] = None
-) -> tf.Tensor:
-  """Scale-invariant attention weights, N(ReLU(A)) (Li et al., 2202.00980).
-
-  N divides a row by its sum. A row without a positive allowed entry, 0/0 in the
-  paper, gives zeros and passes no gradient.
-
-  Args:
-    logits: Floating-point scores `[..., T, S]`.
-    allowed: Booleans that broadcast to `[..., T, S]`: what may be attended to.
-
-  Returns:
-    Weights shaped like `logits`; rows sum to one or zero. Multiplying the
-    logits by a positive number changes nothing.
-  """
-
-  @tf.custom_gradient
-  def apply(logits):
-    rectified = tf.nn.relu(logits)
-    if allowed is not None:
-      rectified = tf.where(allowed, rectified, tf.zeros([], logits.dtype))
-    total = tf.reduce_sum(rectified, axis=-1, keepdims=True)
-    y = tf.math.divide_no_nan(rectified, total)
-
-    def gradient(upstream):
-      inner = tf.reduce_sum(upstream * y, axis=-1, keepdims=True)
-      flow = (upstream - inner) / tf.maximum(total, _SMALLEST_TOTAL)
-      return tf.where(y > 0, flow, tf.zeros([], flow.dtype))
-
-    return y, gradient
-
-  return apply(logits)
-
-
-def _softmax(
-  logits: tf.Tensor, allowed: Optional[tf.Tensor] = None
-) -> tf.Tensor:
-  """Softmax over what is allowed; zeros where nothing is."""
-  if allowed is None:
-    return tf.nn.softmax(logits)
-
-  @tf.custom_gradient
-  def apply(logits):
-    y = tf.nn.softmax(tf.where(allowed, logits, logits.dtype.min / 2))
-    y = tf.where(allowed, y, tf.zeros([], y.dtype))
-
-    def gradient(upstream):
-      inner = tf.reduce_sum(upstream * y, axis=-1, keepdims=True)
-      return (upstream - inner) * y
-
-    return y, gradient
-
-  return apply(logits)
-
-
-def combine_masks(*masks: Optional[tf.Tensor]) -> Optional[tf.Tensor]:
-  """Returns the conjunction of the masks that are given, `None` for none."""
-  combined = None
-  for mask in masks:
-    if mask is not None:
-      mask = tf.cast(mask, tf.bool)
-      combined = mask if combined is None else combined & mask
-  return combined
-
-
-def causal_mask(num_queries: Any, num_keys: Any) -> tf.Tensor:
-  """Returns booleans `[T, S]`: a query may see the keys up to its own place."""
-  return tf.range(num_queries)[:, tf.newaxis] >= tf.range(num_keys)
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
 class MultiHeadAttention(tf.keras.layers.Layer):
-  """Multi-head attention as in Keras, with scale-invariant weights as a choice.
+  """Multi-head attention as in Keras, optionally with scale-invariant weights.
 
-  With `scale_invariant` softmax(QK^T/√d) becomes N(ReLU(QK^T)), see
-  `normalized_relu`; d cancels (Li et al. 2022, arXiv 2202.00980). For inputs
-  that don't depend on the weights' scale the output then is of degree 2 in the
-  weights, if its bias is left out (`use_output_bias`).
+  With `scale_invariant`, N(ReLU(QK^T)) replaces softmax(QK^T/√d), see
+  `normalized_relu`; d cancels (Li et al. 2022, arXiv 2202.00980). If the inputs
+  do not depend on the weights' scale and the output has no bias
+  (`use_output_bias`), the output is then of degree 2 in the weights.
 
   The four projections are `Dense` layers: `query_dense` and `key_dense` with
   kernels `[D, N*H]`, `value_dense` `[D, N*V]`, `output_dense` `[N*V, O]`.
@@ -180,7 +113,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
   def build_projections(
     self, query_size: int, key_size: int, value_size: int
   ) -> None:
-    """Creates the weights for feature sizes of queries, keys and values."""
+    """Creates the weights for the given feature sizes."""
     if self._shapes is not None:
       return
     self._shapes = {
@@ -188,9 +121,8 @@ class MultiHeadAttention(tf.keras.layers.Layer):
       'key_size': key_size,
       'value_size': value_size,
     }
-    keys, values = (
-      self.num_heads * size for size in (self.key_dim, self.value_dim)
-    )
+    keys = self.num_heads * self.key_dim
+    values = self.num_heads * self.value_dim
 
     def dense(name, size, input_size, use_bias=self.use_bias):
       return build_dense(
@@ -217,15 +149,15 @@ class MultiHeadAttention(tf.keras.layers.Layer):
       )
 
   def build(self, input_shape: Any) -> None:
-    """Leaves the weights to the first call, which knows all the inputs."""
+    """Does nothing: the first call, which knows all inputs, builds."""
     self.built = True
 
   def get_build_config(self) -> Dict[str, Any]:
-    """Returns what `build_from_config` needs."""
+    """Returns the arguments of `build_projections`."""
     return dict(self._shapes or {})
 
   def build_from_config(self, config: Dict[str, Any]) -> None:
-    """Creates the weights as they were saved."""
+    """Creates the weights for the shapes that were saved."""
     if config:
       self.build_projections(**config)
 
@@ -261,7 +193,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     narrow = logits.dtype.size < 4
     if narrow:
       logits = tf.cast(logits, tf.float32)
-    function = normalized_relu if self.scale_invariant else _softmax
+    function = normalized_relu if self.scale_invariant else masked_softmax
     weights = function(logits, allowed)
     tapping.tap('attention', weights)
     if narrow:
@@ -315,7 +247,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     training: Any = None,
     use_causal_mask: bool = False,
   ):
-    """Attends; see the class for the arguments."""
+    """Attends; the class lists the arguments."""
     value = query if value is None else value
     key = value if key is None else key
     self.build_projections(query.shape[-1], key.shape[-1], value.shape[-1])
@@ -350,34 +282,17 @@ class MultiHeadAttention(tf.keras.layers.Layer):
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
-    config = {
-      name: getattr(self, name)
-      for name in (
-        'num_heads',
-        'key_dim',
-        'value_dim',
-        'dropout',
-        'use_bias',
-        'output_size',
-        'scale_invariant',
-        'use_output_bias',
-      )
+    return {
+      **super().get_config(),
+      **constructor_arguments(self, MultiHeadAttention),
+      # As in Keras's own layer: a loader must find the projections before the
+      # first call.
+      'built_for': self._shapes,
     }
-    for kind, library in (
-      ('initializer', tf.keras.initializers),
-      ('regularizer', tf.keras.regularizers),
-      ('constraint', tf.keras.constraints),
-    ):
-      for part in ('kernel', 'bias'):
-        name = f'{part}_{kind}'
-        config[name] = library.serialize(getattr(self, name))
-    # Keras's own layer keeps what it was built for likewise: a loader must find
-    # the projections before the first call.
-    return {**super().get_config(), **config, 'built_for': self._shapes}
 
   @classmethod
   def from_config(cls, config: Dict[str, Any]) -> MultiHeadAttention:
-    """Makes a layer from `get_config()`, with weights if that one had them."""
+    """Makes a layer from `get_config()`, with weights if that had any."""
     built_for = config.pop('built_for', None)
     layer = cls(**config)
     if built_for:

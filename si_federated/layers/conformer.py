@@ -8,16 +8,14 @@ import tensorflow as tf
 
 from si_federated.layers import activations, blending, tapping, tracing
 from si_federated.layers.checks import check_count
-from si_federated.layers.feed_forward import (
-  build_dense,
-  build_dropout,
-  check_homogeneous,
-)
+from si_federated.layers.configuration import constructor_arguments
+from si_federated.layers.feed_forward import check_homogeneous
+from si_federated.layers.sublayers import build_dense, build_dropout
 from si_federated.layers.token_packing import Packing
 from si_federated.layers.transformer import (
   build_attention,
+  build_block_norm,
   build_feed_forward,
-  build_norm,
 )
 
 
@@ -26,8 +24,8 @@ def causal_depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
   Args:
     x: `[B, T, D]`.
-    kernel: `[K, D]`; the last row meets the current step, the one before it the
-      step before, and so on. What lies before the first step counts as zero.
+    kernel: `[K, D]`; the last row multiplies the current step, the row before
+      it the previous step, and so on. Steps before the first count as zero.
 
   Returns:
     `[B, T, D]`.
@@ -56,21 +54,21 @@ class ConformerBlock(tf.keras.layers.Layer):
   statistics would have to be shared between clients.
 
   With `scale_invariant` every part is of degree 2 in its weights, by the rules
-  of arXiv 2202.00980 and 2403.08100: as in `TransformerBlock`, with the gate
-  SI-σ for σ, a ReLU for the activation, the one normalisation inside with
-  weights, and none at the end, where the next block's does the same.
+  of arXiv 2202.00980 and 2403.08100: as in `TransformerBlock`, with SI-σ gates,
+  ReLU activations, weights only in the normalisation inside the convolution
+  part, and no normalisation at the end, since the next block's does the same.
 
-  No work but that of the convolution itself is spent on the positions that a
-  mask leaves out; they give zeros.
+  Masked positions cost no work except that of the convolution itself; their
+  outputs are zero.
 
   Args:
     intermediate_dim: Features inside the feed-forward parts.
     num_heads: Number of attention heads.
-    kernel_size: K, how many steps the convolution sees.
+    kernel_size: K, the number of steps that the convolution sees.
     key_dim: Features of a head; D / num_heads if `None`.
     activation: Activation of the feed-forward and convolution parts; if `None`,
       swish, and ReLU with `scale_invariant`.
-    dropout: See `TransformerBlock`, as for the rest.
+    dropout: See `TransformerBlock`.
     use_causal_mask: Whether a position attends to no later ones.
     scale_invariant: See above.
     attention_only: Whether only the attention is scale invariant.
@@ -135,7 +133,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     """Creates the weights for inputs `[B, T, D]`."""
     size = tf.TensorShape(input_shape)[-1]
 
-    def dense(name, output_size, use_bias=True):
+    def dense(name: str, output_size: int, use_bias: bool = True):
       return build_dense(
         output_size,
         size,
@@ -144,6 +142,9 @@ class ConformerBlock(tf.keras.layers.Layer):
         use_bias=use_bias,
         kernel_initializer=self.kernel_initializer,
       )
+
+    def norm(name: str, **options: bool):
+      return build_block_norm(self, name, size, **options)
 
     self.depthwise_kernel = self.add_weight(
       name='depthwise_kernel',
@@ -157,23 +158,24 @@ class ConformerBlock(tf.keras.layers.Layer):
       self.depthwise_bias = self.add_weight(
         name='depthwise_bias', shape=(size,), initializer='zeros'
       )
-    # In the order of the computation: that of the weights after a layer's own.
-    self.feed_forward_1_norm = build_norm(self, 'feed_forward_1_norm', size)
+    # The order of computation, which is the order of the weights, except that
+    # the layer's own come first.
+    self.feed_forward_1_norm = norm('feed_forward_1_norm')
     self.feed_forward_1 = build_feed_forward(self, 'feed_forward_1', size)
-    self.attention_norm = build_norm(self, 'attention_norm', size)
+    self.attention_norm = norm('attention_norm')
     self.attention = build_attention(self, size)
-    self.convolution_norm = build_norm(self, 'convolution_norm', size)
+    self.convolution_norm = norm('convolution_norm')
     self.gated_dense = dense('gated', 2 * size)
-    self.inner_norm = build_norm(self, 'inner_norm', size, affine=True)
+    self.inner_norm = norm('inner_norm', affine=True)
     self.activate: Any = self.activation
     if isinstance(self.activation, blending.Blend):
-      # Of the convolution; each feed-forward part has one of its own.
+      # For the convolution; each feed-forward part has its own unit.
       self.activate = self.activation.build('blending', self._dtype_policy)
     self.output_dense = dense('output', size, not self.homogeneous)
-    self.feed_forward_2_norm = build_norm(self, 'feed_forward_2_norm', size)
+    self.feed_forward_2_norm = norm('feed_forward_2_norm')
     self.feed_forward_2 = build_feed_forward(self, 'feed_forward_2', size)
     if not self.homogeneous:
-      self.output_norm = build_norm(self, 'output_norm', size)
+      self.output_norm = norm('output_norm')
     super().build(input_shape)
 
   def _convolve(self, x: tf.Tensor, packing: Packing) -> tf.Tensor:
@@ -194,7 +196,7 @@ class ConformerBlock(tf.keras.layers.Layer):
   def call(
     self, inputs: tf.Tensor, mask: Any = None, training: Any = None
   ) -> tf.Tensor:
-    """Computes the block; see the class for the arguments."""
+    """Computes the block; the class lists the arguments."""
     if tracing.is_building_in_graph(inputs):
       return tf.identity(inputs)
     packing = Packing(inputs, mask)
@@ -223,18 +225,5 @@ class ConformerBlock(tf.keras.layers.Layer):
     """Returns the constructor's arguments."""
     return {
       **super().get_config(),
-      'intermediate_dim': self.intermediate_dim,
-      'num_heads': self.num_heads,
-      'kernel_size': self.kernel_size,
-      'key_dim': self.key_dim,
-      'activation': blending.serialize(self.activation),
-      'dropout': self.dropout,
-      'use_causal_mask': self.use_causal_mask,
-      'scale_invariant': self.scale_invariant,
-      'attention_only': self.attention_only,
-      'layer_norm_epsilon': self.layer_norm_epsilon,
-      'dead_gate_slope': self.dead_gate_slope,
-      'kernel_initializer': tf.keras.initializers.serialize(
-        self.kernel_initializer
-      ),
+      **constructor_arguments(self, ConformerBlock),
     }

@@ -8,16 +8,18 @@ import tensorflow as tf
 
 from si_federated.layers import activations, blending, tracing
 from si_federated.layers.checks import check_count
+from si_federated.layers.configuration import constructor_arguments
+from si_federated.layers.sublayers import build_dense, build_dropout
 
 # Activations with f(c x) = c f(x) for c > 0.
 _HOMOGENEOUS = ('linear', 'relu')
 
 
 def check_homogeneous(activation: Union[Callable, blending.Blend]) -> None:
-  """Refuses an activation that breaks scale invariance.
+  """Raises if an activation breaks scale invariance.
 
   Args:
-    activation: An activation function, or a kind of blending units.
+    activation: An activation function, or a kind of adaptive blending unit.
 
   Raises:
     ValueError: If it is not positively homogeneous.
@@ -26,7 +28,7 @@ def check_homogeneous(activation: Union[Callable, blending.Blend]) -> None:
     if not activation.is_homogeneous:
       raise ValueError(
         f'scale_invariant needs an activation that scales with its input and '
-        f'not with the weights, which {str(activation)!r} does not: choose '
+        f'not with its weights, but it is {str(activation)!r}: choose '
         'abu_normalized:relu+identity or abu_absolute:relu+identity.'
       )
     return
@@ -38,67 +40,6 @@ def check_homogeneous(activation: Union[Callable, blending.Blend]) -> None:
     )
 
 
-def build_dense(
-  size: int,
-  input_size: int,
-  *,
-  name: str,
-  policy: Any,
-  activation: Any = None,
-  use_bias: bool = True,
-  kernel_initializer: Any = 'glorot_uniform',
-  **options: Any,
-) -> tf.keras.layers.Dense:
-  """Builds a dense layer inside another layer.
-
-  Args:
-    size: Features of its output.
-    input_size: Features of its input.
-    name: Its name.
-    policy: The type policy of the layer that it belongs to.
-    activation: See `tf.keras.layers.Dense`, as for the rest.
-    use_bias: Whether it has a bias.
-    kernel_initializer: Initializer of the kernel.
-    **options: Further arguments of the layer.
-
-  Returns:
-    The layer with its weights.
-  """
-  initializer = tf.keras.initializers.get(kernel_initializer)
-  layer = tf.keras.layers.Dense(
-    size,
-    activation=activation,
-    use_bias=use_bias,
-    # A fresh one: an initializer that is used twice repeats its values.
-    kernel_initializer=type(initializer).from_config(initializer.get_config()),
-    dtype=policy,
-    name=name,
-    **options,
-  )
-  with tf.name_scope(name):
-    layer.build((None, input_size))
-  return layer
-
-
-def build_dropout(rate: float, policy: Any) -> tf.keras.layers.Layer:
-  """Builds the dropout inside another layer.
-
-  Args:
-    rate: The fraction to drop.
-    policy: The type policy of the layer that it belongs to.
-
-  Returns:
-    A layer that can be called with `training`.
-  """
-  # Keras's other generators keep a variable, which a model whose weights are
-  # plain tensors can't have.
-  layer = tf.keras.layers.Dropout(
-    rate, rng_type='legacy_stateful', dtype=policy
-  )
-  layer.built = True
-  return layer
-
-
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
 class FeedForward(tf.keras.layers.Layer):
   """Two dense layers with an activation between, D -> intermediate_dim -> D.
@@ -107,7 +48,7 @@ class FeedForward(tf.keras.layers.Layer):
     intermediate_dim: Features between the two.
     activation: Activation between the two; `abu` and its forms (see
       `blending.Blend`) for an adaptive blending unit.
-    dropout: Fraction of what lies between to drop.
+    dropout: Fraction of the intermediate features to drop.
     use_bias: Whether the first dense layer has a bias.
     use_output_bias: Whether the second has one. Without it, and with ReLU, the
       layer is of degree 2 in its weights (Li et al., arXiv 2202.00980).
@@ -153,7 +94,7 @@ class FeedForward(tf.keras.layers.Layer):
       size,
       name='intermediate',
       policy=self._dtype_policy,
-      activation=None if blends else self.activation,
+      activation=None if blends else kind,
       use_bias=self.use_bias,
       kernel_initializer=self.kernel_initializer,
     )
@@ -183,12 +124,5 @@ class FeedForward(tf.keras.layers.Layer):
     """Returns the constructor's arguments."""
     return {
       **super().get_config(),
-      'intermediate_dim': self.intermediate_dim,
-      'activation': blending.serialize(self.activation),
-      'dropout': self.dropout,
-      'use_bias': self.use_bias,
-      'use_output_bias': self.use_output_bias,
-      'kernel_initializer': tf.keras.initializers.serialize(
-        self.kernel_initializer
-      ),
+      **constructor_arguments(self, FeedForward),
     }

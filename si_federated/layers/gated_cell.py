@@ -15,17 +15,16 @@ from typing import (
 
 import tensorflow as tf
 
-from si_federated.layers import activations, recurrence
-from si_federated.layers import gates as gates_lib
+from si_federated.layers import activations, gates, recurrence
 from si_federated.layers.checks import check_count
+from si_federated.layers.configuration import constructor_arguments
 
 
 class GatedCell(tf.keras.layers.LSTMCell):
   """One step of a gated recurrence, with an optional recurrent projection.
 
-  Subclasses set `kind` or override what uses it. Keras's `LSTMCell` gives the
-  constructor's checks, the dropout masks and the zero initial state; weights
-  and equations are our own.
+  Subclasses set `kind`, their equations. Keras's `LSTMCell` provides the
+  constructor's checks, the dropout masks and the zero initial state.
 
   Args:
     units: H, the number of hidden units.
@@ -35,18 +34,18 @@ class GatedCell(tf.keras.layers.LSTMCell):
     projection_bias_initializer: Initializer of `projection_bias`.
     projection_regularizer: Regularizer of `projection_kernel`.
     projection_constraint: Constraint on `projection_kernel`.
-    dead_gate_slope: Slope of the gradient of SI-sigma gates without a single
-      positive pre-activation; see `si_sigmoid`.
+    dead_gate_slope: Slope of the gradient of SI-sigma gates without a positive
+      pre-activation; see `si_sigmoid`.
     **kwargs: The arguments of `tf.keras.layers.LSTMCell`, with its defaults.
-      One dropout mask a sequence serves all gates.
+      One dropout mask per sequence serves all gates.
 
   Call arguments:
     inputs: `[B, D]`.
-    states: h `[B, R]` and c `[B, H]`, or h alone if that is the carry too.
+    states: h `[B, R]` and c `[B, H]`, or h alone if it is also the carry.
     training: Whether dropout is active.
   """
 
-  kind: ClassVar[gates_lib.Kind]
+  kind: ClassVar[gates.Kind]
 
   def __init__(
     self,
@@ -62,12 +61,9 @@ class GatedCell(tf.keras.layers.LSTMCell):
     dead_gate_slope: float = 0.0,
     **kwargs: Any,
   ) -> None:
-    for name, value in (
-      ('units', units),
-      ('projection_units', projection_units),
-    ):
-      if value is not None:
-        check_count(name, value)
+    check_count('units', units)
+    if projection_units is not None:
+      check_count('projection_units', projection_units)
     if dead_gate_slope < 0:
       raise ValueError(
         f'dead_gate_slope must not be negative, but it is {dead_gate_slope}: '
@@ -169,7 +165,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
     )
 
   def weight(self, name: str) -> Optional[tf.Tensor]:
-    """Returns a weight as a tensor of the compute type, or `None`."""
+    """Returns a weight as a tensor of the compute dtype, or `None`."""
     value = getattr(self, name)
     if value is None:
       return None
@@ -185,38 +181,27 @@ class GatedCell(tf.keras.layers.LSTMCell):
     ]
 
   def input_product(self, inputs: tf.Tensor) -> tf.Tensor:
-    """Returns what inputs `[N, D]` add to the pre-activations, `[N, K*H]`."""
+    """Returns the pre-activations from inputs `[N, D]` alone, `[N, K*H]`."""
     x = tf.matmul(inputs, self.weight('kernel'))
     return tf.nn.bias_add(x, self.weight('bias')) if self.use_bias else x
 
-  def apply_gates(
-    self, z: tf.Tensor, c: tf.Tensor
-  ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Returns output and carry, differentiable as it stands."""
-    gate = gates_lib.with_dead_slope(
-      self.recurrent_activation, self.dead_gate_slope
-    )
-    functions = [
-      self.activation if name == 'candidate' else gate for name in self.blocks
-    ]
-    return gates_lib.apply_gates(
-      self.kind, functions, self.output_activation, z, c
-    )
+  @property
+  def _functions(self) -> List[Callable]:
+    """The activations of the blocks, then that of the carry in the output."""
+    return [
+      self.activation if name == 'candidate' else self.recurrent_activation
+      for name in self.blocks
+    ] + [self.output_activation]
 
   def make_gates(self, dtype: str) -> recurrence.Gates:
-    """Returns the same for `recurrence.scan`, computed in the type given."""
-    return gates_lib.make_gates(
-      self.kind,
-      activation=self.activation,
-      recurrent_activation=self.recurrent_activation,
-      output_activation=self.output_activation,
-      dead_slope=self.dead_gate_slope,
-      dtype=dtype,
+    """Returns the gates for `recurrence.scan`, computed in the given dtype."""
+    return gates.make_gates(
+      self.kind, self._functions, self.dead_gate_slope, dtype
     )
 
   def call(self, inputs: Any, states: Sequence, training: Any = None):
-    """Computes one step; see the class for the arguments."""
-    # A cell whose carry is its output has the one state.
+    """Computes one step; the class lists the arguments."""
+    # A cell whose output is its carry has a single state.
     h, c = states[0], states[-1]
     input_mask, recurrent_mask = self.dropout_masks(inputs, h, training)
     if input_mask is not None:
@@ -226,7 +211,11 @@ class GatedCell(tf.keras.layers.LSTMCell):
       self.input_product(inputs),
       tf.matmul(dropped, self.weight('recurrent_kernel')),
     )
-    h, c = self.apply_gates(z, c)
+    functions = [
+      gates.with_dead_slope(function, self.dead_gate_slope)
+      for function in self._functions
+    ]
+    h, c = self.kind.apply(functions, z, c)
     if self.projection_units:
       h = tf.matmul(h, self.weight('projection_kernel'))
       if self.use_bias:
@@ -236,25 +225,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
     config = super().get_config()
-    # Keras's own concerns, which the constructor doesn't take in graph mode.
+    # Keras's constructor does not accept these in graph mode.
     for name in ('implementation', 'enable_caching_device'):
       config.pop(name, None)
-    config.update(
-      activation=activations.serialize(self.activation),
-      recurrent_activation=activations.serialize(self.recurrent_activation),
-      projection_units=self.projection_units,
-      projection_initializer=tf.keras.initializers.serialize(
-        self.projection_initializer
-      ),
-      projection_bias_initializer=tf.keras.initializers.serialize(
-        self.projection_bias_initializer
-      ),
-      projection_regularizer=tf.keras.regularizers.serialize(
-        self.projection_regularizer
-      ),
-      projection_constraint=tf.keras.constraints.serialize(
-        self.projection_constraint
-      ),
-      dead_gate_slope=self.dead_gate_slope,
-    )
-    return config
+    return {**config, **constructor_arguments(self, GatedCell)}

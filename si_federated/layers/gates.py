@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
@@ -10,58 +11,37 @@ from si_federated.layers import activations, tapping
 from si_federated.layers.recurrence import Gates
 
 
-class Kind(NamedTuple):
-  """How a cell mixes its activated blocks into the new carry.
-
-  Attributes:
-    blocks: Names of the column blocks of the kernels in order; the output gate
-      is the last one, the candidate is named `candidate`.
-    combine: `(activated blocks without the output gate, c) -> new c`.
-    factors: The derivatives of `combine` by each of its blocks.
-    forget: Index of the forget gate.
-  """
-
-  blocks: Tuple[str, ...]
-  combine: Callable[..., tf.Tensor]
-  factors: Callable[..., List[tf.Tensor]]
-  forget: int
-
-
-def _combine_cifg(blocks, c):
-  f, g = blocks
-  return g + f * (c - g)
-
-
-def _combine_lstm(blocks, c):
-  i, f, g = blocks
-  return f * c + i * g
-
-
-CIFG_KIND = Kind(
-  blocks=('forget', 'candidate', 'output'),
-  combine=_combine_cifg,
-  factors=lambda blocks, c: [c - blocks[1], 1 - blocks[0]],
-  forget=0,
-)
-LSTM_KIND = Kind(
-  blocks=('input', 'forget', 'candidate', 'output'),
-  combine=_combine_lstm,
-  factors=lambda blocks, c: [blocks[2], c, blocks[0]],
-  forget=1,
-)
-
-
 class Rule(NamedTuple):
   """An activation whose derivative follows from its output and its maximum.
 
   dz = v - s <v, y> with v = scale * dy; s is `max_share` if the activation is
-  scale invariant, else zero. A rectified one is SI-σ, which can be dead.
+  scale invariant, else zero. A rectified one is SI-σ, whose gates can be dead.
   """
 
   forward: Callable[[tf.Tensor], Tuple[tf.Tensor, Optional[tf.Tensor]]]
   scale: Callable[..., tf.Tensor]
   scale_invariant: bool = False
   rectified: bool = False
+
+
+class Kind(NamedTuple):
+  """The equations of a gated cell.
+
+  Attributes:
+    blocks: Names of the column blocks of the kernels in order; the candidate is
+      named `candidate`.
+    apply: `(activations, z, c) -> (m, new c)`: one step (see `Gates.step`),
+      differentiable by TensorFlow. The activations are those of the blocks,
+      then that of the carry in the output.
+    written_out: `rules of the activations -> Gates`: the same with its
+      derivative written out.
+  """
+
+  blocks: Tuple[str, ...]
+  apply: Callable[
+    [Sequence[Callable], tf.Tensor, tf.Tensor], Tuple[tf.Tensor, tf.Tensor]
+  ]
+  written_out: Callable[[Sequence[Rule]], Gates]
 
 
 def _pointwise(function, scale):
@@ -92,20 +72,13 @@ def _rules(dead_slope: float) -> Dict[Callable, Rule]:
   }
 
 
-def find_rules(
+def _find_rules(
   functions: Sequence[Callable], dead_slope: float, dtype: str
 ) -> Optional[List[Rule]]:
-  """Finds the written-out derivatives of activations.
+  """Returns the rules of activations, `None` to have TensorFlow differentiate.
 
-  Args:
-    functions: Activations.
-    dead_slope: See `si_sigmoid`.
-    dtype: The type computed in.
-
-  Returns:
-    Their rules, or `None` if TensorFlow has to differentiate: if there is no
-    rule for one of them, or a scale-invariant one is computed in float16, where
-    the products taken in advance could overflow.
+  It does if an activation has no rule, or a scale-invariant one is computed in
+  float16, where the products taken in advance could overflow.
   """
   rules = _rules(dead_slope)
   found = [rules[function] for function in functions if function in rules]
@@ -117,45 +90,32 @@ def find_rules(
 
 
 def make_gates(
-  kind: Kind,
-  *,
-  activation: Callable,
-  recurrent_activation: Callable,
-  output_activation: Callable,
-  dead_slope: float = 0.0,
-  dtype: str = 'float32',
+  kind: Kind, functions: Sequence[Callable], dead_slope: float, dtype: str
 ) -> Gates:
   """Builds the gates of a cell for `recurrence.scan`.
 
-  With tanh, sigmoid, SI-tanh and SI-sigma the derivative is written out; where
-  `find_rules` knows none, a step is differentiated by TensorFlow.
+  The derivative is written out for tanh, sigmoid, SI-tanh and SI-sigma; for
+  other activations, and for scale-invariant ones in float16, TensorFlow
+  differentiates each step.
 
   Args:
-    kind: `CIFG_KIND` or `LSTM_KIND`.
-    activation: Activation of the candidate.
-    recurrent_activation: Activation of the gates.
-    output_activation: Activation of the carry in the output.
+    kind: The equations of the cell.
+    functions: The activations, see `Kind.apply`.
     dead_slope: See `si_sigmoid`.
-    dtype: The type computed in.
+    dtype: The dtype of the computation.
 
   Returns:
     The gates.
   """
-  functions = [
-    activation if name == 'candidate' else recurrent_activation
-    for name in kind.blocks
-  ]
-  rules = find_rules([*functions, output_activation], dead_slope, dtype)
+  rules = _find_rules(functions, dead_slope, dtype)
   if rules:
-    return _written_out(kind, rules[:-1], rules[-1])
+    return kind.written_out(rules)
   functions = [with_dead_slope(f, dead_slope) for f in functions]
-  return differentiated(
-    lambda z, c: apply_gates(kind, functions, output_activation, z, c)
-  )
+  return _differentiated(lambda z, c: kind.apply(functions, z, c))
 
 
 def with_dead_slope(activation: Callable, dead_slope: float) -> Callable:
-  """Returns SI-sigma with its slope set, any other activation unchanged.
+  """Returns SI-sigma with the given dead slope, other activations unchanged.
 
   Args:
     activation: An activation function.
@@ -169,42 +129,10 @@ def with_dead_slope(activation: Callable, dead_slope: float) -> Callable:
   return activation
 
 
-def apply_gates(
-  kind: Kind,
-  functions: List[Callable],
-  output_activation: Callable,
-  z: tf.Tensor,
-  c: tf.Tensor,
-) -> Tuple[tf.Tensor, tf.Tensor]:
-  """Computes one step from the pre-activations, differentiable as it stands.
-
-  Args:
-    kind: `CIFG_KIND` or `LSTM_KIND`.
-    functions: The activations of the blocks.
-    output_activation: Activation of the carry in the output.
-    z: `[B, K*H]` pre-activations.
-    c: `[B, H]` carry before the step.
-
-  Returns:
-    The output before projection and the new carry, both `[B, H]`.
-  """
-  blocks = tf.split(z, len(functions), axis=-1)
-  blocks = [function(block) for function, block in zip(functions, blocks)]
-  c = kind.combine(blocks[:-1], c)
-  return blocks[-1] * output_activation(c), c
-
-
-def differentiated(
+def _differentiated(
   apply: Callable[..., Tuple[tf.Tensor, tf.Tensor]],
 ) -> Gates:
-  """Builds gates whose steps TensorFlow differentiates.
-
-  Args:
-    apply: `(z, c) -> (m, new c)`, see `Gates.step`.
-
-  Returns:
-    The gates.
-  """
+  """Builds gates of which TensorFlow differentiates each step."""
 
   def step(z, c):
     m, new_c = apply(z, c)
@@ -227,7 +155,21 @@ def differentiated(
   return Gates(step, coefficients, pull)
 
 
-def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
+def _apply(combine, functions, z, c):
+  blocks = tf.split(z, len(functions) - 1, axis=-1)
+  blocks = [function(block) for function, block in zip(functions, blocks)]
+  c = combine(blocks[:-1], c)
+  return blocks[-1] * functions[-1](c), c
+
+
+def _written_out(
+  names: Tuple[str, ...],
+  combine: Callable[..., tf.Tensor],
+  factors: Callable[..., List[tf.Tensor]],
+  rules: Sequence[Rule],
+) -> Gates:
+  *rules, out = rules
+  forget = names.index('forget')
   num_blocks = len(rules)
   invariant = any(rule.scale_invariant for rule in rules)
 
@@ -238,10 +180,10 @@ def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
         for rule, block in zip(rules, tf.split(z, num_blocks, axis=-1))
       )
     )
-    for name, rule, block in zip(kind.blocks, rules, blocks):
+    for name, rule, block in zip(names, rules, blocks):
       if rule.rectified:
         tapping.tap(f'{name}_gate', block)
-    c = kind.combine(blocks[:-1], c)
+    c = combine(blocks[:-1], c)
     activated, maximum = out.forward(c)
     residuals = (*blocks, activated, *maxima, maximum)
     return (
@@ -261,10 +203,10 @@ def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
     out_scale = out.scale(
       activated, remaining.pop(0) if out.scale_invariant else None
     )
-    factors = [*kind.factors(blocks[:-1], previous_c), activated]
-    z_scale = tf.concat([f * s for f, s in zip(factors, scales)], axis=-1)
+    derivatives = [*factors(blocks[:-1], previous_c), activated]
+    z_scale = tf.concat([f * s for f, s in zip(derivatives, scales)], axis=-1)
     c_scale = blocks[-1] * out_scale
-    keep = blocks[kind.forget]
+    keep = blocks[forget]
     if valid is not None:
       z_scale, c_scale = z_scale * valid, c_scale * valid
       keep = keep * valid + (1 - valid)
@@ -300,3 +242,44 @@ def _written_out(kind: Kind, rules: List[Rule], out: Rule) -> Gates:
     return dz, dc * keep
 
   return Gates(step, coefficients, pull)
+
+
+def _mixing_kind(
+  blocks: Tuple[str, ...],
+  combine: Callable[..., tf.Tensor],
+  factors: Callable[..., List[tf.Tensor]],
+) -> Kind:
+  """Returns the kind of a cell that mixes its blocks into the new carry.
+
+  Args:
+    blocks: Names of the column blocks; the last one is the output gate.
+    combine: `(activated blocks without the output gate, c) -> new c`.
+    factors: The derivatives of `combine` by each of its blocks.
+  """
+  return Kind(
+    blocks,
+    functools.partial(_apply, combine),
+    functools.partial(_written_out, blocks, combine, factors),
+  )
+
+
+def _combine_cifg(blocks, c):
+  f, g = blocks
+  return g + f * (c - g)
+
+
+def _combine_lstm(blocks, c):
+  i, f, g = blocks
+  return f * c + i * g
+
+
+CIFG_KIND = _mixing_kind(
+  ('forget', 'candidate', 'output'),
+  _combine_cifg,
+  lambda blocks, c: [c - blocks[1], 1 - blocks[0]],
+)
+LSTM_KIND = _mixing_kind(
+  ('input', 'forget', 'candidate', 'output'),
+  _combine_lstm,
+  lambda blocks, c: [blocks[2], c, blocks[0]],
+)

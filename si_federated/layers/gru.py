@@ -10,9 +10,7 @@ from si_federated.layers import (
   activations,
   gated_cell,
   gated_rnn,
-  gates,
   gru_gates,
-  recurrence,
 )
 
 
@@ -23,7 +21,7 @@ class GRUCell(gated_cell.GatedCell):
   u, r = σ(W x_t + U h_{t-1} + b) each;
   g = tanh(W_g x_t + b_g + r (U_g h_{t-1} + b'_g)); c_t = u c_{t-1} + (1 - u) g;
   h_t = c_t, times the projection if there is one. Weights: `kernel [D, 3H]`,
-  `recurrent_kernel [R, 3H]` and `bias [2, 3H]`, which adds to the products of
+  `recurrent_kernel [R, 3H]` and `bias [2, 3H]`, for the products of
   input and state, in column blocks update, reset, candidate;
   `projection_kernel [H, R]`, `projection_bias [R]`. The state is h `[B, H]`
   alone, or with a projection h `[B, R]` and c `[B, H]`.
@@ -31,7 +29,7 @@ class GRUCell(gated_cell.GatedCell):
   See `GatedCell` for the arguments; there is no `unit_forget_bias`.
   """
 
-  blocks = ('update', 'reset', 'candidate')
+  kind = gru_gates.GRU_KIND
 
   def __init__(
     self,
@@ -73,24 +71,6 @@ class GRUCell(gated_cell.GatedCell):
       [x[:, :gates_width], from_state, x[:, gates_width:]], axis=-1
     )
 
-  def apply_gates(
-    self, z: tf.Tensor, c: tf.Tensor
-  ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Returns output and carry, differentiable as it stands."""
-    gate = gates.with_dead_slope(
-      self.recurrent_activation, self.dead_gate_slope
-    )
-    return gru_gates.apply_gates(self.activation, gate, z, c)
-
-  def make_gates(self, dtype: str) -> recurrence.Gates:
-    """Returns the same for `recurrence.scan`, computed in the type given."""
-    return gru_gates.make_gates(
-      activation=self.activation,
-      recurrent_activation=self.recurrent_activation,
-      dead_slope=self.dead_gate_slope,
-      dtype=dtype,
-    )
-
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
     config = super().get_config()
@@ -112,7 +92,7 @@ class GRU(gated_rnn.GatedRNN):
   """
 
   cell_class = GRUCell
-  # Keras asks a layer of this name for it when it reads an H5 file.
+  # Keras reads it from layers named GRU when it loads an H5 file.
   reset_after = True
 
 
@@ -120,10 +100,9 @@ class GRU(gated_rnn.GatedRNN):
 class SIGRUCell(GRUCell):
   """GRU cell with scale-invariant activations.
 
-  As `GRUCell`, with SI-σ for the gates u and r and SI-tanh for the candidate g:
-  the rule by which arXiv 2403.08100 makes SI-CIFG of CIFG. Gates with no
-  positive pre-activation are zero and let the gradient through with
-  `dead_gate_slope`.
+  As `GRUCell`, with SI-σ for the gates u and r and SI-tanh for the candidate g,
+  as arXiv 2403.08100 derives SI-CIFG from CIFG. Gates without a positive
+  pre-activation are zero and pass the gradient with slope `dead_gate_slope`.
 
   Args:
     units: H, the number of hidden units.

@@ -2,70 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Callable, Tuple
+from typing import Sequence
 
 import tensorflow as tf
 
 from si_federated.layers import activations, gates, tapping
 from si_federated.layers.recurrence import Gates
 
-# The columns of the pre-activations. The first three are those of the recurrent
-# kernel: the reset gate multiplies the candidate's recurrent product alone, so
-# that its input product stands beside it.
+# Columns of the pre-activations. The first three are those of the recurrent
+# kernel. The reset gate multiplies only the recurrent product of the candidate,
+# so that its input product is a block of its own.
 BLOCKS = ('update', 'reset', 'candidate from state', 'candidate from input')
 
 
-def make_gates(
-  *,
-  activation: Callable,
-  recurrent_activation: Callable,
-  dead_slope: float = 0.0,
-  dtype: str = 'float32',
-) -> Gates:
-  """Builds the gates of a GRU cell for `recurrence.scan`.
-
-  Args:
-    activation: Activation of the candidate.
-    recurrent_activation: Activation of the gates.
-    dead_slope: See `si_sigmoid`.
-    dtype: The type computed in.
-
-  Returns:
-    The gates, for pre-activations in the order of `BLOCKS`.
-  """
-  rules = gates.find_rules(
-    [recurrent_activation, activation], dead_slope, dtype
-  )
-  if rules:
-    return _written_out(*rules)
-  gate = gates.with_dead_slope(recurrent_activation, dead_slope)
-  return gates.differentiated(lambda z, c: apply_gates(activation, gate, z, c))
-
-
-def apply_gates(
-  activation: Callable,
-  recurrent_activation: Callable,
-  z: tf.Tensor,
-  c: tf.Tensor,
-) -> Tuple[tf.Tensor, tf.Tensor]:
-  """Computes one step from the pre-activations, differentiable as it stands.
-
-  Args:
-    activation: Activation of the candidate.
-    recurrent_activation: Activation of the gates.
-    z: `[B, 4H]` pre-activations in the order of `BLOCKS`.
-    c: `[B, H]` carry before the step.
-
-  Returns:
-    The output before projection and the new carry: the same `[B, H]`.
-  """
+def _apply(functions, z, c):
+  gate, _, activation, _ = functions
   update, reset, from_state, from_input = tf.split(z, len(BLOCKS), axis=-1)
-  candidate = activation(from_input + recurrent_activation(reset) * from_state)
-  c = candidate + recurrent_activation(update) * (c - candidate)
+  candidate = activation(from_input + gate(reset) * from_state)
+  c = candidate + gate(update) * (c - candidate)
   return c, c
 
 
-def _written_out(gate: gates.Rule, candidate: gates.Rule) -> Gates:
+def _written_out(all_rules: Sequence[gates.Rule]) -> Gates:
+  gate, _, candidate, _ = all_rules
   rules = (gate, candidate, gate)
 
   def step(z, c):
@@ -84,15 +43,15 @@ def _written_out(gate: gates.Rule, candidate: gates.Rule) -> Gates:
   def coefficients(residuals, previous_c, valid):
     u, g, r, from_state = residuals[:4]
     maxima = list(residuals[4:])
-    # What comes to the activated blocks: from the carry to update gate and
-    # candidate, from the candidate's pre-activation to the reset gate.
+    # Derivatives by the activated blocks: of the carry by update gate and
+    # candidate, of the candidate's pre-activation by the reset gate.
     factors = (previous_c - g, 1 - u, from_state)
     scales = [
       factor * rule.scale(y, maxima.pop(0) if rule.scale_invariant else None)
       for factor, rule, y in zip(factors, rules, (u, g, r))
     ]
-    # What passes to the carry before: of the new carry's gradient, and of the
-    # output's, of which a held step takes nothing.
+    # Derivatives by the previous carry: of the new carry, and of the output,
+    # which passes no gradient on a held step.
     keep = from_output = u
     if valid is not None:
       scales = [scale * valid for scale in scales]
@@ -123,3 +82,6 @@ def _written_out(gate: gates.Rule, candidate: gates.Rule) -> Gates:
     return dz, dc * keep + dm * from_output
 
   return Gates(step, coefficients, pull)
+
+
+GRU_KIND = gates.Kind(('update', 'reset', 'candidate'), _apply, _written_out)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: what is learned is a product of two thin matrices."""
+"""Low-rank adaptation: learning a product of two thin matrices."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import tensorflow as tf
 
 from si_federated.layers import activations
 from si_federated.layers.checks import check_count
+from si_federated.layers.configuration import constructor_arguments
 
 
 def matrix_shape(shape: Sequence[int]) -> Tuple[int, int]:
   """Returns rows and columns of a kernel as a matrix from inputs to outputs.
 
-  A kernel of more than two axes, such as those of Keras's attention, is cut
-  into inputs and outputs where the two are most alike in size.
+  A kernel of more than two axes, such as those of Keras's attention, is split
+  into inputs and outputs where their sizes are closest.
 
   Args:
-    shape: Of the kernel, of two axes or more.
+    shape: The kernel's shape, of two axes or more.
 
   Raises:
     ValueError: If there are fewer axes.
   """
   if len(shape) < 2:
     raise ValueError(
-      f'Low-rank adaptation is for matrices, but a weight is of shape '
+      f'Low-rank adaptation is for matrices, but a weight has the shape '
       f'{tuple(shape)}: choose kernels.'
     )
   cuts = (
@@ -38,15 +39,15 @@ def matrix_shape(shape: Sequence[int]) -> Tuple[int, int]:
 def update(
   a: tf.Tensor, b: tf.Tensor, scale: float, shape: Sequence[int]
 ) -> tf.Tensor:
-  """Returns what the two factors add to a kernel, `scale * A B`.
+  """Returns the update of a kernel, `scale * A B`.
 
   Args:
     a: A, `[in, rank]`.
     b: B, `[rank, out]`.
     scale: The factor alpha / rank.
-    shape: Of the kernel.
+    shape: The kernel's shape.
   """
-  # The factor goes where it is multiplied with least.
+  # Scaling B takes fewer multiplications than scaling the product.
   product = tf.matmul(a, b * scale)
   return tf.reshape(product, shape)
 
@@ -59,7 +60,7 @@ def adapted_dense(
   scale: float,
   bias: Optional[tf.Tensor] = None,
 ) -> tf.Tensor:
-  """Returns x W + scale * (x A) B + bias, without a gradient of size W.
+  """Returns x W + scale * (x A) B + bias; no gradient has the size of W.
 
   Args:
     inputs: x, `[..., in]`.
@@ -72,7 +73,7 @@ def adapted_dense(
   Returns:
     `[..., out]`.
   """
-  # A product of matrices is much faster than one with further axes.
+  # A product of matrices is much faster than a batched one.
   flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
   outputs = tf.matmul(flat, kernel)
   outputs += tf.matmul(tf.matmul(flat, a) * scale, b)
@@ -85,21 +86,21 @@ def adapted_dense(
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
 class LoRADense(tf.keras.layers.Layer):
-  """A dense layer of which only a low-rank addition to the kernel is trained.
+  """A dense layer that trains only a low-rank addition to its kernel.
 
-  y = activation(x (W + alpha / rank * A B) + bias), where W and the bias keep
-  their values. LoRA (Hu et al., arXiv 2106.09685) trains A and B; FFA-LoRA (Sun
-  et al., arXiv 2403.12313) trains B alone, so that averages over clients, and
-  noise, stay linear. The papers write y = W x and BA for what is A B here.
+  y = activation(x (W + alpha / rank * A B) + bias), where W and the bias are
+  frozen. LoRA (Hu et al., arXiv 2106.09685) trains A and B; FFA-LoRA (Sun et
+  al., arXiv 2403.12313) trains B alone, so that averages over clients, and
+  noise, stay linear. The papers write y = W x and BA instead of A B.
 
-  B begins with zeros: the layer begins as `tf.keras.layers.Dense` of the same
-  kernel and bias.
+  B is initially zero: the layer then equals `tf.keras.layers.Dense` with the
+  same kernel and bias.
 
   Args:
     units: Features of the output.
     rank: Columns of A, and rows of B.
     alpha: The factor of the addition, times the rank; the rank if `None`.
-    train_a: Whether A is trained; FFA-LoRA: no.
+    train_a: Whether A is trained; not in FFA-LoRA.
     activation: Activation of the output.
     use_bias: Whether there is a bias.
     kernel_initializer: Initializer of W.
@@ -194,14 +195,4 @@ class LoRADense(tf.keras.layers.Layer):
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
-    config = {
-      name: getattr(self, name)
-      for name in ('units', 'rank', 'alpha', 'train_a', 'use_bias')
-    }
-    config['activation'] = activations.serialize(self.activation)
-    for name in ('kernel', 'bias', 'a'):
-      initializer = getattr(self, f'{name}_initializer')
-      config[f'{name}_initializer'] = tf.keras.initializers.serialize(
-        initializer
-      )
-    return {**super().get_config(), **config}
+    return {**super().get_config(), **constructor_arguments(self, LoRADense)}

@@ -1,4 +1,4 @@
-"""Where in a sentence a token stands."""
+"""Embeddings of positions in a sentence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional
 import tensorflow as tf
 
 from si_federated.layers import activations, normalization
+from si_federated.layers.configuration import constructor_arguments
 
 KINDS = ('sinusoidal', 'learned')
 
@@ -16,12 +17,12 @@ KINDS = ('sinusoidal', 'learned')
 class PositionEmbedding(tf.keras.layers.Layer):
   """Adds an embedding of its position to each token.
 
-  Sinusoidal ones (Vaswani et al. 2017, arXiv 1706.03762) have no weights: sin
-  and cos of position / 10000^(2i/D) at features 2i and 2i + 1.
+  Sinusoidal embeddings (Vaswani et al. 2017, arXiv 1706.03762) have no weights:
+  sin and cos of position / 10000^(2i/D) at features 2i and 2i + 1.
 
   Args:
     kind: `sinusoidal` or `learned`.
-    max_length: Largest length of a learned embedding, else unused.
+    max_length: Longest sequence, for learned embeddings only.
     scale_inputs: Whether to multiply the inputs by √D first, as the paper does
       with word embeddings.
     normalize: Whether learned embeddings are normalised to mean zero and
@@ -32,8 +33,8 @@ class PositionEmbedding(tf.keras.layers.Layer):
     inputs: `[B, T, D]`.
 
   Raises:
-    ValueError: If an argument is out of range, or the input of a learned one is
-      too long.
+    ValueError: If an argument is out of range, or the input is longer than
+      learned embeddings allow.
   """
 
   def __init__(
@@ -81,7 +82,8 @@ class PositionEmbedding(tf.keras.layers.Layer):
     if length is not None and length > self.max_length:
       raise ValueError(
         f'A sequence of {length} tokens is longer than max_length='
-        f'{self.max_length} of the learned positions: cut it or give more.'
+        f'{self.max_length} of the learned positions: cut it or raise '
+        'max_length.'
       )
     used = self.embeddings[: tf.shape(inputs)[1]]
     if self.normalize:
@@ -92,10 +94,7 @@ class PositionEmbedding(tf.keras.layers.Layer):
     """Returns the constructor's arguments."""
     return {
       **super().get_config(),
-      'kind': self.kind,
-      'max_length': self.max_length,
-      'scale_inputs': self.scale_inputs,
-      'normalize': self.normalize,
+      **constructor_arguments(self, PositionEmbedding),
     }
 
 

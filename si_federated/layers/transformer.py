@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Protocol
 
 import tensorflow as tf
 
 from si_federated.layers import activations, blending, tracing
 from si_federated.layers.attention import MultiHeadAttention
 from si_federated.layers.checks import check_count
-from si_federated.layers.feed_forward import (
-  FeedForward,
-  build_dropout,
-  check_homogeneous,
-)
+from si_federated.layers.configuration import constructor_arguments
+from si_federated.layers.feed_forward import FeedForward, check_homogeneous
 from si_federated.layers.normalization import LayerNormalization
+from si_federated.layers.sublayers import build, build_dropout, build_norm
 from si_federated.layers.token_packing import Packing
 
 
@@ -29,15 +27,15 @@ class TransformerBlock(tf.keras.layers.Layer):
 
   With `attention_only` as well, the rest is as without `scale_invariant`.
 
-  No work is spent on the positions that a mask leaves out; they give zeros.
+  Masked positions cost no work; their outputs are zero.
 
   Args:
     intermediate_dim: Features inside the feed-forward part.
     num_heads: Number of attention heads.
     key_dim: Features of a head; D / num_heads if `None`.
     activation: Activation of the feed-forward part; see `FeedForward`.
-    dropout: Fraction to drop of attention weights, of what is inside the
-      feed-forward part, and of what each part adds.
+    dropout: Fraction to drop of the attention weights, of the intermediate
+      features of the feed-forward part, and of each part's output.
     normalize_first: Whether each part's input is normalised (pre-norm), rather
       than the sum after it (post-norm).
     use_causal_mask: Whether a position sees no later ones.
@@ -94,25 +92,25 @@ class TransformerBlock(tf.keras.layers.Layer):
       check_homogeneous(self.activation)
       if not normalize_first:
         raise ValueError(
-          'scale_invariant needs normalize_first=True: after a normalised sum '
-          'the two sides of the next one differ in degree.'
+          'scale_invariant needs normalize_first=True: the terms of a sum '
+          'after a normalisation differ in degree.'
         )
     self._dropout_layer = build_dropout(dropout, self._dtype_policy)
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
     size = tf.TensorShape(input_shape)[-1]
-    # In the order of the computation: that of the weights.
-    self.attention_norm = build_norm(self, 'attention_norm', size)
+    # The order of computation, which is the order of the weights.
+    self.attention_norm = build_block_norm(self, 'attention_norm', size)
     self.attention = build_attention(self, size)
-    self.feed_forward_norm = build_norm(self, 'feed_forward_norm', size)
+    self.feed_forward_norm = build_block_norm(self, 'feed_forward_norm', size)
     self.feed_forward = build_feed_forward(self, 'feed_forward', size)
     super().build(input_shape)
 
   def call(
     self, inputs: tf.Tensor, mask: Any = None, training: Any = None
   ) -> tf.Tensor:
-    """Computes the block; see the class for the arguments."""
+    """Computes the block; the class lists the arguments."""
     if tracing.is_building_in_graph(inputs):
       return tf.identity(inputs)
     packing = Packing(inputs, mask)
@@ -143,54 +141,53 @@ class TransformerBlock(tf.keras.layers.Layer):
     """Returns the constructor's arguments."""
     return {
       **super().get_config(),
-      'intermediate_dim': self.intermediate_dim,
-      'num_heads': self.num_heads,
-      'key_dim': self.key_dim,
-      'activation': blending.serialize(self.activation),
-      'dropout': self.dropout,
-      'normalize_first': self.normalize_first,
-      'use_causal_mask': self.use_causal_mask,
-      'scale_invariant': self.scale_invariant,
-      'attention_only': self.attention_only,
-      'layer_norm_epsilon': self.layer_norm_epsilon,
-      'kernel_initializer': tf.keras.initializers.serialize(
-        self.kernel_initializer
-      ),
+      **constructor_arguments(self, TransformerBlock),
     }
 
 
-def build_norm(
-  block: Any, name: str, size: int, *, affine: Optional[bool] = None
+class Block(Protocol):
+  """The attributes of a block that the functions below build parts from."""
+
+  intermediate_dim: int
+  num_heads: int
+  key_dim: Optional[int]
+  activation: Any
+  dropout: float
+  scale_invariant: bool
+  homogeneous: bool
+  layer_norm_epsilon: float
+  kernel_initializer: Any
+  _dtype_policy: Any
+
+
+def build_block_norm(
+  block: Block, name: str, size: int, *, affine: Optional[bool] = None
 ) -> LayerNormalization:
   """Builds a normalisation of a Transformer or Conformer block.
 
   Args:
-    block: The block, with `homogeneous` and `layer_norm_epsilon`.
+    block: The block.
     name: The name of the layer.
     size: D.
-    affine: Whether it has weights; if `None`, unless the block is homogeneous.
+    affine: Whether it has weights; by default, unless the block is homogeneous.
 
   Returns:
     The layer with its weights.
   """
-  affine = not block.homogeneous if affine is None else affine
-  layer = LayerNormalization(
+  return build_norm(
+    name,
+    size,
+    policy=block._dtype_policy,
     epsilon=0.0 if block.homogeneous else block.layer_norm_epsilon,
-    center=affine,
-    scale=affine,
-    dtype=block._dtype_policy,
-    name=name,
+    affine=not block.homogeneous if affine is None else affine,
   )
-  with tf.name_scope(name):
-    layer.build((None, size))
-  return layer
 
 
-def build_feed_forward(block: Any, name: str, size: int) -> FeedForward:
+def build_feed_forward(block: Block, name: str, size: int) -> FeedForward:
   """Builds a feed-forward part of a Transformer or Conformer block.
 
   Args:
-    block: The block, with the attributes that `TransformerBlock` has.
+    block: The block.
     name: The name of the layer.
     size: D.
 
@@ -206,27 +203,25 @@ def build_feed_forward(block: Any, name: str, size: int) -> FeedForward:
     dtype=block._dtype_policy,
     name=name,
   )
-  with tf.name_scope(name):
-    layer.build((None, size))
-  return layer
+  return build(layer, size)
 
 
-def build_attention(block: Any, size: int) -> MultiHeadAttention:
+def build_attention(block: Block, size: int) -> MultiHeadAttention:
   """Builds the self-attention of a Transformer or Conformer block.
 
   Args:
-    block: The block, with the attributes that `TransformerBlock` has.
+    block: The block.
     size: D.
 
   Returns:
     The layer with its weights.
 
   Raises:
-    ValueError: If D is no multiple of the number of heads.
+    ValueError: If D is not a multiple of the number of heads.
   """
   if block.key_dim is None and size % block.num_heads:
     raise ValueError(
-      f'The {size} features of the input are no multiple of num_heads='
+      f'The {size} features of the input are not a multiple of num_heads='
       f'{block.num_heads}: choose another number of heads or give key_dim.'
     )
   layer = MultiHeadAttention(

@@ -199,10 +199,10 @@ def test_what_breaks_scale_invariance_is_refused():
 
 
 def test_sizes_are_checked():
-  with pytest.raises(ValueError, match='no multiple of num_heads=4'):
+  with pytest.raises(ValueError, match='not a multiple of num_heads=4'):
     layers.TransformerBlock(8, 4)(tf.zeros([1, 2, 6]))
   for block in BLOCKS.values():
-    with pytest.raises(ValueError, match='no multiple of num_heads=2'):
+    with pytest.raises(ValueError, match='not a multiple of num_heads=2'):
       block()(tf.zeros([1, 2, 5]))
   with pytest.raises(ValueError, match='num_heads must be a positive'):
     layers.TransformerBlock(8, 0)
