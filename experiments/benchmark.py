@@ -1,27 +1,27 @@
-"""Measures how fast rounds are, beside TFF, FedJAX and pfl-research.
+"""Measures the speed of rounds, compared with TFF, FedJAX and pfl-research.
 
   python -m experiments.benchmark
 
-takes about ten minutes on two cores, which should have nothing else to do. The
-contestants are our local and Ray runtimes, TensorFlow Federated as its Stack
-Overflow baseline writes it and, in environments of their own (`make
-bench-peers`), FedJAX and pfl-research on PyTorch. All get the same weights and
-sentences and take turns; figures are medians. The sections:
+takes about ten minutes on two cores, which should be idle otherwise. The
+contestants are our local and Ray runtimes, TensorFlow Federated's Stack
+Overflow baseline and, in environments of their own (`make bench-peers`), FedJAX
+and pfl-research on PyTorch. All get the same weights and sentences and are
+measured in turns; figures are medians. The sections:
 
   steps      client-steps a second and seconds a round, at the baseline's shape,
-             for clients of 8 full batches, of 1, and uneven as real ones are
+             for clients of 8 full batches, of 1, and uneven ones
   limit      the machine's matrix products, and our share of that limit
   memory     a fresh process's peak memory against the size of the cohort
   startup    from the start to the first round's result; a client without data
   noise      the time, state and memory that each aggregator adds to a round of
              4.7 and of 18.8 million parameters
-  attention  steps of our Transformers beside the same of stock Keras layers;
+  attention  steps of our Transformers against the same of stock Keras layers;
              rounds and memory of all large models
-  partial    rounds, memory and upload of partial training beside FedAvg's
+  partial    rounds, memory and upload of partial training against FedAvg's
 
-Tables go to the terminal and to table.md, all figures to benchmark.jsonl, the
-machine's facts to machine.json, in --output_dir. A check of the plumbing in a
-minute, whose figures mean nothing:
+Tables go to the terminal and to table.md, all figures to benchmark.jsonl, facts
+about the machine to machine.json, in --output_dir. A check of the plumbing,
+which takes a minute and whose figures mean nothing:
 
   python -m experiments.benchmark --quick
 """
@@ -51,21 +51,21 @@ _CHOICES = {
   'sections': tuple(sections.SECTIONS),
 }
 _HELP = {
-  'contestants': 'Who takes part. The first of them is the reference that the '
-  "others' updates are compared with.",
-  'models': 'Which models; others than us have lstm only.',
-  'client_kinds': 'Which clients: of 8 full batches, of 1, or uneven ones of '
+  'contestants': 'The contestants. The first is the reference with which the '
+  "others' updates are compared.",
+  'models': 'The models; other libraries have lstm only.',
+  'client_kinds': 'The clients: of 8 full batches, of 1, or uneven ones of '
   'task docstrings.',
-  'sections': 'What to measure.',
+  'sections': 'The measurements.',
 }
 
 for _name, _all in _CHOICES.items():
   absl_flags.DEFINE_list(_name, list(_all), _HELP[_name])
 absl_flags.DEFINE_integer(
-  'repetitions', 3, 'How often each round is measured.', lower_bound=1
+  'repetitions', 3, 'Measurements of each round.', lower_bound=1
 )
 absl_flags.DEFINE_integer(
-  'clients_per_round', 12, 'How many clients a round has.', lower_bound=1
+  'clients_per_round', 12, 'Number of clients in a round.', lower_bound=1
 )
 absl_flags.DEFINE_string(
   'output_dir', 'runs/benchmark', 'The folder for the tables and figures.'
@@ -78,7 +78,7 @@ for _peer in ('fedjax', 'pfl'):
     'if there is one.',
   )
 absl_flags.DEFINE_bool(
-  'quick', False, 'Tiny sizes, to see that everything works.'
+  'quick', False, 'Tiny sizes, to check that everything works.'
 )
 
 
@@ -94,12 +94,12 @@ def _chosen(name: str) -> list[str]:
     raise config.ConfigError(
       f'--{name} is empty; choose from {", ".join(_CHOICES[name])}.'
     )
-  # Each once, in the order in which they were given.
+  # Without duplicates, in the order given.
   return list(dict.fromkeys(values))
 
 
 def _peer_pythons() -> dict[str, str]:
-  """Returns the interpreters of other libraries, as far as there are any."""
+  """Returns the interpreters of other libraries, where they exist."""
   pythons = {}
   for peer in ('fedjax', 'pfl'):
     given = absl_flags.FLAGS[f'{peer}_python'].value
@@ -169,7 +169,7 @@ def _make_plan(folder: str) -> plan_lib.Plan:
 def _write(
   folder: str, plan: plan_lib.Plan, facts: dict[str, Any], lines: list[str]
 ) -> None:
-  """Writes what has been found so far."""
+  """Writes the findings so far."""
   contents = {
     'machine.json': json.dumps(facts, indent=2) + '\n',
     'benchmark.jsonl': ''.join(
@@ -183,13 +183,13 @@ def _write(
 
 
 def main() -> None:
-  """Measures and prints.
+  """Runs the sections and prints their tables.
 
   Raises:
     config.ConfigError: If a flag is wrong.
     ValueError: If a section could not be measured.
   """
-  # Ends the contestants in an orderly way, as an interrupt does.
+  # Ends the contestants as an interrupt does.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   output = absl_flags.FLAGS.output_dir
   began = time.perf_counter()

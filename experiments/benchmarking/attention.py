@@ -1,8 +1,7 @@
-"""The section on attention: our Transformers beside stock Keras layers."""
+"""The section on attention: our Transformers against stock Keras layers."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from typing import Dict, List
 
@@ -24,20 +23,14 @@ def measure_attention(plan: Plan) -> List[str]:
 
 
 def _measure_steps(plan: Plan, size: str) -> List[str]:
-  settings = dataclasses.replace(
-    plan.settings, num_words=plan.attention_num_words
-  )
-  child = protocol.Child(
-    f'attention {size}',
-    'experiments.benchmarking.attention_child',
-    {**settings.as_json(), 'options': size},
-    log=plan.log_file(f'attention_{size}'),
-    environment=plan.environment,
-  )
   seconds: Dict[str, Dict[str, List[float]]] = {
     kind: {name: [] for name in CONTESTANTS} for kind in KINDS
   }
-  with child:
+  with plan.child(
+    f'attention {size}',
+    'benchmarking.attention_child',
+    {'options': size, 'num_words': plan.attention_num_words},
+  ) as child:
     progress(f'Steps of Transformers, {size}')
     parameters = child.about()['parameters']
     for _ in range(5 * plan.repetitions):
@@ -60,69 +53,51 @@ def _measure_steps(plan: Plan, size: str) -> List[str]:
         relative_to_keras=taken / reference,
       )
       rows.append(
-        [
-          size,
-          f'{parameters[name] / 1e6:.2f}',
-          kind,
-          name,
-          f'{taken * 1e3:.1f}',
-          f'{taken / reference:.2f}',
-        ]
+        {
+          'options': size,
+          'M parameters': f'{parameters[name] / 1e6:.2f}',
+          'sentences': kind,
+          'contestant': name,
+          'ms a step': f'{taken * 1e3:.1f}',
+          'relative to stock Keras': f'{taken / reference:.2f}',
+        }
       )
   plan.note(
-    'attention: a step of SGD on a batch in one thread, forward and back, of '
-    'the model alone; padded batches have a third of padding.'
+    'attention: an SGD step on a batch in one thread, forward and backward, of '
+    'the model alone; a third of a padded batch is padding.'
   )
-  return table.table(
-    [
-      'options',
-      'M parameters',
-      'sentences',
-      'contestant',
-      'ms a step',
-      'relative to stock Keras',
-    ],
-    rows,
-  )
+  return table.table(rows)
 
 
 def _measure_large(plan: Plan) -> List[str]:
   rows = []
   for model in plan.large_models:
     progress(f'A round of {model}')
-    settings = dataclasses.replace(
-      plan.settings, num_words=plan.attention_num_words
-    )
-    child = protocol.Child(
-      model,
-      'experiments.benchmarking.probe',
-      {
-        **settings.as_json(),
-        'contestant': 'local',
-        'model': model,
-        'num_clients': _LARGE_CLIENTS,
-      },
-      log=plan.log_file(f'large_{model}'),
-      environment=plan.environment,
-    )
+    fields = {
+      'contestant': 'local',
+      'model': model,
+      'num_clients': _LARGE_CLIENTS,
+      'num_words': plan.attention_num_words,
+    }
+    rate, size = 'could not be measured', ''
     try:
-      with child:
-        child.about()
+      with plan.child(model, 'benchmarking.probe', fields) as child:
         rounds = [
           child.ask('round')['seconds'] for _ in range(plan.repetitions)
         ]
         memory = child.ask('peak_memory')['bytes']
+      plan.record(
+        'large_model', model=model, round_seconds=rounds, peak_bytes=memory
+      )
+      rate = f'{_LARGE_CLIENTS / statistics.median(rounds):.2f}'
+      size = f'{memory / 2**30:.2f}'
     except protocol.ChildError as error:
       plan.note(f'{model} could not be measured: {error}')
-      rows.append([model, 'could not be measured', ''])
-      continue
-    rate = _LARGE_CLIENTS / statistics.median(rounds)
-    plan.record(
-      'large_model', model=model, round_seconds=rounds, peak_bytes=memory
+    rows.append(
+      {'model': model, 'client-steps a second': rate, 'peak GiB': size}
     )
-    rows.append([model, f'{rate:.2f}', f'{memory / 2**30:.2f}'])
   plan.note(
     f'Rounds of large models: {_LARGE_CLIENTS} clients of one full batch, on '
     'the local runtime; the peak is that of the whole process.'
   )
-  return table.table(['model', 'client-steps a second', 'peak GiB'], rows)
+  return table.table(rows)

@@ -1,4 +1,4 @@
-"""Child process: training steps of Transformers, ours and of stock layers."""
+"""Child process: training steps of our Transformers and of stock layers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from si_federated.tasks import objective
 
 
 class StockTransformer(tf.keras.Model):
-  """The model of `MODELS['transformer']`, written with Keras's own layers.
+  """`MODELS['transformer']`, written with Keras's own layers.
 
   Args:
-    ours: A model of ours, whose sizes it takes.
+    ours: Our model, whose sizes it takes.
     vocab_size: V.
     num_layers: The number of blocks.
   """
@@ -90,7 +90,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
   sentences = workload.full_sentences(settings, settings.batch_size)
   padded = sentences.copy()
   for row, sentence in enumerate(padded):
-    # From a third to all of the length: two thirds in the mean.
+    # From a third of the length to all of it: two thirds on average.
     length = sentence.size - 1
     sentence[
       1 + length // 3 + row * (length - length // 3) // len(padded) :

@@ -14,8 +14,8 @@ def products(
 ) -> Dict[str, Tuple[int, int, int, int]]:
   """Returns the matrix products of a forward pass.
 
-  With B sentences of T words, E embedding and H hidden units, G gates and V'
-  ids: the inputs of all gates, the recurrence once a word, the projection and
+  For B sentences of T words, embedding size E, H hidden units, G gates and V'
+  ids: the inputs of all gates, the recurrence at each word, the projection and
   the logits.
 
   Args:
@@ -23,7 +23,7 @@ def products(
     model: `lstm`, `cifg` or `si_cifg`.
 
   Returns:
-    By name: how often, and the sizes (m, k, n) of `[m, k] x [k, n]`.
+    The count and the sizes (m, k, n) of `[m, k] x [k, n]`, by name.
   """
   batch, length = settings.batch_size, settings.sequence_length
   size, units = settings.embedding_size, settings.units
@@ -40,13 +40,12 @@ def products(
 def step_flops(settings: workload.Settings, model: str) -> float:
   """Returns the floating-point operations of a step on full sentences.
 
-  A product [m, k] x [k, n] takes 2 m k n; its gradients with respect to the
-  one side and the other take as many each, so a step takes three times the
-  forward products:
+  A product [m, k] x [k, n] takes 2 m k n, and so do its gradients with respect
+  to either factor, so a step takes three times the forward products:
 
     3 * 2 * B * T * (E * G H + H * G H + H * E + E * V').
 
-  Element-wise work, the optimizer and the moving of weights are not counted.
+  Element-wise operations, the optimizer and copies of weights are not counted.
 
   Args:
     settings: The sizes.

@@ -1,4 +1,4 @@
-"""What the machine and its software are."""
+"""Facts about the machine, its software and memory."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def _field(path: str, name: str) -> str:
 
 
 def peak_memory() -> int:
-  """Returns the most memory that this process has had, in bytes."""
+  """Returns the peak memory of this process, in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak * (1 if sys.platform == 'darwin' else 1024)
 
 
 def reset_peak_memory() -> bool:
-  """Forgets what this process has had at most, so far as Linux lets it.
+  """Resets the peak memory of this process, if Linux allows it.
 
-  Memory that is free but still held is given back before.
+  Free memory that the process still holds is released first.
 
   Returns:
-    Whether `peak_memory_since_reset` will say what was used since.
+    Whether `peak_memory_since_reset` will return the peak since this call.
   """
   try:
     ctypes.CDLL('libc.so.6').malloc_trim(0)
@@ -64,13 +64,13 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory_since_reset() -> int:
-  """Returns the most memory since `reset_peak_memory`, in bytes."""
+  """Returns the peak memory since `reset_peak_memory`, in bytes."""
   value = _field('/proc/self/status', 'VmHWM').split()[0]
   return int(value) * 1024 if value.isdigit() else peak_memory()
 
 
 def resident_memory() -> int:
-  """Returns the memory that this process has now, or has had at most."""
+  """Returns the memory of this process now, or its peak if unknown."""
   try:
     with open('/proc/self/statm', encoding='ascii') as file:
       return int(file.read().split()[1]) * resource.getpagesize()

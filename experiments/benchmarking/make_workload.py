@@ -1,4 +1,4 @@
-"""Child process: makes the sentences and weights that all contestants get."""
+"""Child process: creates the sentences and weights of all contestants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from si_federated import tasks
 
 
 def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
-  """Draws training clients of the task, their sentences in a random order."""
+  """Draws training clients of the task, their sentences in random order."""
   task = tasks.TASKS[settings.task](
     vocab_size=settings.num_words, sequence_length=settings.sequence_length
   )
@@ -32,7 +32,7 @@ def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
-  """Makes everything; see `protocol.serve`. There are no further commands."""
+  """Creates everything; see `protocol.serve`. There are no other commands."""
   settings = workload.Settings.from_json(request)
   count, batch = settings.clients_per_round, settings.batch_size
   facts: dict[str, Any] = {'clients': {}}

@@ -1,4 +1,4 @@
-"""The section on noise: what each mechanism adds to a round."""
+"""The section on noise: the cost that each mechanism adds to a round."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Tuple
 from experiments.benchmarking import protocol, table
 from experiments.benchmarking.plan import Plan, progress
 
-# Neither clips nor adds noise: all others are measured against it.
+# Neither clips nor adds noise: the reference of all others.
 REFERENCE = 'mean:weighting=uniform,zeroing=false'
 _NUM_CLIENTS = 2
 _PARTICIPATIONS = 6
@@ -16,15 +16,15 @@ _FLOAT_BYTES = 4
 
 
 def _rounds(plan: Plan, mechanism: str) -> int:
-  """Returns the rounds that a mechanism is made for."""
+  """Returns the number of rounds that a mechanism is built for."""
   dense = mechanism.startswith('dense')
   return plan.noise_dense_rounds if dense else plan.noise_rounds
 
 
 def _child(plan: Plan, model: str, mechanism: str) -> protocol.Child:
-  return protocol.Child(
+  return plan.child(
     mechanism,
-    'experiments.benchmarking.noise_child',
+    'benchmarking.noise_child',
     {
       'model': model,
       'vocab_size': plan.noise_vocab_size,
@@ -33,10 +33,7 @@ def _child(plan: Plan, model: str, mechanism: str) -> protocol.Child:
       'participations': _PARTICIPATIONS,
       'num_clients': _NUM_CLIENTS,
       'most_rows': plan.noise_rows,
-      'folder': plan.settings.folder,
     },
-    log=plan.log_file(f'noise_{mechanism}'),
-    environment=plan.environment,
   )
 
 
@@ -82,14 +79,14 @@ def _measure(
 def extrapolate(
   rows: List[int], seconds: List[float], mean_rows: float, most_rows: int
 ) -> Tuple[float, float]:
-  """Returns the time of a round of the mean number of rows, and of the most.
+  """Returns the time of a round with the mean number of rows, and the most.
 
   Args:
-    rows: How many rows of z the measured rounds make: one number, if all
-      rounds make the same, or two.
-    seconds: How long they took.
+    rows: The rows of z that the measured rounds make: one number if all
+      rounds make the same, otherwise two.
+    seconds: The time of each.
     mean_rows: The mean over all rounds.
-    most_rows: The most of any round.
+    most_rows: The maximum of any round.
   """
   if len(rows) == 1:
     return seconds[0], seconds[0]
@@ -116,51 +113,44 @@ def measure_noise(plan: Plan) -> List[str]:
           plan.note(f'{mechanism} could not be measured on {model}: {error}')
   plan.note(
     f'noise: rounds of {_NUM_CLIENTS} clients whose updates are constants, '
-    f'less those of {REFERENCE}, with which they take turns; a client clips in '
-    'a thread of its own. Times of more rows of z than were measured, '
-    f'{plan.noise_rows} at most, are in proportion.'
+    f'minus those of {REFERENCE}, measured in turns; each client clips in a '
+    f'thread of its own. Beyond {plan.noise_rows} rows of z, times are '
+    'extrapolated.'
   )
   return _tabulate(plan)
 
 
-def _cells(entry: Dict[str, Any]) -> List[str]:
-  reference = statistics.median(entry['reference_seconds'])
-  rows = (
-    f'{entry["mean_rows"]:.1f}, {entry["most_rows"]}'
-    if entry['most_rows'] > 1
-    else ''
-  )
-  return [
-    str(entry['rounds']),
-    rows,
-    f'{reference * 1e3:.0f}',
-    f'{entry["added_seconds"] * 1e3:.0f}',
-    f'{entry["added_seconds_worst"] * 1e3:.0f}',
-    f'{entry["state_model_sizes"]:.2f}',
-    f'{entry["added_peak_model_sizes"]:.1f}',
-  ]
-
-
 def _tabulate(plan: Plan) -> List[str]:
-  header = [
-    'model',
-    'M parameters',
-    'mechanism',
-    'made for rounds',
-    'rows of z: mean, most',
-    'ms without',
-    'ms added, mean round',
-    'ms added, worst round',
-    'state, model sizes',
-    'peak memory added, model sizes',
-  ]
   rows = []
   for model in plan.noise_models:
     for mechanism in plan.noise_mechanisms:
       found = plan.found('noise', model=model, mechanism=mechanism)
-      size, cells = '', ['could not be measured', *[''] * (len(header) - 4)]
+      cells = {'made for rounds': 'could not be measured'}
       if found:
-        size = f'{found[0]["parameters"] / 1e6:.2f}'
         cells = _cells(found[0])
-      rows.append([model, size, mechanism, *cells])
-  return table.table(header, rows)
+      size = f'{found[0]["parameters"] / 1e6:.2f}' if found else ''
+      rows.append(
+        {
+          'model': model,
+          'M parameters': size,
+          'mechanism': mechanism,
+          **cells,
+        }
+      )
+  return table.table(rows)
+
+
+def _cells(entry: Dict[str, Any]) -> Dict[str, str]:
+  reference = statistics.median(entry['reference_seconds'])
+  rows = f'{entry["mean_rows"]:.1f}, {entry["most_rows"]}'
+  return {
+    'made for rounds': str(entry['rounds']),
+    'rows of z: mean, most': rows if entry['most_rows'] > 1 else '',
+    'ms without': f'{reference * 1e3:.0f}',
+    'ms added, mean round': f'{entry["added_seconds"] * 1e3:.0f}',
+    'ms added, worst round': f'{entry["added_seconds_worst"] * 1e3:.0f}',
+    'state, model sizes': f'{entry["state_model_sizes"]:.2f}',
+    'peak memory added, model sizes': (
+      f'{entry["added_peak_model_sizes"]:.1f}'
+    ),
+  }

@@ -1,4 +1,4 @@
-"""Child process: rounds of one mechanism on updates that are constants."""
+"""Child process: rounds of one mechanism on constant updates."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from si_federated.aggregators import AGGREGATORS, noise_generators
 from si_federated.models import MODELS
 from si_federated.runtime import set_local_context
 
-# A mechanism whose every round makes one row of z, or none that we know of.
+# A mechanism that makes one row of z each round, or an unknown number.
 _ONE_ROW = np.ones(1, np.int64)
 
 
 def _build_mechanism(request: dict[str, Any]) -> Any:
-  """Builds the mechanism; its options overrule the request's numbers."""
+  """Builds the mechanism; its options override the request's numbers."""
   spec = config.ComponentSpec.parse(request['mechanism'])
   builder = AGGREGATORS[spec.name]
   given = {
     'clip_norm': 1.0,
-    # Little, as adaptive clips need for small cohorts.
+    # Small, as adaptive clipping needs for small cohorts.
     'noise_multiplier': 0.1,
     'clients_per_round': request['num_clients'],
     'total_rounds': request['rounds'],
@@ -45,7 +45,7 @@ def _build_mechanism(request: dict[str, Any]) -> Any:
 
 
 def _rows_of_z(factory: Any) -> np.ndarray:
-  """Returns how many rows of z each round makes, or one for all rounds."""
+  """Returns the number of rows of z of each round, or one for all rounds."""
   strategy = getattr(factory, 'strategy', None)
   if strategy is None:
     return _ONE_ROW
@@ -61,7 +61,7 @@ def _rows_of_z(factory: Any) -> np.ndarray:
 
 
 def _rounds_to_measure(rows: np.ndarray, most: int) -> list[int]:
-  """Returns a round of few rows and, if others have more, one of many.
+  """Returns a round with few rows and, if others have more, one with many.
 
   Args:
     rows: The rows of z of each round.
@@ -75,12 +75,12 @@ def _rounds_to_measure(rows: np.ndarray, most: int) -> list[int]:
 def _build_rounds(
   factory: Any, shapes: Sequence[Sequence[int]], num_clients: int
 ) -> tuple[Any, Callable[[Any], Any]]:
-  """Makes a process and its clients.
+  """Builds a process and its clients.
 
   Args:
-    factory: The mechanism's.
-    shapes: Of the variables of an update, all float32.
-    num_clients: How many there are in a round.
+    factory: The mechanism's factory.
+    shapes: The shapes of an update's variables, all float32.
+    num_clients: The number of clients in a round.
 
   Returns:
     The initial state, and a function from a state to the next one and the mean.
@@ -129,12 +129,12 @@ def _state_bytes(state: Any) -> int:
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Builds the mechanism and runs a round; see `protocol.serve`.
 
-  The request holds the model and the mechanism as components' texts, the
-  model's `vocab_size`, `rounds`, the most `participations` of a client, the
-  `num_clients` of a round, the `folder` of strategies and `most_rows`, the most
-  rows of z of a round that is measured.
+  The request holds the model and the mechanism as in flags, the model's
+  `vocab_size`, `rounds`, the maximum `participations` of a client, the
+  `num_clients` of a round, the `folder` of strategies and `most_rows`, the
+  maximum rows of z of a measured round.
   """
-  # If memory runs out it is this process that the kernel is to end.
+  # If memory runs out, the kernel should end this process.
   with contextlib.suppress(OSError):
     pathlib.Path('/proc/self/oom_score_adj').write_text('1000')
   set_local_context()
@@ -145,7 +145,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
   del model
   factory = _build_mechanism(request).factory
   rows = _rows_of_z(factory)
-  # Loads what is not loaded before it is used, so that it does not count.
+  # Loads lazily loaded libraries, so that their memory does not count.
   initial, run = _build_rounds(
     factory, [[8]] * len(shapes), request['num_clients']
   )
@@ -170,7 +170,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
       'peak_bytes': machine.peak_memory() - base,
     }
 
-  # What is going to be measured must have run once.
+  # Warms up what will be measured.
   measure(0)
   measured = _rounds_to_measure(rows, request['most_rows'])
   return {

@@ -1,4 +1,4 @@
-"""Child process: rounds on our runtimes and of TFF's own baseline."""
+"""Child process: rounds on our runtimes, or of TFF's own baseline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from experiments.benchmarking import ours, protocol, workload
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Sets the runtime and returns the commands; see `protocol.serve`."""
   settings = workload.Settings.from_json(request)
-  build, make_cohort = ours.contestant(settings, request['contestant'])
+  contestant = request['contestant']
+  is_tff = contestant == 'tff'
+  ours.set_runtime(contestant)
+  make_cohort = ours.tff_cohort if is_tff else ours.cohort
 
   @functools.cache
   def prepared(model: str, comparable: bool) -> tuple[Callable, Callable, Any]:
-    process = build(model, comparable=comparable)
+    if is_tff:
+      process = ours.build_tff_baseline(settings, comparable=comparable)
+    else:
+      process = ours.build(settings, model).process
     weights = workload.load_weights(workload.weights_file(settings, model))
     state = process.set_model_weights(
       process.initialize(), tff.learning.models.ModelWeights(weights, [])
@@ -35,15 +41,15 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
     next_fn, _, state = prepared(model, comparable=False)
     cohort = clients(kind)
     began = time.perf_counter()
-    next_fn(state, make_cohort(cohort))
+    next_fn(state, make_cohort(settings, cohort))
     return {'seconds': time.perf_counter() - began}
 
   def update(model: str, kind: str, path: str) -> dict[str, float]:
-    comparable = request['contestant'] == 'tff' and kind == 'uneven'
+    comparable = is_tff and kind == 'uneven'
     next_fn, get_weights, state = prepared(model, comparable=comparable)
-    result = next_fn(state, make_cohort(clients(kind))).state
+    result = next_fn(state, make_cohort(settings, clients(kind))).state
     workload.save_weights(path, get_weights(result).trainable)
-    # What is going to be measured must have run once.
+    # Warms up what will be measured.
     return measure(model, kind) if comparable else {}
 
   return {
@@ -54,7 +60,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
         'local': 'in process, one thread a client',
         'ray': 'one actor a core',
         'tff': "from_keras_model, TFF's own worker",
-      }[request['contestant']],
+      }[contestant],
     },
     'measure': measure,
     'update': update,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +22,19 @@ _NAME = 'benchmark'
 def population(
   settings: workload.Settings, clients: Sequence[np.ndarray]
 ) -> ClientPopulation:
-  """Puts clients' sentences where the tasks keep them.
+  """Stores clients' sentences as tasks do.
 
   Args:
     settings: The sizes.
     clients: `[n, T + 1]` ids of each client.
 
   Returns:
-    The clients, whose sentences are the same ids again.
+    The clients, whose sentences have the same ids.
   """
   words = settings.num_words
 
   def ranks(sentence: np.ndarray) -> list[int]:
-    # Neither the beginning, the end nor padding is stored.
+    # The beginning, the end and padding are not stored.
     kept = sentence[(sentence > 0) & (sentence <= words + 1)]
     return np.where(kept <= words, kept - 1, UNLISTED).tolist()
 
@@ -49,7 +48,7 @@ def population(
 
 
 class Cohort(collections.abc.Sequence):
-  """The datasets of all clients of a population, each made when asked for."""
+  """The datasets of all clients of a population, each made on demand."""
 
   def __init__(self, clients: ClientPopulation, batch_size: int):
     """Initializes the cohort."""
@@ -66,13 +65,13 @@ class Cohort(collections.abc.Sequence):
 
 
 def set_runtime(name: str) -> None:
-  """Sets a runtime once, for all processes that `build` builds.
+  """Sets the runtime of all processes that `build` will build.
 
   Args:
     name: Of `RUNTIMES`.
 
   Raises:
-    ValueError: There is none of that name.
+    ValueError: There is no runtime of that name.
   """
   if name not in RUNTIMES:
     raise ValueError(
@@ -89,8 +88,8 @@ def build(
 
   Args:
     settings: The sizes.
-    model: `lstm`, `cifg` or `si_cifg`, of the settings' sizes and with its
-      embeddings untied, or a model with options, `name:key=value`.
+    model: `lstm`, `cifg` or `si_cifg`, with the settings' sizes and untied
+      embeddings, or a model with options, `name:key=value`.
     algorithm: As in `--algorithm`.
 
   Returns:
@@ -144,15 +143,15 @@ def cohort(
 def build_tff_baseline(
   settings: workload.Settings, *, comparable: bool = False
 ) -> tff.learning.templates.LearningProcess:
-  """Builds FedAvg as TFF's Stack Overflow baseline writes it.
+  """Builds FedAvg as in TFF's Stack Overflow baseline.
 
   `tff.simulation.baselines.stackoverflow`'s model, loss and metrics in
   `from_keras_model` and `build_weighted_fed_avg`, with TFF's defaults.
 
   Args:
     settings: The sizes.
-    comparable: Whether to leave padded labels out of the loss. The baseline
-      counts them: Keras's mask is lost on the way to TFF's loss.
+    comparable: Whether to exclude padded labels from the loss. The baseline
+      includes them: Keras's mask does not reach TFF's loss.
 
   Returns:
     The process.
@@ -206,30 +205,3 @@ def tff_cohort(
     ).batch(settings.batch_size)
     for client in clients
   ]
-
-
-def contestant(
-  settings: workload.Settings, name: str
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-  """Returns how a contestant of this environment builds and feeds a process.
-
-  Args:
-    settings: The sizes.
-    name: `local`, `ray` or `tff`.
-
-  Returns:
-    Functions from a model's name (and `comparable`, see `build_tff_baseline`)
-    to the process, and from clients' sentences to the cohort.
-  """
-  set_runtime(name)
-  if name == 'tff':
-    return (
-      lambda model, *, comparable=False: build_tff_baseline(
-        settings, comparable=comparable
-      ),
-      functools.partial(tff_cohort, settings),
-    )
-  return (
-    lambda model, *, comparable=False: build(settings, model).process,
-    functools.partial(cohort, settings),
-  )

@@ -1,4 +1,4 @@
-"""What a run of the benchmark is to do, and what it has found."""
+"""The plan of a benchmark run, and its findings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from experiments.benchmarking import workload
+from experiments.benchmarking import protocol, workload
 
 CONTESTANTS = ('local', 'ray', 'tff', 'fedjax', 'pfl')
 MODELS = ('lstm', 'cifg', 'si_cifg')
@@ -28,35 +28,34 @@ MECHANISMS = (
 
 @dataclasses.dataclass
 class Plan:
-  """The choices of a run; records and notes gather here.
+  """The choices of a run, and the records and notes it collects.
 
   Attributes:
     settings: The shape of the work.
     contestants: Who takes part, of `CONTESTANTS`.
-    models: Which models, of `MODELS`; others than us have `lstm` only.
+    models: Which models, of `MODELS`; other libraries have `lstm` only.
     kinds: Which clients, of `workload.KINDS`.
-    repetitions: How often each round is measured.
+    repetitions: Measurements of each round.
     pythons: The interpreters of `fedjax` and `pfl`.
     square: The size of the largest matrix product.
-    rate_seconds: How long a rate is measured.
+    rate_seconds: The duration of measuring a rate.
     cohort_sizes: The cohorts of the section on memory.
-    starts: How often a fresh start is measured.
+    starts: Measurements of a fresh start.
     noise_models: The models of the section on noise, as in `--model`.
-    noise_mechanisms: The mechanisms, as in `--aggregator`; options here may
-      also set what flags of their own set there.
+    noise_mechanisms: The mechanisms, as in `--aggregator`; their options
+      may also override other flags of training.
     noise_vocab_size: The models' number of ids.
-    noise_rounds: How many rounds the mechanisms are made for.
-    noise_dense_rounds: The same of the dense one, slow to optimise.
+    noise_rounds: The number of rounds that mechanisms are built for.
+    noise_dense_rounds: The same for the dense one, which is slow to optimize.
     noise_rows: Rounds that make more rows of z are not measured.
-    attention_sizes: The options of the Transformers beside stock Keras.
-    attention_num_words: The words of these and of the large models.
+    attention_sizes: The options of the Transformers compared with stock Keras.
+    attention_num_words: The vocabulary of these and of the large models.
     large_models: The models whose rounds and memory are measured.
     partial_model: The model of the section on partial training.
     partial_clients: Its clients a round.
     partial_batches: The batches of each.
-    environment: Variables for our own child processes.
-    records: What was found, as JSON lines.
-    notes: What a reader must know beside the tables.
+    records: The findings, as JSON lines.
+    notes: Sentences that a reader of the tables needs.
   """
 
   settings: workload.Settings
@@ -93,7 +92,6 @@ class Plan:
   partial_model: str = 'transformer:size=large'
   partial_clients: int = 10
   partial_batches: int = 4
-  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
   records: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
   notes: List[str] = dataclasses.field(default_factory=list)
 
@@ -102,7 +100,7 @@ class Plan:
     self.records.append({'record': record, **fields})
 
   def found(self, record: str, **fields: Any) -> List[Dict[str, Any]]:
-    """Returns the findings of a sort whose fields have these values."""
+    """Returns the records of a kind whose fields have these values."""
     return [
       entry
       for entry in self.records
@@ -111,24 +109,45 @@ class Plan:
     ]
 
   def note(self, text: str) -> None:
-    """Keeps a sentence for the reader, once."""
+    """Keeps a sentence for the reader, without duplicates."""
     if text not in self.notes:
       self.notes.append(text)
 
   def leave_out(self, contestant: str, reason: object) -> None:
-    """Takes a contestant out of what is still to be measured."""
+    """Excludes a contestant from further measurements."""
     self.note(f'{contestant} is left out: {reason}')
     self.contestants = [c for c in self.contestants if c != contestant]
 
   def present(self, names: Sequence[str]) -> List[str]:
-    """Returns those of some contestants that take part."""
+    """Returns the contestants among `names` that take part."""
     return [name for name in names if name in self.contestants]
 
-  def log_file(self, name: str) -> str:
-    """Returns where a child's standard error goes."""
-    return os.path.join(self.settings.folder, f'{name.replace(" ", "_")}.log')
+  def child(
+    self,
+    name: str,
+    module: str,
+    fields: Mapping[str, Any],
+    *,
+    python: str = sys.executable,
+  ) -> protocol.Child:
+    """Starts a child process; its standard error goes to a log file.
+
+    Args:
+      name: The name in messages.
+      module: The module in `experiments`.
+      fields: Its request, in addition to the settings or instead of some.
+      python: The interpreter.
+    """
+    log = f'{module.rpartition(".")[2]}_{name}.log'.replace(' ', '_')
+    return protocol.Child(
+      name,
+      f'experiments.{module}',
+      {**self.settings.as_json(), **fields},
+      log=os.path.join(self.settings.folder, log),
+      python=python,
+    )
 
 
 def progress(text: str) -> None:
-  """Tells whoever waits what is being done."""
+  """Reports progress on standard error."""
   print(text, file=sys.stderr, flush=True)

@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from typing import IO, Any, Callable, Dict, List, Mapping, Optional
+from typing import IO, Any, Callable, Dict, Mapping, Optional
 
 _PR_SET_PDEATHSIG = 1
 _TAIL = 600
 
 
 class ChildError(RuntimeError):
-  """A child process failed; the message names it and what it said last."""
+  """A child process failed; the message has its name and its last output."""
 
 
 def die_with_parent() -> None:
@@ -35,13 +35,13 @@ def serve(
   """Answers the parent's requests until it closes the pipe.
 
   The first line on standard input holds the settings, each further one a
-  request `{"command": NAME, ...}`; every line is answered by one line. What
-  libraries print to standard output goes to standard error instead.
+  request `{"command": NAME, ...}`; every line is answered by one line. Output
+  of libraries to standard output is redirected to standard error.
 
   Args:
-    start: Gets the settings and returns the commands by name: functions of the
-      request's other fields that return what JSON can hold. The key `about`
-      holds no function but facts, the answer to the settings.
+    start: Maps the settings to commands by name: functions of the request's
+      other fields that return JSON values. The key `about` holds the answer to
+      the settings.
   """
   answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
@@ -57,7 +57,7 @@ def serve(
     except Exception as error:
       traceback.print_exc()
       lines = str(error).strip().split('\n')
-      # TensorFlow begins with "in user code:" and the trace.
+      # TensorFlow's messages begin with "in user code:" and a trace.
       sentence = lines[-1 if lines[0].endswith(':') else 0].strip()
       answer = {'error': f'{type(error).__name__}: {sentence}'}
     answers.write(json.dumps(answer) + '\n')
@@ -67,8 +67,8 @@ def serve(
 class Child:
   """A process that runs a module of this checkout and answers requests.
 
-  It is a group of its own, so that whatever it starts ends with it; it is
-  killed by the kernel if this process dies. Use it in a `with` block.
+  It leads a process group, so that all its descendants end with it; the kernel
+  kills it if this process dies. Use it in a `with` block.
   """
 
   def __init__(
@@ -84,12 +84,12 @@ class Child:
     """Starts the process; `about()` waits until it is ready.
 
     Args:
-      name: What messages call it.
+      name: Its name in messages.
       module: The module to run.
       settings: Its first line.
-      log: Where its standard error goes.
+      log: The file for its standard error.
       python: The interpreter.
-      environment: Variables to set beside this process's.
+      environment: Variables to set in addition to this process's.
     """
     root = os.path.dirname(
       os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -97,7 +97,7 @@ class Child:
     self.name = name
     self._log = log
     self._about: Optional[Dict[str, Any]] = None
-    # A signal's exception in the midst of a fork would be lost.
+    # An exception raised by a signal during a fork would be lost.
     signals = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
@@ -136,7 +136,7 @@ class Child:
     """Waits until the child is ready.
 
     Returns:
-      The facts that it tells of itself.
+      Facts about it.
 
     Raises:
       ChildError: It cannot start.
@@ -185,10 +185,10 @@ class Child:
     return f'{self.name} ended with code {code}: {lines[-1]}'
 
   def close(self, *, at_once: bool = False) -> None:
-    """Ends the child and all that it started.
+    """Ends the child and all its descendants.
 
     Args:
-      at_once: Whether to kill it rather than to let it finish.
+      at_once: Whether to kill it instead of letting it finish.
     """
     process = self._process
     try:
@@ -213,20 +213,3 @@ def _pipe(pipe: Optional[IO[str]]) -> IO[str]:
 def _kill_group(group: int) -> None:
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(group, signal.SIGKILL)
-
-
-def run_once(child: Child, commands: List[Dict[str, Any]]) -> List[Any]:
-  """Starts a child, asks it some things and ends it.
-
-  Args:
-    child: The child, just made.
-    commands: The requests, `{"command": NAME, ...}` each.
-
-  Returns:
-    Its facts and its answers.
-
-  Raises:
-    ChildError: It failed.
-  """
-  with child:
-    return [child.about(), *(child.ask(**request) for request in commands)]

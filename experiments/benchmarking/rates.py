@@ -1,4 +1,4 @@
-"""Child process: how many matrix products this machine does in a second."""
+"""Child process: the rate of matrix products on this machine."""
 
 from __future__ import annotations
 

@@ -1,39 +1,23 @@
-"""The sections of the benchmark beside the steps: limit, memory, start-up."""
+"""The sections on the machine's limit, memory and start-up; all sections."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from experiments.benchmarking import (
   attention,
   flops,
   noise,
   partial,
-  protocol,
   steps,
   table,
-  workload,
 )
 from experiments.benchmarking.plan import Plan
 
 _OUR_CONTESTANTS = ('local', 'ray', 'tff')
-
-
-def _probe(
-  plan: Plan, contestant: str, settings: workload.Settings, **fields: Any
-) -> protocol.Child:
-  return protocol.Child(
-    contestant,
-    'experiments.benchmarking.probe',
-    {**settings.as_json(), 'contestant': contestant, **fields},
-    log=plan.log_file('probe'),
-    environment=plan.environment,
-  )
 
 
 def _label(product: str, model: str) -> str:
@@ -43,54 +27,46 @@ def _label(product: str, model: str) -> str:
 
 
 def measure_limit(plan: Plan) -> list[str]:
-  """Measures matrix products and sets our steps against them."""
-  settings = plan.settings
+  """Measures matrix products, and compares our steps with them."""
+  products = {
+    model: flops.products(plan.settings, model) for model in plan.models
+  }
   shapes: dict[str, tuple[int, ...]] = {'square': (plan.square,) * 3}
-  for model in plan.models:
-    for name, product in flops.products(settings, model).items():
+  for model, named in products.items():
+    for name, product in named.items():
       shapes[_label(name, model)] = product[1:]
-  rates: dict[str, dict[str, float]] = {}
+  rates: dict[str, dict[str, float]] = {name: {} for name in shapes}
   cores = len(os.sched_getaffinity(0))
   ways = {
     'one product on all cores': (1, cores),
     'a product a core': (cores, 1),
   }
   for way, (streams, threads) in ways.items():
-    child = protocol.Child(
-      'rates',
-      'experiments.benchmarking.rates',
-      {'streams': streams, 'threads': threads},
-      log=plan.log_file('rates'),
-      environment=plan.environment,
-    )
-    with child:
+    fields = {'streams': streams, 'threads': threads}
+    with plan.child('rates', 'benchmarking.rates', fields) as child:
       for name, shape in shapes.items():
         answer = child.ask('rate', shape=shape, seconds=plan.rate_seconds)
-        rates.setdefault(name, {})[way] = answer['flops_per_second']
+        rates[name][way] = answer['flops_per_second']
         plan.record('matrix_product', name=name, shape=shape, way=way, **answer)
   lines = table.table(
-    ['matrix product', 'shape', *(f'{way}, GFLOP/s' for way in ways)],
     [
-      [
-        name,
-        ' x '.join(map(str, shapes[name])),
-        *(f'{rates[name][way] / 1e9:.0f}' for way in ways),
-      ]
-      for name in shapes
-    ],
+      {
+        'matrix product': name,
+        'shape': ' x '.join(map(str, shapes[name])),
+        **{f'{way}, GFLOP/s': f'{rate / 1e9:.0f}' for way, rate in of.items()},
+      }
+      for name, of in rates.items()
+    ]
   )
   peak = max(rates['square'].values())
   rows = []
   for model in plan.models:
-    work = flops.step_flops(settings, model)
+    work = flops.step_flops(plan.settings, model)
     limit = work / peak
-    # The products at their own shapes' rates, gradients like forward ones.
+    # All products at the rates of their shapes, gradients like forward ones.
     own = sum(
-      3 * 2.0 * count * m * k * n / max(rates[label].values())
-      for label, (count, m, k, n) in (
-        (_label(name, model), product)
-        for name, product in flops.products(settings, model).items()
-      )
+      3 * 2.0 * count * m * k * n / max(rates[_label(name, model)].values())
+      for name, (count, m, k, n) in products[model].items()
     )
     plan.record(
       'limit',
@@ -101,72 +77,55 @@ def measure_limit(plan: Plan) -> list[str]:
     )
     for name in ('local', 'ray'):
       measured = steps.seconds_a_step(plan, name, model, 'full')
-      fraction = '' if measured is None else f'{limit / measured:.0%}'
-      if measured is not None:
-        plan.record(
-          'fraction', model=model, contestant=name, fraction=limit / measured
-        )
-      elif name == 'ray':
+      if measured is None and name == 'ray':
         continue
-      rows.append(
-        [
-          model,
-          name,
-          f'{work / 1e9:.2f}',
-          f'{limit * 1e3:.1f}',
-          f'{own * 1e3:.1f}',
-          '' if measured is None else f'{measured * 1e3:.1f}',
-          fraction,
-        ]
-      )
-  return [
-    *lines,
-    '',
-    *table.table(
-      [
-        'model',
-        'contestant',
-        'GFLOP a step',
-        f'ms at the rate of {plan.square} cubed',
-        "ms at its own shapes' rates",
-        'ms measured',
-        'of the limit',
-      ],
-      rows,
-    ),
-  ]
+      row = {
+        'model': model,
+        'contestant': name,
+        'GFLOP a step': f'{work / 1e9:.2f}',
+        f'ms at the rate of {plan.square} cubed': f'{limit * 1e3:.1f}',
+        "ms at its own shapes' rates": f'{own * 1e3:.1f}',
+        'ms measured': '',
+        'of the limit': '',
+      }
+      if measured is not None:
+        fraction = limit / measured
+        plan.record('fraction', model=model, contestant=name, fraction=fraction)
+        row['ms measured'] = f'{measured * 1e3:.1f}'
+        row['of the limit'] = f'{fraction:.0%}'
+      rows.append(row)
+  return [*lines, '', *table.table(rows)]
 
 
 def measure_memory(plan: Plan) -> list[str]:
-  """Measures a fresh process's peak memory against the size of the cohort."""
-  settings = dataclasses.replace(
-    plan.settings, num_words=1000, embedding_size=32, units=64
-  )
+  """Measures a fresh process's peak memory by size of the cohort."""
   rows = []
   for contestant in plan.present(['local']):
     first = None
     for size in plan.cohort_sizes:
-      child = _probe(plan, contestant, settings, model='cifg', num_clients=size)
-      _, answer = protocol.run_once(child, [{'command': 'peak_memory'}])
-      first = first or answer['bytes']
-      plan.record('peak_memory', contestant=contestant, clients=size, **answer)
-      rows.append(
-        [
-          contestant,
-          str(size),
-          f'{answer["bytes"] / 2**20:.0f}',
-          f'{answer["bytes"] / first:.2f}',
-        ]
+      fields = {
+        'contestant': contestant,
+        'model': 'cifg',
+        'num_clients': size,
+        'num_words': 1000,
+        'embedding_size': 32,
+        'units': 64,
+      }
+      with plan.child(contestant, 'benchmarking.probe', fields) as child:
+        peak = child.ask('peak_memory')['bytes']
+      first = first or peak
+      plan.record(
+        'peak_memory', contestant=contestant, clients=size, bytes=peak
       )
-  return table.table(
-    [
-      'runtime',
-      'clients of a batch',
-      'peak MiB',
-      f'relative to {plan.cohort_sizes[0]}',
-    ],
-    rows,
-  )
+      rows.append(
+        {
+          'runtime': contestant,
+          'clients of a batch': str(size),
+          'peak MiB': f'{peak / 2**20:.0f}',
+          f'relative to {plan.cohort_sizes[0]}': f'{peak / first:.2f}',
+        }
+      )
+  return table.table(rows)
 
 
 def measure_startup(plan: Plan) -> list[str]:
@@ -174,34 +133,24 @@ def measure_startup(plan: Plan) -> list[str]:
   rows = []
   for contestant in plan.present(_OUR_CONTESTANTS):
     starts, empties = [], []
+    fields = {'contestant': contestant, 'model': 'cifg', 'num_clients': 1}
     for _ in range(plan.starts):
       began = time.perf_counter()
-      child = _probe(
-        plan, contestant, plan.settings, model='cifg', num_clients=1
-      )
-      with child:
+      with plan.child(contestant, 'benchmarking.probe', fields) as child:
         child.about()
         starts.append(time.perf_counter() - began)
         child.ask('empty_client')
-        for _ in range(5):
-          empties.append(child.ask('empty_client')['seconds'])
+        empties += [child.ask('empty_client')['seconds'] for _ in range(5)]
     plan.record('start_up', contestant=contestant, seconds=starts)
     plan.record('empty_client', contestant=contestant, seconds=empties)
     rows.append(
-      [
-        contestant,
-        f'{statistics.median(starts):.1f}',
-        f'{statistics.median(empties) * 1e3:.0f}',
-      ]
+      {
+        'runtime': contestant,
+        's from start to the first round': f'{statistics.median(starts):.1f}',
+        'ms for an empty client': f'{statistics.median(empties) * 1e3:.0f}',
+      }
     )
-  return table.table(
-    [
-      'runtime',
-      's from start to the first round',
-      'ms for an empty client',
-    ],
-    rows,
-  )
+  return table.table(rows)
 
 
 SECTIONS: dict[str, Callable[[Plan], Sequence[str]]] = {

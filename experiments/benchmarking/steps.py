@@ -1,22 +1,23 @@
-"""The section on rounds: every contestant on the same clients, in turns."""
+"""The section on steps: all contestants on the same clients, in turns."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import statistics
+import sys
 from typing import Any, Dict, List, Optional, Tuple
 
 from experiments.benchmarking import protocol, table, workload
 from experiments.benchmarking.plan import Plan, progress
 
-# Contestants must agree on the update of a round to this, relative.
+# The largest relative difference between contestants' updates of a round.
 TOLERANCE = 1e-3
 _OURS = ('local', 'ray')
 
 
 def _variants(contestant: str) -> Dict[str, Dict[str, Any]]:
-  """Returns by name the ways to run a contestant, the best of which counts."""
+  """Returns the ways to run a contestant by name; the best one counts."""
   cores = len(os.sched_getaffinity(0))
   if contestant != 'pfl' or cores == 1:
     return {contestant: {'processes': 1, 'threads': cores}}
@@ -27,56 +28,37 @@ def _variants(contestant: str) -> Dict[str, Dict[str, Any]]:
 
 
 def models_of(plan: Plan, contestant: str) -> List[str]:
-  """Returns the models that a contestant takes part with."""
+  """Returns the models that a contestant supports."""
   return [m for m in plan.models if contestant in _OURS or m == 'lstm']
 
 
 def start_contestant(plan: Plan, contestant: str) -> Dict[str, protocol.Child]:
-  """Starts the processes of a contestant, without waiting for them."""
-  modules = {
-    'fedjax': 'experiments.peers.fedjax_steps',
-    'pfl': 'experiments.peers.pfl_steps',
-  }
-  peer = contestant in modules
-  options: Dict[str, Any] = (
-    {'python': plan.pythons[contestant]}
-    if peer
-    else {'environment': plan.environment}
-  )
+  """Starts the processes of a contestant without waiting for them."""
+  modules = {'fedjax': 'peers.fedjax_steps', 'pfl': 'peers.pfl_steps'}
   return {
-    name: protocol.Child(
+    name: plan.child(
       name,
-      modules.get(contestant, 'experiments.benchmarking.our_steps'),
-      {**plan.settings.as_json(), 'contestant': contestant, **variant},
-      log=plan.log_file(name),
-      **options,
+      modules.get(contestant, 'benchmarking.our_steps'),
+      {'contestant': contestant, **variant},
+      python=plan.pythons.get(contestant, sys.executable),
     )
     for name, variant in _variants(contestant).items()
   }
 
 
 def make_workload(plan: Plan) -> None:
-  """Makes the clients' sentences and the initial weights."""
+  """Creates the clients' sentences and the initial weights."""
   progress('Making the clients and the initial weights')
-  child = protocol.Child(
-    'make_workload',
-    'experiments.benchmarking.make_workload',
-    {
-      **plan.settings.as_json(),
-      'kinds': list(plan.kinds),
-      'models': list(plan.models),
-    },
-    log=plan.log_file('make_workload'),
-    environment=plan.environment,
-  )
-  (facts,) = protocol.run_once(child, [])
+  fields = {'kinds': list(plan.kinds), 'models': list(plan.models)}
+  with plan.child('workload', 'benchmarking.make_workload', fields) as child:
+    facts = child.about()
   for kind, numbers in facts['clients'].items():
     plan.record('clients', kind=kind, **numbers)
     plan.note(
       f'{kind} clients: {numbers["clients"]} a round, {numbers["steps"]} steps '
       f'of {plan.settings.batch_size} sentences, {numbers["tokens"]} words to '
-      f'predict of {numbers["sentences"] * plan.settings.sequence_length} '
-      'places.'
+      f'predict in {numbers["sentences"] * plan.settings.sequence_length} '
+      'positions.'
     )
   if 'uneven' in facts['clients']:
     plan.note(
@@ -143,7 +125,7 @@ def _update_file(plan: Plan, name: str, model: str, kind: str) -> str:
 
 
 def _compare(plan: Plan, names: Dict[str, str]) -> None:
-  """Compares everybody's update of a round with the first contestant's."""
+  """Compares all updates of a round with the first contestant's."""
   for model in plan.models:
     initial = workload.load_weights(workload.weights_file(plan.settings, model))
     able = [n for n, c in names.items() if model in models_of(plan, c)]
@@ -166,7 +148,7 @@ def _compare(plan: Plan, names: Dict[str, str]) -> None:
   if 'fedjax' in names:
     plan.note(
       'FedJAX: compared without the tanh that its model has after the LSTM, '
-      'timed with it. Its loss divides by the number of places and it fills '
+      'timed with it. Its loss divides by the number of positions and it fills '
       'the last batch with further sentences, so that it differs on uneven '
       'clients.'
     )
@@ -189,13 +171,13 @@ def seconds_a_step(
   """Returns the median time of a client-step, if it was measured.
 
   Args:
-    plan: With its findings.
+    plan: The plan and its findings.
     name: The contestant (or its variant).
     model: The model.
     kind: The clients.
 
   Returns:
-    Seconds of a round over its steps, all cores taken together.
+    Seconds of a round divided by its steps, with all cores in use.
   """
   rounds = _rounds(plan, name, model, kind)
   clients = plan.found('clients', kind=kind)
@@ -227,32 +209,19 @@ def _tabulate(plan: Plan, names: Dict[str, str]) -> List[str]:
         )
         ratio = seconds / best['local'][0] if 'local' in best else None
         rows.append(
-          [
-            model,
-            kind,
-            name,
-            f'{1 / seconds:.1f}',
-            f'{seconds * 1e3:.1f}',
-            f'{statistics.median(rounds):.2f}',
-            f'{min(rounds):.2f} - {max(rounds):.2f}',
-            '' if ratio is None else f'{ratio:.2f}',
-            _agreement(plan, name, model, kind),
-          ]
+          {
+            'model': model,
+            'clients': kind,
+            'contestant': name,
+            'client-steps/s': f'{1 / seconds:.1f}',
+            'ms a step': f'{seconds * 1e3:.1f}',
+            's a round': f'{statistics.median(rounds):.2f}',
+            'least - most': f'{min(rounds):.2f} - {max(rounds):.2f}',
+            'time / local': '' if ratio is None else f'{ratio:.2f}',
+            'update differs by': _agreement(plan, name, model, kind),
+          }
         )
-  return table.table(
-    [
-      'model',
-      'clients',
-      'contestant',
-      'client-steps/s',
-      'ms a step',
-      's a round',
-      'least - most',
-      'time / local',
-      'update differs by',
-    ],
-    rows,
-  )
+  return table.table(rows)
 
 
 def _agreement(plan: Plan, name: str, model: str, kind: str) -> str:

@@ -1,29 +1,22 @@
-"""Plain-text tables."""
+"""Tables in Markdown, aligned for the terminal."""
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import List, Mapping, Sequence
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
-  """Lays out a table in Markdown, its columns aligned for the terminal.
+def table(rows: Sequence[Mapping[str, str]]) -> List[str]:
+  """Lays out a table.
 
   Args:
-    header: The columns' names.
-    rows: The cells.
+    rows: Cells by column. A row without a column leaves its cell empty.
 
   Returns:
     The lines.
   """
-  grid = [list(header), *map(list, rows)]
+  header = list(dict.fromkeys(column for row in rows for column in row))
+  grid = [header, *([row.get(column, '') for column in header] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*grid)]
-
-  def line(cells: Sequence[str]) -> str:
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
-    return f'| {" | ".join(padded)} |'
-
-  return [
-    line(grid[0]),
-    f'|{"|".join("-" * (width + 2) for width in widths)}|',
-    *map(line, grid[1:]),
-  ]
+  lines = [f'| {" | ".join(map(str.ljust, cells, widths))} |' for cells in grid]
+  lines.insert(1, f'|{"|".join("-" * (width + 2) for width in widths)}|')
+  return lines

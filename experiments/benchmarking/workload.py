@@ -1,4 +1,4 @@
-"""What every contestant is given: settings, clients' sentences, weights.
+"""The input of every contestant: settings, clients' sentences, weights.
 
 NumPy and the standard library only: contestants may run under a foreign Python.
 """
@@ -17,20 +17,20 @@ KINDS = ('full', 'single', 'uneven')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """The shape of a step and of a round; the Stack Overflow baseline's.
+  """The shape of a step and a round, by default the Stack Overflow baseline's.
 
   Attributes:
-    folder: Where the sentences and weights are kept during the run.
-    task: Where the uneven clients come from.
+    folder: The folder for sentences and weights during the run.
+    task: The task of the uneven clients.
     num_words: V; there are V + 4 ids.
     embedding_size: E.
-    units: H, the units of the recurrent layer.
+    units: H, units of the recurrent layer.
     batch_size: B, sentences in a step.
     sequence_length: T, words of a sentence.
-    learning_rate: Of plain SGD on the clients; the server adds the mean.
-    clients_per_round: How many clients a round has.
-    max_elements: The most sentences of an uneven client.
-    seed: Of the choice of clients, the words of full ones and the weights.
+    learning_rate: That of plain SGD on clients; the server adds the mean.
+    clients_per_round: Number of clients in a round.
+    max_elements: Maximum sentences of an uneven client.
+    seed: Seeds the choice of clients, the words of full ones and the weights.
   """
 
   folder: str
@@ -52,7 +52,7 @@ class Settings:
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> Settings:
-    """Reads `as_json()`; other keys are left alone."""
+    """Reads `as_json()`; other keys are ignored."""
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{name: values[name] for name in names})
 
@@ -85,11 +85,11 @@ def full_sentences(settings: Settings, num_sentences: int) -> np.ndarray:
 def save_cohort(
   settings: Settings, kind: str, clients: Sequence[np.ndarray]
 ) -> None:
-  """Keeps the sentences of a round's clients.
+  """Saves the sentences of a round's clients.
 
   Args:
-    settings: Names the folder.
-    kind: What sort of clients they are.
+    settings: The settings with the folder.
+    kind: The kind of clients.
     clients: `[n, T + 1]` ids of each client.
   """
   np.savez(
@@ -100,18 +100,18 @@ def save_cohort(
 
 
 def load_cohort(settings: Settings, kind: str) -> List[np.ndarray]:
-  """Returns what `save_cohort` kept: `[n, T + 1]` int32 ids of each client."""
+  """Loads `save_cohort`'s sentences: `[n, T + 1]` int32 ids of each client."""
   with np.load(os.path.join(settings.folder, f'clients_{kind}.npz')) as file:
     return np.split(file['ids'], file['ends'][:-1])
 
 
 def num_steps(settings: Settings, clients: Sequence[np.ndarray]) -> int:
-  """Returns how many batches the clients have in all."""
+  """Returns the total number of the clients' batches."""
   return sum(-(-len(client) // settings.batch_size) for client in clients)
 
 
 def num_tokens(clients: Sequence[np.ndarray]) -> int:
-  """Returns how many labels of the clients are not padding."""
+  """Returns the number of the clients' labels that are not padding."""
   return int(sum(np.count_nonzero(client[:, 1:]) for client in clients))
 
 
@@ -121,7 +121,7 @@ def weights_file(settings: Settings, model: str) -> str:
 
 
 def save_weights(path: str, weights: Sequence[np.ndarray]) -> None:
-  """Keeps weights in Keras's shapes and order.
+  """Saves weights in Keras's shapes and order.
 
   For `lstm`: embedding `[V + 4, E]`, kernel `[E, 4H]`, recurrent kernel
   `[H, 4H]`, bias `[4H]` (blocks input, forget, candidate, output), projection
@@ -135,7 +135,7 @@ def save_weights(path: str, weights: Sequence[np.ndarray]) -> None:
 
 
 def load_weights(path: str) -> List[np.ndarray]:
-  """Returns what `save_weights` kept."""
+  """Loads the weights of `save_weights`."""
   with np.load(path) as file:
     return [file[str(i)] for i in range(len(file.files))]
 
@@ -148,12 +148,13 @@ def disagreement(
   """Compares the updates of two contestants after a round.
 
   Args:
-    weights: Of one contestant.
-    reference: Of the other.
-    initial: Where both began.
+    weights: The weights of one contestant.
+    reference: The weights of the other.
+    initial: The initial weights of both.
 
   Returns:
-    The Euclidean norm of the difference over that of the reference's update.
+    The Euclidean norm of the difference divided by that of the reference's
+    update.
   """
 
   def norm(left, right):

@@ -25,7 +25,7 @@ from experiments.benchmarking import protocol, workload  # noqa: E402
 
 
 class _WithoutTanh:
-  """`jax.numpy` as FedJAX's model sees it, with tanh as the identity."""
+  """`jax.numpy` for FedJAX's model, with tanh as the identity."""
 
   tanh = staticmethod(lambda x: x)
 
@@ -38,15 +38,14 @@ def build_model(settings: workload.Settings, *, tanh: bool) -> fedjax.Model:
 
   Args:
     settings: The sizes.
-    tanh: Whether to keep the tanh that it has after the LSTM and that TFF's
-      baseline lacks.
+    tanh: Whether to keep the tanh after the LSTM, which TFF's baseline lacks.
 
   Returns:
-    The model; its loss is the mean over sentences of the sum over tokens,
-    divided by the sequence length: over full sentences, the mean over tokens.
+    The model. Its loss is the mean over sentences of the sum over tokens,
+    divided by the sequence length: the mean over tokens for full sentences.
   """
   stackoverflow.jnp = jnp if tanh else _WithoutTanh()
-  # Otherwise its haiku function would look `tanh` up only when it is traced.
+  # Traces its haiku function now, which looks up `tanh` when it is traced.
   model = stackoverflow.create_lstm_model(
     settings.num_words,
     settings.embedding_size,

@@ -1,7 +1,7 @@
 """Child process under pfl-research's Python: rounds of its FedAvg on PyTorch.
 
-With two processes, this one starts the others, which do in each round what this
-one does, as pfl's simulations are run.
+With several processes, this one starts the others, which do the same in each
+round, as in pfl's own simulations.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LSTM(torch.nn.Module):
     )
 
   def metrics(self, ids: torch.Tensor, labels: torch.Tensor) -> Dict[str, Any]:
-    """Is asked for by pfl; nothing is evaluated here."""
+    """Returns no metrics; pfl requires the method."""
     return {}
 
   def keras_order(self) -> List[torch.Tensor]:
@@ -93,15 +93,15 @@ class LSTM(torch.nn.Module):
 
 
 class Cohort(FederatedDatasetBase):
-  """A fixed cohort, shared out over the processes.
+  """A fixed cohort, distributed over the processes.
 
-  The largest client goes to the least loaded process, as pfl's
-  `FederatedDataset` does when it is given the clients' sizes; that one draws
-  its users in a further process, which would not end with this one.
+  Each client, the largest first, goes to the least loaded process, as in pfl's
+  `FederatedDataset` with clients' sizes. That class draws its users in another
+  process, which would not end with this one.
   """
 
   def __init__(self, clients: List[np.ndarray]):
-    """Lays the clients out."""
+    """Assigns the clients."""
     super().__init__()
     distributed = get_default_framework_module().distributed
     loads = [0] * distributed.world_size
@@ -163,15 +163,15 @@ class Simulation:
     """Runs an iteration of `FederatedAlgorithm.run` from the initial weights.
 
     Args:
-      kind: Of the clients.
+      kind: The kind of clients.
 
     Returns:
-      The seconds that it took.
+      The seconds it took.
     """
     backend, size = self._backend(kind)
     self._module.set_weights(self._initial)
     began = time.perf_counter()
-    # Iteration 1, because pfl evaluates on the clients in iteration 0.
+    # Iteration 1, because pfl also evaluates on clients in iteration 0.
     (context,), model, _ = self._algorithm.get_next_central_contexts(
       self._model, 1, NNAlgorithmParams(1000, 1000, size, None), self._local
     )
@@ -191,7 +191,7 @@ class Simulation:
 def _start_others(
   request: Dict[str, Any], processes: int
 ) -> List[subprocess.Popen]:
-  """Starts the further processes of a simulation and joins them."""
+  """Starts the other processes of a simulation."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]

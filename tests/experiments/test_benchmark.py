@@ -199,10 +199,11 @@ def test_plan_finds_records_and_leaves_out():
 
 
 def test_table_is_aligned():
-  assert table.table(['a', 'bb'], [['ccc', 'd']]) == [
+  assert table.table([{'a': 'ccc'}, {'a': 'd', 'bb': 'e'}]) == [
     '| a   | bb |',
     '|-----|----|',
-    '| ccc | d  |',
+    '| ccc |    |',
+    '| d   | e  |',
   ]
 
 
