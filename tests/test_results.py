@@ -1,4 +1,4 @@
-"""What README and recipes say of the study is what its runs say.
+"""README and recipes report the study as its archived runs do.
 
 The archive has the runs of `make reproduce` without their checkpoints.
 """
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
   return {path.name: reporting.read_run(path) for path in paths}
 
 
-def test_the_runs_are_those_of_the_recipes(runs):
+def test_runs_have_the_settings_of_the_recipes(runs):
   """A recipe that changes makes the results stale."""
   found = set()
   for recipe in _RECIPES:
@@ -68,7 +68,7 @@ def test_the_runs_are_those_of_the_recipes(runs):
   assert found == set(runs)
 
 
-def test_the_table_of_the_readme_is_that_of_the_report(runs):
+def test_the_readme_has_the_table_of_the_report(runs):
   comparison = reporting.compare(list(runs.values()))
   found = dict(reporting.all_tables(comparison))
   table = found['Final perplexity by client learning rate']
@@ -77,7 +77,7 @@ def test_the_table_of_the_readme_is_that_of_the_report(runs):
 
 
 @pytest.mark.parametrize('recipe', _RECIPES)
-def test_the_heads_of_recipes_tell_their_results(runs, recipe):
+def test_heads_of_recipes_state_their_results(runs, recipe):
   head = (_ROOT / 'experiments' / 'configs' / f'{recipe}.flags').read_text()
   head = re.sub(r'\n#? *', ' ', head.partition('\n--')[0])
   repeated = [
