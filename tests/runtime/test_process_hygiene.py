@@ -15,16 +15,9 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _MARK = 'SI_FEDERATED_HYGIENE_TEST'
-_RUNTIMES = [
-  'local',
-  'tff',
-  pytest.param(
-    'ray',
-    marks=pytest.mark.skipif(
-      importlib.util.find_spec('ray') is None, reason='needs Ray'
-    ),
-  ),
-]
+_NEEDS_RAY = pytest.mark.skipif(
+  importlib.util.find_spec('ray') is None, reason='needs Ray'
+)
 
 # The client of round 1 never ends unless the process does.
 _PROGRAM = """
@@ -154,8 +147,18 @@ def _await_ready(process):
   pytest.fail(f'ended too early: {"".join(lines)}')
 
 
-@pytest.mark.parametrize('name', _RUNTIMES)
-@pytest.mark.parametrize(('ending', 'code'), [('success', 0), ('error', 1)])
+@pytest.mark.parametrize(
+  ('name', 'ending', 'code'),
+  [
+    ('local', 'success', 0),
+    ('local', 'error', 1),
+    ('tff', 'success', 0),
+    pytest.param('tff', 'error', 1, marks=pytest.mark.slow),
+    # Ray's success: tests/runtime/test_ray.py.
+    pytest.param('ray', 'success', 0, marks=[pytest.mark.slow, _NEEDS_RAY]),
+    pytest.param('ray', 'error', 1, marks=[pytest.mark.slow, _NEEDS_RAY]),
+  ],
+)
 def test_a_program_that_ends(start, name, ending, code):
   """Its output goes through `tee`, which ends with the last that writes."""
   process, mark = start(
@@ -176,11 +179,26 @@ def test_a_program_that_ends(start, name, ending, code):
   _assert_nothing_is_left(process, mark)
 
 
-@pytest.mark.parametrize('name', _RUNTIMES)
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+  ('name', 'how'),
+  [
+    ('local', signal.SIGINT),
+    ('tff', signal.SIGINT),
+    ('tff', signal.SIGKILL),
+    pytest.param('ray', signal.SIGTERM, marks=_NEEDS_RAY),
+    *(
+      pytest.param(name, how, marks=pytest.mark.slow)
+      for name, how in (
+        ('local', signal.SIGTERM),
+        ('local', signal.SIGKILL),
+        ('tff', signal.SIGTERM),
+      )
+    ),
+    # After SIGKILL two of Ray's own processes take longer to notice it.
+    pytest.param('ray', signal.SIGINT, marks=[pytest.mark.slow, _NEEDS_RAY]),
+  ],
+)
 def test_a_program_that_is_ended_in_a_round(start, name, how):
-  if name == 'ray' and how == signal.SIGKILL:
-    pytest.skip("two of Ray's own processes take longer to notice it")
   process, mark = start(sys.executable, '-c', _PROGRAM, name, 'round')
   _await_ready(process)
   time.sleep(1)
@@ -209,6 +227,7 @@ def test_a_worker_outlives_the_thread_that_started_it(start):
   _assert_nothing_is_left(process, mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['tff'])
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_training_that_is_ended(start, tmp_path, name, how):

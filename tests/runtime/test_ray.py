@@ -256,7 +256,7 @@ while sys.argv[1] != 'success':
   [
     'success',
     pytest.param('error', marks=pytest.mark.slow),
-    'SIGINT',
+    pytest.param('SIGINT', marks=pytest.mark.slow),
     'SIGTERM',
   ],
 )

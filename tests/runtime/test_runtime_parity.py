@@ -129,9 +129,9 @@ def _three_rounds(process, data):
 @pytest.mark.parametrize(
   ('build', 'model', 'data'),
   [
-    (_adam, _dense_model, _dense_data),
+    pytest.param(_adam, _dense_model, _dense_data, marks=pytest.mark.slow),
     (_tree_without_noise, _dense_model, _dense_data),
-    (_mime_lite, _dense_model, _dense_data),
+    pytest.param(_mime_lite, _dense_model, _dense_data, marks=pytest.mark.slow),
     (_adam, _cifg_model, _cifg_data),
   ],
   ids=['adam', 'tree', 'mime_lite', 'cifg'],

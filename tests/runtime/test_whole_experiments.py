@@ -57,6 +57,7 @@ def _local(run):
   return run('local', *_MANY_PARTS)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_bits_of_local(run, local):
   final, weights = run('ray', '--runtime=ray', *_MANY_PARTS)
   assert final == local[0]
