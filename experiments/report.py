@@ -1,9 +1,9 @@
-"""Makes a report from run folders: tables, figures, one page to pass on.
+"""Makes a report from run folders: tables, figures, one page to share.
 
   python -m experiments.report --runs=runs
   python -m experiments.report --runs=runs/cifg --runs=runs/si_cifg
 
-It reads what training has written so far, so it may be run at any time.
+It reads what training has written so far, so it can run at any time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RUNS = absl_flags.DEFINE_multi_string(
 _OUTPUT = absl_flags.DEFINE_string(
   'output',
   None,
-  'Folder to write the report to. Default: the folder "report" beside the '
+  'Folder to write the report to. Default: the folder "report" next to the '
   'runs.',
 )
 _TITLE = absl_flags.DEFINE_string(
@@ -33,8 +33,8 @@ _TITLE = absl_flags.DEFINE_string(
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Writes the report and prints its table and the files' paths."""
-  # Folders after the flag are welcome, so that --runs runs/* works.
+  """Writes the report and prints its tables and the files' paths."""
+  # Positional arguments are folders, too, so that --runs runs/* works.
   paths = [*_split(_RUNS.value or []), *arguments]
   if not paths:
     raise config.ConfigError(

@@ -1,4 +1,4 @@
-"""Trains many models: every combination of flags' values, with several seeds.
+"""Trains many models: all combinations of flag values, with several seeds.
 
 Two models, three learning rates and two seeds, twelve runs:
 
@@ -7,7 +7,8 @@ Two models, three learning rates and two seeds, twelve runs:
     --grid='model=cifg:units=256|si_cifg:units=256' \\
     --grid=client_learning_rate=0.1,0.3,1 --seeds=2
 
-Recipes side by side, each with the flags of the command line on top:
+Recipes side by side, each with the flags of the command line, which take
+precedence:
 
   python -m experiments.sweep --experiment_name=models --total_rounds=50 \\
     --recipes=experiments/configs/docstrings.cifg.mean.flags \\
@@ -24,10 +25,10 @@ A random search:
   python -m experiments.sweep --experiment_name=search --random=20 \\
     --grid=client_learning_rate=log:0.01..3 --grid=clip_norm=0.1,0.3,1
 
-Every flag of experiments.train may be given, for all runs, or in --grid. Runs
-go to the folders runs/NAME/RUN, and what they say to runs/NAME/logs. There are
-as many at once as there are processors. Stop it at any moment: the same command
-goes on where it was, and tries again what failed. Then:
+Every flag of experiments.train may be given, for all runs or in --grid. Runs
+are written to runs/NAME/RUN, their output to runs/NAME/logs. As many run in
+parallel as there are processors. A sweep may be stopped at any time: the same
+command continues it and retries failed runs. Then:
 
   python -m experiments.report --runs=runs/rates
 """
@@ -59,35 +60,35 @@ _RECIPES = absl_flags.DEFINE_multi_string(
   'recipes',
   [],
   'Files of flags, separated by commas or given one by one: everything is run '
-  'for each of them. Flags of the command line go before those of the files.',
+  'for each of them. Flags of the command line take precedence.',
 )
 _SEEDS = absl_flags.DEFINE_integer(
-  'seeds', 1, 'How often to run each setting, with seeds that count up.'
+  'seeds', 1, 'Number of runs of each setting, with seeds that count up.'
 )
 _SEED_FLAGS = absl_flags.DEFINE_list(
   'seed_flags',
   list(sweeps.SEED_FLAGS),
-  'Which seeds --seeds counts up; noise_seed with private aggregators only '
-  '(left out, it is as the flags say: secret by default).',
+  'The seeds that --seeds counts up; noise_seed with private aggregators only '
+  '(if left out, it keeps its value: secret by default).',
 )
 _RANDOM = absl_flags.DEFINE_integer(
-  'random', None, 'Draw so many settings of --grid instead of running all.'
+  'random', None, 'Draw this many settings of --grid instead of running all.'
 )
 _RANDOM_SEED = absl_flags.DEFINE_integer(
-  'random_seed', 0, 'The seed by which --random draws.'
+  'random_seed', 0, 'The seed of the draws of --random.'
 )
 _JOBS = absl_flags.DEFINE_integer(
   'jobs',
   None,
-  'How many runs at once; by default one for each processor.',
+  'Number of parallel runs; by default one per processor.',
 )
 _THREADS = absl_flags.DEFINE_integer(
   'threads_per_run',
   None,
-  'How many processors each run has; by default they are shared out.',
+  'Number of processors of each run; by default they are divided evenly.',
 )
 _ADD = absl_flags.DEFINE_bool(
-  'add', False, 'Add these runs to a sweep that has others.'
+  'add', False, 'Add these runs to a sweep that has other runs.'
 )
 _DRY_RUN = absl_flags.DEFINE_bool(
   'dry_run', False, 'Print the commands of the runs, and run nothing.'
@@ -95,7 +96,7 @@ _DRY_RUN = absl_flags.DEFINE_bool(
 
 
 def main() -> None:
-  """Plans the sweep, and runs what has not finished."""
+  """Plans the sweep and trains its unfinished runs."""
   folder = os.path.join(
     absl_flags.FLAGS.root_output_dir, absl_flags.FLAGS.experiment_name
   )
@@ -131,13 +132,15 @@ def main() -> None:
     raise ValueError(
       f'{len(failed)} of {len(runs)} runs failed ({", ".join(failed[:5])}'
       f'{", ..." if len(failed) > 5 else ""}): see above, and '
-      f'{os.path.join(folder, "logs")}; the same command tries them again.'
+      f'{os.path.join(folder, "logs")}; the same command retries them.'
     )
-  print(f'Results are in {folder}; experiments.report --runs={folder} shows.')
+  print(
+    f'Results are in {folder}; experiments.report --runs={folder} shows them.'
+  )
 
 
 def _plan(folder: str) -> sweeps.Plan:
-  """Returns what is to be run, checked against what the folder plans."""
+  """Returns the plan of the flags, checked against the folder's plan."""
   given = flags.given_experiment_flags()
   own = given.pop('experiment_name')
   held = sweeps.read_plan(folder)
@@ -154,7 +157,7 @@ def _plan(folder: str) -> sweeps.Plan:
     num_random=_RANDOM.value,
     random_seed=_RANDOM_SEED.value,
   )
-  # Where nothing has run yet nothing is lost.
+  # If nothing has run yet, the folder's plan is replaced.
   if held is None or not any(
     run.round_num or run.state == sweeps.FINISHED
     for run in sweeps.find_runs(held, folder)
@@ -188,7 +191,7 @@ def _bases(given: dict[str, str], own_name: str) -> list[sweeps.Base]:
 
 @contextlib.contextmanager
 def _held(folder: str) -> Iterator[None]:
-  """Keeps a second sweep out of the folder."""
+  """Locks the folder against a second sweep."""
   os.makedirs(folder, exist_ok=True)
   with open(os.path.join(folder, '.lock'), 'w') as lock:
     try:

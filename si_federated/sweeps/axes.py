@@ -1,4 +1,4 @@
-"""The grammar of what a sweep varies: lists of values, and ranges."""
+"""The grammar of `--grid`: lists of values, and ranges."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Mapping
 
 from si_federated import config
 
-# A bar separates values; \| is a bar in a value. So with & for linked flags.
+# A bar separates values; \| is a bar in a value. Linked flags use & likewise.
 _BAR = re.compile(r'(?<!\\)\|')
 _AND = re.compile(r'(?<!\\)&')
 _ESCAPED = re.compile(r'\\([|&])')
 _RANGE = re.compile(r'(linear|log|int):(.+)\.\.(.+)')
-# Enough to tell drawn numbers apart, few enough for the name of a folder.
+# Enough to distinguish drawn numbers, few enough for the name of a folder.
 _DIGITS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers to draw from.
+  """A range of numbers to draw from.
 
   Attributes:
     kind: `'linear'`, `'log'` (uniform in the logarithm) or `'int'`.
@@ -34,7 +34,7 @@ class Range:
   high: float
 
   def draw(self, source: random.Random) -> str:
-    """Returns a number, to three significant digits, as text."""
+    """Returns a number as text, with three significant digits."""
     if self.kind == 'int':
       return str(source.randint(int(self.low), int(self.high)))
     if self.kind == 'log':
@@ -48,13 +48,13 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """A flag, or several that vary together, and what they are set to.
+  """A flag, or several that vary together, and their values.
 
   Attributes:
     flags: The names.
-    values: What they are set to as text, if that is listed: in each, a value
-      for each flag.
-    range: What the value of the one flag is drawn from, if none are listed.
+    values: The values as text if they are listed: tuples with a value for each
+      flag.
+    range: The range from which the value of a single flag is drawn otherwise.
   """
 
   flags: tuple[str, ...]
@@ -62,11 +62,11 @@ class Axis:
   range: Range | None = None
 
   def draw(self, seed: int, index: int) -> tuple[str, ...]:
-    """Draws values, a pure function of the flags and of two numbers.
+    """Draws values, a pure function of the flags, the seed and the index.
 
     Args:
       seed: The seed of the search.
-      index: Which draw of the search.
+      index: The number of the draw.
 
     Returns:
       A value as text for each flag.
@@ -84,28 +84,28 @@ def parse_axis(
 ) -> Axis:
   r"""Parses `FLAG=VALUES`.
 
-  Values are separated by `|`. Those of a flag that is a number may be
-  separated by commas, too; in all others a comma belongs to the value, as in
+  Values are separated by `|`. Values of a numeric flag may also be separated by
+  commas; in all others a comma belongs to the value, as in
   `model=cifg:units=256,num_layers=2|si_cifg`.
 
   Flags joined by `&` vary together, and so do their values:
   `model&client_learning_rate=cifg&0.3|si_cifg&1`. `\|` and `\&` are a bar and
   an ampersand in a value.
 
-  Instead of values, a flag that is a number may have a range: `log:0.01..3`,
-  `linear:0..1`, or `int:1..8`, both ends included.
+  Instead of values, a numeric flag may have a range: `log:0.01..3`,
+  `linear:0..1` or `int:1..8`, both ends included.
 
   Args:
-    text: What a user typed.
-    numeric: The flags that there are, and whether each is a number.
+    text: The user's input.
+    numeric: All flags, and whether each is numeric.
     aliases: Other names of flags.
 
   Returns:
     The axis.
 
   Raises:
-    config.ConfigError: If the text does not follow the grammar, or there is no
-      such flag.
+    config.ConfigError: If the text does not follow the grammar or names an
+      unknown flag.
   """
   names, equals, rest = text.partition('=')
   known = [name.strip().lstrip('-') for name in names.split('&')]
@@ -151,14 +151,13 @@ def _parse_range(text: str, kind: str, low: str, high: str) -> Range:
     ends = [int(end) if kind == 'int' else float(end) for end in (low, high)]
   except ValueError:
     raise config.ConfigError(
-      f'--grid={text}: {low!r} and {high!r} are to be '
+      f'--grid={text}: {low!r} and {high!r} must be '
       f'{"whole numbers" if kind == "int" else "numbers"}.'
     ) from None
   finite = all(map(math.isfinite, ends))
   if not finite or ends[0] >= ends[1] or (kind == 'log' and ends[0] <= 0):
     above = ', the first above 0' if kind == 'log' else ''
     raise config.ConfigError(
-      f'--grid={text}: the ends of a range are to be finite and ascending'
-      f'{above}.'
+      f'--grid={text}: the ends of a range must be finite and ascending{above}.'
     )
   return Range(kind, *ends)

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of, as written to `sweep.json`."""
+"""The runs of a sweep, as written to `sweep.json`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union
 
 from si_federated import config, files
@@ -22,6 +22,8 @@ _MOST_CHARACTERS = 100
 _MOST_LISTED = 3
 # The one aggregator without noise.
 _NOT_PRIVATE = 'mean'
+# Flags whose values need no name in front.
+_NAMELESS = ('model', 'aggregator', 'algorithm', 'task')
 _SHORT = {
   'client_learning_rate': 'client_lr',
   'server_learning_rate': 'server_lr',
@@ -30,10 +32,10 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """What a family of runs has in common.
+  """The flags that a family of runs shares.
 
   Attributes:
-    label: What tells it from the other bases, in names; may be empty.
+    label: Distinguishes it from other bases in names; may be empty.
     arguments: Flags, as on a command line.
   """
 
@@ -46,14 +48,14 @@ class Plan:
   """The runs of a sweep.
 
   Attributes:
-    runs: Their settings, whose `experiment_name` is the name of each one's
-      folder, in the order in which to run them.
+    runs: Their settings in the order in which to run them; `experiment_name` is
+      the name of a run's folder.
   """
 
   runs: tuple[ExperimentConfig, ...]
 
   def to_json(self) -> str:
-    """Returns the plan as JSON: what all runs share, and what differs."""
+    """Returns the plan as JSON: shared settings, and each run's own."""
     runs = [json.loads(run.to_json()) for run in self.runs]
     for run in runs:
       del run['experiment_name']
@@ -75,18 +77,17 @@ class Plan:
     return json.dumps(content, indent=2) + '\n'
 
   def write(self, folder: Union[str, os.PathLike]) -> None:
-    """Writes `sweep.json` into a folder, made if missing."""
+    """Writes `sweep.json` into a folder, created if missing."""
     files.write_atomically(os.path.join(folder, PLAN_NAME), self.to_json())
 
   def extend(self, new: Plan, *, add: bool, where: str) -> Plan:
     """Returns the plan that continues this one.
 
     Args:
-      new: What is wanted now. Runs with the settings of one of this plan are
-        that run, whatever their names.
-      add: Whether runs of this plan that `new` lacks are kept; otherwise they
-        are refused.
-      where: Where this plan is, for the message.
+      new: The requested plan. Runs with equal settings are the same run,
+        whatever their names.
+      add: Whether `new` may lack runs of this plan, which are kept.
+      where: The location of this plan, for the message.
 
     Returns:
       The runs of this plan, then those that `new` adds.
@@ -100,21 +101,15 @@ class Plan:
     if gone and not add:
       raise config.ConfigError(
         f'{where} plans {_count(len(gone))} that these flags do not '
-        f'({_difference(gone, new.runs)}); give the flags of before to go on '
-        'with it, --add to run these beside those, or another '
+        f'({_difference(gone, new.runs)}); repeat the earlier flags to '
+        'continue it, use --add to run these as well, or another '
         '--experiment_name.'
       )
-    taken = {run.experiment_name for run in self.runs}
-    added = []
+    runs = {run.experiment_name: run for run in self.runs}
     for key, run in wanted.items():
-      if key in held:
-        continue
-      name = run.experiment_name
-      if name in taken:
-        name = f'{name}-{_hash(run)}'
-      taken.add(name)
-      added.append(dataclasses.replace(run, experiment_name=name))
-    return Plan((*self.runs, *added))
+      if key not in held:
+        _add(runs, run, run.experiment_name)
+    return Plan(tuple(runs.values()))
 
 
 def read_plan(folder: Union[str, os.PathLike]) -> Plan | None:
@@ -148,8 +143,8 @@ def read_plan(folder: Union[str, os.PathLike]) -> Plan | None:
     return None
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise config.ConfigError(
-      f'{path} is no plan of a sweep ({error}); restore it, or move it away to '
-      'have it written anew.'
+      f'{path} is not a plan of a sweep ({error}); restore it, or remove it to '
+      'start over.'
     ) from error
 
 
@@ -166,26 +161,25 @@ def build_plan(
   """Lists the runs of a grid or of a random search.
 
   Args:
-    bases: What to begin with; each gets every setting of the axes.
+    bases: The bases; each is combined with every setting of the axes.
     axes: What to vary. All combinations are run, unless `num_random` is given.
-    resolve: Turns flags, as on a command line, into a configuration; of a flag
-      that is given twice the last holds.
-    num_seeds: How often to run each setting, with seeds that count up from
-      those of the base. All settings come with the first seeds, then all with
-      the next.
-    seed_flags: Which seeds count up; `noise_seed` does for private aggregators
-      alone, from 0 if the base has none.
-    num_random: How many settings to draw, each flag on its own, instead of
-      taking all.
-    random_seed: The seed by which they are drawn.
+    resolve: Turns flags, as on a command line, into a configuration; if a flag
+      is given twice, the last value counts.
+    num_seeds: Runs of each setting, with seeds that count up from those of the
+      base. All settings run with the first seeds, then all with the next.
+    seed_flags: The seeds that count up; `noise_seed` counts only for private
+      aggregators, from 0 if the base has none.
+    num_random: Number of settings to draw, each flag independently, instead of
+      all combinations.
+    random_seed: Seeds the draws.
 
   Returns:
-    The plan. It depends on nothing but the arguments; more values, seeds or
-    draws add runs to it.
+    The plan, a function of the arguments only; more values, seeds or draws add
+    runs to it.
 
   Raises:
-    config.ConfigError: If the arguments do not go together or a setting is
-      refused.
+    config.ConfigError: If the arguments contradict one another or a setting is
+      invalid.
   """
   _check(axes, num_seeds, seed_flags, num_random)
   flags = [flag for axis in axes for flag in axis.flags]
@@ -202,72 +196,75 @@ def build_plan(
     for axis in axes
     for place, flag in enumerate(axis.flags)
   }
-  runs: dict[ExperimentConfig, ExperimentConfig] = {}
-  names: set[str] = set()
+  runs: dict[str, ExperimentConfig] = {}
+  planned: set[ExperimentConfig] = set()
   for number in range(num_seeds):
     for base, chosen in itertools.product(bases, combinations):
       values = list(itertools.chain.from_iterable(chosen))
       settings = [f'--{flag}={value}' for flag, value in zip(flags, values)]
-      run = resolve(
-        ['--experiment_name=run', *base.arguments, *settings],
-      )
+      run = resolve(['--experiment_name=run', *base.arguments, *settings])
       seeds = _seeds(run, seed_flags, number)
-      run = dataclasses.replace(run, **seeds)
-      if _settings(run) in runs:
+      run = _settings(dataclasses.replace(run, **seeds))
+      if run in planned:
         if num_random is None:
           raise config.ConfigError(
-            f'{" ".join(settings) or base.label or "A run"} stands twice in '
+            f'{" ".join(settings) or base.label or "A run"} occurs twice in '
             'the sweep; list each value and each recipe once.'
           )
         continue
+      planned.add(run)
       pieces = [base.label] if base.label else []
       for flag, value in zip(flags, values):
         short = shortened[flag].get(value, value)
-        pieces.append(
-          short
-          if flag in ('model', 'aggregator', 'algorithm', 'task')
-          else f'{_SHORT.get(flag, flag)}={short}'
-        )
+        prefix = '' if flag in _NAMELESS else f'{_SHORT.get(flag, flag)}='
+        pieces.append(prefix + short)
       if num_seeds > 1:
         pieces.append(f'seed={number}')
-      name = _name(pieces, run)
-      if name in names:
-        name = f'{name}-{_hash(run)}'
-      names.add(name)
-      runs[_settings(run)] = dataclasses.replace(run, experiment_name=name)
+      _add(runs, run, _name(pieces, run))
   return Plan(tuple(runs.values()))
+
+
+def _add(
+  runs: dict[str, ExperimentConfig], run: ExperimentConfig, name: str
+) -> None:
+  """Adds a run under a name, made unique by a hash of its settings."""
+  if name in runs:
+    name = f'{name}-{_hash(run)}'
+  runs[name] = dataclasses.replace(run, experiment_name=name)
 
 
 def command_line(
   run: ExperimentConfig,
   resolve: Callable[[Sequence[str]], ExperimentConfig],
 ) -> list[str]:
-  """Returns the flags that give a run its settings, and no other flags.
+  """Returns the flags that give a run its settings, without defaults.
 
   Args:
     run: The run.
-    resolve: As of `build_plan`.
+    resolve: See `build_plan`.
   """
   name = f'--experiment_name={run.experiment_name}'
   default = resolve([name])
-  flags = {
-    flag: value
-    for flag, value in vars(run).items()
-    if str(value) != str(getattr(default, flag))
-  }
+  flags = _differing(run, default)
   # Defaults may depend on other flags, such as the task.
   for _ in range(2):
     arguments = [name, *(f'--{flag}={value}' for flag, value in flags.items())]
-    resolved = resolve(arguments)
-    missed = [flag for flag in vars(run) if _differ(run, resolved, flag)]
+    missed = _differing(run, resolve(arguments))
     if not missed:
       break
-    flags.update({flag: getattr(run, flag) for flag in missed})
+    flags.update(missed)
   return arguments
 
 
-def _differ(one: ExperimentConfig, other: ExperimentConfig, flag: str) -> bool:
-  return str(getattr(one, flag)) != str(getattr(other, flag))
+def _differing(
+  run: ExperimentConfig, other: ExperimentConfig
+) -> dict[str, Any]:
+  """Returns the flags of a run whose values differ from another's."""
+  return {
+    flag: value
+    for flag, value in vars(run).items()
+    if str(value) != str(getattr(other, flag))
+  }
 
 
 def _check(
@@ -280,7 +277,7 @@ def _check(
   for flag in flags:
     if flags.count(flag) > 1:
       raise config.ConfigError(
-        f'--grid has {flag} twice; list all of its values in one.'
+        f'--grid has {flag} twice; list all of its values in one --grid.'
       )
   if 'experiment_name' in flags:
     raise config.ConfigError(
@@ -295,7 +292,7 @@ def _check(
     if flag in flags and num_seeds > 1:
       raise config.ConfigError(
         f'--grid={flag} and --seeds={num_seeds} both set --{flag}; give one of '
-        'them, or leave it out of --seed_flags.'
+        'them, or remove it from --seed_flags.'
       )
   if num_seeds < 1:
     raise config.ConfigError(f'--seeds must be at least 1, found {num_seeds}.')
@@ -328,7 +325,7 @@ def _seeds(
 
 
 def _short_values(values: Sequence[str]) -> dict[str, str]:
-  """Returns values as parts of names: options only where they differ."""
+  """Shortens values for names: options appear only where they differ."""
   options: dict[str, dict[str, list[str]]] = {}
   for value in values:
     name, _, rest = value.partition(':')
@@ -351,7 +348,7 @@ def _name(pieces: Sequence[str], run: ExperimentConfig) -> str:
 
 
 def _settings(run: ExperimentConfig) -> ExperimentConfig:
-  """Returns what identifies a run: all but its name."""
+  """Returns the settings that identify a run: all but its name."""
   return dataclasses.replace(run, experiment_name='run')
 
 
@@ -366,7 +363,7 @@ def _count(number: int) -> str:
 def _difference(
   gone: Sequence[ExperimentConfig], wanted: Sequence[ExperimentConfig]
 ) -> str:
-  """Says in what the nearest of the wanted runs differs from those gone."""
+  """Describes how the most similar requested runs differ from those gone."""
   texts = []
   for run in gone[:_MOST_LISTED]:
     nearest: list[str] = min(
@@ -382,8 +379,3 @@ def _difference(
   if len(gone) > _MOST_LISTED:
     texts.append('...')
   return '; '.join(texts)
-
-
-def as_mapping(plan: Plan) -> Mapping[str, ExperimentConfig]:
-  """Returns the runs by name."""
-  return {run.experiment_name: run for run in plan.runs}

@@ -1,4 +1,4 @@
-"""Runs the runs of a sweep, several processes at once, and watches them."""
+"""Trains the runs of a sweep in parallel processes and monitors them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Union
+from typing import Union
 
 from si_federated.config import ExperimentConfig
 from si_federated.sweeps.plan import Plan
@@ -23,26 +23,26 @@ WAITING, RUNNING, FINISHED, FAILED = 'waiting', 'running', 'finished', 'failed'
 LOGS = 'logs'
 _POLL_SECS = 0.2
 _LOOK_SECS = 2.0
-# A run that is stopped saves what it has; a large model takes its time.
+# A stopped run saves its state, which takes time for a large model.
 _STOP_SECS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass
 class Run:
-  """A run and how far it is.
+  """A run and its progress.
 
   Attributes:
-    settings: What it is.
-    folder: Where it is.
-    log: The file that its process prints to.
+    settings: Its settings.
+    folder: Its folder.
+    log: The file for its process's output.
     state: One of the states above.
     round_num: The last round of its metrics.
     perplexity: The last evaluation perplexity, of language models.
     accuracy: The last evaluation accuracy.
     error: Why it failed, in a sentence.
-    log_start: Where in `log` the output of its last process begins.
-    secs: How long its processes have run in this sweep.
+    log_start: The offset in `log` of its last process's output.
+    secs: The time that its processes have run in this sweep.
   """
 
   settings: ExperimentConfig
@@ -62,7 +62,7 @@ class Run:
     return self.settings.experiment_name
 
   def look(self) -> None:
-    """Reads from the run's folder how far it is."""
+    """Reads the progress from the run's folder."""
     try:
       path = os.path.join(self.folder, 'metrics.csv')
       with open(path, encoding='utf-8', newline='') as file:
@@ -73,20 +73,20 @@ class Run:
           if row.get('eval/accuracy'):
             self.accuracy = float(row['eval/accuracy'])
     except (OSError, ValueError, KeyError, TypeError):
-      # Not there yet, or garbled, which the run itself will tell.
+      # Missing as yet, or garbled, which the run itself will report.
       pass
 
 
 def find_runs(plan: Plan, folder: Union[str, os.PathLike]) -> list[Run]:
-  """Looks up how far each run of a plan is.
+  """Finds the progress of each run of a plan.
 
   Args:
     plan: The plan.
     folder: The folder of the sweep.
 
   Returns:
-    The runs in the plan's order; those that have written their summary, with
-    the settings of the plan, are finished.
+    The runs in the plan's order. Runs with a summary and the settings of the
+    plan are finished.
   """
   runs = []
   for settings in plan.runs:
@@ -112,7 +112,7 @@ def _has_finished(run: Run) -> bool:
       held = ExperimentConfig.from_json(file.read())
   except (OSError, ValueError):
     return False
-  # Training itself refuses a folder of another experiment.
+  # Training itself rejects the folder of another experiment.
   return not run.settings.differences(held)
 
 
@@ -124,22 +124,22 @@ def run_all(
   threads_per_run: int,
   changed: Callable[[Run | None], None],
 ) -> None:
-  """Runs what has not finished; a run that fails does not stop the others.
+  """Trains all unfinished runs; a failing run does not stop the others.
 
-  Each process keeps to processors of its own, so that all libraries in it see
-  no more than these.
+  Each process is restricted to processors of its own, so that its libraries use
+  no others.
 
   Args:
-    runs: The runs; they are brought up to date as they go on.
+    runs: The runs; they are updated as they progress.
     command: Returns the command of a run.
-    num_jobs: How many processes to run at once.
-    threads_per_run: How many processors each of them has.
+    num_jobs: Number of parallel processes.
+    threads_per_run: Number of processors of each.
     changed: Called with a run when its state has changed, and with None every
       few seconds.
 
   Raises:
-    KeyboardInterrupt: If interrupted (SIGTERM, too); what the runs had done is
-      saved.
+    KeyboardInterrupt: On an interrupt or SIGTERM, once the runs have saved
+      their state.
   """
   waiting = [run for run in runs if run.state != FINISHED]
   free = list(reversed(_processors(num_jobs, threads_per_run)))
@@ -176,7 +176,7 @@ def run_all(
 
 
 def _processors(num_jobs: int, threads_per_run: int) -> list[frozenset[int]]:
-  """Returns the processors of each of the processes, shared if they must."""
+  """Returns the processors of each process, shared if they are too few."""
   present = sorted(os.sched_getaffinity(0))
   return [
     frozenset(
@@ -201,7 +201,7 @@ def _start(
 
   def prepare() -> None:
     os.sched_setaffinity(0, cores)
-    # Should this process be killed, the run saves and ends, too.
+    # If this process is killed, the run saves its state and ends, too.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
   with open(run.log, 'ab') as log:
@@ -212,7 +212,7 @@ def _start(
       stdout=log,
       stderr=subprocess.STDOUT,
       env={**os.environ, **limits},
-      # Ctrl-C is for this process, which stops the others in order.
+      # Ctrl-C goes to this process only, which stops the others.
       start_new_session=True,
       preexec_fn=prepare,
     )
@@ -228,7 +228,7 @@ def _end(run: Run, code: int) -> None:
   how = f'signal {-code}' if code < 0 else f'exit code {code}'
   run.error = last.removeprefix('error: ') if last else f'it ended with {how}'
   if code < 0:
-    run.error = f'it was killed by {how}; the last it said: {last or "nothing"}'
+    run.error = f'it was killed by {how}; its last output: {last or "none"}'
 
 
 def _last_line(path: str, start: int) -> str:
@@ -242,7 +242,7 @@ def _last_line(path: str, start: int) -> str:
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:
-  """Has the processes save and end; a second interrupt kills them."""
+  """Makes the processes save and end; a second interrupt kills them."""
   for process in processes:
     process.terminate()
   deadline = time.monotonic() + _STOP_SECS
@@ -258,15 +258,11 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-  """Makes SIGTERM the KeyboardInterrupt of Ctrl-C."""
+  """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-
-  def handle(unused_number: int, unused_frame: Any) -> None:
-    raise KeyboardInterrupt
-
-  before = signal.signal(signal.SIGTERM, handle)
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     yield
   finally:
@@ -274,7 +270,7 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def progress(runs: Sequence[Run]) -> tuple[int, int]:
-  """Returns the rounds that are done, and those that there are."""
+  """Returns the number of finished rounds, and of all rounds."""
   total = sum(run.settings.total_rounds for run in runs)
   done = sum(min(run.round_num, run.settings.total_rounds) for run in runs)
   return done, total

@@ -1,4 +1,4 @@
-"""Shows how far a sweep is: a live table, or plain lines off a terminal."""
+"""Shows a sweep's progress: a live table, or plain lines off a terminal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from si_federated.sweeps import runner
 from si_federated.sweeps.runner import Run
 
 _LOG_SECS = 60.0
-# What matters most stands first when the terminal is too low for all.
+# The most important states come first if the terminal is too low for all.
 _ORDER = (runner.RUNNING, runner.FAILED, runner.FINISHED, runner.WAITING)
 _COLUMNS = ('run', 'state', 'round', 'result', 'time')
 _STYLES = {runner.RUNNING: 'bold', runner.FAILED: 'red', runner.WAITING: 'dim'}
 
 
 class Lines:
-  """Writes a line when a run starts or ends, and one a minute besides.
+  """Writes a line when a run starts or ends, and another every minute.
 
   Args:
     runs: The runs of the sweep.
-    stream: Where to write; standard output if None.
+    stream: The output; standard output if None.
     clock: Returns the time in seconds; for tests.
   """
 
@@ -49,7 +49,7 @@ class Lines:
     self._write(headline(self._runs))
 
   def changed(self, run: Run | None) -> None:
-    """Tells of a run whose state has changed, or of all."""
+    """Reports a run whose state has changed, or all runs."""
     now = self._clock()
     if run is None:
       if now - self._written < _LOG_SECS:
@@ -63,10 +63,10 @@ class Lines:
       at = f', from round {run.round_num}' if run.round_num else ''
       text = f'started: {run.name}{at}'
     elif run.state == runner.FINISHED:
-      told = [text for text in (_result(run), _duration(run.secs)) if text]
-      text += f' ({", ".join(told)})'
+      facts = filter(None, (_result(run), _duration(run.secs)))
+      text += f' ({", ".join(facts)})'
     elif run.state == runner.FAILED:
-      text += f': {run.error} (all it said: {run.log})'
+      text = _failure(run)
     self._write(text)
 
   def _write(self, text: str) -> None:
@@ -97,10 +97,10 @@ class Live:
     self._live.__exit__(*error)
     for run in self._runs:
       if run.state == runner.FAILED:
-        print(f'failed: {run.name}: {run.error} (all it said: {run.log})')
+        print(_failure(run))
 
   def changed(self, unused_run: Run | None) -> None:
-    """Shows the table anew."""
+    """Updates the table."""
     self._live.update(self._table())
 
   def _table(self) -> Any:
@@ -138,7 +138,7 @@ def show(runs: Sequence[Run]) -> Live | Lines:
 
 
 class Estimate:
-  """How long the rest will take, by the rounds of this session."""
+  """Estimates the remaining time from the rounds of this session."""
 
   def __init__(self, runs: Sequence[Run], clock: Callable[[], float]):
     self._runs = runs
@@ -158,7 +158,7 @@ class Estimate:
 
 
 def headline(runs: Sequence[Run]) -> str:
-  """Returns how many runs are in which state."""
+  """Returns the number of runs in each state."""
   states = collections.Counter(run.state for run in runs)
   parts = [f'{states[runner.FINISHED]} of {len(runs)} runs finished']
   parts += [
@@ -172,15 +172,15 @@ def headline(runs: Sequence[Run]) -> str:
 def table_rows(
   runs: Sequence[Run], height: int
 ) -> tuple[list[tuple[str, ...]], str]:
-  """Returns the rows to show, and what is said of those that do not fit.
+  """Returns the rows that fit on a terminal.
 
   Args:
     runs: The runs of the sweep.
-    height: The most rows.
+    height: Maximum number of rows.
 
   Returns:
-    Rows of name, state, round, result and time, those under way first; and
-    a sentence, empty if all are shown.
+    Rows of name, state, round, result and time, active runs first; and a note
+    on the runs left out, empty if there are none.
   """
   ordered = sorted(runs, key=lambda run: _ORDER.index(run.state))
   hidden = len(ordered) - height
@@ -197,12 +197,16 @@ def table_rows(
   return rows, f'... and {hidden} more' if hidden > 0 else ''
 
 
+def _failure(run: Run) -> str:
+  return f'failed: {run.name}: {run.error} (full output: {run.log})'
+
+
 def _round(run: Run) -> str:
   return f'{run.round_num}/{run.settings.total_rounds}'
 
 
 def _result(run: Run) -> str:
-  """Returns the last evaluation: perplexity, of classifiers accuracy."""
+  """Returns the last evaluation: perplexity, or accuracy of classifiers."""
   if run.perplexity is not None:
     big = not run.perplexity < 1e5
     number = f'{run.perplexity:.3g}' if big else f'{run.perplexity:.1f}'

@@ -123,4 +123,4 @@ def test_a_garbled_plan_is_told(tmp_path):
   (tmp_path / 's' / 'sweep.json').write_text(json.dumps({'runs': 1}))
   done = _sweep(tmp_path, '--grid=client_lr=1')
   assert done.returncode == 2
-  assert 'sweep.json is no plan of a sweep' in done.stderr
+  assert 'sweep.json is not a plan of a sweep' in done.stderr

@@ -53,7 +53,7 @@ def test_lines_tell_of_starts_ends_and_failures():
     '0 of 2 runs finished, 1 running, 1 waiting, about 5m00s left: r0 5/10',
     'finished: r0 (perplexity 123.5, 3m10s)',
     'started: r1, from round 3',
-    'failed: r1: no data. (all it said: logs/r1.txt)',
+    'failed: r1: no data. (full output: logs/r1.txt)',
     '1 of 2 runs finished, 1 failed',
   ]
 
