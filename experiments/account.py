@@ -1,34 +1,36 @@
-"""Tells what privacy a mechanism gives, or what noise a budget needs.
+"""Computes the privacy of a mechanism, or the noise that a budget needs.
 
-No training and no data. What it prints is JSON; below it, with --compare, a
-table of mechanisms at equal privacy. DP-FTRL with trees as Gboard had it:
+Neither trains nor reads data. Prints JSON and, with --compare, a table of
+mechanisms at equal privacy. DP-FTRL with trees, as deployed in Gboard:
 
   python -m experiments.account --aggregator=tree --noise_multiplier=7 \\
     --total_rounds=2000 --max_participations=6 --min_separation=314 \\
     --delta=1e-10
 
-The noise that a budget needs, and how the mechanisms compare in that setting:
+The noise that a budget needs, and a comparison of mechanisms in that setting:
 
   python -m experiments.account --aggregator=blt --target_epsilon=8 \\
     --total_rounds=2048 --max_participations=6 --min_separation=342 \\
     --delta=1e-6 --compare
 
-What a recipe costs:
+The privacy of a recipe:
 
   python -m experiments.account --num_clients=3531 \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags
 
-Flags are those of experiments.train. Poisson sampling, which amplifies privacy,
-takes --participation=poisson with --clients_per_round and --num_clients.
+Flags are those of experiments.train. For Poisson sampling, which amplifies
+privacy, give --participation=poisson, --clients_per_round and --num_clients.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -48,19 +50,21 @@ _NAMES = (
   'max_participations',
   'noise_cohort_size',
 )
+# Printed first; the other entries of the summary follow.
+_FIRST = ('noise_multiplier', 'rho', 'epsilon', 'delta', 'sensitivity')
 flags.define_config_flags(
   field.name
   for field in dataclasses.fields(config.ExperimentConfig)
   if field.name != 'experiment_name'
 )
-# The others are there so that a recipe is understood, and have no effect.
+# The other flags have no effect here: they are accepted for recipes.
 for _name in _NAMES:
   absl_flags.declare_key_flag(_name)
 _NUM_CLIENTS = absl_flags.DEFINE_integer(
   'num_clients',
   None,
-  'The number of training clients: with it, --participation is held to the '
-  'contract and its sampling amplifies privacy where it does.',
+  'The number of training clients: if given, --participation must meet the '
+  'contract, and its sampling amplifies privacy if it can.',
   lower_bound=1,
 )
 _DIMENSION = absl_flags.DEFINE_integer(
@@ -82,7 +86,8 @@ _COMPARE = absl_flags.DEFINE_bool(
 _MECHANISMS = absl_flags.DEFINE_list(
   'mechanisms',
   None,
-  'What to compare; all by default, of which banded and dense take minutes.',
+  'The mechanisms to compare; all by default, though banded and dense take '
+  'minutes.',
 )
 
 
@@ -95,17 +100,26 @@ def _experiment() -> config.ExperimentConfig:
     raise config.ConfigError(
       f'--participation={experiment.participation} needs --num_clients.'
     )
-  if experiment.clip_norm is None and experiment.aggregator.name != 'mean':
-    # Privacy depends on it only where updates are rounded.
+  if experiment.clip_norm is None and 'clip_norm' in _parameters(experiment):
+    # Privacy depends on the clip norm only where updates are rounded.
     changes['clip_norm'] = 1.0
   if experiment.min_separation is None and experiment.max_participations == 1:
-    # Then there is nothing to be separated.
+    # A single participation needs no separation.
     changes['min_separation'] = experiment.total_rounds
   return dataclasses.replace(experiment, **changes)
 
 
+def _parameters(experiment: config.ExperimentConfig) -> Mapping[str, Any]:
+  """Returns the parameters of the aggregator's builder."""
+  from si_federated.assembly import registries
+
+  registries.check_names(experiment)
+  build = registries.builder(experiment, 'aggregator')
+  return inspect.signature(build).parameters
+
+
 def _without_infinity(value: Any) -> Any:
-  """Replaces what JSON does not have by null."""
+  """Replaces numbers that JSON lacks by null."""
   if isinstance(value, dict):
     return {key: _without_infinity(part) for key, part in value.items()}
   if isinstance(value, float) and not math.isfinite(value):
@@ -114,7 +128,7 @@ def _without_infinity(value: Any) -> Any:
 
 
 def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
-  """Returns what is printed, and the mechanism."""
+  """Returns the JSON object to print, and the mechanism."""
   from si_federated.assembly import checks, private_mechanism
 
   checks.check(experiment)
@@ -130,19 +144,14 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
     schedule=schedule,
     dimension=_DIMENSION.value,
   )
-  record: Any = mechanism.record
-  if record is None:
+  if mechanism.record is None:
     raise config.ConfigError(
       f'--aggregator={experiment.aggregator} is not private; choose another.'
     )
-  facts = record.summary(delta, method=_METHOD.value)
+  facts = mechanism.record.summary(delta, method=_METHOD.value)
   return {
     'aggregator': str(experiment.aggregator),
-    'noise_multiplier': facts.pop('noise_multiplier'),
-    'rho': facts.pop('rho'),
-    'epsilon': facts.pop('epsilon'),
-    'delta': facts.pop('delta'),
-    'sensitivity': facts.pop('sensitivity'),
+    **{key: facts.pop(key) for key in _FIRST},
     'method': _METHOD.value,
     'simulated': mechanism.noise_cohort_size is not None,
     **facts,
@@ -159,7 +168,7 @@ def main() -> None:
   from si_federated import privacy
 
   known = privacy.comparison.MECHANISMS
-  chosen = _MECHANISMS.value or list(known)
+  chosen = _MECHANISMS.value or known
   for name in chosen:
     if name not in known:
       raise config.ConfigError(
@@ -176,8 +185,8 @@ def main() -> None:
   print()
   print(privacy.format_rows(rows))
   print(
-    '\nErrors are standard deviations of the sum of all updates so far, its '
-    'largest and its root mean square over rounds, for noise of equal privacy '
+    '\nErrors are standard deviations of the sum of all updates so far, the '
+    'maximum and the root mean square over rounds, for noise of equal privacy '
     '(rho = 1/2), in units of the clip norm.'
   )
 

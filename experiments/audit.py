@@ -1,17 +1,17 @@
-"""Audits a private training: a lower estimate of epsilon, beside its promise.
+"""Audits private training: an empirical estimate of epsilon.
 
 Trains as experiments.train does, with the same flags, and with canaries in the
-cohorts: clients whose updates are known random directions. How well the final
-model shows them is an estimate of what it gives away (one-shot auditing,
-arXiv 2302.03098). Far above the promise, something is wrong; below, it proves
-nothing:
+cohorts: clients whose updates are known random directions. How visible they are
+in the final model is an estimate of epsilon (one-shot auditing, arXiv
+2302.03098). An estimate far above the guarantee reveals an error; one below
+proves nothing:
 
   python -m experiments.audit --experiment_name=audit \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
     --num_canaries=500
 
-What it finds goes to audit.json in the run's folder and is printed as JSON. An
-interrupted audit goes on when it is started again.
+Prints the result as JSON and writes it to audit.json in the run's folder. An
+interrupted audit resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ absl_flags.adopt_module_key_flags(flags)
 _NUM_CANARIES = absl_flags.DEFINE_integer(
   'num_canaries',
   500,
-  'How many canaries; more make a better estimate and longer rounds.',
+  'The number of canaries; more make the estimate better and rounds longer.',
   lower_bound=2,
 )
 _CANARY_SEED = absl_flags.DEFINE_integer(
@@ -38,7 +38,7 @@ _CANARY_SEED = absl_flags.DEFINE_integer(
 
 
 def main() -> None:
-  """Trains with canaries, and prints what they show."""
+  """Trains with canaries, and prints the estimate."""
   config = flags.experiment_from_flags()
   from si_federated import experiment
   from si_federated.assembly import private_mechanism

@@ -13,7 +13,7 @@ class AdaptiveClip:
   """Geometric updates of a clip norm (Andrew et al., arXiv 1905.03871).
 
   Attributes:
-    target_quantile: The part of updates that should not be clipped.
+    target_quantile: The fraction of updates that should not be clipped.
     learning_rate: The norm changes by at most a factor of its exponential in a
       round.
     count_noise: The standard deviation of the noise on the count of updates
@@ -42,13 +42,13 @@ class AdaptiveClip:
   def split(
     self, noise_multiplier: float, cohort_size: float
   ) -> tuple[float, float]:
-    """Returns the noise of the sum and of the count that together cost as one.
+    """Divides the privacy budget of a noise multiplier among sum and count.
 
-    The count, of sensitivity 1/2, takes its part of the privacy, so that the
-    sum needs a little more noise than alone (theorem 1 of the paper).
+    The count, of sensitivity 1/2, takes its share of the budget, so that the
+    sum needs slightly more noise than alone (theorem 1 of the paper).
 
     Args:
-      noise_multiplier: Of the whole.
+      noise_multiplier: Of both together.
       cohort_size: The number of clients in a round.
 
     Returns:
@@ -56,7 +56,7 @@ class AdaptiveClip:
       on the count relative to the cohort.
 
     Raises:
-      ValueError: If the count alone takes more than all of the privacy.
+      ValueError: If the count alone exceeds the budget.
     """
     if not noise_multiplier:
       return 0.0, 0.0
@@ -73,8 +73,8 @@ class AdaptiveClip:
     """Returns the next clip norm.
 
     Args:
-      clip_norm: The present one.
-      unclipped: The noised part of updates that were not clipped.
+      clip_norm: The current one.
+      unclipped: The noised fraction of updates that were not clipped.
     """
     error = tf.clip_by_value(unclipped, 0, 1) - self.target_quantile
     return clip_norm * tf.exp(-self.learning_rate * error)

@@ -1,16 +1,14 @@
-"""Canary clients, for audits: known updates hidden among those of clients.
+"""Canary clients, for audits: known updates added to those of clients.
 
 A canary's update is a random direction as long as the clip norm (Andrew et al.
 2023, arXiv 2302.03098). As sums are linear and such an update is not clipped,
-it is added on the server, to the mean: a cohort has its own clients and, beside
-them, the round's canaries.
+canaries are added on the server, to the mean of each cohort.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ import tensorflow_federated as tff
 
 from si_federated.aggregators import correlated_noise, keyed_noise
 
-# Apart from the keys of all noise, whose rows are below.
+# Distinct from the keys of noise, whose rows are smaller.
 _STREAM = 1 << 62
 
 
@@ -31,7 +29,7 @@ def direction(
 
   Args:
     canary_seed: The seed of all canaries.
-    canary: The canary's number.
+    canary: The canary's index.
     shapes: The variables' shapes.
 
   Returns:
@@ -51,20 +49,20 @@ def schedule(
 ) -> np.ndarray:
   """Returns which canaries take part in each round.
 
-  A canary takes part as often as the contract allows, each time after the least
-  separation; their first rounds are spread evenly.
+  A canary takes part as often as the contract allows, at the least separation;
+  first rounds are spread evenly.
 
   Args:
-    num_canaries: How many there are.
+    num_canaries: The number of canaries.
     rounds: The number of rounds.
-    participations: How often one client may take part.
+    participations: The most rounds of one client.
     separation: The least distance of two rounds of a client.
 
   Returns:
-    The numbers of canaries, shape `[rounds, most of a round]`, filled with -1.
+    The indices of canaries, shape `[rounds, most of a round]`, padded with -1.
 
   Raises:
-    ValueError: If there are no canaries.
+    ValueError: If there are fewer than two canaries.
   """
   if num_canaries < 2:
     raise ValueError(
@@ -89,7 +87,7 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
 
   Attributes:
     inner: The private aggregation, of a fixed clip norm.
-    canary_seed: Makes the canaries.
+    canary_seed: The seed of all canaries.
     cohorts: From `schedule`.
   """
 
@@ -108,14 +106,14 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
       )
 
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
-    """Makes the process.
+    """Creates the process.
 
     Args:
       value_type: The type of an update: floats in any structure.
     """
     inner = self.inner.create(value_type)
-    cohort_size = self.inner.noise_cohort_size or self.inner.clients_per_round
-    length = self.inner.clip_norm / cohort_size
+    settings = self.inner.settings
+    length = settings.clip_norm / settings.cohort_size
     inner_type = inner.initialize.type_signature.result.member
 
     @tff.tensorflow.computation(inner_type)
@@ -179,31 +177,32 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
 def scores(
   released: Sequence[np.ndarray], *, canary_seed: int, num_canaries: int
 ) -> np.ndarray:
-  """Returns the cosine of each canary with what was released.
+  """Returns the cosine of each canary with the change of the model.
 
   Args:
-    released: The model's move, an array for each variable.
+    released: The change of the model, an array for each variable.
     canary_seed: The seed of all canaries.
-    num_canaries: How many there are.
+    num_canaries: The number of canaries.
 
   Returns:
     Shape `[num_canaries]`.
 
   Raises:
-    ValueError: If the model did not move, or not to finite weights.
+    ValueError: If the change is zero or not finite.
   """
   norm = float(np.sqrt(sum(np.sum(np.square(part)) for part in released)))
   if not (norm > 0 and np.isfinite(norm)):
     raise ValueError(
-      f'The model moved by a norm of {norm}; there is nothing to audit.'
+      f'The change of the model has norm {norm}; there is nothing to audit.'
     )
   unit = [tf.constant(part / norm, tf.float32) for part in released]
 
   @tf.function
   def score(canary):
     parts = direction(canary_seed, canary, [part.shape for part in unit])
-    products = [tf.reduce_sum(one * other) for one, other in zip(parts, unit)]
-    return functools.reduce(tf.add, products)
+    return tf.add_n(
+      [tf.reduce_sum(one * other) for one, other in zip(parts, unit)]
+    )
 
   return np.array(
     [float(score(tf.constant(canary))) for canary in range(num_canaries)]

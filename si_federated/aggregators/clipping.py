@@ -1,4 +1,4 @@
-"""What a client does to its update before it is summed: guard and clip."""
+"""The guard against non-finite updates, and clipping, on clients."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def global_norm(update: Any) -> tf.Tensor:
 def clip_update(
   update: Any, clip_norm: tf.Tensor
 ) -> tuple[Any, tf.Tensor, tf.Tensor]:
-  """Returns an update of a norm of at most `clip_norm`.
+  """Returns an update whose norm is at most `clip_norm`.
 
   Args:
     update: A structure of float tensors.
     clip_norm: A positive float32 scalar.
 
   Returns:
-    The update, scaled down if it was too long, and zero if its norm was not
-    finite (which it is not if one entry is not); whether it was scaled down;
-    and whether it was finite.
+    The update, scaled down if it was too long, and zero if its norm, and so any
+    of its entries, was not finite; whether it was scaled down; and whether it
+    was finite.
   """
   norm = global_norm(update)
   is_finite = tf.math.is_finite(norm)
@@ -38,7 +38,7 @@ def clip_update(
 
   def clip(tensor):
     clipped = tensor * tf.cast(scale, tensor.dtype)
-    # Not a product with zero, which would keep what is not a number.
+    # A product with zero would keep NaN.
     return tf.where(is_finite, clipped, tf.zeros_like(clipped))
 
   return (

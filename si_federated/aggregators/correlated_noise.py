@@ -1,10 +1,10 @@
-"""The one private aggregation: clip, sum, add (correlated) noise, divide.
+"""The private aggregation: clip, sum, add (correlated) noise, divide.
 
-A matrix mechanism of strategy C releases x + C^-1 z, x being the sums of the
-clipped updates of each round (Denisov et al. 2022, arXiv 2202.08312). Server
-SGD, with momentum or not, on such noisy updates is DP-FTRL (Kairouz et al.
-2021, arXiv 2103.00039); with the identity for C it is DP-FedAvg (McMahan et al.
-2018, arXiv 1710.06963).
+A matrix mechanism of strategy C releases x + C^-1 z, where x are the sums of
+the clipped updates of each round (Denisov et al. 2022, arXiv 2202.08312).
+Server SGD, with or without momentum, on such noisy updates is DP-FTRL (Kairouz
+et al. 2021, arXiv 2103.00039); with the identity for C it is DP-FedAvg (McMahan
+et al. 2018, arXiv 1710.06963).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from si_federated.aggregators import (
   keyed_noise,
   mechanism,
   noise_generators,
+  private_settings,
 )
 from si_federated.privacy import accounting, participation, strategies
 
@@ -33,48 +34,28 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
   """Makes the aggregation process of a matrix mechanism.
 
   The state is the number of the round, the seed, the clip norm and the buffers
-  of the noise, so that going on from a saved state is exact. It must be kept as
-  secret as the updates: the seed makes the noise. Measurements are `clip_norm`,
-  and `UNNOISED_MEASUREMENTS`: the part of the updates that were clipped, and
-  the number of those that were not finite.
+  of the noise, so that resuming from a saved state is exact. It must be kept as
+  secret as the updates, since the seed determines the noise. Measurements are
+  `clip_norm` and `UNNOISED_MEASUREMENTS`: the fraction of the updates that were
+  clipped, and the number of those that were not finite.
 
   Attributes:
     strategy: The correlation of the noise.
-    clip_norm: The most that the L2 norm of a client's update counts; the
-      initial one if the clip is adaptive.
-    noise_multiplier: The standard deviation of z relative to the clip norm, on
-      the sum of clipped updates. Without noise no buffers are kept.
-    clients_per_round: The number that the sum is divided by.
-    noise_seed: What the noise is made from, or None for the system's entropy.
-    noise_cohort_size: If given, the noise is as small as it would be relative
-      to a cohort of this size.
+    settings: Clip norm, noise and cohort. The clip norm is the initial one if
+      the clip is adaptive; without noise no buffers are kept.
     keep_rows: See `noise_generators.for_strategy`.
     adaptive: How the clip norm adapts; None for a fixed one.
-    release: Which of the sums that are released each round this is; those of
-      the same noise seed have noise of their own.
+    release: The index of this sum among those released each round; sums of the
+      same noise seed have noise of their own.
   """
 
   strategy: strategies.Strategy
-  clip_norm: float
-  noise_multiplier: float
-  clients_per_round: int
-  noise_seed: Optional[int] = None
-  noise_cohort_size: Optional[int] = None
+  settings: private_settings.PrivateSettings
   keep_rows: Optional[bool] = None
   adaptive: Optional[adaptive_clip.AdaptiveClip] = None
   release: int = 0
 
   def __post_init__(self):
-    mechanism.check_clip_and_noise(
-      self.clip_norm, self.noise_multiplier, self.clients_per_round
-    )
-    keyed_noise.check_seed(self.noise_seed)
-    size = self.noise_cohort_size
-    if size is not None and size < self.clients_per_round:
-      raise ValueError(
-        f'noise_cohort_size is {size}, below the {self.clients_per_round} '
-        'clients per round; it simulates a larger cohort.'
-      )
     if self.adaptive is not None and self.strategy.kind != 'identity':
       raise ValueError(
         'Correlated noise needs a fixed clip norm, as noise made for one norm '
@@ -83,27 +64,33 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     self._noise()
 
   def _noise(self) -> tuple[float, float]:
-    """Returns what to multiply z and the clip norm by, and the count's noise.
+    """Returns the noise of the sum in clip norms, and that of the count.
 
     The sum is divided by the clients per round, though the noise may be that
     of a larger cohort.
     """
-    cohort_size = self.noise_cohort_size or self.clients_per_round
-    noise_multiplier, count_noise = self.noise_multiplier, 0.0
+    settings = self.settings
+    noise_multiplier, count_noise = settings.noise_multiplier, 0.0
     if self.adaptive is not None:
       noise_multiplier, count_noise = self.adaptive.split(
-        noise_multiplier, cohort_size
+        noise_multiplier, settings.cohort_size
       )
-    return noise_multiplier * self.clients_per_round / cohort_size, count_noise
+    return (
+      noise_multiplier * settings.clients_per_round / settings.cohort_size,
+      count_noise,
+    )
 
-  def with_noise_multiplier(
-    self, noise_multiplier: float
-  ) -> CorrelatedNoiseFactory:
-    """Returns the factory with another noise multiplier."""
-    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+  def with_record(self, record: accounting.Record) -> CorrelatedNoiseFactory:
+    """Returns the factory with the noise multiplier of a record."""
+    return dataclasses.replace(
+      self,
+      settings=dataclasses.replace(
+        self.settings, noise_multiplier=record.noise_multiplier
+      ),
+    )
 
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
-    """Makes the process.
+    """Creates the process.
 
     Args:
       value_type: The type of an update: floats in any structure.
@@ -112,11 +99,12 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       The process.
 
     Raises:
-      TypeError: If a variable is not of floats.
+      TypeError: If a variable has another type.
     """
+    settings = self.settings
     shapes = _float_shapes(value_type)
     generator = None
-    if self.noise_multiplier:
+    if settings.noise_multiplier:
       generator = noise_generators.for_strategy(
         self.strategy, keep_rows=self.keep_rows
       )
@@ -125,8 +113,8 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     def initial():
       state = collections.OrderedDict(
         round_num=tf.constant(0, tf.int64),
-        seed=keyed_noise.initial_seed(self.noise_seed, self.release),
-        clip_norm=tf.constant(self.clip_norm, tf.float32),
+        seed=keyed_noise.initial_seed(settings.noise_seed, self.release),
+        clip_norm=tf.constant(settings.clip_norm, tf.float32),
       )
       if generator is not None and generator.num_buffers:
         state['buffers'] = [
@@ -163,7 +151,8 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       if generator is not None:
         update, state = self._add_noise(generator, t, state, update)
       mean = tf.nest.map_structure(
-        lambda part: part / tf.cast(self.clients_per_round, part.dtype), update
+        lambda part: part / tf.cast(settings.clients_per_round, part.dtype),
+        update,
       )
       if self.adaptive is not None:
         state['clip_norm'] = self._next_clip_norm(t, state, total, len(shapes))
@@ -225,10 +214,11 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     (unit,) = keyed_noise.standard_normals(
       state['seed'], t, [tf.TensorShape([])], first_stream=stream
     )
-    # Counts are centred at one half, as in TensorFlow Privacy: this makes the
-    # sensitivity 1/2.
+    # As in TensorFlow Privacy, counts are centred at one half, so that their
+    # sensitivity is 1/2.
     count = 0.5 * total['clients'] - total['clipped']
-    unclipped = 0.5 + count / self.clients_per_round + count_noise * unit
+    part = count / self.settings.clients_per_round
+    unclipped = 0.5 + part + count_noise * unit
     assert self.adaptive is not None
     return self.adaptive.update(state['clip_norm'], unclipped)
 
@@ -247,21 +237,27 @@ def _float_shapes(value_type):
 
 
 def build_mechanism(
-  factory: CorrelatedNoiseFactory, contract: participation.Participation
+  strategy: strategies.Strategy,
+  settings: private_settings.PrivateSettings,
+  contract: Optional[participation.Participation] = None,
+  **options: Any,
 ) -> mechanism.Mechanism:
-  """Returns the mechanism of a factory.
+  """Returns the mechanism of a strategy.
 
   Args:
-    factory: Makes the noise.
-    contract: The participation of clients that it is built for.
+    strategy: The correlation of the noise.
+    settings: Clip norm, noise and participation.
+    contract: The participation, by default that of the settings.
+    **options: Of `CorrelatedNoiseFactory`.
   """
+  contract = contract or settings.contract()
   return mechanism.Mechanism(
-    factory=factory,
+    factory=CorrelatedNoiseFactory(strategy, settings, **options),
     client_weighting='uniform',
     record=accounting.PrivacyRecord(
-      factory.strategy, factory.noise_multiplier, contract
+      strategy, settings.noise_multiplier, contract
     ),
     contract=contract,
-    noise_cohort_size=factory.noise_cohort_size,
+    noise_cohort_size=settings.noise_cohort_size,
     unnoised_measurements=UNNOISED_MEASUREMENTS,
   )

@@ -1,22 +1,25 @@
 """Distributed differential privacy: clients add the noise (simulated).
 
 Each client clips, rotates, rounds and adds its share of discrete noise, and a
-secure sum shows the server only the total. Here secure sums are simulated:
-what is tried is what the mechanism does to training, not its cryptography.
+secure sum reveals only the total to the server. Secure sums are simulated here:
+this shows the mechanism's effect on training, not its cryptography.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.aggregators import distributed_dp
 
 from si_federated.aggregators import clipping, mechanism
-from si_federated.privacy import discrete_noise, participation
+from si_federated.aggregators.private_settings import (
+  PrivateSettings,
+  private_builder,
+)
+from si_federated.privacy import discrete_noise
 
 _NOISE = {
   'skellam': 'distributed_skellam',
@@ -25,14 +28,10 @@ _NOISE = {
 _ROTATION = {'hadamard': 'hd', 'fourier': 'dft'}
 
 
+@private_builder(without=('noise_seed', 'noise_cohort_size'))
 def build_distributed_dp(
+  settings: PrivateSettings,
   *,
-  clip_norm: float,
-  noise_multiplier: float,
-  clients_per_round: int,
-  total_rounds: int,
-  min_separation: Optional[int] = None,
-  max_participations: Optional[int] = None,
   bits: int = 20,
   noise: str = 'skellam',
   rotation: str = 'hadamard',
@@ -41,25 +40,19 @@ def build_distributed_dp(
 
   As `tff.learning.ddp_secure_aggregator`, with a fixed clip norm.
 
-  Its privacy is near that of a Gaussian mechanism of the same noise
-  multiplier, but not the same: rounding makes updates longer, and a sum of
-  discrete noise is not quite Gaussian. Both depend on the size of the model,
-  which the record must be told by `Mechanism.for_dimension`. Numbers that wrap
-  around in the sum make it wrong, not less private. A round of fewer clients
-  than `clients_per_round`, which together would make too little noise, fails.
+  Its privacy is near that of a Gaussian mechanism of the same noise multiplier,
+  but not the same: rounding makes updates longer, and a sum of discrete noise
+  is not quite Gaussian. Both depend on the size of the model, which
+  `Mechanism.for_dimension` sets. Numbers that wrap around in the sum make it
+  wrong, not less private. A round of fewer clients than `clients_per_round`,
+  which together would add too little noise, fails.
 
   The noise is TensorFlow Privacy's, which is seeded by the clock: runs are not
-  reproducible, and the privacy is a simulation's.
+  reproducible, and privacy is simulated.
 
   Args:
-    clip_norm: The most that the L2 norm of a client's update counts.
-    noise_multiplier: The standard deviation of the noise on the sum, of all
-      clients together, relative to the clip norm.
-    clients_per_round: The number of clients that share the noise, and that the
-      sum is divided by.
-    total_rounds: The number of rounds.
-    min_separation: The least distance of two rounds of one client; 1 if none.
-    max_participations: The most rounds of one client; as many as fit if none.
+    settings: The fields of `PrivateSettings`, as keyword arguments; the noise
+      multiplier is that of all clients together, who are `clients_per_round`.
     bits: The width of the numbers that are summed, 1 to 22.
     noise: `'skellam'` or `'discrete_gaussian'`.
     rotation: `'hadamard'`, or `'fourier'`, which pads less.
@@ -70,18 +63,12 @@ def build_distributed_dp(
   Raises:
     ValueError: If an argument is out of range.
   """
-  mechanism.check_clip_and_noise(clip_norm, noise_multiplier, clients_per_round)
-  contract = participation.Participation(
-    total_rounds,
-    total_rounds if max_participations is None else max_participations,
-    1 if min_separation is None else min_separation,
-  )
   record = discrete_noise.DistributedRecord(
     noise=noise,
-    noise_multiplier=float(noise_multiplier),
-    contract=contract,
-    clip_norm=float(clip_norm),
-    clients_per_round=clients_per_round,
+    noise_multiplier=float(settings.noise_multiplier),
+    contract=settings.contract(),
+    clip_norm=float(settings.clip_norm),
+    clients_per_round=settings.clients_per_round,
     bits=bits,
     rotation=rotation,
   )
@@ -89,17 +76,17 @@ def build_distributed_dp(
     factory=_GuardedMeanFactory(record),
     client_weighting='uniform',
     record=record,
-    contract=contract,
+    contract=record.contract,
     unnoised_measurements=('nonfinite_updates',),
   )
 
 
 class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
-  """Takes what is not finite for zero, sums, and divides by a fixed number.
+  """Replaces updates that are not finite by zero, and averages.
 
-  A subclass, since one more process around TFF's would be nested more deeply
-  than protocol buffers allow when it becomes a part of a learning process (as
-  `tff.learning.ddp_secure_aggregator` does).
+  A subclass, since another process around TFF's would exceed the nesting depth
+  of protocol buffers as a part of a learning process (as does
+  `tff.learning.ddp_secure_aggregator`).
   """
 
   def __init__(self, record: discrete_noise.DistributedRecord):
@@ -116,21 +103,15 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
     )
     self._record = record
 
-  def with_noise_multiplier(self, noise_multiplier: float):
-    """Returns the factory with another noise multiplier."""
-    return _GuardedMeanFactory(
-      dataclasses.replace(self._record, noise_multiplier=noise_multiplier)
-    )
-
-  def with_dimension(self, dimension: int):
-    """Returns the factory for updates of one size only."""
-    return _GuardedMeanFactory(self._record.for_dimension(dimension))
+  def with_record(self, record: discrete_noise.DistributedRecord):
+    """Returns the factory of another record."""
+    return _GuardedMeanFactory(record)
 
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
-    """Makes the process.
+    """Creates the process.
 
     Raises:
-      ValueError: If updates are not of the size that was accounted for.
+      ValueError: If updates do not have the size that was accounted for.
     """
     specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(value_type))
     self._client_dim = sum(spec.shape.num_elements() for spec in specs)
@@ -138,8 +119,8 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
     if accounted is not None and accounted != self._client_dim:
       raise ValueError(
         f'Updates have {self._client_dim} weights, but the privacy of '
-        f'distributed_dp was accounted for {accounted}; give for_dimension the '
-        'number of weights that are trained.'
+        f'distributed_dp was accounted for {accounted}; give the number of '
+        'trained weights to for_dimension.'
       )
     inner = self._build_aggregation_factory().create(value_type)
 
@@ -152,7 +133,7 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
 
     @tff.tensorflow.computation(value_type, tf.int32)
     def divide(total, num_shares):
-      # Without noise, nothing is promised.
+      # Without noise there is no guarantee to break.
       enough = self._num_clients if self._noise_multiplier else 0
       check = tf.debugging.assert_greater_equal(
         num_shares,

@@ -1,7 +1,7 @@
 """Gaussian noise from a counter-based generator, keyed by row and variable.
 
-Nothing but the seed and a row's number is needed to make a row again, so that
-a run that was stopped goes on with exactly the noise it would have had.
+The seed and a row's number determine a row, so that a run that was interrupted
+resumes with exactly the noise it would have had.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ _ROW_BITS = 31
 
 
 def check_seed(noise_seed: Optional[int]) -> None:
-  """Raises unless a noise seed is None or a whole number of 63 bits.
-
-  Args:
-    noise_seed: The seed.
-
-  Raises:
-    ValueError: If it is anything else.
-  """
+  """Raises ValueError unless a seed is None or a whole number of 63 bits."""
   if noise_seed is None:
     return
   if isinstance(noise_seed, bool) or not isinstance(
@@ -36,14 +29,15 @@ def check_seed(noise_seed: Optional[int]) -> None:
 
 
 def initial_seed(noise_seed: Optional[int], release: int = 0) -> tf.Tensor:
-  """Returns the seed that a state begins with.
+  """Returns the seed of an initial state.
 
   Args:
-    noise_seed: The seed, or None for one from the system's entropy. Then it is
-      another one each time that the graph is run, since noise used twice on
-      different data would tell them apart. TensorFlow's own entropy has only 32
-      bits; to it are added 128 bits of the system's that are the graph's.
-    release: Which of the sums that are released each round the noise is for.
+    noise_seed: The seed, or None for one from the system's entropy. It then
+      differs each time that the graph is run, since noise used twice on
+      different data would reveal their difference. TensorFlow's own entropy has
+      only 32 bits; it is combined with 128 bits of the system's, fixed in the
+      graph.
+    release: The index of the sum among those released each round.
 
   Returns:
     Shape `[2]`, int64.
@@ -73,7 +67,7 @@ def standard_normals(
     seed: Shape `[2]`, int64.
     row: The row's number, below 2^31.
     shapes: The variables' shapes.
-    first_stream: The number of the first variable.
+    first_stream: The index of the first variable.
 
   Returns:
     Float32 tensors of these shapes.

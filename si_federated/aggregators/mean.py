@@ -12,14 +12,13 @@ def build_mean(
 ) -> mechanism.Mechanism:
   """Builds the weighted mean of updates (McMahan et al., arXiv 1602.05629).
 
-  An update that is not finite has no weight in it (TFF's client work sees to
-  that).
+  TFF's client work gives updates that are not finite a weight of zero.
 
   Args:
-    weighting: An update's weight: the number of `'tokens'` that the client
+    weighting: The weight of an update: the number of `'tokens'` that the client
       predicted, the number of `'examples'` it used, or `'uniform'`.
-    zeroing: Whether updates with a far larger entry than is usual are replaced
-      by zero (TFF's adaptive zeroing, `tff.learning.robust_aggregator`).
+    zeroing: Whether updates with an unusually large entry are replaced by zero
+      (TFF's adaptive zeroing, `tff.learning.robust_aggregator`).
 
   Returns:
     The mechanism.

@@ -1,16 +1,11 @@
-"""Streams of correlated noise C^-1 z, a row a round, in TensorFlow.
-
-A generator is called with the seed, the round t (from 0 on), its buffers and
-the variables' shapes, and returns the noise of the round and its new buffers.
-It has `num_buffers` buffers of the size of the model, all zero at first: one
-tensor of shape `[num_buffers, ...]` for each variable.
-"""
+"""Streams of correlated noise C^-1 z, one row per round, in TensorFlow."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Optional
 
 import numpy as np
 import tensorflow as tf
@@ -18,24 +13,22 @@ import tensorflow as tf
 from si_federated.aggregators import keyed_noise, noise_rows
 from si_federated.privacy import strategies
 
-# More buffers than this take more memory and disk than their speed is worth.
+# More buffers than this cost more memory and disk than their speed is worth.
 _MAX_KEPT_ROWS = 15
 
 Tensors = list[tf.Tensor]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Regenerated:
-  """Makes all the rows of z anew that a round's noise is of.
+class Generator(abc.ABC):
+  """Makes the noise of each round.
 
-  No memory but two model sizes while it runs; time grows with the length of the
-  rows, which for banded and dense strategies is the number of the round, and
-  for a tree up to twice that number.
+  Attributes:
+    num_buffers: The number of its buffers, each of the size of the model.
   """
 
-  rows: noise_rows.NoiseRows
-  num_buffers: int = 0
+  num_buffers: int
 
+  @abc.abstractmethod
   def __call__(
     self,
     seed: tf.Tensor,
@@ -43,7 +36,31 @@ class Regenerated:
     buffers: Tensors,
     shapes: Sequence[tf.TensorShape],
   ) -> tuple[Tensors, Tensors]:
-    """See the module."""
+    """Returns the noise of a round and the new buffers.
+
+    Args:
+      seed: Shape `[2]`, int64.
+      t: The round, from 0 on.
+      buffers: A tensor of shape `[num_buffers, ...]` for each variable, all
+        zero at first.
+      shapes: The variables' shapes.
+    """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regenerated(Generator):
+  """Regenerates all rows of z that a round's noise depends on.
+
+  Takes no memory but two model sizes while it runs; time grows with the length
+  of the rows, which for banded and dense strategies is the number of the round,
+  and for a tree up to twice that number.
+  """
+
+  rows: noise_rows.NoiseRows
+  num_buffers: int = 0
+
+  def __call__(self, seed, t, buffers, shapes):
+    """See `Generator`."""
     begin = tf.gather(tf.constant(self.rows.begins, tf.int64), t)
     end = tf.gather(tf.constant(self.rows.ends, tf.int64), t)
     weights = tf.constant(self.rows.weights, tf.float32)
@@ -62,19 +79,19 @@ class Regenerated:
       lambda i, _: i < end,
       add_row,
       (begin, [tf.zeros(shape) for shape in shapes]),
-      # Else rows of several steps are in memory at once.
+      # Parallel steps would hold several rows in memory at once.
       parallel_iterations=1,
     )
     return noise, buffers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Banded:
+class Banded(Generator):
   """Keeps the noise of the last `bands - 1` rounds, and solves C y = z for y.
 
   Attributes:
-    weights: Of the noises kept, oldest first, for each round; of a single row
-      if they are the same in all. Shape `[rounds or 1, bands - 1]`.
+    weights: Of the noises kept, oldest first, for each round, or for a single
+      round if they are always the same. Shape `[rounds or 1, bands - 1]`.
     divisors: The diagonal of C, shape `[rounds or 1]`.
   """
 
@@ -85,34 +102,24 @@ class Banded:
   def from_strategy(cls, strategy: strategies.Strategy) -> Banded:
     """Returns the generator of a square strategy."""
     assert not isinstance(strategy, strategies.Tree)
-    kept = strategy.bands - 1
-    count = strategy.rounds
-    # A Toeplitz row serves all rounds, as what is before the first is zero.
-    rounds = (
-      [count - 1]
-      if isinstance(strategy, strategies.Toeplitz)
-      else list(range(count))
-    )
-    weights = np.zeros((len(rounds), kept), np.float32)
+    # One Toeplitz row serves all rounds, as buffers are zero before the first.
+    rounds = range(strategy.rounds)
+    if isinstance(strategy, strategies.Toeplitz):
+      rounds = rounds[-1:]
+    weights = np.zeros((len(rounds), strategy.bands - 1), np.float32)
     divisors = np.zeros(len(rounds), np.float32)
     for i, t in enumerate(rounds):
       row, divisors[i] = strategy.forward_row(t)
-      weights[i, kept - len(row) :] = row
+      weights[i, strategy.bands - 1 - len(row) :] = row
     return cls(weights, divisors)
 
   @property
-  def num_buffers(self) -> int:
+  def num_buffers(self) -> int:  # type: ignore[override]
     """The number of noises kept."""
     return self.weights.shape[1]
 
-  def __call__(
-    self,
-    seed: tf.Tensor,
-    t: tf.Tensor,
-    buffers: Tensors,
-    shapes: Sequence[tf.TensorShape],
-  ) -> tuple[Tensors, Tensors]:
-    """See the module."""
+  def __call__(self, seed, t, buffers, shapes):
+    """See `Generator`."""
     i = tf.minimum(t, len(self.weights) - 1)
     weights = tf.gather(tf.constant(self.weights), i)
     divisor = tf.gather(tf.constant(self.divisors), i)
@@ -128,8 +135,11 @@ class Banded:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Buffered:
+class Buffered(Generator):
   """The stream of a BLT strategy: algorithm 3 of arXiv 2408.08868.
+
+  With buffers B_j, at first 0, the noise is `y = z - sum_j scale_j B_j`; then
+  `B_j = decay_j B_j + y`.
 
   Attributes:
     decay: Of each buffer, shape `[num_buffers]`.
@@ -140,18 +150,12 @@ class Buffered:
   scale: np.ndarray
 
   @property
-  def num_buffers(self) -> int:
+  def num_buffers(self) -> int:  # type: ignore[override]
     """The number of buffers."""
     return len(self.decay)
 
-  def __call__(
-    self,
-    seed: tf.Tensor,
-    t: tf.Tensor,
-    buffers: Tensors,
-    shapes: Sequence[tf.TensorShape],
-  ) -> tuple[Tensors, Tensors]:
-    """See the module."""
+  def __call__(self, seed, t, buffers, shapes):
+    """See `Generator`."""
     decay = tf.constant(self.decay, tf.float32)
     scale = tf.constant(self.scale, tf.float32)
     z = keyed_noise.standard_normals(seed, t, shapes)
@@ -165,40 +169,33 @@ class Buffered:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TreeBuffered:
-  """Keeps the estimates of the tree's nodes that the prefix sum is made up of.
+class TreeBuffered(Generator):
+  """Keeps the estimates of the nodes whose sum is the prefix so far.
 
-  As TensorFlow Privacy's tree queries do, one for each height of nodes: what a
-  round makes of z is two rows on average, and one more than the tree is high at
-  most, but for the virtual rounds of a tree that is completed.
+  As in TensorFlow Privacy's tree queries, one for each height of nodes. A round
+  makes two rows of z on average, and at most one more than the tree is high,
+  apart from the virtual rounds that complete a tree.
   """
 
   rows: noise_rows.TreeRows
 
   @property
-  def num_buffers(self) -> int:
+  def num_buffers(self) -> int:  # type: ignore[override]
     """The number of heights of nodes that others replace."""
     return self.rows.kept.shape[1]
 
-  def __call__(
-    self,
-    seed: tf.Tensor,
-    t: tf.Tensor,
-    buffers: Tensors,
-    shapes: Sequence[tf.TensorShape],
-  ) -> tuple[Tensors, Tensors]:
-    """See the module."""
+  def __call__(self, seed, t, buffers, shapes):
+    """See `Generator`."""
     fresh, _ = Regenerated(self.rows.fresh)(seed, t, [], shapes)
     # The weights in the new estimate, and in the noise.
     tables = np.stack(
       [self.rows.kept, self.rows.kept - self.rows.replaced], axis=1
     )
     used = tables.any(axis=1) * np.arange(1, self.num_buffers + 1)
-    # Levels past the last that is used are not read, which are all in half of
-    # the rounds.
+    # Levels past the last used one, in half of the rounds all, are not read.
     count = tf.gather(tf.constant(used.max(axis=1)), t)
     weights = tf.gather(tf.constant(tables), t)[:, :count]
-    # A slice of a length known only in its round loses the shape.
+    # A slice of dynamic length loses the shape.
     sums = [
       tf.ensure_shape(tf.tensordot(weights, kept[:count], 1), [2, *shape])
       for kept, shape in zip(buffers, shapes)
@@ -217,9 +214,6 @@ class TreeBuffered:
     return noise, tf.cond(slot >= 0, keep, lambda: buffers)
 
 
-Generator = Union[Regenerated, Banded, Buffered, TreeBuffered]
-
-
 def for_strategy(
   strategy: strategies.Strategy, *, keep_rows: Optional[bool] = None
 ) -> Generator:
@@ -227,10 +221,10 @@ def for_strategy(
 
   Args:
     strategy: Any.
-    keep_rows: Whether noise of rounds before is kept, or made anew from all of
-      z, in a time that grows with the round. For banded strategies the last
-      `bands - 1` rows are kept, by default up to 16 bands; for trees an
-      estimate of each height of nodes, by default always. BLT has its buffers.
+    keep_rows: Whether noise of earlier rounds is kept, or regenerated from all
+      of z in a time that grows with the round. Banded strategies keep the last
+      `bands - 1` rows, by default up to 16 bands; trees an estimate of each
+      height of nodes, by default always. BLT keeps its buffers by default.
   """
   if isinstance(strategy, strategies.Tree):
     if keep_rows is None or keep_rows:

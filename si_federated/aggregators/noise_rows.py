@@ -10,39 +10,25 @@ import numpy as np
 
 from si_federated.privacy import binary_tree, strategies
 
-# The height of a node of a tree and the first round past it.
-_Node = tuple[int, int]
+_Node = binary_tree.Node
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseRows:
-  """The weights w of z in the noise of round t, the sum of w_s z_s.
+  """The weights w of z in the noise of each round, the sum of w_s z_s.
 
   Attributes:
-    weights: Of all rows, which may share some, float32.
-    begins: Where the weights of each round begin, shape `[rounds]`.
-    ends: Where they end, shape `[rounds]`.
-    columns: Which row of z each weight is of; if none, the weights of round t
-      are of the rows of z up to t.
+    weights: Of all rounds, which may share some, float32.
+    begins: The index of each round's first weight, shape `[rounds]`.
+    ends: The index past each round's last weight, shape `[rounds]`.
+    columns: The row of z that each weight applies to; if None, the weights of
+      round t apply to the last rows of z up to t.
   """
 
   weights: np.ndarray
   begins: np.ndarray
   ends: np.ndarray
   columns: Optional[np.ndarray] = None
-
-  def dense(self) -> np.ndarray:
-    """Returns the rows as a matrix, shape `[rounds, rows of z]`."""
-    rounds = len(self.begins)
-    width = rounds if self.columns is None else int(self.columns.max()) + 1
-    matrix = np.zeros((rounds, width))
-    for t, (begin, end) in enumerate(zip(self.begins, self.ends)):
-      if self.columns is None:
-        columns = np.arange(t + 1 - (end - begin), t + 1)
-      else:
-        columns = self.columns[begin:end]
-      matrix[t, columns] = self.weights[begin:end]
-    return matrix
 
 
 def for_strategy(strategy: strategies.Strategy) -> NoiseRows:
@@ -56,7 +42,7 @@ def for_strategy(strategy: strategies.Strategy) -> NoiseRows:
   rounds = np.arange(strategy.rounds)
   if isinstance(strategy, strategies.Toeplitz):
     inverse = strategy.inverse
-    # All rows are the end of one: newest round last.
+    # All rows are suffixes of one, with the newest round last.
     width = int(np.flatnonzero(inverse)[-1]) + 1
     return NoiseRows(
       inverse[width - 1 :: -1].astype(np.float32),
@@ -76,19 +62,18 @@ def for_strategy(strategy: strategies.Strategy) -> NoiseRows:
 class TreeRows:
   """The noise of a tree's rounds, given estimates of nodes that are kept.
 
-  There is a level for each height of nodes. What is kept of it is the estimate
-  of the node of this height that the prefix sum so far is made up of, if any;
-  else it is out of use.
+  There is a level for each height of nodes. It keeps the estimate of the node
+  of this height in the prefix sum so far, if there is one.
 
   Attributes:
-    fresh: The weights of the rows of z, each of a node that was in no round
-      before, in the estimate of the node that the round adds to the prefix sum.
+    fresh: The weights of rows of z, each of a new node, in the estimate of the
+      node that the round adds to the prefix sum.
     kept: The weights of the levels in that estimate, shape `[rounds, levels]`.
     replaced: 1 for each level whose node the new one replaces in the prefix
       sum, else 0, shape `[rounds, levels]`: the round's noise is the new
-      estimate less these.
-    slots: The level that the new estimate is to be kept in, or -1 if it is in
-      no later round's noise, shape `[rounds]`.
+      estimate minus these.
+    slots: The level that keeps the new estimate, or -1 if no later round needs
+      it, shape `[rounds]`.
   """
 
   fresh: NoiseRows
@@ -100,16 +85,16 @@ class TreeRows:
 def for_tree(strategy: strategies.Tree) -> TreeRows:
   """Returns the rows of a tree whose estimates are kept.
 
-  A round that adds a node of height h needs fresh noise for nothing but that
-  node and the nodes at its right edge, as the left child of each of those is
-  kept: h + 1 rows, or one for the plain tree (algorithm of Honaker 2015, as in
-  TensorFlow Privacy). The virtual rounds that complete a tree are all fresh.
+  A round that adds a node of height h needs fresh noise only for that node and
+  the nodes at its right edge, as the left child of each of those is kept: h + 1
+  rows, or one for the plain tree (algorithm of Honaker 2015, as in TensorFlow
+  Privacy). The virtual rounds that complete a tree are all fresh.
 
   Args:
     strategy: Of decoder `'plain'` or `'honaker'`.
 
   Returns:
-    As many levels as the heights of nodes that others replace; there may be
+    Rows with a level for each height of nodes that others replace, possibly
     none.
 
   Raises:
@@ -140,9 +125,9 @@ def for_tree(strategy: strategies.Tree) -> TreeRows:
 
 
 def _tree_rows(strategy: strategies.Tree) -> NoiseRows:
-  """Returns the rows of a tree: how noise of the prefix sums grows by rounds.
+  """Returns the rows of a tree: the increments of the prefix sums' noise.
 
-  Rows of z are the tree's nodes, in the order of `privacy.tree.nodes`.
+  Rows of z are the tree's nodes, in the order of `binary_tree.nodes`.
   """
   rows = []
   for row_of, _, added, removed in _tree_rounds(strategy):
@@ -159,14 +144,14 @@ def _tree_rows(strategy: strategies.Tree) -> NoiseRows:
 def _tree_rounds(
   strategy: strategies.Tree,
 ) -> Iterator[tuple[dict[_Node, int], set[_Node], _Node, set[_Node]]]:
-  """Yields how the nodes that make up the prefix sum change in each round.
+  """Yields how the nodes in the prefix sum change in each round.
 
-  A tree that is completed is so in its last round: what it then leaves in the
-  model is the noise of its root.
+  A tree is completed in its last round, and then leaves the noise of its root
+  in the model.
 
   Yields:
-    The row of z of each node of the tree, the nodes of the sum before, the one
-    that is added to them, and those that it replaces.
+    The row of z of each node of the tree, the nodes of the previous sum, the
+    node that is added to them, and those that it replaces.
   """
   if strategy.decoder not in ('plain', 'honaker'):
     raise ValueError(
@@ -180,7 +165,9 @@ def _tree_rounds(
     capacity = nodes[-1][1]
     before: set[_Node] = set()
     for count in range(1, size + 1):
-      after = set(_prefix_nodes(capacity if count == size else count))
+      after = set(
+        binary_tree.prefix_nodes(capacity if count == size else count)
+      )
       (added,) = after - before
       yield row_of, before, added, before - after
       before = after
@@ -188,7 +175,7 @@ def _tree_rounds(
 
 
 def _from_dicts(rows: list[dict[int, float]]) -> NoiseRows:
-  """Returns rows of the weights of columns."""
+  """Returns rows from each round's weights by column."""
   ends = np.cumsum([len(row) for row in rows])
   return NoiseRows(
     np.array([row[i] for row in rows for i in sorted(row)], np.float32),
@@ -198,21 +185,12 @@ def _from_dicts(rows: list[dict[int, float]]) -> NoiseRows:
   )
 
 
-def _prefix_nodes(count):
-  """Yields height and end of the nodes that the first `count` rounds are."""
-  end = 0
-  for height in reversed(range(count.bit_length())):
-    if count >> height & 1:
-      end += 1 << height
-      yield height, end
-
-
 def _estimate(node, decoder, known=()):
-  """Yields the nodes and weights that the noise of a node's estimate is of.
+  """Yields the nodes, with weights, that make up the noise of an estimate.
 
-  Of a known node its estimate is meant, of others their own noise alone. The
-  efficient tree (Honaker) estimates a node of height h by itself, of weight
-  1 / (2 - 2^-h), and for the rest by its two children's estimates.
+  A known node contributes its estimate, others their own noise alone. The
+  efficient tree (Honaker) estimates a node of height h by itself, with weight
+  1 / (2 - 2^-h), and otherwise by its two children's estimates.
   """
   pending = [(node, 1.0)]
   while pending:
@@ -220,7 +198,7 @@ def _estimate(node, decoder, known=()):
     if decoder == 'plain' or not height or (height, end) in known:
       yield (height, end), weight
       continue
-    own = 1 / (2 - 0.5**height)
+    own = binary_tree.node_variance(height, decoder)
     yield (height, end), weight * own
     rest = weight * (1 - own)
     pending.append(((height - 1, end - (1 << (height - 1))), rest))

@@ -179,12 +179,13 @@ def add_canaries(
     config.ConfigError: If the mechanism can't be audited.
   """
   factory: Any = mechanism.factory
-  contract = mechanism.contract
+  record = mechanism.record
   try:
-    if contract is None or not getattr(factory, 'noise_multiplier', 0):
+    if record is None or not record.noise_multiplier:
       raise ValueError(
         'Only noise can be audited; choose a private aggregator.'
       )
+    contract = record.contract
     return dataclasses.replace(
       mechanism,
       factory=canaries.CanaryFactory(

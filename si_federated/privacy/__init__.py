@@ -1,10 +1,14 @@
 """Privacy without TensorFlow: participation, strategies and accounting.
 
 - `participation`, `schedules`: who may take part when, and who does;
-- `workloads`, `toeplitz`, `blt`, `gram`, `tree`: matrices and their optima;
+- `workloads`, `toeplitz`, `blt`, `gram`, `binary_tree`: matrices and their
+  optima;
 - `strategies`, `strategy_files`, `comparison`: strategies as records, on disk
-  and beside each other;
-- `sensitivity`, `accounting`, `auditing`: what they cost in privacy.
+  and compared;
+- `sensitivity`, `accounting`, `discrete_noise`, `ledger`, `auditing`: what they
+  cost in privacy.
+
+README.md explains the contract, the matrices and the accounting.
 """
 
 from si_federated.privacy.accounting import PrivacyRecord, calibrate

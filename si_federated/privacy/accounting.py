@@ -1,17 +1,20 @@
 """Privacy accounting: from a mechanism's description to rho and epsilon.
 
 Without amplification, a mechanism of correlated noise is one Gaussian
-mechanism of the noise multiplier over the sensitivity. Two data sets are
-neighbours if one client's updates are all replaced by zeros ("zero-out"); with
-Poisson sampling, if they differ by one client ("add or remove one").
+mechanism whose noise is the noise multiplier over the sensitivity. Two data
+sets are neighbours if one client's updates are all replaced by zeros
+("zero-out"); with Poisson sampling, if they differ by one client ("add or
+remove one").
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -35,7 +38,7 @@ _KINDS = (
   'blt',
   'dense',
 )
-# RDP orders: fine near 1 for large epsilon, far out for small ones.
+# Renyi orders: fine near 1 for large epsilon, far out for small ones.
 _ORDERS = (
   [1 + x / 10 for x in range(1, 100)]
   + list(range(11, 64))
@@ -43,18 +46,136 @@ _ORDERS = (
 )
 
 
+AnyRecord = TypeVar('AnyRecord', bound='Record')
+
+
+class Record(abc.ABC):
+  """The description of a private mechanism, as a frozen dataclass.
+
+  Attributes:
+    noise_multiplier: The standard deviation of the noise on the *sum* of
+      clipped updates, relative to the clip norm.
+    contract: The participation that the schedule promises.
+    amplification: Of a schedule that earns it; None if none.
+    kind: The name of the mechanism.
+    sensitivity: Of all releases under the contract, relative to the clip norm.
+    rho: The zCDP of the mechanism; None if none is known.
+  """
+
+  noise_multiplier: float
+  contract: participation.Participation
+  amplification: Optional[schedules.Amplification]
+  kind: str
+  sensitivity: sensitivity.Sensitivity
+  rho: Optional[float]
+
+  @property
+  def neighbouring_relation(self) -> str:
+    """Which data sets the guarantee makes hard to tell apart."""
+    return 'zero-out' if self.amplification is None else 'add-or-remove-one'
+
+  def epsilon(self, delta: float, *, method: str = 'exact') -> float:
+    """Returns epsilon at delta.
+
+    Args:
+      delta: In (0, 1).
+      method: `'exact'`: the tightest known, from the privacy profile of a
+        Gaussian or, with amplification, dp_accounting's privacy loss
+        distributions; `'rdp'`: from Renyi differential privacy, a little
+        larger.
+
+    Raises:
+      ValueError: If delta or the method is invalid.
+    """
+    check_delta(delta)
+    if method not in METHODS:
+      raise ValueError(f'method is {method!r}; known are exact and rdp.')
+    if not self.noise_multiplier:
+      return math.inf
+    return self._epsilon(delta, method)
+
+  def summary(self, delta: float, *, method: str = 'exact') -> dict[str, Any]:
+    """Returns the guarantee as plain values, fit for JSON.
+
+    Args:
+      delta: In (0, 1).
+      method: As for `epsilon`.
+    """
+    return {
+      'kind': self.kind,
+      'noise_multiplier': self.noise_multiplier,
+      'sensitivity': self.sensitivity.value,
+      'sensitivity_is_exact': self.sensitivity.is_exact,
+      'sensitivity_method': self.sensitivity.method,
+      'rho': self.rho,
+      'epsilon': self.epsilon(delta, method=method),
+      'delta': delta,
+      'neighbouring_relation': self.neighbouring_relation,
+      'contract': dataclasses.asdict(self.contract),
+      'amplification': self.amplification
+      and dataclasses.asdict(self.amplification),
+      **self._details(),
+    }
+
+  def for_dimension(self, dimension: int) -> Record:
+    """Returns the record for updates of a known size.
+
+    Args:
+      dimension: The number of weights in an update.
+    """
+    del dimension
+    return self
+
+  def with_noise(self: AnyRecord, noise_multiplier: float) -> AnyRecord:
+    """Returns the record of another noise multiplier."""
+    record: Any = self
+    return dataclasses.replace(record, noise_multiplier=noise_multiplier)
+
+  @abc.abstractmethod
+  def is_variant_of(self, other: Record) -> bool:
+    """Returns whether only noise multiplier and amplification differ."""
+
+  @abc.abstractmethod
+  def after(self, observed: participation.Participation) -> Record:
+    """Returns the record of a run so far.
+
+    Args:
+      observed: The participation that a `ParticipationRecorder` has observed.
+        The guarantee holds for the clients' participation as it was, which
+        does not depend on their data.
+    """
+
+  @abc.abstractmethod
+  def event(self) -> dp_accounting.DpEvent:
+    """Returns the mechanism as an event of dp_accounting."""
+
+  @abc.abstractmethod
+  def calibrated(
+    self: AnyRecord, target_epsilon: float, delta: float
+  ) -> AnyRecord:
+    """Returns the record with the least noise; use `calibrate`."""
+
+  @abc.abstractmethod
+  def _epsilon(self, delta: float, method: str) -> float:
+    """Returns epsilon of a mechanism with noise."""
+
+  @abc.abstractmethod
+  def _details(self) -> dict[str, Any]:
+    """Returns further entries of the summary."""
+
+
 @dataclasses.dataclass(frozen=True)
-class PrivacyRecord:
-  """All that the privacy of a mechanism depends on.
+class PrivacyRecord(Record):
+  """All that the privacy of a mechanism of Gaussian noise depends on.
 
   Attributes:
     strategy: The correlation of noise; `strategies.identity` for DP-FedAvg.
-    noise_multiplier: The standard deviation of the noise z relative to the
-      clip norm, on the *sum* of clipped updates.
+    noise_multiplier: The standard deviation of z relative to the clip norm, on
+      the *sum* of clipped updates.
     contract: The participation that the schedule promises.
     amplification: Of a schedule that earns it; None if none.
-    releases: How many sums a round releases, each clipped and noised like this
-      by itself: 2 of MimeLite, an update and a gradient.
+    releases: The number of sums that a round releases, each clipped and noised
+      by itself: 2 for MimeLite, an update and a gradient.
   """
 
   strategy: strategies.Strategy
@@ -66,46 +187,40 @@ class PrivacyRecord:
   def __post_init__(self):
     if self.releases < 1:
       raise ValueError(f'releases is {self.releases}; a round has at least 1.')
-    kind = getattr(self.strategy, 'kind', None)
-    if kind not in _KINDS:
+    if self.kind not in _KINDS:
       raise ValueError(
-        f'Accounting of a strategy of kind {kind!r} is unknown; known are '
+        f'Accounting of a strategy of kind {self.kind!r} is unknown; known are '
         f'{", ".join(_KINDS)}.'
       )
-    if not (
-      self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)
-    ):
+    if not 0 <= self.noise_multiplier < math.inf:
       raise ValueError(
         f'noise_multiplier is {self.noise_multiplier}; it is finite and not '
         'negative.'
       )
-    if self.contract.rounds > self.strategy.rounds:
-      raise ValueError(
-        f'A strategy for {self.strategy.rounds} rounds can not serve '
-        f'{self.contract.rounds} rounds.'
-      )
+    strategies.check_rounds(self.strategy.rounds, self.contract)
     amplification = self.amplification
     if amplification is None:
       return
-    if amplification.kind == 'poisson' and kind != 'identity':
+    if amplification.kind == 'poisson' and self.kind != 'identity':
       raise ValueError(
-        f'Poisson sampling does not amplify the correlated noise of {kind}; '
-        'use the gaussian mechanism, or cyclic Poisson sampling with a banded '
-        'strategy.'
+        'Poisson sampling does not amplify the correlated noise of '
+        f'{self.kind}; use the gaussian mechanism, or cyclic Poisson sampling '
+        'with a banded strategy.'
       )
-    if kind == 'tree' or self.strategy.bands > amplification.groups:
+    if self.kind == 'tree' or self.strategy.bands > amplification.groups:
       raise ValueError(
-        f'A {kind} strategy of {self.strategy.bands} bands is not amplified by '
-        f'{amplification.kind} sampling in {amplification.groups} groups; it '
-        'takes at least as many groups as bands.'
+        f'A {self.kind} strategy of {self.strategy.bands} bands is not '
+        f'amplified by {amplification.kind} sampling in {amplification.groups} '
+        'groups; it takes at least as many groups as bands.'
       )
 
-  def is_variant_of(self, other: Any) -> bool:
-    """Tells whether only noise multiplier and amplification may differ.
+  @property
+  def kind(self) -> str:  # type: ignore[override]
+    """The kind of the strategy."""
+    return getattr(self.strategy, 'kind', 'unknown')
 
-    Args:
-      other: Another record.
-    """
+  def is_variant_of(self, other):
+    """Returns whether only noise multiplier and amplification differ."""
     return (
       isinstance(other, PrivacyRecord)
       and other.strategy is self.strategy
@@ -113,10 +228,10 @@ class PrivacyRecord:
     )
 
   @functools.cached_property
-  def sensitivity(self) -> sensitivity.Sensitivity:
+  def sensitivity(self) -> sensitivity.Sensitivity:  # type: ignore[override]
     """Of all releases under the contract, relative to the clip norm."""
     one = self.strategy.sensitivity(self.contract)
-    # Side by side, releases are one vector: their squares add up.
+    # Several releases together are one vector: their squares add up.
     return dataclasses.replace(one, value=one.value * self.releases**0.5)
 
   @functools.cached_property
@@ -126,13 +241,8 @@ class PrivacyRecord:
     once = participation.Participation(rounds, 1, rounds)
     return self.strategy.sensitivity(once).value * self.releases**0.5
 
-  @property
-  def neighbouring_relation(self) -> str:
-    """Which data sets the guarantee makes hard to tell apart."""
-    return 'zero-out' if self.amplification is None else 'add-or-remove-one'
-
-  def event(self) -> dp_accounting.DpEvent:
-    """Returns the mechanism as dp_accounting has it."""
+  def event(self):
+    """Returns the mechanism as an event of dp_accounting."""
     if not self.noise_multiplier:
       return dp_accounting.NonPrivateDpEvent()
     if self.amplification is None:
@@ -151,7 +261,7 @@ class PrivacyRecord:
     )
 
   @property
-  def rho(self) -> Optional[float]:
+  def rho(self) -> Optional[float]:  # type: ignore[override]
     """The zCDP of the mechanism; None with amplification, which has none."""
     if self.amplification is not None:
       return None
@@ -159,23 +269,7 @@ class PrivacyRecord:
       return math.inf
     return (self.sensitivity.value / self.noise_multiplier) ** 2 / 2
 
-  def epsilon(self, delta: float, *, method: str = 'exact') -> float:
-    """Returns epsilon at delta.
-
-    Args:
-      delta: In (0, 1).
-      method: `'exact'`: the privacy profile of a Gaussian, or with
-        amplification dp_accounting's privacy loss distributions; `'rdp'`: from
-        Renyi differential privacy, a little larger.
-
-    Raises:
-      ValueError: If delta or the method is unknown.
-    """
-    check_delta(delta)
-    if method not in METHODS:
-      raise ValueError(f'method is {method!r}; known are exact and rdp.')
-    if not self.noise_multiplier:
-      return math.inf
+  def _epsilon(self, delta, method):
     if method == 'exact' and self.amplification is None:
       return gaussian_epsilon(
         self.noise_multiplier / self.sensitivity.value, delta
@@ -184,44 +278,65 @@ class PrivacyRecord:
     accountant.compose(self.event())
     return float(accountant.get_epsilon(delta))
 
-  def after(self, observed: participation.Participation) -> PrivacyRecord:
-    """Returns the record of a run so far.
+  def after(self, observed):
+    """Returns the record of a run so far; see `Record.after`.
 
-    Args:
-      observed: What a `ParticipationRecorder` has observed. Its guarantee
-        holds for the clients' participation as it was, which does not depend
-        on their data. With amplification only its rounds count.
+    With amplification only the number of observed rounds counts.
     """
     if self.amplification is not None:
       observed = dataclasses.replace(self.contract, rounds=observed.rounds)
     return dataclasses.replace(self, contract=observed)
 
-  def summary(self, delta: float, *, method: str = 'exact') -> dict[str, Any]:
-    """Returns the guarantee as plain values, fit for JSON.
+  def calibrated(self, target_epsilon, delta):
+    """Returns the record with the least noise; use `calibrate`."""
+    if self.amplification is None:
+      noise = self.sensitivity.value * least_enough(
+        lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
+        low=1e-6,
+        tolerance=1e-10,
+      )
+      return self.with_noise(noise)
 
-    Args:
-      delta: In (0, 1).
-      method: As for `epsilon`.
-    """
-    amplification = self.amplification
-    return {
-      'kind': self.strategy.kind,
-      'noise_multiplier': self.noise_multiplier,
-      'sensitivity': self.sensitivity.value,
-      'sensitivity_is_exact': self.sensitivity.is_exact,
-      'sensitivity_method': self.sensitivity.method,
-      'releases_per_round': self.releases,
-      'rho': self.rho,
-      'epsilon': self.epsilon(delta, method=method),
-      'delta': delta,
-      'neighbouring_relation': self.neighbouring_relation,
-      'contract': dataclasses.asdict(self.contract),
-      'amplification': amplification and dataclasses.asdict(amplification),
-    }
+    def search(method, bracket, tolerance):
+      return dp_accounting.calibrate_dp_mechanism(
+        lambda: _accountant(method),
+        lambda z: self.with_noise(z).event(),
+        target_epsilon,
+        delta,
+        bracket,
+        tol=tolerance,
+      )
+
+    # Renyi accounting is fast and asks for a little too much noise: it brackets
+    # the search by privacy loss distributions, which are slow for little noise.
+    guess = self.sensitivity_once
+    try:
+      most = search(
+        'rdp',
+        dp_accounting.LowerEndpointAndGuess(0.02 * guess, guess),
+        1e-3 * guess,
+      )
+      noise = search(
+        'exact',
+        dp_accounting.ExplicitBracketInterval(0.6 * most, 1.001 * most),
+        1e-4 * most,
+      )
+    except (
+      dp_accounting.mechanism_calibration.NoBracketIntervalFoundError,
+      ValueError,
+    ) as e:
+      raise ValueError(
+        f'No noise multiplier was found for epsilon {target_epsilon} at delta '
+        f'{delta}; ask for an epsilon that is neither tiny nor huge.'
+      ) from e
+    return self.with_noise(float(noise))
+
+  def _details(self):
+    return {'releases_per_round': self.releases}
 
 
 def gaussian_epsilon(noise: float, delta: float) -> float:
-  """Returns epsilon of a Gaussian mechanism of sensitivity 1, exactly.
+  """Returns the exact epsilon of a Gaussian mechanism of sensitivity 1.
 
   Args:
     noise: The standard deviation over the sensitivity.
@@ -245,12 +360,13 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
   )
 
 
-def calibrate(record: Any, *, target_epsilon: float, delta: float) -> Any:
+def calibrate(
+  record: AnyRecord, *, target_epsilon: float, delta: float
+) -> AnyRecord:
   """Returns the record with the least noise that keeps to an epsilon.
 
   Args:
-    record: The mechanism, a `PrivacyRecord` or one with a `calibrate` of its
-      own; its noise multiplier does not count.
+    record: The mechanism; its noise multiplier does not matter.
     target_epsilon: The epsilon to keep to; infinite for no noise.
     delta: In (0, 1).
 
@@ -264,78 +380,49 @@ def calibrate(record: Any, *, target_epsilon: float, delta: float) -> Any:
   if not target_epsilon > 0:
     raise ValueError(f'target_epsilon is {target_epsilon}; it is positive.')
   if math.isinf(target_epsilon):
-    return dataclasses.replace(record, noise_multiplier=0.0)
-  if not isinstance(record, PrivacyRecord):
-    return record.calibrate(target_epsilon=target_epsilon, delta=delta)
-  if record.amplification is None:
-    noise = _gaussian_noise(target_epsilon, delta) * record.sensitivity.value
-    return dataclasses.replace(record, noise_multiplier=noise)
-
-  def search(method, bracket, tolerance):
-    return dp_accounting.calibrate_dp_mechanism(
-      lambda: _accountant(method),
-      lambda z: dataclasses.replace(record, noise_multiplier=z).event(),
-      target_epsilon,
-      delta,
-      bracket,
-      tol=tolerance,
-    )
-
-  # RDP is fast and its noise a little too much: it brackets what privacy loss
-  # distributions, which are slow for little noise, then find.
-  guess = record.sensitivity_once
-  try:
-    most = search(
-      'rdp',
-      dp_accounting.LowerEndpointAndGuess(0.02 * guess, guess),
-      1e-3 * guess,
-    )
-    noise = search(
-      'exact',
-      dp_accounting.ExplicitBracketInterval(0.6 * most, 1.001 * most),
-      1e-4 * most,
-    )
-  except (
-    dp_accounting.mechanism_calibration.NoBracketIntervalFoundError,
-    ValueError,
-  ) as e:
-    raise ValueError(
-      f'No noise multiplier was found for epsilon {target_epsilon} at delta '
-      f'{delta}; ask for an epsilon that is neither tiny nor huge.'
-    ) from e
-  return dataclasses.replace(record, noise_multiplier=float(noise))
+    return record.with_noise(0.0)
+  return record.calibrated(target_epsilon, delta)
 
 
-def _gaussian_noise(epsilon, delta):
-  """Returns the noise of a Gaussian of sensitivity 1 by bisection."""
-  low, high = 1e-6, 1.0
-  while gaussian_epsilon(high, delta) > epsilon:
-    low, high = high, high * 2
-  while high - low > 1e-10 * high:
+def least_enough(
+  enough: Callable[[float], bool],
+  *,
+  low: float = 0.0,
+  high: float = 1.0,
+  limit: float = math.inf,
+  tolerance: float,
+) -> float:
+  """Returns the least number that is enough, by doubling and bisection.
+
+  Args:
+    enough: Whether a number is; increasing.
+    low: A number below.
+    high: The first guess.
+    limit: The largest number that is tried.
+    tolerance: Relative to the result.
+
+  Returns:
+    A number that is enough; infinite if none up to the limit is.
+  """
+  while not enough(high):
+    low, high = high, 2 * high
+    if high > limit:
+      return math.inf
+  while high - low > tolerance * high:
     middle = (low + high) / 2
-    if gaussian_epsilon(middle, delta) > epsilon:
-      low = middle
-    else:
-      high = middle
+    low, high = (low, middle) if enough(middle) else (middle, high)
   return high
 
 
 def _accountant(method):
-  # Both Gaussian and Poisson-sampled events are the same here for clients
-  # zeroed out and removed.
+  # Gaussian and Poisson-sampled events cost the same for clients zeroed out
+  # and removed.
   if method == 'rdp':
     return rdp.RdpAccountant(_ORDERS)
   return pld.PLDAccountant()
 
 
 def check_delta(delta: float) -> None:
-  """Raises unless delta is one.
-
-  Args:
-    delta: In (0, 1).
-
-  Raises:
-    ValueError: If it is not.
-  """
+  """Raises ValueError unless delta lies in (0, 1)."""
   if not 0 < delta < 1:
     raise ValueError(f'delta is {delta}; it lies between 0 and 1.')

@@ -1,9 +1,9 @@
 """Empirical lower bounds on epsilon from canaries in one training run.
 
-Canaries are clients whose updates are independent random directions of clip
-norm (Andrew et al. 2023, arXiv 2302.03098). The score of one is the cosine of
-its direction with what was released: the final model's move, or the largest
-cosine over all rounds' moves. Canaries that were never sampled give the
+Canaries are clients whose updates are independent random directions as long as
+the clip norm (Andrew et al. 2023, arXiv 2302.03098). The score of a canary is
+the cosine of its direction with the release: the change of the final model, or
+the largest cosine over all rounds. Canaries that were never sampled give the
 scores of a run without them.
 """
 
@@ -15,23 +15,7 @@ from typing import Optional
 import numpy as np
 from scipy import special
 
-
-def canary(dimension: int, *, seed: int, index: int) -> np.ndarray:
-  """Returns a canary's direction of norm 1, shape `[dimension]`.
-
-  Args:
-    dimension: The number of trainable weights.
-    seed: The seed of all canaries.
-    index: Which canary; each is remade when needed, none is kept.
-  """
-  direction = np.random.default_rng([seed, index]).normal(size=dimension)
-  return direction / np.linalg.norm(direction)
-
-
-def cosine(direction: np.ndarray, released: np.ndarray) -> float:
-  """Returns the cosine of two vectors; 0 if either is zero."""
-  norm = np.linalg.norm(direction) * np.linalg.norm(released)
-  return float(direction @ released / norm) if norm else 0.0
+from si_federated.privacy import accounting
 
 
 def estimate_epsilon(
@@ -43,7 +27,7 @@ def estimate_epsilon(
 ) -> float:
   """Estimates epsilon from two normal distributions fitted to scores.
 
-  Algorithm 1 of Andrew et al. 2023. An estimate, without confidence: its
+  Algorithm 1 of Andrew et al. 2023. The estimate has no confidence level; its
   error shrinks with the number of canaries.
 
   Args:
@@ -80,48 +64,39 @@ def normal_epsilon(
   """Returns the epsilon at which two normal distributions differ by delta.
 
   Args:
-    mean_0: Mean of the one.
-    std_0: Standard deviation of the one.
-    mean_1: Mean of the other.
-    std_1: Standard deviation of the other.
+    mean_0: The mean of the first.
+    std_0: The standard deviation of the first.
+    mean_1: The mean of the second.
+    std_1: The standard deviation of the second.
     delta: In (0, 1).
 
   Returns:
     The least epsilon for which both directions' hockey-stick divergences are
     at most delta.
   """
-  if not 0 < delta < 1:
-    raise ValueError(f'delta is {delta}; it lies between 0 and 1.')
+  accounting.check_delta(delta)
   if not (std_0 > 0 and std_1 > 0):
     return 0.0 if (mean_0, std_0) == (mean_1, std_1) else math.inf
   first, second = (mean_0, std_0), (mean_1, std_1)
 
   def exceeds(epsilon):
     return (
-      max(
-        _divergence(first, second, epsilon), _divergence(second, first, epsilon)
-      )
-      > delta
+      _divergence(first, second, epsilon) > delta
+      or _divergence(second, first, epsilon) > delta
     )
 
   if not exceeds(0.0):
     return 0.0
-  low, high = 0.0, 1.0
-  while exceeds(high):
-    low, high = high, 2 * high
-    if high > 1e6:
-      return math.inf
-  while high - low > 1e-9 * high:
-    middle = (low + high) / 2
-    low, high = (middle, high) if exceeds(middle) else (low, middle)
-  return high
+  return accounting.least_enough(
+    lambda epsilon: not exceeds(epsilon), limit=1e6, tolerance=1e-9
+  )
 
 
 def _divergence(p, q, epsilon):
-  """Returns P(S) - exp(epsilon) Q(S) for the S that makes it the largest.
+  """Returns the largest P(S) - exp(epsilon) Q(S) over sets S.
 
   S is where the log ratio of densities, a parabola a x^2 + b x + c, exceeds
-  epsilon: a half-line, between two roots, or outside of them.
+  epsilon: a half-line, or the inside or outside of two roots.
   """
   (mean_p, std_p), (mean_q, std_q) = p, q
   # In units of q, so that the parabola is well scaled.
@@ -156,6 +131,7 @@ def _divergence(p, q, epsilon):
 def _between(low, high):
   """Returns the standard normal probability of an interval."""
   if low > 0:
+    # The lower tail has no rounding error.
     low, high = -high, -low
   return float(special.ndtr(high) - special.ndtr(low))
 
@@ -167,17 +143,16 @@ def epsilon_lower_bound(
   *,
   confidence: float = 0.95,
 ) -> float:
-  """Returns a lower bound on epsilon that holds with a confidence.
+  """Returns a lower bound on epsilon at a confidence level.
 
-  The threshold that tells members from others best is chosen on every second
-  score; on the rest, Clopper-Pearson bounds of the true and false positive
-  rates give epsilon >= log((TPR - delta) / FPR). Canaries of one run are
-  taken as independent, which is what one-shot auditing assumes of many
-  dimensions.
+  Every second score chooses the threshold that best separates members from
+  others; on the rest, Clopper-Pearson bounds of the true and false positive
+  rates give epsilon >= log((TPR - delta) / FPR). Canaries of one run count as
+  independent, as one-shot auditing assumes for many dimensions.
 
   Args:
-    scores: Of canaries that took part, in no order.
-    unseen_scores: Of canaries that did not, in no order.
+    scores: Of canaries that took part, in random order.
+    unseen_scores: Of canaries that did not, in random order.
     delta: In (0, 1).
     confidence: In (0, 1).
 
@@ -186,8 +161,7 @@ def epsilon_lower_bound(
   """
   if not 0 < confidence < 1:
     raise ValueError(f'confidence is {confidence}; it lies between 0 and 1.')
-  if not 0 < delta < 1:
-    raise ValueError(f'delta is {delta}; it lies between 0 and 1.')
+  accounting.check_delta(delta)
   scores, unseen = _checked(scores, 4), _checked(unseen_scores, 4)
   level = (1 - confidence) / 2
 
@@ -205,13 +179,9 @@ def epsilon_lower_bound(
 
 def _clopper_pearson(successes, trials, level):
   """Returns bounds of a rate, each of which fails with probability `level`."""
-  successes = int(successes)
-  low = high = 0.0
-  if successes:
-    low = special.betaincinv(successes, trials - successes + 1, level)
-  high = 1.0
-  if successes < trials:
-    high = special.betaincinv(successes + 1, trials - successes, 1 - level)
+  k, n = int(successes), trials
+  low = special.betaincinv(k, n - k + 1, level) if k else 0.0
+  high = special.betaincinv(k + 1, n - k, 1 - level) if k < n else 1.0
   return float(low), float(high)
 
 

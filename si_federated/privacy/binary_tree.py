@@ -1,4 +1,4 @@
-"""Tree aggregation: the strategy, its decoders, and its exact sensitivity.
+"""Tree aggregation: nodes, variances of prefix sums, and exact sensitivity.
 
 Each node of a binary tree over the rounds releases the noisy sum of the
 updates below it (Kairouz et al. 2021, arXiv 2103.00039).
@@ -7,7 +7,7 @@ updates below it (Kairouz et al. 2021, arXiv 2103.00039).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import linalg
@@ -15,45 +15,52 @@ from scipy import linalg
 from si_federated.privacy import participation
 
 _DECODERS = ('plain', 'honaker', 'full')
+# The height of a node, and the first round past it.
+Node = tuple[int, int]
 
 
-def nodes(rounds: int, complete: bool = False) -> list[tuple[int, int]]:
+def nodes(rounds: int, complete: bool = False) -> list[Node]:
   """Returns the nodes of a tree whose sums are released.
 
   Args:
     rounds: The number of leaves.
     complete: Whether virtual rounds without updates follow, up to a power of
-      two, as tree completion has it before a restart.
+      two, which completes the tree before a restart.
 
   Returns:
     For each node, in the order in which they are complete, its height and
-    the first round past it, both from 0 on; a node of height h is over 2^h
+    the first round past it, both from 0 on; a node of height h covers 2^h
     rounds.
   """
   size = 1 << (rounds - 1).bit_length() if complete else rounds
-  found = []
-  for end in range(1, size + 1):
-    height = 0
-    while end % (1 << height) == 0:
-      found.append((height, end))
-      height += 1
-      if 1 << height > end:
-        break
-  return found
+  return [
+    (height, end)
+    for end in range(1, size + 1)
+    # A node of height h ends after each multiple of 2^h rounds.
+    for height in range((end & -end).bit_length())
+  ]
+
+
+def prefix_nodes(count: int) -> Iterator[Node]:
+  """Yields the nodes whose sum is that of the first `count` rounds."""
+  end = 0
+  for height in reversed(range(count.bit_length())):
+    if count >> height & 1:
+      end += 1 << height
+      yield height, end
 
 
 def strategy_matrix(
   steps: Sequence[int], *, complete: bool = False
 ) -> np.ndarray:
-  """Returns the strategy of a row of trees, one after each restart.
+  """Returns the strategy of consecutive trees, one after each restart.
 
   Args:
     steps: The number of rounds of each tree.
-    complete: Whether trees are completed before a restart; the last one is
-      too.
+    complete: Whether all trees are completed, the last one included.
 
   Returns:
-    C of a row for each node and a column for each round.
+    C, with a row for each node and a column for each round.
   """
   blocks = []
   for size in steps:
@@ -65,8 +72,8 @@ def strategy_matrix(
   return linalg.block_diag(*blocks)
 
 
-def node_sizes(steps: Sequence[int], complete: bool) -> np.ndarray:
-  """Returns the number of rounds below each node of a row of trees."""
+def _node_sizes(steps: Sequence[int], complete: bool) -> np.ndarray:
+  """Returns the number of rounds below each node of consecutive trees."""
   return np.array(
     [
       min(end, size) - min(end - (1 << height), size)
@@ -77,44 +84,14 @@ def node_sizes(steps: Sequence[int], complete: bool) -> np.ndarray:
   )
 
 
-def decoder(rounds: int, kind: str) -> np.ndarray:
-  """Returns B of one tree, with B C the prefix sums.
+def node_variance(height: int, kind: str) -> float:
+  """Returns the variance of the estimate of a node's sum.
 
   Args:
-    rounds: The number of leaves.
-    kind: `'plain'`: each prefix is a sum of whole nodes; `'honaker'`: each
-      node is estimated from all nodes below it too, as TensorFlow Privacy's
-      efficient tree does; `'full'`: the best of all estimates, which needs
-      later nodes and so is no streaming mechanism.
-
-  Returns:
-    Shape `[rounds, nodes]`, for the nodes of `nodes(rounds)`.
+    height: Of the node.
+    kind: `'plain'`, or `'honaker'`, which combines a node with all nodes below.
   """
-  _check_decoder(kind)
-  matrix = strategy_matrix([rounds])
-  if kind == 'full':
-    solved = linalg.solve(matrix.T @ matrix, matrix.T, assume_a='pos')
-    return solved.cumsum(axis=0)
-  found = nodes(rounds)
-  row_of = {node: row for row, node in enumerate(found)}
-  estimates = np.zeros((len(found), len(found)))
-  for row, (height, end) in enumerate(found):
-    estimates[row, row] = 1
-    if kind == 'honaker' and height:
-      # The node's own noise has variance 1, that of its children together
-      # 2 / (2 - 2^-(height - 1)): they are weighed by the inverse.
-      weight = 1 / (2 - 0.5**height)
-      below = [
-        row_of[height - 1, end - (1 << (height - 1))],
-        row_of[height - 1, end],
-      ]
-      estimates[row] *= weight
-      estimates[row] += (1 - weight) * estimates[below].sum(axis=0)
-  decoded = np.zeros((rounds, len(found)))
-  for count in range(1, rounds + 1):
-    for height, end in _prefix_nodes(count):
-      decoded[count - 1] += estimates[row_of[height, end]]
-  return decoded
+  return 1 / (2 - 0.5**height) if kind == 'honaker' else 1.0
 
 
 def prefix_variances(rounds: int, kind: str) -> np.ndarray:
@@ -122,42 +99,73 @@ def prefix_variances(rounds: int, kind: str) -> np.ndarray:
 
   Args:
     rounds: The number of leaves.
-    kind: As for `decoder`.
+    kind: `'plain'`: each prefix is a sum of whole nodes; `'honaker'`: each
+      node is also estimated from all nodes below it, as TensorFlow Privacy's
+      efficient tree does; `'full'`: the best of all estimates, which needs
+      later nodes and so cannot be streamed.
 
   Returns:
     Shape `[rounds]`.
   """
-  _check_decoder(kind)
+  if kind not in _DECODERS:
+    raise ValueError(
+      f'Tree decoder {kind!r} is unknown; known are {", ".join(_DECODERS)}.'
+    )
   if kind == 'full':
     matrix = strategy_matrix([rounds])
     covariance = linalg.inv(matrix.T @ matrix)
     return covariance.cumsum(axis=0).cumsum(axis=1).diagonal().copy()
-  # A node of height h estimated from below has variance 1 / (2 - 2^-h).
   return np.array(
     [
-      sum(
-        1 / (2 - 0.5**height) if kind == 'honaker' else 1.0
-        for height, _ in _prefix_nodes(count)
-      )
+      sum(node_variance(height, kind) for height, _ in prefix_nodes(count))
       for count in range(1, rounds + 1)
     ]
   )
 
 
-def _prefix_nodes(count):
-  """Yields the nodes whose sum is that of the first `count` rounds."""
-  end = 0
-  for height in reversed(range(count.bit_length())):
-    if count >> height & 1:
-      end += 1 << height
-      yield height, end
+def tree_sizes(rounds: int, restart_every: int) -> tuple[int, ...]:
+  """Returns the rounds of each tree when restarting at a fixed interval.
+
+  Args:
+    rounds: The number of rounds.
+    restart_every: The rounds of a tree; 0 for a single tree.
+  """
+  if restart_every < 0:
+    raise ValueError('restart_every is not negative; 0 never restarts.')
+  if not restart_every or restart_every >= rounds:
+    return (rounds,)
+  whole, rest = divmod(rounds, restart_every)
+  return (restart_every,) * whole + ((rest,) if rest else ())
 
 
-def _check_decoder(kind):
-  if kind not in _DECODERS:
-    raise ValueError(
-      f'Tree decoder {kind!r} is unknown; known are {", ".join(_DECODERS)}.'
+def restarted_variances(
+  steps: Sequence[int], kind: str, complete: bool
+) -> np.ndarray:
+  """Returns the variance of each prefix sum over consecutive trees.
+
+  After a restart the sum of the tree stays in the model, with its noise: that
+  of one node if the tree was completed.
+
+  Args:
+    steps: The number of rounds of each tree.
+    kind: As for `prefix_variances`; `'full'` takes a single tree.
+    complete: Whether trees are completed before a restart.
+
+  Returns:
+    Shape `[sum(steps)]`.
+  """
+  if len(steps) > 1 and kind == 'full':
+    raise ValueError('The full decoder is for a single tree.')
+  carried, parts = 0.0, []
+  for size in steps:
+    variances = prefix_variances(size, kind)
+    parts.append(carried + variances)
+    carried += (
+      node_variance((size - 1).bit_length(), kind)
+      if complete
+      else variances[-1]
     )
+  return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -166,7 +174,7 @@ def square_sensitivity(
   contract: participation.Participation,
   complete: bool = False,
 ) -> float:
-  """Returns the exact squared sensitivity of a row of trees.
+  """Returns the exact squared sensitivity of consecutive trees.
 
   The largest sum over nodes of the squared number of participations below
   (appendix D of Kairouz et al. 2021), by dynamic programming over nodes.
@@ -177,11 +185,11 @@ def square_sensitivity(
   Args:
     steps: The number of rounds of each tree; they sum to the contract's
       rounds.
-    contract: The participation contract; being cyclic is not made use of.
+    contract: The participation contract; whether it is cyclic is ignored.
     complete: Whether trees are completed with virtual rounds.
 
   Raises:
-    ValueError: If the trees are not over as many rounds as the contract.
+    ValueError: If the trees do not have as many rounds as the contract.
   """
   if sum(steps) != contract.rounds or min(steps) < 1:
     raise ValueError(
@@ -189,7 +197,7 @@ def square_sensitivity(
     )
   if contract.participations == contract.rounds:
     # Taking part in all rounds is the worst, as each node's sum only grows.
-    sums = node_sizes(steps, complete)
+    sums = _node_sizes(steps, complete)
     return float(sums @ sums)
   program = _program(contract.participations, contract.min_separation)
   total = program.row(tuple(steps), complete, last=True)
@@ -198,7 +206,7 @@ def square_sensitivity(
 
 @functools.lru_cache(maxsize=2)
 def _program(most: int, separation: int) -> _Program:
-  """Returns a program, the same one while a run goes on round by round."""
+  """Returns a program, the same one for all rounds of a run."""
   return _Program(most, separation)
 
 
@@ -207,9 +215,9 @@ class _Program:
 
   A table is a list over the number of participations p of arrays `[b, b]`:
   entry (a, e) is for the first a rounds being closed, and at most e rounds
-  past the end becoming closed; minus infinity where p do not fit. Of the first
-  part only the row of a = 0 is kept, and of the last only the column of the
-  largest e, which is what makes it fast.
+  past the end becoming closed; minus infinity where p do not fit. Only the row
+  a = 0 of the first part and the column of the largest e of the last part are
+  kept, which makes it fast.
   """
 
   def __init__(self, most: int, separation: int):
@@ -230,18 +238,21 @@ class _Program:
     table = self._tree(steps[-1], complete, len(steps) == 1, last)
     if len(steps) == 1:
       return table
-    return self.join(self._before(steps[:-1], complete, last=False), table)
+    return self._join(self._before(steps[:-1], complete, last=False), table)
 
   def _tree_uncached(self, size: int, complete: bool, first: bool, last: bool):
     """Returns the table of one tree."""
     if complete:
       return self._part(size, 1 << (size - 1).bit_length(), first, last)
-    total = None
-    parts = list(_prefix_nodes(size))
-    for i, (height, _) in enumerate(parts):
-      table = self._full(height, first and i == 0, last and i == len(parts) - 1)
-      total = table if total is None else self.join(total, table)
-    return total
+    heights = [height for height, _ in prefix_nodes(size)]
+    end = len(heights) - 1
+    return functools.reduce(
+      self._join,
+      [
+        self._full(height, first and i == 0, last and i == end)
+        for i, height in enumerate(heights)
+      ],
+    )
 
   def _part(self, size, capacity, first, last):
     """A complete subtree of which only the first rounds are real."""
@@ -252,7 +263,7 @@ class _Program:
     if size <= half:
       below = self._part(size, half, first, last)
     else:
-      below = self.join(
+      below = self._join(
         self._full(height - 1, first, False),
         self._part(size - half, half, False, last),
       )
@@ -264,7 +275,7 @@ class _Program:
       return self._closed_form(height, first, last)
     left = self._full(height - 1, first, False)
     right = self._full(height - 1, False, last)
-    return self._with_root(self.join(left, right))
+    return self._with_root(self._join(left, right))
 
   def _closed_form(self, height, first, last):
     starts, ends = np.ogrid[: self._b, : self._b]
@@ -278,8 +289,8 @@ class _Program:
   def _with_root(self, table):
     return [values + p**2 for p, values in enumerate(table)]
 
-  def join(self, left, right):
-    """Returns the table of two parts in a row."""
+  def _join(self, left, right):
+    """Returns the table of two consecutive parts."""
     most = min(self._most, len(left) + len(right) - 2)
     shape = (len(left[0]), right[0].shape[1])
     joined = [np.full(shape, -np.inf) for _ in range(most + 1)]
@@ -301,48 +312,3 @@ def _max_plus(left, right):
   for j, after in enumerate(right):
     np.maximum(result, left[:, j, None] + after, out=result)
   return result
-
-
-def check_steps(rounds: int, restart_every: int) -> tuple[int, ...]:
-  """Returns the rounds of each tree when restarting at a fixed interval.
-
-  Args:
-    rounds: The number of rounds.
-    restart_every: The rounds of a tree; 0 for a single tree.
-  """
-  if restart_every < 0:
-    raise ValueError('restart_every is not negative; 0 never restarts.')
-  if not restart_every or restart_every >= rounds:
-    return (rounds,)
-  whole, rest = divmod(rounds, restart_every)
-  return (restart_every,) * whole + ((rest,) if rest else ())
-
-
-def restarted_variances(
-  steps: Sequence[int], kind: str, complete: bool
-) -> np.ndarray:
-  """Returns the variance of each prefix sum over a row of trees.
-
-  After a restart the sum of the tree stays in the model, with its noise: one
-  node's if the tree was completed.
-
-  Args:
-    steps: The number of rounds of each tree.
-    kind: As for `decoder`; `'full'` is not for trees in a row.
-    complete: Whether trees are completed before a restart.
-
-  Returns:
-    Shape `[sum(steps)]`.
-  """
-  if len(steps) > 1 and kind == 'full':
-    raise ValueError('The full decoder is for a single tree.')
-  carried, parts = 0.0, []
-  for size in steps:
-    variances = prefix_variances(size, kind)
-    parts.append(carried + variances)
-    if complete:
-      height = (size - 1).bit_length()
-      carried += 1 / (2 - 0.5**height) if kind == 'honaker' else 1.0
-    else:
-      carried += variances[-1]
-  return np.concatenate(parts)

@@ -15,7 +15,7 @@ from scipy import optimize, special
 
 from si_federated.privacy import participation, toeplitz, workloads
 
-# Strength of the logarithmic barrier that keeps decays from 0 and 1.
+# The strength of the logarithmic barrier that keeps decays away from 0 and 1.
 _BARRIER = 1e-8
 
 
@@ -29,8 +29,8 @@ def check_parameters(
     scale: Of each buffer, positive; the sum of scale / decay is below 1.
 
   Raises:
-    ValueError: If a condition is not met. They make coefficients positive and
-      decreasing, and the inverse a BLT of decays in (0, 1).
+    ValueError: If a condition is violated. Together they make coefficients
+      positive and decreasing, and the inverse a BLT of decays in (0, 1).
   """
   decay, scale = np.asarray(decay, float), np.asarray(scale, float)
   if decay.ndim != 1 or decay.shape != scale.shape or not decay.size:
@@ -58,56 +58,6 @@ def coefficients(
   return np.append(1.0, scale @ powers)
 
 
-def inverse_parameters(
-  decay: np.ndarray, scale: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns decays and scales of the inverse, in closed form.
-
-  Decays of the inverse are the eigenvalues of diag(decay) - scale 1^T; the
-  scales are the residues of 1 / c(x) there.
-
-  Args:
-    decay: Of each buffer, checked.
-    scale: Of each buffer, checked.
-
-  Returns:
-    Decays in (0, 1) and scales, which are negative.
-  """
-  # diag(decay) - v v^T has the same eigenvalues, and is symmetric.
-  root = np.sqrt(scale)
-  found = np.linalg.eigvalsh(np.diag(decay) - np.outer(root, root))
-  # With p and q the polynomials whose roots are found and decay, the inverse
-  # is q / p, whose residue at a root of p is q(root) / p'(root).
-  residues = [
-    np.prod(value - decay) / np.prod(value - np.delete(found, i))
-    for i, value in enumerate(found)
-  ]
-  return found, np.array(residues)
-
-
-def stream_noise(
-  decay: np.ndarray, scale: np.ndarray, noise: np.ndarray
-) -> np.ndarray:
-  """Returns C^-1 z row by row, keeping one row for each buffer.
-
-  This is what an aggregator does with its model-size buffers B_j, at first 0:
-  `out = z - sum_j scale_j B_j`, then `B_j = decay_j B_j + out` (algorithm 3 of
-  arXiv 2408.08868).
-
-  Args:
-    decay: Of each buffer.
-    scale: Of each buffer.
-    noise: z, shape `[rounds, ...]`.
-  """
-  buffers = np.zeros((len(decay), *noise.shape[1:]))
-  rows = []
-  for z in noise:
-    row = z - np.tensordot(scale, buffers, 1)
-    buffers = np.multiply(buffers.T, decay).T + row
-    rows.append(row)
-  return np.array(rows)
-
-
 def optimize_blt(
   contract: participation.Participation,
   *,
@@ -118,19 +68,19 @@ def optimize_blt(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the parameters of least error at a given privacy.
 
-  Optimises exactly the product of squared error and squared sensitivity, over
-  parameters that are always feasible: decay is the logistic function of a
-  free number, and scale / decay a softmax with one more, left-over part.
+  Minimises the exact product of squared error and squared sensitivity over
+  parameters that are always feasible: decay is the logistic function of a free
+  number, and scale / decay a softmax with one additional, unused part.
 
   Args:
     contract: The participation contract.
     num_buffers: The number of buffers d.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'`, see `toeplitz.error_form`.
-    max_iterations: Of each of the optimizer's runs, one for each start.
+    max_iterations: Of the optimizer, from each starting point.
 
   Returns:
-    Decays in falling order, and scales.
+    Decays in decreasing order, and scales.
 
   Raises:
     ValueError: If the number of buffers is not between 1 and 20.
@@ -173,9 +123,9 @@ def optimize_blt(
 
 
 def _parameters(x, rounds):
-  """Returns decays and scales with their derivatives by the free numbers."""
+  """Returns decays and scales, and their Jacobians by the free numbers."""
   d = len(x) // 2
-  # Decays nearer to 1 than that are all the same for so few rounds.
+  # Decays nearer to 1 make no difference within these rounds.
   most = 1 - 0.01 / rounds
   logistic = special.expit(x[:d])
   decay = most * logistic
@@ -192,8 +142,8 @@ def _parameters(x, rounds):
 def _start(num_buffers, slowest):
   """Returns free numbers whose coefficients are near those of 1 / sqrt(1 - x).
 
-  The coefficients 1 / sqrt(pi i) are an integral over decays; taken at decays
-  spaced evenly in log(1 - decay), all parts weigh the same near 1.
+  The coefficients 1 / sqrt(pi i) are an integral over decays; at decays spaced
+  evenly in log(1 - decay), all parts have about the same weight near 1.
   """
   gaps = np.geomspace(1.0 / slowest, 0.6, num_buffers)
   target = toeplitz.square_root(slowest)

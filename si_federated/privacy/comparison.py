@@ -1,4 +1,4 @@
-"""Errors of the mechanisms beside each other at equal privacy."""
+"""Comparison of the mechanisms' errors at equal privacy."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ MECHANISMS = (
   'toeplitz',
   'dense',
 )
+# Of the trees that are not restarted.
+_DECODERS = {'tree_plain': 'plain', 'tree': 'honaker', 'tree_full': 'full'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Row:
     max_error: The largest standard deviation of an iterate, for a noise
       multiplier of one sensitivity (rho = 1/2), in units of the clip norm.
     rms_error: The same, root of the mean square over rounds.
-    secs: How long it took to optimise, or to load.
+    secs: The seconds it took to optimise, or to load.
   """
 
   mechanism: str
@@ -62,18 +64,18 @@ def compare(
   workload: Optional[np.ndarray] = None,
   cache: Optional[str] = None,
 ) -> Iterator[Row]:
-  """Yields a row for each mechanism, as soon as it is known.
+  """Yields a row for each mechanism, as soon as it is computed.
 
   `dense` is optimal for fixed cycles, the narrower contract, and measured
-  there: under minimum separation its sensitivity is only bounded.
+  under that one: under minimum separation its sensitivity is only bounded.
 
   Args:
     contract: The participation contract.
-    mechanisms: Which, of `MECHANISMS`.
+    mechanisms: A choice of `MECHANISMS`.
     bands: Of the banded strategies; by default as many as the separation.
     num_buffers: Of blt.
-    workload: A, shape `[n, n]`; prefix sums by default, and then only are
-      trees compared.
+    workload: A, shape `[n, n]`; prefix sums by default. Trees are compared for
+      prefix sums only.
     cache: A folder that keeps optimised strategies.
 
   Raises:
@@ -128,44 +130,41 @@ def build(
     objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
     restart_every: Of restarted trees; by default the separation, which is an
       epoch in fixed cycles.
-    cache: A folder that keeps optimised strategies; none are kept for a
-      workload of your own, which has no name.
+    cache: A folder that keeps optimised strategies, unless a workload is given,
+      which has no name.
 
   Raises:
     ValueError: If the mechanism is unknown or an option out of range.
   """
-  n, b = contract.rounds, contract.min_separation
-  separation = n if contract.participations == 1 else min(b, n)
-  bands = separation if bands is None else bands
+  n = contract.rounds
   if mechanism == 'gaussian':
     return strategies.identity(n)
-  if mechanism.startswith('tree') and mechanism in MECHANISMS:
-    decoder = {'tree_plain': 'plain', 'tree_full': 'full'}.get(
-      mechanism, 'honaker'
-    )
-    if mechanism != 'tree_restarted':
-      return strategies.Tree(n, decoder)
-    every = separation if restart_every is None else restart_every
-    return strategies.Tree(n, decoder, restart_every=every, complete=True)
+  if mechanism == 'tree_restarted':
+    every = contract.separation if restart_every is None else restart_every
+    return strategies.Tree(n, restart_every=every, complete=True)
+  if mechanism in _DECODERS:
+    return strategies.Tree(n, _DECODERS[mechanism])
+  bands = contract.separation if bands is None else bands
 
-  def make_toeplitz(width, kind):
+  def make_toeplitz(width):
     column = toeplitz.optimize_toeplitz(
       contract, bands=width, workload=workload, objective=objective
     )
-    return strategies.Toeplitz(column, n, kind)
+    return strategies.Toeplitz(column, n, mechanism)
+
+  def make_blt():
+    decay, scale = blt.optimize_blt(
+      contract,
+      num_buffers=num_buffers,
+      workload=workload,
+      objective=objective,
+    )
+    return strategies.Blt.from_parameters(decay, scale, n)
 
   builders: dict[str, Callable[[], strategies.Strategy]] = {
-    'banded_toeplitz': lambda: make_toeplitz(bands, 'banded_toeplitz'),
-    'toeplitz': lambda: make_toeplitz(n, 'toeplitz'),
-    'blt': lambda: strategies.Blt.from_parameters(
-      *blt.optimize_blt(
-        contract,
-        num_buffers=num_buffers,
-        workload=workload,
-        objective=objective,
-      ),
-      n,
-    ),
+    'banded_toeplitz': lambda: make_toeplitz(bands),
+    'toeplitz': lambda: make_toeplitz(n),
+    'blt': make_blt,
     'banded': lambda: strategies.Matrix(
       gram.optimize_banded(contract, bands=bands, workload=workload), 'banded'
     ),
@@ -177,25 +176,25 @@ def build(
     raise ValueError(
       f'Mechanism {mechanism!r} is unknown; known are {", ".join(MECHANISMS)}.'
     )
-  if cache is None or workload is not None:
-    return builders[mechanism]()
   parameters = {
     'kind': mechanism,
     'rounds': n,
     'participations': contract.participations,
-    'separation': separation,
+    'separation': contract.separation,
     'bands': bands if mechanism.startswith('banded') else None,
     'num_buffers': num_buffers if mechanism == 'blt' else None,
     'objective': objective,
   }
-  return strategy_files.cached(cache, parameters, builders[mechanism])
+  return strategy_files.cached(
+    cache if workload is None else None, parameters, builders[mechanism]
+  )
 
 
 def format_rows(rows: Sequence[Row]) -> str:
   """Returns a table in Markdown.
 
   Args:
-    rows: What `compare` has yielded.
+    rows: From `compare`.
   """
   lines = [
     '| mechanism | sensitivity | max error | rms error | seconds |',

@@ -1,12 +1,12 @@
 """Accounting of distributed differential privacy: discrete noise from clients.
 
 Clients clip and rotate their update, scale it, round it at random to whole
-numbers, add discrete noise, and only the sum is seen. What depends on an update
-besides the noisy sum modulo a power of two is nothing: that values wrap around
-costs utility, never privacy.
+numbers, add discrete noise, and only the sum is revealed. An update affects
+nothing but the noisy sum modulo a power of two: values that wrap around cost
+utility, never privacy.
 
-The guarantee supposes that as many clients as planned add their share of the
-noise in every round, and that none of them tells the server its share.
+The guarantee assumes that as many clients as planned add their share of the
+noise in every round, and that none of them reveals its share to the server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Optional
+from typing import Optional
 
 import dp_accounting
 import numpy as np
@@ -25,10 +25,10 @@ from si_federated.privacy import accounting, participation, sensitivity
 
 NOISES = ('skellam', 'discrete_gaussian')
 ROTATIONS = ('hadamard', 'fourier')
-# The bound of Skellam noise is for whole orders only.
+# The bound of Skellam noise holds for whole orders only.
 _ORDERS = np.array([*range(2, 129), *range(136, 257, 8), 512, 1024, 2048])
-# Both of TFF: what a scale may be at most, and what it adds to a norm so that
-# its own check allows for numerical errors.
+# As in TFF: the largest scale, and an addition to norms with which its own
+# check tolerates numerical errors.
 _MAX_SCALE = 1e6
 _LEEWAY = 1e-5
 
@@ -38,10 +38,10 @@ class Grid:
   """The mechanism of one round in units of the whole numbers it works on.
 
   Attributes:
-    scale: What updates are multiplied by before they are rounded.
+    scale: The factor that updates are multiplied by before rounding.
     dimension: The number of coordinates after the rotation, padding included.
-    l1: The most that the L1 norm of one client's rounded update can be.
-    l2: The same of its L2 norm.
+    l1: The largest possible L1 norm of one client's rounded update.
+    l2: The largest possible L2 norm of it.
     local_stddev: The standard deviation of one client's noise.
   """
 
@@ -53,11 +53,11 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistributedRecord:
+class DistributedRecord(accounting.Record):
   """All that the privacy of a distributed mechanism depends on.
 
-  To be used as `accounting.PrivacyRecord`. Rounds have independent noise and
-  compose adaptively, so that a client's k participations cost k times one.
+  Rounds have independent noise and compose adaptively, so that k participations
+  of a client cost k times as much as one.
 
   Attributes:
     noise: `'skellam'` (Agarwal et al. 2021, arXiv 2110.04995) or
@@ -85,42 +85,24 @@ class DistributedRecord:
   beta: float = 0.0
   wrap_probability: float = 1e-4
 
-  # No result on subsampling of these mechanisms is used.
-  amplification: ClassVar[None] = None
-  neighbouring_relation: ClassVar[str] = 'zero-out'
-
   def __post_init__(self):
     for name, known in (('noise', NOISES), ('rotation', ROTATIONS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f'{name} is {getattr(self, name)!r}; known are {" and ".join(known)}.'
         )
-    for name, least, most, range_name in (
-      ('noise_multiplier', 0, math.inf, 'finite and not negative'),
-      ('beta', 0, 1, 'at least 0 and below 1'),
-      ('clients_per_round', 1, math.inf, 'at least 1'),
-      ('bits', 1, 23, '1 to 22'),
+    for name, is_valid, allowed in (
+      ('noise_multiplier', lambda x: 0 <= x < math.inf, 'finite, not negative'),
+      ('clip_norm', lambda x: 0 < x < math.inf, 'finite and positive'),
+      ('beta', lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+      ('wrap_probability', lambda x: 0 < x < 1, 'between 0 and 1'),
+      ('clients_per_round', _is_count, 'a whole number of at least 1'),
+      ('bits', lambda x: _is_count(x) and x <= 22, 'a whole number, 1 to 22'),
+      ('dimension', _is_count, 'a whole number of at least 1'),
     ):
-      if not least <= getattr(self, name) < most:
-        raise ValueError(
-          f'{name} is {getattr(self, name)}; it is {range_name}.'
-        )
-    if not 0 < self.clip_norm < math.inf:
-      raise ValueError(
-        f'clip_norm is {self.clip_norm}; it is finite and positive.'
-      )
-    if not 0 < self.wrap_probability < 1:
-      raise ValueError(
-        f'wrap_probability is {self.wrap_probability}; it lies between 0 and 1.'
-      )
-    if self.dimension is not None and self.dimension < 1:
-      raise ValueError(
-        f'dimension is {self.dimension}; an update has at least 1 weight.'
-      )
-    for name in ('clients_per_round', 'bits', 'dimension'):
       value = getattr(self, name)
-      if value is not None and value != int(value):
-        raise ValueError(f'{name} is {value}; it is a whole number.')
+      if value is not None and not is_valid(value):
+        raise ValueError(f'{name} is {value}; it must be {allowed}.')
     if 2**self.bits < self.clients_per_round or (
       4**self.bits <= self.clients_per_round * self._deviations**2
     ):
@@ -129,7 +111,17 @@ class DistributedRecord:
         'clients; take more bits or fewer clients.'
       )
 
-  def for_dimension(self, dimension: int) -> DistributedRecord:
+  @property
+  def amplification(self) -> None:  # type: ignore[override]
+    """None, as no result on subsampling of these mechanisms is used."""
+    return None
+
+  @property
+  def kind(self) -> str:  # type: ignore[override]
+    """The name of the mechanism."""
+    return f'distributed_{self.noise}'
+
+  def for_dimension(self, dimension):
     """Returns the record for updates of a known size.
 
     Args:
@@ -140,31 +132,23 @@ class DistributedRecord:
     """
     return dataclasses.replace(self, dimension=dimension)
 
-  def is_variant_of(self, other: Any) -> bool:
-    """Tells whether only the noise multiplier may differ.
-
-    Args:
-      other: Another record.
-    """
-    if not isinstance(other, DistributedRecord):
-      return False
-    return self == dataclasses.replace(
-      other, noise_multiplier=self.noise_multiplier
-    )
+  def is_variant_of(self, other):
+    """Returns whether only the noise multiplier may differ."""
+    return self == other.with_noise(self.noise_multiplier)
 
   @property
   def _deviations(self) -> float:
-    """How many standard deviations the range of sums is wide, to each side."""
+    """The half width of the range of sums, in standard deviations."""
     return math.sqrt(2) * float(special.erfcinv(self.wrap_probability))
 
   @functools.cached_property
   def grid(self) -> Grid:
-    """What TFF's `DistributedDpSumFactory` makes of these parameters.
+    """The values that TFF's `DistributedDpSumFactory` derives.
 
     Section 4 of arXiv 2102.06387. With c the scaled clip norm and d the padded
     dimension, a rounded update is at most `c + sqrt(d)` long, with conditional
     rounding also at most the root of
-    `c^2 + d / 4 + sqrt(2 log(1 / beta)) (c + sqrt(d) / 2)`. On whole numbers
+    `c^2 + d / 4 + sqrt(2 log(1 / beta)) (c + sqrt(d) / 2)`. For whole numbers
     the L1 norm is at most the square of the L2 norm.
 
     Raises:
@@ -173,7 +157,7 @@ class DistributedRecord:
     if self.dimension is None:
       raise ValueError(
         'The privacy of distributed_dp depends on the size of the model; give '
-        'the number of trained weights by for_dimension.'
+        'the number of trained weights to for_dimension.'
       )
     dimension = (
       2 ** math.ceil(math.log2(self.dimension))
@@ -203,7 +187,7 @@ class DistributedRecord:
     return Grid(scale, dimension, l1, l2, local)
 
   @property
-  def sensitivity(self) -> sensitivity.Sensitivity:
+  def sensitivity(self) -> sensitivity.Sensitivity:  # type: ignore[override]
     """Of all participations to the noise-free sums, relative to the clip."""
     once = self.grid.l2 / (self.grid.scale * self.clip_norm)
     return sensitivity.Sensitivity(
@@ -213,8 +197,8 @@ class DistributedRecord:
     )
 
   @property
-  def rho(self) -> Optional[float]:
-    """The zCDP of the mechanism; None of Skellam noise, as none is known."""
+  def rho(self) -> Optional[float]:  # type: ignore[override]
+    """The zCDP of the mechanism; unknown, so None, for Skellam noise."""
     if not self.noise_multiplier:
       return math.inf
     if self.noise == 'skellam':
@@ -224,51 +208,32 @@ class DistributedRecord:
       discrete_gaussian_rdp(np.ones(1), self.grid, self.clients_per_round)[0]
     )
 
-  def event(self) -> dp_accounting.DpEvent:
-    """Returns what dp_accounting has for it: nothing, with noise."""
+  def event(self):
+    """Returns the event of dp_accounting, which supports none with noise."""
     if not self.noise_multiplier:
       return dp_accounting.NonPrivateDpEvent()
     return dp_accounting.UnsupportedDpEvent()
 
   def renyi(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Renyi orders, and the bound on the divergence at each of them."""
+    """Returns Renyi orders, and a bound on the divergence at each of them."""
     bound = skellam_rdp if self.noise == 'skellam' else discrete_gaussian_rdp
     once = bound(_ORDERS, self.grid, self.clients_per_round)
     return _ORDERS, self.contract.participations * once
 
-  def epsilon(self, delta: float, *, method: str = 'rdp') -> float:
-    """Returns epsilon at delta, a bound from Renyi differential privacy.
-
-    Args:
-      delta: In (0, 1).
-      method: As of `PrivacyRecord.epsilon`; both give the same, as nothing
-        tighter is known.
-
-    Raises:
-      ValueError: If delta or the method is unknown, or the dimension is.
-    """
-    accounting.check_delta(delta)
-    if method not in accounting.METHODS:
-      raise ValueError(f'method is {method!r}; known are exact and rdp.')
-    if not self.noise_multiplier:
-      return math.inf
+  def _epsilon(self, delta, method):
+    # Nothing tighter than the bound from Renyi differential privacy is known.
+    del method
     return float(rdp.compute_epsilon(*self.renyi(), delta)[0])
 
-  def after(self, observed: participation.Participation) -> DistributedRecord:
-    """Returns the record of a run so far.
-
-    Args:
-      observed: What a `ParticipationRecorder` has observed.
-    """
+  def after(self, observed):
+    """Returns the record of a run so far; see `Record.after`."""
     return dataclasses.replace(self, contract=observed)
 
-  def calibrate(
-    self, *, target_epsilon: float, delta: float
-  ) -> DistributedRecord:
-    """Returns the record with the least noise that keeps to an epsilon.
+  def calibrated(self, target_epsilon, delta):
+    """Returns the record with the least noise, to a relative 1e-6.
 
-    To a relative 1e-6; as the discrete Gaussian's noise grows in steps, it is
-    then one of several that are nearly as small.
+    As the discrete Gaussian's noise grows in steps, the result is one of
+    several that are nearly as small.
 
     Args:
       target_epsilon: The epsilon to keep to, finite and positive.
@@ -279,63 +244,42 @@ class DistributedRecord:
     """
 
     def enough(noise):
-      record = dataclasses.replace(self, noise_multiplier=noise)
-      return record.epsilon(delta) <= target_epsilon
+      return self.with_noise(noise).epsilon(delta) <= target_epsilon
 
     high = 1.0
     while enough(high) and high > 1e-6:
       high /= 2
-    while not enough(high):
-      high *= 2
+    noise = accounting.least_enough(
+      enough, low=high / 2, high=high, limit=1e9, tolerance=1e-6
+    )
+    if math.isinf(noise):
       # More noise means a smaller scale and coarser rounding, so that epsilon
       # has a floor above 0.
-      if high > 1e9:
-        raise ValueError(
-          f'No noise multiplier is enough for epsilon {target_epsilon} at '
-          f'delta {delta} with {self.bits} bits; take more bits or a larger '
-          'epsilon.'
-        )
-    low = high / 2
-    while high - low > 1e-6 * high:
-      middle = (low + high) / 2
-      if enough(middle):
-        high = middle
-      else:
-        low = middle
-    return dataclasses.replace(self, noise_multiplier=high)
+      raise ValueError(
+        f'No noise multiplier is enough for epsilon {target_epsilon} at delta '
+        f'{delta} with {self.bits} bits; take more bits or a larger epsilon.'
+      )
+    return self.with_noise(noise)
 
-  def summary(self, delta: float, *, method: str = 'rdp') -> dict[str, Any]:
-    """Returns the guarantee as plain values, fit for JSON.
-
-    Args:
-      delta: In (0, 1).
-      method: As for `epsilon`.
-    """
+  def _details(self):
     return {
-      'kind': f'distributed_{self.noise}',
-      'noise_multiplier': self.noise_multiplier,
-      'sensitivity': self.sensitivity.value,
-      'sensitivity_is_exact': self.sensitivity.is_exact,
-      'sensitivity_method': self.sensitivity.method,
-      'rho': self.rho,
-      'epsilon': self.epsilon(delta, method=method),
-      'delta': delta,
-      'neighbouring_relation': self.neighbouring_relation,
-      'contract': dataclasses.asdict(self.contract),
-      'amplification': None,
-      'clients_per_round': self.clients_per_round,
-      'bits': self.bits,
-      'rotation': self.rotation,
-      'dimension': self.dimension,
+      **{
+        name: getattr(self, name)
+        for name in ('clients_per_round', 'bits', 'rotation', 'dimension')
+      },
       'grid': dataclasses.asdict(self.grid),
     }
+
+
+def _is_count(value):
+  return value == int(value) >= 1
 
 
 def skellam_rdp(orders: np.ndarray, grid: Grid, clients: int) -> np.ndarray:
   """Returns a bound on the Renyi divergence of Skellam noise.
 
   The theorem on the multi-dimensional mechanism of Agarwal et al. 2021 (arXiv
-  2110.04995), with the variance of the sum: a sum of Skellam variables is one.
+  2110.04995), with the variance of the sum, which is Skellam again.
 
   Args:
     orders: Whole numbers from 2 on.
@@ -354,7 +298,7 @@ def discrete_gaussian_rdp(
   """Returns a bound on the Renyi divergence of a sum of discrete Gaussians.
 
   The least of three bounds of Kairouz et al. 2021 (arXiv 2102.06387, section
-  3). Such a sum is no discrete Gaussian; tau bounds by how much it is not.
+  3). Such a sum is not a discrete Gaussian; tau bounds the deviation.
 
   Args:
     orders: Numbers from 1 on.

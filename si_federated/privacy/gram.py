@@ -1,7 +1,7 @@
 """Optimal strategies of general shape, found through X = C^T C.
 
-For a given diagonal of X and zeros where one client's rounds meet, the
-sensitivity is fixed, and what is left is the convex problem of minimising
+Given the diagonal of X, and zeros where two rounds of one client meet, the
+sensitivity is fixed. What remains is the convex problem of minimising
 trace(A^T A X^-1) (Denisov et al. 2022, arXiv 2202.08312; Choquette-Choo et al.
 2022, arXiv 2211.06530, and 2023, arXiv 2306.08153).
 """
@@ -28,13 +28,13 @@ def optimize_banded(
 ) -> np.ndarray:
   """Returns the best banded strategy of equal column norms (BandMF).
 
-  Differs from the paper: optimised over X, which is convex, rather than over
-  C; the two are the same, as the factor of a banded X has its bands.
+  Differs from the paper: optimises over X, which is convex, rather than over C;
+  the optimum is the same, as the factor of a banded X has the same bands.
 
   Args:
     contract: The participation contract; `bands` may not exceed its
-      `min_separation`, so that columns which meet in a client are orthogonal.
-    bands: The number of diagonals that may differ from zero.
+      `min_separation`, so that the columns of one client are orthogonal.
+    bands: The number of non-zero diagonals.
     workload: A, shape `[n, n]`; prefix sums by default.
     max_iterations: Of the optimizer; each takes a few n^3 operations.
 
@@ -46,11 +46,10 @@ def optimize_banded(
     ValueError: If there are more bands than rounds between participations.
   """
   n = contract.rounds
-  separation = n if contract.participations == 1 else contract.min_separation
-  if not 1 <= bands <= separation:
+  if not 1 <= bands <= contract.separation:
     raise ValueError(
-      f'A banded strategy for [{contract}] takes 1 to {separation} bands; '
-      f'found {bands}.'
+      f'A banded strategy for [{contract}] takes 1 to {contract.separation} '
+      f'bands; found {bands}.'
     )
   distance = np.subtract.outer(np.arange(n), np.arange(n))
   allowed = (distance > 0) & (distance < bands)
@@ -66,13 +65,13 @@ def optimize_dense(
 ) -> np.ndarray:
   """Returns the optimal strategy for fixed cycles.
 
-  Two rounds in which one client can meet itself have no entry in X. That
-  loses nothing: with W = X^-1 A^T A X^-1 of equal diagonal v within a cycle,
-  |W_ij| <= v as W is positive semidefinite, which are the optimality
-  conditions for the zeros. The diagonal sums to 1 in each cycle.
+  X is zero for two rounds that one client can share. That loses nothing: with
+  W = X^-1 A^T A X^-1 of equal diagonal v within a cycle, |W_ij| <= v, since W
+  is positive semidefinite: these are the optimality conditions for the zeros.
+  The diagonal sums to 1 in each cycle.
 
-  Under a contract that is not cyclic the strategy is usable, but its
-  sensitivity there is only bounded, see `sensitivity.of_matrix`.
+  Under a contract that is not cyclic the sensitivity of the strategy is only
+  bounded, see `sensitivity.of_matrix`.
 
   Args:
     contract: The participation contract.
@@ -80,8 +79,7 @@ def optimize_dense(
     max_iterations: Of the optimizer; each takes a few n^3 operations.
 
   Returns:
-    C, shape `[n, n]`, lower triangular, of sensitivity 1 for cycles that are
-    gone through to the end.
+    C, shape `[n, n]`, lower triangular, of sensitivity 1 for complete cycles.
   """
   n, b = contract.rounds, contract.min_separation
   k = contract.participations
@@ -92,8 +90,9 @@ def optimize_dense(
     allowed &= distance % b != 0
   if k == -(-n // b):
     cycles = np.arange(n) % b
-  bands = n if k == 1 else min(b, n)
-  return _optimize(contract, bands, allowed, cycles, workload, max_iterations)
+  return _optimize(
+    contract, contract.separation, allowed, cycles, workload, max_iterations
+  )
 
 
 def _optimize(contract, bands, allowed, cycles, workload, max_iterations):
@@ -156,13 +155,13 @@ def _optimize(contract, bands, allowed, cycles, workload, max_iterations):
     return value, gradient
 
   first = np.append(np.zeros(n), start[rows, columns])
-  gram = unpack(minimize(loss, first, max_iterations))
+  gram = unpack(_minimize(loss, first, max_iterations))
   # Backwards, so that X = C^T C with C, not C^T, lower triangular.
   factor = linalg.cholesky(gram[::-1, ::-1], lower=True)
   return np.ascontiguousarray(np.tril(factor.T[::-1, ::-1]))
 
 
-def minimize(
+def _minimize(
   loss: Callable[[np.ndarray], tuple[float, np.ndarray]],
   start: np.ndarray,
   max_iterations: int,
@@ -170,14 +169,14 @@ def minimize(
 ) -> np.ndarray:
   """Minimises by L-BFGS with a line search that stays inside a domain.
 
-  SciPy's line search interpolates and so can't take the infinite values with
-  which a loss says that a point is outside.
+  SciPy's line search interpolates, and so does not support losses that are
+  infinite outside the domain.
 
   Args:
-    loss: Returns value and gradient; an infinite value outside the domain.
+    loss: Returns value and gradient; the value is infinite outside the domain.
     start: A point inside.
     max_iterations: The most steps.
-    tolerance: Ends when three steps together gain less, relatively.
+    tolerance: Stops when three steps together gain less, relatively.
 
   Returns:
     The best point found.

@@ -1,25 +1,26 @@
-"""The ledger of a private run: who took part, and what that has cost so far."""
+"""The ledger of a private run: who took part, and the epsilon so far."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, Optional
 
 import numpy as np
 
-from si_federated.privacy import participation
+from si_federated.privacy import accounting, participation
 
 _NOT_COVERED = (
   'the choice of hyper-parameters, if other runs on the same data led to it',
   'other statistics of the data made before training',
-  'the times and sizes of what is written',
+  'the times and sizes of the files written',
 )
 
 
 class Ledger:
-  """Holds a run to its contract, round by round, and tells its epsilon."""
+  """Holds a run to its contract, round by round, and reports its epsilon."""
 
   def __init__(
     self,
@@ -27,25 +28,25 @@ class Ledger:
     mechanism: str,
     delta: float,
     contract: Optional[participation.Participation] = None,
-    record: Optional[Any] = None,
+    record: Optional[accounting.Record] = None,
     simulated: bool = False,
     facts: Optional[dict[str, Any]] = None,
     unnoised: Iterable[str] = (),
     not_covered: Iterable[str] = (),
   ):
-    """Initializes the ledger of a run that has not begun.
+    """Initializes the ledger of a new run.
 
     Args:
       mechanism: The aggregator's name and options.
-      delta: At which epsilon is told, in (0, 1).
-      contract: What to hold clients to; if none, they are only observed.
-      record: The `accounting.PrivacyRecord` of the mechanism, or one like it;
-        none of an aggregator that is not private, whose epsilon is infinite.
+      delta: The delta at which epsilon is reported, in (0, 1).
+      contract: The contract to enforce; without one, clients are only recorded.
+      record: The description of the mechanism; None for an aggregator that is
+        not private, whose epsilon is infinite.
       simulated: Whether the noise is that of a larger cohort than there is.
-      facts: More that determines privacy, as plain values: clip norm, schedule,
-        seeds. A saved ledger of other facts is refused.
-      unnoised: Names of what is written without noise.
-      not_covered: More that the guarantee does not cover, as phrases.
+      facts: Further plain values that determine privacy, such as clip norm,
+        schedule and seeds. A run only resumes from a ledger of equal facts.
+      unnoised: The names of outputs that are written without noise.
+      not_covered: Further limits of the guarantee, as phrases.
     """
     self._mechanism = mechanism
     self._delta = delta
@@ -56,11 +57,11 @@ class Ledger:
     self._unnoised = list(unnoised)
     self._not_covered = [*not_covered, *_NOT_COVERED]
     self._recorder = participation.ParticipationRecorder(contract)
-    self._epsilons: dict[Any, float] = {}
+    self._epsilon_of = functools.lru_cache(maxsize=1)(self._epsilon_after)
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What determines privacy; equal in all runs that may share a state."""
+    """The values that determine privacy; equal in runs that share a state."""
     noise = self._record and self._record.noise_multiplier
     return {
       'mechanism': self._mechanism,
@@ -82,7 +83,7 @@ class Ledger:
     self._recorder.check(round_num, clients)
 
   def record(self, round_num: int, clients: Iterable[Any]) -> None:
-    """Enters the cohort of a round that is complete.
+    """Records the cohort of a completed round.
 
     Args:
       round_num: The round, from 1 on.
@@ -96,26 +97,27 @@ class Ledger:
   def epsilon(self) -> float:
     """Returns epsilon of all rounds so far; infinite without noise.
 
-    For the participation that was observed, which is at most the contract's.
+    It is that of the observed participation, which is at most the contract's.
     """
     if self._record is None or not self._record.noise_multiplier:
       return math.inf
     if not self._recorder.max_participations:
       return 0.0
-    observed = self._recorder.observed()
-    if observed not in self._epsilons:
-      record = self._record.after(observed)
-      # Privacy loss distributions take seconds a round under sampling.
-      method = 'exact' if record.amplification is None else 'rdp'
-      self._epsilons = {observed: record.epsilon(self._delta, method=method)}
-    return self._epsilons[observed]
+    return self._epsilon_of(self._recorder.observed())
+
+  def _epsilon_after(self, observed: participation.Participation) -> float:
+    assert self._record is not None
+    record = self._record.after(observed)
+    # Under sampling, privacy loss distributions take seconds a round.
+    method = 'exact' if record.amplification is None else 'rdp'
+    return record.epsilon(self._delta, method=method)
 
   def row(self) -> dict[str, float]:
-    """Returns what a row of metrics says of privacy."""
+    """Returns the privacy columns of a row of metrics."""
     return {'privacy/epsilon': self.epsilon()}
 
   def notices(self) -> list[str]:
-    """Returns what whoever starts a private run should know, in sentences."""
+    """Returns sentences to print at the start of a private run."""
     record = self._record
     if record is None:
       return []
@@ -130,13 +132,13 @@ class Ledger:
     ]
     if self._facts.get('noise_seed_is_secret'):
       lines.append(
-        'The noise has no given seed, as real privacy needs: this run can not '
+        'The noise has a secret seed, as real privacy needs: this run can not '
         'be repeated, and its checkpoints must stay secret.'
       )
     return lines
 
   def summary(self) -> dict[str, Any]:
-    """Returns all that is known as plain values, some of them infinite."""
+    """Returns the content of privacy.json; values may be infinite."""
     observed = self._recorder
     result: dict[str, Any] = {
       **self.facts,
@@ -165,14 +167,14 @@ class Ledger:
     return result
 
   def state(self) -> dict[str, np.ndarray]:
-    """Returns plain arrays that restore who took part."""
+    """Returns plain arrays from which `restore` recovers who took part."""
     return self._recorder.state()
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
-    """Goes back to a state.
+    """Restores a state.
 
     Args:
-      state: What `state` has returned, in a run of the same facts.
+      state: From `state`, in a run of the same facts.
 
     Raises:
       ValueError: If the state is not one of a ledger.

@@ -1,12 +1,14 @@
-"""Participation contracts, and a recorder that checks what really happened."""
+"""Participation contracts, and a recorder that checks who took part."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Optional, Union
 
 import numpy as np
+
+ClientId = Union[int, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +50,20 @@ class Participation:
     """The most participations that fit: `min(k, ceil(n / b))`."""
     return min(self.max_participations, -(-self.rounds // self.min_separation))
 
+  @property
+  def separation(self) -> int:
+    """The rounds within which a client takes part at most once."""
+    if self.participations == 1:
+      return self.rounds
+    return self.min_separation
+
   def covers(self, other: Participation) -> bool:
-    """Tells whether all that `other` allows is allowed here too.
+    """Returns whether this contract allows all that another one allows.
+
+    A guarantee proven under this contract then holds under the other.
 
     Args:
       other: For example the contract that a schedule states.
-
-    Returns:
-      True if a guarantee proven under this contract holds under `other`.
     """
     if other.rounds > self.rounds:
       return False
@@ -68,7 +76,7 @@ class Participation:
     return other.min_separation >= self.min_separation
 
   def check_covers(self, other: Participation, *, what: str) -> None:
-    """Raises unless all that `other` allows is allowed here too.
+    """Raises unless this contract covers another one.
 
     Args:
       other: For example the contract that a schedule states.
@@ -92,47 +100,38 @@ class Participation:
 
 
 class ParticipationRecorder:
-  """Observes cohorts and refuses those that break a contract.
+  """Records cohorts and rejects those that break a contract.
 
-  Memory is bounded by the number of distinct clients seen. A round that breaks
-  the contract raises before anything is recorded.
+  Memory grows with the number of distinct clients only. A round that breaks the
+  contract raises before anything is recorded.
+
+  Attributes:
+    last_round: The newest round recorded; 0 before the first.
+    max_participations: The most rounds in which one client took part.
   """
 
   def __init__(self, contract: Optional[Participation] = None):
     """Initializes the recorder.
 
     Args:
-      contract: What to hold clients to; if none, only observes.
+      contract: The contract to enforce; None only records.
     """
     self._contract = contract
-    self._positions: dict[Any, int] = {}
-    self._counts: list[int] = []
-    self._last: list[int] = []
-    self._round = 0
-    self._max_participations = 0
-    # 0 is for "no client has taken part twice yet".
+    # Of each client, the number of its rounds and the last of them.
+    self._seen: dict[ClientId, tuple[int, int]] = {}
+    self.last_round = 0
+    self.max_participations = 0
+    # 0 while no client has come back.
     self._min_separation = 0
 
   @property
-  def last_round(self) -> int:
-    """The number of the newest round recorded; 0 before the first."""
-    return self._round
-
-  @property
   def num_clients(self) -> int:
-    """How many distinct clients have been seen."""
-    return len(self._positions)
-
-  @property
-  def max_participations(self) -> int:
-    """The largest number of rounds in which one client took part."""
-    return self._max_participations
+    """The number of distinct clients recorded."""
+    return len(self._seen)
 
   @property
   def min_separation(self) -> Optional[int]:
-    """The least distance of two rounds of one client; None if no client came
-    back.
-    """
+    """The least distance of two rounds of a client; None without any."""
     return self._min_separation or None
 
   def observed(self) -> Participation:
@@ -141,18 +140,18 @@ class ParticipationRecorder:
     Raises:
       ValueError: If no round has been recorded.
     """
-    if not self._round:
+    if not self.last_round:
       raise ValueError('No round has been recorded; record one first.')
+    separation = self._min_separation or self.last_round
     # All clients of a kept cyclic contract have stayed in their phase.
     cyclic = bool(self._contract and self._contract.cyclic)
-    separation = self._min_separation or self._round
     if cyclic and self._contract:
       separation = self._contract.min_separation
     return Participation(
-      self._round, max(self._max_participations, 1), separation, cyclic
+      self.last_round, max(self.max_participations, 1), separation, cyclic
     )
 
-  def check(self, round_num: int, clients: Iterable[Any]) -> None:
+  def check(self, round_num: int, clients: Iterable[ClientId]) -> None:
     """Raises if a cohort breaks the contract; records nothing.
 
     Args:
@@ -165,7 +164,7 @@ class ParticipationRecorder:
     """
     self._checked(round_num, clients)
 
-  def record(self, round_num: int, clients: Iterable[Any]) -> None:
+  def record(self, round_num: int, clients: Iterable[ClientId]) -> None:
     """Records the cohort of a round, after the same checks.
 
     Args:
@@ -173,25 +172,21 @@ class ParticipationRecorder:
       clients: The ids of the cohort, all whole numbers or all strings.
 
     Raises:
-      ValueError: As `check`; nothing has been recorded then.
+      ValueError: As `check`, with nothing recorded.
     """
-    ids, self._max_participations, self._min_separation = self._checked(
+    ids, self.max_participations, self._min_separation = self._checked(
       round_num, clients
     )
+    self.last_round = int(round_num)
     for client in ids:
-      position = self._positions.setdefault(client, len(self._positions))
-      if position == len(self._counts):
-        self._counts.append(0)
-        self._last.append(0)
-      self._counts[position] += 1
-      self._last[position] = round_num
-    self._round = int(round_num)
+      count, _ = self._seen.get(client, (0, 0))
+      self._seen[client] = count + 1, self.last_round
 
   def _checked(self, round_num, clients):
-    """Returns the ids, and what was observed with them."""
-    if round_num <= self._round:
+    """Returns the ids, and what would be observed with them."""
+    if round_num <= self.last_round:
       raise ValueError(
-        f'Round {round_num} was recorded after round {self._round}; record '
+        f'Round {round_num} was recorded after round {self.last_round}; record '
         'each round once, in order.'
       )
     contract = self._contract
@@ -201,26 +196,24 @@ class ParticipationRecorder:
         'the privacy mechanism was built; stop, or build it for more rounds.'
       )
     ids = [_client_id(client) for client in clients]
-    if len({type(i) for i in [*ids, *list(self._positions)[:1]]}) > 1:
+    if len({type(i) for i in [*ids, *list(self._seen)[:1]]}) > 1:
       raise ValueError('Client ids must be all whole numbers or all strings.')
     if len(set(ids)) < len(ids):
       raise ValueError(
         f'A client is twice in the cohort of round {round_num}; a cohort is '
         'drawn without replacement.'
       )
-    most, least = self._max_participations, self._min_separation
+    most, least = self.max_participations, self._min_separation
     for client in ids:
-      position = self._positions.get(client)
-      count = 1
-      if position is not None:
-        count += self._counts[position]
-        distance = round_num - self._last[position]
-        self._check(client, round_num, count, distance)
+      count, last = self._seen.get(client, (0, 0))
+      if count:
+        distance = int(round_num) - last
+        self._check_return(client, round_num, count + 1, distance)
         least = min(least or distance, distance)
-      most = max(most, count)
+      most = max(most, count + 1)
     return ids, most, least
 
-  def _check(self, client, round_num, count, distance):
+  def _check_return(self, client, round_num, count, distance):
     contract = self._contract
     if contract is None:
       return
@@ -239,26 +232,30 @@ class ParticipationRecorder:
 
   def state(self) -> dict[str, np.ndarray]:
     """Returns plain arrays, fit for `np.savez`, that restore the recorder."""
+    counts, lasts = np.reshape(
+      np.array(list(self._seen.values()), np.int64), [-1, 2]
+    ).T
     return {
-      'clients': np.array(list(self._positions)),
-      'counts': np.array(self._counts, np.int64),
-      'last_rounds': np.array(self._last, np.int64),
+      'clients': np.array(list(self._seen)),
+      'counts': counts,
+      'last_rounds': lasts,
       'observed': np.array(
-        [self._round, self._max_participations, self._min_separation], np.int64
+        [self.last_round, self.max_participations, self._min_separation],
+        np.int64,
       ),
     }
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
-    """Goes back to a state.
+    """Restores a state.
 
     Args:
-      state: What `state` has returned.
+      state: From `state`.
 
     Raises:
       ValueError: If the state is not one of a recorder.
     """
     try:
-      clients, counts, last, observed = (
+      clients, counts, lasts, observed = (
         np.asarray(state[key])
         for key in ('clients', 'counts', 'last_rounds', 'observed')
       )
@@ -267,24 +264,24 @@ class ParticipationRecorder:
         f'The participation record lacks {e}; use an older checkpoint.'
       ) from e
     if (
-      not (clients.shape == counts.shape == last.shape == (clients.size,))
+      not (clients.shape == counts.shape == lasts.shape == (clients.size,))
       or observed.shape != (3,)
       or (clients.size and clients.dtype.kind not in 'iuU')
-      or (clients.size and (counts.min() < 1 or last.max() > observed[0]))
+      or (clients.size and (counts.min() < 1 or lasts.max() > observed[0]))
       or observed[1] != (counts.max() if clients.size else 0)
     ):
       raise ValueError(
         'The participation record contradicts itself; use an older checkpoint.'
       )
-    self._positions = {c: i for i, c in enumerate(clients.tolist())}
-    self._counts = counts.tolist()
-    self._last = last.tolist()
-    self._round, self._max_participations, self._min_separation = (
-      int(value) for value in observed
+    self._seen = dict(
+      zip(clients.tolist(), zip(counts.tolist(), lasts.tolist()))
+    )
+    self.last_round, self.max_participations, self._min_separation = map(
+      int, observed
     )
 
 
-def _client_id(client):
+def _client_id(client: ClientId) -> ClientId:
   if isinstance(client, (int, np.integer)) and not isinstance(client, bool):
     return int(client)
   if isinstance(client, str):

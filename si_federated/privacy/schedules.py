@@ -1,13 +1,14 @@
 """Client schedules: which clients take part in a round, and what that earns.
 
-All are pure in (seed, round): asked twice, or in another process, or in
-another order, `cohort(round_num)` is the same. Rounds are numbered from 1.
-`contract(rounds)` is what the schedule meets whatever the seed, and
-`amplification` is set only where the sampling earns it.
+All are pure functions of (seed, round): `cohort(round_num)` is the same when
+asked twice, in another order, or in another process. Rounds are numbered from
+1. `contract(rounds)` holds for every seed, and `amplification` is set only
+where the sampling earns it.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Optional
@@ -47,37 +48,44 @@ class Amplification:
       raise ValueError(f'{self.kind} can not have {self.groups} groups.')
 
 
-class Schedule:
-  """What all schedules share."""
+@dataclasses.dataclass(eq=False)
+class Schedule(abc.ABC):
+  """Decides which clients take part in each round.
 
-  amplification: Optional[Amplification] = None
+  Attributes:
+    num_clients: The size of the population.
+    clients_per_round: The size of a cohort; its mean for Poisson sampling.
+    seed: The client seed of the experiment.
+  """
 
-  def __init__(self, *, num_clients: int, clients_per_round: int, seed: int):
-    """Initializes the schedule.
+  num_clients: int
+  clients_per_round: int
+  seed: int
 
-    Args:
-      num_clients: The size of the population.
-      clients_per_round: The size of a cohort; its mean for Poisson sampling.
-      seed: The client seed of the experiment.
-    """
-    if clients_per_round < 1:
+  def __post_init__(self):
+    if self.clients_per_round < 1:
       raise ValueError(
-        f'clients_per_round is {clients_per_round}; a cohort needs a client.'
+        f'clients_per_round is {self.clients_per_round}; a cohort needs a '
+        'client.'
       )
-    if clients_per_round > num_clients:
+    if self.clients_per_round > self.num_clients:
       raise ValueError(
-        f'A cohort of {clients_per_round} clients needs a population of that '
-        f'size; the training split has {num_clients}.'
+        f'A cohort of {self.clients_per_round} clients needs a population of '
+        f'that size; the training split has {self.num_clients}.'
       )
-    self._num_clients = num_clients
-    self._cohort_size = clients_per_round
-    self._seed = seed
 
-  def _generator(self, *words: int) -> np.random.Generator:
-    return np.random.default_rng([self._seed, *words])
+  @property
+  def amplification(self) -> Optional[Amplification]:
+    """The amplification that the sampling earns, if any."""
+    return None
+
+  @property
+  def whole_cohorts(self) -> int:
+    """The number of whole cohorts in the population."""
+    return self.num_clients // self.clients_per_round
 
   def cohort(self, round_num: int) -> np.ndarray:
-    """Returns the indices of a round's clients, none twice.
+    """Returns the distinct indices of a round's clients.
 
     Args:
       round_num: The round, from 1 on.
@@ -86,12 +94,32 @@ class Schedule:
       raise ValueError(f'Rounds are numbered from 1; found {round_num}.')
     return self._cohort(round_num)
 
-  def _cohort(self, round_num: int) -> np.ndarray:
-    raise NotImplementedError
-
+  @abc.abstractmethod
   def contract(self, rounds: int) -> participation.Participation:
     """Returns the contract that the schedule meets for a number of rounds."""
-    raise NotImplementedError
+
+  @abc.abstractmethod
+  def _cohort(self, round_num: int) -> np.ndarray:
+    """Returns a round's clients; the round is at least 1."""
+
+  def _generator(self, *words: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, *words])
+
+  def _draw(self, candidates, round_num):
+    return self._generator(round_num).choice(
+      candidates, self.clients_per_round, replace=False
+    )
+
+  def _slice(self, order, position):
+    return order[position * self.clients_per_round :][: self.clients_per_round]
+
+  def _check_separation(self, min_separation: int) -> None:
+    if not 1 <= min_separation <= self.whole_cohorts:
+      raise ValueError(
+        f'min_separation is {min_separation}, but {self.num_clients} clients '
+        f'make at most {self.whole_cohorts} cohorts of '
+        f'{self.clients_per_round}; take 1 to {self.whole_cohorts}.'
+      )
 
 
 class Uniform(Schedule):
@@ -102,9 +130,7 @@ class Uniform(Schedule):
   """
 
   def _cohort(self, round_num):
-    return self._generator(round_num).choice(
-      self._num_clients, self._cohort_size, replace=False
-    )
+    return self._draw(self.num_clients, round_num)
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
@@ -112,141 +138,99 @@ class Uniform(Schedule):
 
 
 class ShuffledEpochs(Schedule):
-  """A new order of all clients each epoch; some are left out if it is uneven.
+  """A new order of all clients each epoch; leaves out an incomplete cohort.
 
-  A client can be last in one epoch and first in the next, so rounds may be
-  adjacent, but there is no more than one in an epoch.
+  A client takes part at most once in an epoch, but can be last in one epoch
+  and first in the next, so that its rounds may be adjacent.
   """
 
-  @property
-  def rounds_per_epoch(self) -> int:
-    """The number of whole cohorts in the population."""
-    return self._num_clients // self._cohort_size
-
   def _cohort(self, round_num):
-    epoch, position = divmod(round_num - 1, self.rounds_per_epoch)
-    order = self._generator(epoch).permutation(self._num_clients)
-    return order[position * self._cohort_size :][: self._cohort_size]
+    epoch, position = divmod(round_num - 1, self.whole_cohorts)
+    return self._slice(
+      self._generator(epoch).permutation(self.num_clients), position
+    )
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    epochs = -(-rounds // self.rounds_per_epoch)
+    epochs = -(-rounds // self.whole_cohorts)
     separation = rounds if epochs == 1 else 1
     return participation.Participation(rounds, epochs, separation)
 
 
+@dataclasses.dataclass(eq=False)
 class FixedCycles(Schedule):
-  """One order of the clients, gone through again and again.
+  """One order of the clients, repeated.
 
-  Any two rounds of a client are a multiple of `rounds_per_cycle` apart.
+  Any two rounds of a client are a multiple of `min_separation` apart.
+
+  Attributes:
+    min_separation: The rounds in a cycle; all whole cohorts by default.
   """
 
-  def __init__(
-    self,
-    *,
-    num_clients: int,
-    clients_per_round: int,
-    seed: int,
-    min_separation: Optional[int] = None,
-  ):
-    """Initializes the schedule.
+  min_separation: Optional[int] = None
 
-    Args:
-      num_clients: The size of the population.
-      clients_per_round: The size of a cohort.
-      seed: The client seed of the experiment.
-      min_separation: The rounds in a cycle; all whole cohorts by default.
-    """
-    super().__init__(
-      num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
-    )
-    most = num_clients // clients_per_round
-    self.rounds_per_cycle = most if min_separation is None else min_separation
-    if not 1 <= self.rounds_per_cycle <= most:
-      raise ValueError(
-        f'{num_clients} clients make at most {most} cohorts of '
-        f'{clients_per_round}; a cycle can not have {min_separation} rounds.'
-      )
-    self._order = self._generator().permutation(num_clients)
+  def __post_init__(self):
+    super().__post_init__()
+    if self.min_separation is None:
+      self.min_separation = self.whole_cohorts
+    self._check_separation(self.min_separation)
+    self._order = self._generator().permutation(self.num_clients)
 
   def _cohort(self, round_num):
-    position = (round_num - 1) % self.rounds_per_cycle
-    return self._order[position * self._cohort_size :][: self._cohort_size]
+    return self._slice(self._order, (round_num - 1) % self.min_separation)
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    b = self.rounds_per_cycle
+    b = self.min_separation
+    assert b is not None
     return participation.Participation(rounds, -(-rounds // b), b, cyclic=True)
 
 
+@dataclasses.dataclass(eq=False)
 class MinSeparation(Schedule):
   """Random check-in by a device timer, as in Gboard (Xu et al. 2023).
 
   A device is available again `min_separation` rounds after its last
-  participation; each cohort is drawn uniformly from those available. Being
-  pure in (seed, round) takes a replay of earlier rounds, which is kept: rounds
-  asked in order cost one draw each, and memory is that of the cohorts.
+  participation; each cohort is drawn uniformly from the available ones. A round
+  depends on those before, which are replayed once and kept: rounds asked in
+  order cost one draw each, and memory is that of the cohorts.
+
+  Attributes:
+    min_separation: The timer, in rounds.
+    max_participations: After that many rounds, a device retires.
   """
 
-  def __init__(
-    self,
-    *,
-    num_clients: int,
-    clients_per_round: int,
-    seed: int,
-    min_separation: int,
-    max_participations: Optional[int] = None,
-  ):
-    """Initializes the schedule.
+  min_separation: int
+  max_participations: Optional[int] = None
 
-    Args:
-      num_clients: The size of the population.
-      clients_per_round: The size of a cohort.
-      seed: The client seed of the experiment.
-      min_separation: The timer, in rounds.
-      max_participations: After that many rounds, a device retires.
-    """
-    super().__init__(
-      num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
-    )
-    if min_separation < 1:
-      raise ValueError(f'min_separation is {min_separation}; it is at least 1.')
-    if max_participations is not None and max_participations < 1:
+  def __post_init__(self):
+    super().__post_init__()
+    if self.max_participations is not None and self.max_participations < 1:
       raise ValueError('max_participations must be at least 1.')
-    if min_separation * clients_per_round > num_clients:
-      raise ValueError(
-        f'{num_clients} clients can not fill cohorts of {clients_per_round} '
-        f'with {min_separation} rounds between two of a client; take at most '
-        f'{num_clients // clients_per_round}.'
-      )
-    self._min_separation = min_separation
-    self._max_participations = max_participations
+    self._check_separation(self.min_separation)
     self._cohorts: list[np.ndarray] = []
-    self._available = np.ones(num_clients, bool)
-    self._counts = np.zeros(num_clients, np.int64)
+    self._available = np.ones(self.num_clients, bool)
+    self._counts = np.zeros(self.num_clients, np.int64)
 
   def _cohort(self, round_num):
     while len(self._cohorts) < round_num:
       current = len(self._cohorts) + 1
-      back = current - self._min_separation
-      if back >= 1:
-        returning = self._cohorts[back - 1]
-        if self._max_participations is not None:
+      if current > self.min_separation:
+        returning = self._cohorts[current - self.min_separation - 1]
+        if self.max_participations is not None:
           returning = returning[
-            self._counts[returning] < self._max_participations
+            self._counts[returning] < self.max_participations
           ]
         self._available[returning] = True
       candidates = np.flatnonzero(self._available)
-      if len(candidates) < self._cohort_size:
+      if len(candidates) < self.clients_per_round:
         raise ValueError(
           f'Only {len(candidates)} clients are left for round {current}, whose '
-          f'cohort needs {self._cohort_size}: the others have taken part '
-          f'{self._max_participations} times or too recently; raise '
+          f'cohort needs {self.clients_per_round}: the others have taken part '
+          f'{self.max_participations} times or too recently; raise '
           'max_participations or run fewer rounds.'
         )
-      drawn = self._generator(current).choice(
-        candidates, self._cohort_size, replace=False
-      )
+      drawn = self._draw(candidates, current)
       self._available[drawn] = False
       self._counts[drawn] += 1
       self._cohorts.append(drawn)
@@ -254,27 +238,22 @@ class MinSeparation(Schedule):
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    fits = -(-rounds // self._min_separation)
+    fits = -(-rounds // self.min_separation)
     return participation.Participation(
-      rounds, min(fits, self._max_participations or fits), self._min_separation
+      rounds, min(fits, self.max_participations or fits), self.min_separation
     )
 
 
 class Poisson(Schedule):
-  """Each client takes part in each round independently of all else."""
+  """Each client takes part in each round independently."""
 
-  def __init__(self, *, num_clients: int, clients_per_round: int, seed: int):
-    """Initializes the schedule."""
-    super().__init__(
-      num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
-    )
-    self.amplification = Amplification(
-      'poisson', clients_per_round / num_clients
-    )
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    return Amplification('poisson', self.clients_per_round / self.num_clients)
 
   def _cohort(self, round_num):
-    assert self.amplification
-    draws = self._generator(round_num).random(self._num_clients)
+    draws = self._generator(round_num).random(self.num_clients)
     return np.flatnonzero(draws < self.amplification.probability)
 
   def contract(self, rounds):
@@ -282,59 +261,46 @@ class Poisson(Schedule):
     return participation.Participation(rounds, rounds, 1)
 
 
+@dataclasses.dataclass(eq=False)
 class CyclicPoisson(Schedule):
   """Fixed groups take turns; each client of the group joins independently.
 
   The sampling under which banded strategies are amplified (Choquette-Choo et
   al. 2023, section 4 and theorem 4).
+
+  Attributes:
+    min_separation: The number of groups; at least the number of bands of the
+      strategy.
   """
 
-  def __init__(
-    self,
-    *,
-    num_clients: int,
-    clients_per_round: int,
-    seed: int,
-    min_separation: int,
-  ):
-    """Initializes the schedule.
+  min_separation: int
 
-    Args:
-      num_clients: The size of the population.
-      clients_per_round: The mean size of a cohort.
-      seed: The client seed of the experiment.
-      min_separation: The number of groups; at least the number of bands of
-        the strategy.
-    """
-    super().__init__(
-      num_clients=num_clients, clients_per_round=clients_per_round, seed=seed
-    )
-    if not 1 <= min_separation <= num_clients // clients_per_round:
-      raise ValueError(
-        f'{num_clients} clients in {min_separation} groups leave fewer than '
-        f'{clients_per_round} in a group; take at most '
-        f'{num_clients // clients_per_round} groups.'
-      )
-    self._groups = min_separation
-    # Theorem 4 has groups of one size: those who don't fit are left out.
-    self._group_size = num_clients // min_separation
-    self._order = self._generator().permutation(num_clients)
-    self.amplification = Amplification(
-      'cyclic_poisson', clients_per_round / self._group_size, min_separation
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_separation(self.min_separation)
+    # Theorem 4 needs groups of one size: remaining clients are left out.
+    self._group_size = self.num_clients // self.min_separation
+    self._order = self._generator().permutation(self.num_clients)
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    return Amplification(
+      'cyclic_poisson',
+      self.clients_per_round / self._group_size,
+      self.min_separation,
     )
 
   def _cohort(self, round_num):
-    assert self.amplification
-    start = (round_num - 1) % self._groups * self._group_size
+    start = (round_num - 1) % self.min_separation * self._group_size
     group = self._order[start : start + self._group_size]
     draws = self._generator(round_num).random(self._group_size)
     return group[draws < self.amplification.probability]
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    return participation.Participation(
-      rounds, -(-rounds // self._groups), self._groups, cyclic=True
-    )
+    b = self.min_separation
+    return participation.Participation(rounds, -(-rounds // b), b, cyclic=True)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

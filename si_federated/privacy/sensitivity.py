@@ -1,11 +1,11 @@
 """L2 sensitivity of strategy matrices under a participation contract.
 
 One client's clipped updates form a matrix G with a row for each round, zero
-where the client is away, of norm at most 1 elsewhere (in units of the clip
+where the client is absent, of norm at most 1 elsewhere (in units of the clip
 norm). The sensitivity is the largest norm of `C G`. With X = C^T C and the set
-P of rounds taken part in, its square is at most the sum of |X_ij| over i and j
-in P, and exactly that if X has no negative entry (Choquette-Choo et al. 2022,
-arXiv 2211.06530). What is left is the maximum over P.
+P of a client's rounds, its square is at most the sum of |X_ij| over i and j in
+P, and exactly that if X has no negative entry (Choquette-Choo et al. 2022,
+arXiv 2211.06530). The maximum over P remains to be found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Sensitivity:
   """A sensitivity relative to the clip norm.
 
   Attributes:
-    value: The sensitivity, or a bound from above.
+    value: The sensitivity, or an upper bound.
     is_exact: Whether it is attained.
     method: How it was found.
   """
@@ -39,7 +39,7 @@ def of_matrix(
 ) -> Sensitivity:
   """Returns the sensitivity of a lower-triangular strategy.
 
-  Takes O(n^2 k) time besides one product of matrices.
+  Takes O(n^2 k) time and one matrix product.
 
   Args:
     matrix: The strategy C, shape `[n, n]` with n at least `contract.rounds`;
@@ -48,7 +48,7 @@ def of_matrix(
 
   Returns:
     Exact for one participation, for no more bands than `min_separation`, and
-    for cycles if C^T C has no negative entry; else a bound from above.
+    for cycles if C^T C has no negative entry; else an upper bound.
 
   Raises:
     ValueError: If the matrix is not square, finite and lower triangular, or
@@ -76,7 +76,7 @@ def of_matrix(
   gram = matrix.T @ matrix
   if contract.cyclic and k == -(-n // b):
     best = max(np.abs(gram[p::b, p::b]).sum() for p in range(b))
-    # Rounding alone makes entries that should be zero a little negative.
+    # Rounding makes entries that should be zero slightly negative.
     lowest = min(gram[p::b, p::b].min() for p in range(b))
     exact = bool(lowest >= -1e-12 * squares.max())
     return _result(best, exact, 'all rounds of the worst cycle')
@@ -149,9 +149,9 @@ def heaviest_pattern(weights: np.ndarray, k: int, b: int) -> np.ndarray:
 def _row_bound(gram, contract):
   """Bounds the largest sum of |X_ij| over a pattern.
 
-  Of each row i, finds the largest sum over a pattern that contains i; then the
-  pattern that has the largest sum of those (algorithm for upper bounds of
-  Choquette-Choo et al. 2023, arXiv 2306.08153, appendix on sensitivity).
+  For each row i, finds the largest sum over a pattern that contains i; then the
+  pattern with the largest sum of those (the upper bound of Choquette-Choo et
+  al. 2023, arXiv 2306.08153, appendix on sensitivity).
   """
   n, k, b = contract.rounds, contract.participations, contract.min_separation
   weights = np.abs(gram)

@@ -1,16 +1,9 @@
-"""Strategies C: what a mechanism needs to know of its correlated noise.
+"""Strategies C: the correlation of a mechanism's noise.
 
 Each strategy has `kind`, `rounds`, `bands`, `matrix()`, `sensitivity(contract)`
-and `errors(workload)`, and is frozen. A mechanism releases x + C^-1 z, z being
-independent noise of standard deviation noise_multiplier times clip norm in
-each round; how to make C^-1 z row by row:
-
-- any square strategy: `noise_row(t)`, the weights of z_0 to z_t;
-- few bands: `forward_row(t)`, the weights of the newest rows of C^-1 z itself;
-- `Blt`: `decay` and `scale` of its buffers, see `blt.stream_noise`;
-- `Tree`: TensorFlow Privacy's tree queries.
-
-Here t counts from 0.
+and `errors(workload)`, and is frozen. A mechanism releases x + C^-1 z, where z
+is independent noise of standard deviation noise_multiplier times clip norm in
+each round. `aggregators.noise_generators` makes C^-1 z row by row.
 """
 
 from __future__ import annotations
@@ -20,7 +13,6 @@ import functools
 from typing import Optional, Union
 
 import numpy as np
-from scipy import linalg
 
 from si_federated.privacy import (
   binary_tree,
@@ -48,7 +40,7 @@ class Errors:
 
 
 class _Square:
-  """What strategies of a lower-triangular C share."""
+  """A strategy of a lower-triangular C."""
 
   kind: str
   rounds: int
@@ -59,7 +51,7 @@ class _Square:
 
   @functools.cached_property
   def bands(self) -> int:
-    """The number of diagonals, from the main one down, that are not zero."""
+    """The number of diagonals up to the last that is not zero."""
     rows, columns = np.nonzero(self.matrix())
     return int((rows - columns).max()) + 1
 
@@ -67,7 +59,7 @@ class _Square:
     self, contract: participation.Participation
   ) -> sensitivity.Sensitivity:
     """Returns the sensitivity of the first `contract.rounds` rounds."""
-    _check_rounds(self.rounds, contract)
+    check_rounds(self.rounds, contract)
     return sensitivity.of_matrix(self.matrix(), contract)
 
   def errors(self, workload: Optional[np.ndarray] = None) -> Errors:
@@ -78,15 +70,8 @@ class _Square:
     decoder = workloads.decoder(workload, self.matrix())
     return _errors(np.einsum('ij,ij->i', decoder, decoder))
 
-  def noise_row(self, t: int) -> np.ndarray:
-    """Returns row t of C^-1 up to its diagonal, shape `[t + 1]`."""
-    corner = self.matrix()[: t + 1, : t + 1]
-    unit = np.zeros(t + 1)
-    unit[t] = 1
-    return linalg.solve_triangular(corner, unit, lower=True, trans='T')
-
   def forward_row(self, t: int) -> tuple[np.ndarray, float]:
-    """Returns what solves C y = z for y_t, given the rows of y before.
+    """Returns the weights that solve C y = z for y_t, given earlier rows of y.
 
     Args:
       t: The round, from 0 on.
@@ -101,10 +86,10 @@ class _Square:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Toeplitz(_Square):
-  """A Toeplitz strategy; with a single coefficient, independent noise.
+  """A Toeplitz strategy; a single coefficient gives independent noise.
 
   Attributes:
-    coefficients: The first column of C up to its last entry that counts.
+    coefficients: The first column of C; zero after its end.
     rounds: The number of rounds.
     kind: `'identity'`, `'banded_toeplitz'` or `'toeplitz'`.
   """
@@ -138,7 +123,7 @@ class Toeplitz(_Square):
 
   def sensitivity(self, contract):
     """Returns the sensitivity of the first `contract.rounds` rounds."""
-    _check_rounds(self.rounds, contract)
+    check_rounds(self.rounds, contract)
     return sensitivity.of_toeplitz(self.coefficients, contract)
 
   def errors(self, workload=None):
@@ -151,10 +136,6 @@ class Toeplitz(_Square):
   def inverse(self) -> np.ndarray:
     """The first column of C^-1, shape `[rounds]`."""
     return toeplitz.inverse(self.coefficients, self.rounds)
-
-  def noise_row(self, t):
-    """Returns row t of C^-1 up to its diagonal, shape `[t + 1]`."""
-    return self.inverse[t::-1].copy()
 
   def forward_row(self, t):
     """See `_Square.forward_row`."""
@@ -187,7 +168,7 @@ class Blt(Toeplitz):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matrix(_Square):
-  """A strategy of general shape.
+  """A strategy of any lower-triangular matrix.
 
   Attributes:
     lower: C, shape `[rounds, rounds]`, lower triangular.
@@ -198,7 +179,7 @@ class Matrix(_Square):
   kind: str = 'dense'
 
   def __post_init__(self):
-    object.__setattr__(self, 'lower', check_lower(_frozen(self.lower)))
+    object.__setattr__(self, 'lower', _check_lower(_frozen(self.lower)))
 
   @property
   def rounds(self) -> int:  # type: ignore[override]
@@ -212,7 +193,7 @@ class Matrix(_Square):
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """Tree aggregation, restarted or not.
+  """Tree aggregation, with or without restarts.
 
   Attributes:
     rounds: The number of rounds.
@@ -220,7 +201,7 @@ class Tree:
       for comparison only, `'full'`.
     restart_every: The rounds of a tree; 0 for a single tree.
     complete: Whether a tree is completed with virtual rounds at its end, so
-      that what it leaves in the model has the noise of one node.
+      that its sum, which stays in the model, has the noise of one node.
   """
 
   rounds: int
@@ -237,18 +218,18 @@ class Tree:
   @property
   def steps(self) -> tuple[int, ...]:
     """The number of rounds of each tree."""
-    return binary_tree.check_steps(self.rounds, self.restart_every)
+    return binary_tree.tree_sizes(self.rounds, self.restart_every)
 
   def matrix(self) -> np.ndarray:
-    """Returns C, of a row for each node and a column for each round."""
+    """Returns C, with a row for each node and a column for each round."""
     return binary_tree.strategy_matrix(self.steps, complete=self.complete)
 
   def sensitivity(
     self, contract: participation.Participation
   ) -> sensitivity.Sensitivity:
     """Returns the sensitivity of the first `contract.rounds` rounds."""
-    _check_rounds(self.rounds, contract)
-    steps = binary_tree.check_steps(contract.rounds, self.restart_every)
+    check_rounds(self.rounds, contract)
+    steps = binary_tree.tree_sizes(contract.rounds, self.restart_every)
     square = binary_tree.square_sensitivity(steps, contract, self.complete)
     return sensitivity.Sensitivity(
       float(np.sqrt(square)), not contract.cyclic, 'worst counts in tree nodes'
@@ -275,16 +256,8 @@ def identity(rounds: int) -> Toeplitz:
   return Toeplitz(np.ones(1), rounds, 'identity')
 
 
-def check_lower(matrix: np.ndarray) -> np.ndarray:
-  """Returns a strategy matrix after checks.
-
-  Args:
-    matrix: C.
-
-  Raises:
-    ValueError: If it is not float64, square, finite, lower triangular with a
-      positive diagonal.
-  """
+def _check_lower(matrix: np.ndarray) -> np.ndarray:
+  """Returns a matrix if it is a lower-triangular strategy."""
   if matrix.dtype != np.float64:
     raise ValueError(
       f'A strategy matrix is of type float64; found {matrix.dtype}.'
@@ -300,7 +273,8 @@ def check_lower(matrix: np.ndarray) -> np.ndarray:
   return matrix
 
 
-def _check_rounds(rounds, contract):
+def check_rounds(rounds: int, contract: participation.Participation) -> None:
+  """Raises ValueError if a contract has more rounds than a strategy."""
   if contract.rounds > rounds:
     raise ValueError(
       f'A strategy for {rounds} rounds can not serve {contract.rounds} rounds.'

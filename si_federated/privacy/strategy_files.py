@@ -1,4 +1,4 @@
-"""Strategies on disk, and a cache of those that take long to optimise."""
+"""Strategies on disk, and a cache of those that are slow to optimise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -19,11 +19,11 @@ _Path = Union[str, os.PathLike]
 
 
 def save(path: _Path, strategy: strategies.Strategy) -> None:
-  """Writes a strategy to an `.npz` file, whole or not at all.
+  """Writes a strategy to an `.npz` file, atomically.
 
   Args:
-    path: Where the file will be.
-    strategy: Any but a tree, which has nothing to keep.
+    path: The file.
+    strategy: Any but a tree, which a file would not describe.
   """
   arrays: dict[str, Any] = {'kind': np.array(strategy.kind)}
   if isinstance(strategy, strategies.Tree):
@@ -55,15 +55,14 @@ def load(path: _Path) -> strategies.Strategy:
   """Reads a strategy from an `.npz` file and checks it.
 
   Args:
-    path: The file. It holds either what `save` writes, or an array `matrix`
-      made elsewhere: C, float64, square, lower triangular, with a positive
-      diagonal.
+    path: The file. It is written by `save`, or holds an array `matrix` made
+      elsewhere: C, float64, square, lower triangular, with a positive diagonal.
 
   Returns:
     The strategy.
 
   Raises:
-    ValueError: If the file is not there, damaged, or not of a strategy.
+    ValueError: If the file is missing, damaged, or not of a strategy.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
@@ -101,21 +100,23 @@ def load(path: _Path) -> strategies.Strategy:
 
 
 def cached(
-  folder: _Path,
+  folder: Optional[_Path],
   parameters: dict[str, Any],
   build: Callable[[], strategies.Strategy],
 ) -> strategies.Strategy:
   """Returns a strategy from a folder, or builds it and keeps it there.
 
   Args:
-    folder: Where strategies are kept.
-    parameters: All that the strategy depends on, as JSON has it; the name of
-      the file is made from it.
-    build: Makes the strategy. A file that can't be read is built anew.
+    folder: The cache of strategies; None only builds.
+    parameters: All that the strategy depends on, fit for JSON; the name of the
+      file is a digest of them.
+    build: Makes the strategy; also called if the file can't be read.
 
   Returns:
     The strategy.
   """
+  if folder is None:
+    return build()
   # The version changes when the optimisers do.
   text = json.dumps({'version': 1, **parameters}, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:20]

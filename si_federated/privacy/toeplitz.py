@@ -74,7 +74,7 @@ def error_form(workload: np.ndarray, objective: str) -> np.ndarray:
 def error_and_gradient(
   coefficients: np.ndarray, form: np.ndarray
 ) -> tuple[float, np.ndarray]:
-  """Returns q T q and its gradient with respect to the coefficients of C.
+  """Returns q T q and its gradient by the coefficients of C.
 
   Args:
     coefficients: The first column of C, shape `[n]`.
@@ -117,7 +117,7 @@ def loss_and_gradient(
 ) -> tuple[float, np.ndarray]:
   """Returns the logarithm of squared error times squared sensitivity.
 
-  It does not change if the coefficients are scaled.
+  It is invariant to the scale of the coefficients.
 
   Args:
     coefficients: The first column of C, shape `[contract.rounds]`.
@@ -142,8 +142,8 @@ def optimize_toeplitz(
 ) -> np.ndarray:
   """Returns the best Toeplitz strategy whose sensitivity is exact.
 
-  Up to `min_separation` bands, any coefficients will do. Beyond, they must be
-  non-negative and not increase; what is found there is returned only if it is
+  Up to `min_separation` bands, any coefficients are allowed. Beyond, they must
+  be non-negative and not increase; such a result is returned only if it is
   better than the best of `min_separation` bands.
 
   Args:
@@ -167,9 +167,8 @@ def optimize_toeplitz(
   if workload is None:
     workload = workloads.prefix_sum(n)
   form = error_form(workloads.check_workload(workload, n), objective)
-  separation = n if contract.participations == 1 else contract.min_separation
-  best = _free(contract, min(bands, separation), form, max_iterations)
-  if bands > separation:
+  best = _free(contract, min(bands, contract.separation), form, max_iterations)
+  if bands > contract.separation:
     more = _decreasing(contract, best, bands, form, max_iterations)
     values = [
       loss_and_gradient(_padded(column, n), contract, form)[0]
@@ -180,10 +179,10 @@ def optimize_toeplitz(
 
 
 def _free(contract, bands, form, max_iterations):
-  """Optimizes few enough coefficients: the sensitivity has no condition."""
+  """Optimizes few enough coefficients for the sensitivity to be exact."""
   start = square_root(bands)
 
-  # In units of the start, as coefficients range over orders of magnitude.
+  # In units of the start, as coefficients span orders of magnitude.
   def loss(x):
     column = _padded(np.append(1.0, x * start[1:]), contract.rounds)
     value, gradient = loss_and_gradient(column, contract, form)
@@ -198,8 +197,7 @@ def _free(contract, bands, form, max_iterations):
 def _decreasing(contract, start, bands, form, max_iterations):
   """Optimizes coefficients that are non-negative and do not increase.
 
-  As c_i is the sum of decrements d_j >= 0 from i on, bounds are all that the
-  optimizer needs to keep.
+  As c_i is the sum of decrements d_j >= 0 from i on, simple bounds suffice.
   """
   scale = -np.diff(np.append(square_root(bands), 0))
 

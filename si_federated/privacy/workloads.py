@@ -1,4 +1,4 @@
-"""Workload matrices A: what of the noisy updates the training really uses.
+"""Workload matrices A: how training combines the noisy updates.
 
 Row t of A holds the weight of each round's update in the model after round t,
 so `A x` are the iterates of server SGD. Mechanisms release `A (x + C^-1 z)`.
@@ -20,13 +20,13 @@ def prefix_sum(rounds: int) -> np.ndarray:
 def cool_down(
   rounds: int, *, fraction: float = 0.25, final: float = 0.05
 ) -> np.ndarray:
-  """Returns learning rates that fall linearly at the end.
+  """Returns learning rates that decrease linearly at the end.
 
   The defaults are those of Choquette-Choo et al. 2022, arXiv 2211.06530.
 
   Args:
     rounds: The number of rounds.
-    fraction: The part of the rounds in which the rate falls.
+    fraction: The fraction of the rounds in which the rate decreases.
     final: The last rate, relative to the first.
 
   Returns:
@@ -78,7 +78,7 @@ def momentum_sgd(
 
 
 def check_workload(workload: np.ndarray, rounds: int) -> np.ndarray:
-  """Returns a workload as float64 after checks.
+  """Returns a valid workload as float64.
 
   Args:
     workload: The matrix A.

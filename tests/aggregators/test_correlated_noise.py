@@ -1,7 +1,8 @@
-"""The private aggregation: what it sums, its noise, its state."""
+"""The private aggregation: its sums, its noise and its state."""
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -15,39 +16,36 @@ from si_federated.aggregators import (
   adaptive_clip,
   keyed_noise,
 )
-from si_federated.privacy import binary_tree, strategies
+from si_federated.aggregators.private_settings import PrivateSettings
+from si_federated.privacy import strategies
 
 _SHAPES = [[3, 2], [], [5]]
 _ROUNDS = 64
-_RNG = np.random.default_rng(0)
-_BANDED = np.tril(np.triu(_RNG.uniform(0.1, 0.5, [_ROUNDS, _ROUNDS]), -19))
-_BANDED += np.eye(_ROUNDS)
 _STRATEGIES: dict[str, Any] = {
   'identity': strategies.identity(_ROUNDS),
-  'toeplitz': strategies.Toeplitz(1 / np.arange(1.0, 13), _ROUNDS),
   'blt': strategies.Blt.from_parameters(
     np.array([0.99, 0.9, 0.5, 0.1]), np.array([0.2, 0.2, 0.1, 0.02]), _ROUNDS
   ),
-  'banded': strategies.Matrix(_BANDED, 'banded'),
-  'dense': strategies.Matrix(
-    np.tril(_RNG.uniform(0, 0.1, [_ROUNDS, _ROUNDS])) + np.eye(_ROUNDS)
-  ),
   'tree': strategies.Tree(_ROUNDS),
-  'plain_tree': strategies.Tree(_ROUNDS, 'plain'),
-  'restarted_tree': strategies.Tree(_ROUNDS, restart_every=13, complete=True),
 }
 
 
-def _factory(strategy='identity', **options):
+@functools.cache
+def _factory(strategy='identity', keep_rows=None, adaptive=None, **options):
   return CorrelatedNoiseFactory(
     _STRATEGIES[strategy],
-    **{
-      'clip_norm': 2.0,
-      'noise_multiplier': 0.0,
-      'clients_per_round': 4,
-      'noise_seed': 11,
-      **options,
-    },
+    PrivateSettings(
+      **{
+        'clip_norm': 2.0,
+        'noise_multiplier': 0.0,
+        'clients_per_round': 4,
+        'total_rounds': _ROUNDS,
+        'noise_seed': 11,
+        **options,
+      }
+    ),
+    keep_rows=keep_rows,
+    adaptive=adaptive,
   )
 
 
@@ -65,7 +63,7 @@ def _concatenated(update):
 
 
 def _noise(run, factory, rounds=_ROUNDS, shapes=_SHAPES):
-  """Returns what a process adds to sums, in units of its deviation."""
+  """Returns the noise that a process adds to sums, in its deviations."""
   initialize, step = run(factory, shapes)
   state = initialize()
   zero = [np.zeros(shape, np.float32) for shape in shapes]
@@ -73,16 +71,17 @@ def _noise(run, factory, rounds=_ROUNDS, shapes=_SHAPES):
   for _ in range(rounds):
     state, result, _ = step(state, [zero])
     rows.append(_concatenated(result))
+  settings = factory.settings
   return (
     np.array(rows, np.float64)
-    * factory.clients_per_round
-    / (factory.clip_norm * factory.noise_multiplier)
+    * settings.clients_per_round
+    / (settings.clip_norm * settings.noise_multiplier)
   )
 
 
-def _standard_normals(seed, rows, shapes=_SHAPES):
+def _standard_normals(seed, rows):
   pair = keyed_noise.initial_seed(seed)
-  shapes = [tf.TensorShape(shape) for shape in shapes]
+  shapes = [tf.TensorShape(shape) for shape in _SHAPES]
   return np.array(
     [
       _concatenated(keyed_noise.standard_normals(pair, row, shapes))
@@ -92,7 +91,7 @@ def _standard_normals(seed, rows, shapes=_SHAPES):
   )
 
 
-@pytest.mark.parametrize('strategy', sorted(_STRATEGIES))
+@pytest.mark.parametrize('strategy', ['identity', 'tree'])
 def test_without_noise_it_is_the_clipped_mean(run, strategy):
   initialize, step = run(_factory(strategy), _SHAPES)
   big = _update(1.0)  # Of norm sqrt(12), so it counts for 2 / sqrt(12) each.
@@ -105,12 +104,12 @@ def test_without_noise_it_is_the_clipped_mean(run, strategy):
   assert measurements['clip_fraction'] == 0.25
   assert measurements['nonfinite_updates'] == 0
   assert measurements['clip_norm'] == 2
-  # Without noise there is nothing to keep.
+  # Without noise there are no buffers.
   assert set(state) == {'round_num', 'seed', 'clip_norm'}
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 3e38])
-def test_an_update_that_is_not_finite_counts_as_zero(run, bad):
+def test_updates_that_are_not_finite_count_as_zero(run, bad):
   initialize, step = run(_factory(), _SHAPES)
   broken = _update(0.5)
   broken[2][3] = bad
@@ -152,8 +151,9 @@ def test_without_noise_it_is_tffs(run, kind):
       record_specs=[tf.TensorSpec(shape) for shape in _SHAPES],
     )
     ours = _factory('tree')
+  random = np.random.default_rng(0)
   updates = [
-    [_RNG.normal(size=shape).astype(np.float32) * scale for shape in _SHAPES]
+    [random.normal(size=shape).astype(np.float32) * scale for shape in _SHAPES]
     for scale in (0.1, 1.0, 10.0)
   ]
   histories = []
@@ -209,67 +209,25 @@ def test_the_noise_of_the_adaptive_clip(run):
   assert state['clip_norm'] == pytest.approx(2 * np.exp(-0.2 * (part - 0.5)))
 
 
-@pytest.mark.parametrize(
-  ('strategy', 'keep_rows'),
-  [
-    ('identity', None),
-    ('toeplitz', True),
-    ('toeplitz', False),
-    ('blt', None),
-    ('blt', False),
-    ('banded', True),
-    ('banded', False),
-    ('dense', None),
-  ],
-)
-def test_streamed_noise_is_the_dense_product(run, strategy, keep_rows):
-  factory = _factory(strategy, noise_multiplier=0.5, keep_rows=keep_rows)
-  z = _standard_normals(11, _ROUNDS)
-  expected = np.linalg.solve(_STRATEGIES[strategy].matrix(), z)
-  np.testing.assert_allclose(_noise(run, factory), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('strategy', 'keep_rows'),
-  [
-    ('tree', None),
-    ('tree', False),
-    ('plain_tree', None),
-    ('restarted_tree', None),
-  ],
-)
-def test_streamed_noise_of_trees_is_the_dense_product(run, strategy, keep_rows):
-  kind = _STRATEGIES[strategy]
-  sums, first, rest = [], 0, np.zeros(12)
-  for size in kind.steps:
-    nodes = binary_tree.nodes(size, kind.complete)
-    decoder = binary_tree.decoder(nodes[-1][1], kind.decoder)
-    # A tree that is completed is so in its last round.
-    decoder = np.concatenate([decoder[: size - 1], decoder[-1:]])
-    z = _standard_normals(11, first + len(nodes))[first:]
-    sums.append(rest + decoder @ z)
-    rest = sums[-1][-1]
-    first += len(nodes)
-  expected = np.diff(np.concatenate(sums), axis=0, prepend=0)
-  found = _noise(
-    run, _factory(strategy, noise_multiplier=0.5, keep_rows=keep_rows)
+def test_the_noise_of_a_process_is_the_dense_product(run):
+  found = _noise(run, _factory('blt', noise_multiplier=1.0))
+  expected = np.linalg.solve(
+    _STRATEGIES['blt'].matrix(), _standard_normals(11, _ROUNDS)
   )
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('strategy', sorted(_STRATEGIES))
+@pytest.mark.parametrize('strategy', ['blt', 'tree'])
 def test_noise_has_the_variances_and_correlations_of_its_strategy(
-  run, strategy
+  run, strategy, tree_decoder
 ):
   rounds, size = 6, 40_000
   factory = _factory(strategy, noise_multiplier=3.0)
   found = np.cov(_noise(run, factory, rounds, [[size]]))
-  kind = _STRATEGIES[strategy]
-  if kind.kind == 'tree':
-    # The first six rounds of any tree here are those of a tree of six.
-    rows = np.diff(binary_tree.decoder(rounds, kind.decoder), axis=0, prepend=0)
+  if strategy == 'tree':
+    rows = np.diff(tree_decoder(rounds, 'honaker'), axis=0, prepend=0)
   else:
-    rows = np.linalg.inv(kind.matrix())[:rounds, :rounds]
+    rows = np.linalg.inv(_STRATEGIES[strategy].matrix())[:rounds, :rounds]
   np.testing.assert_allclose(found, rows @ rows.T, atol=0.05)
 
 
@@ -281,11 +239,10 @@ def test_independent_noise_is_independent(run):
   assert noise.var() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize('strategy', ['identity', 'blt', 'tree'])
-def test_the_seed_makes_the_noise(run, strategy):
+def test_the_seed_determines_the_noise(run):
   one, same, other = (
-    _noise(run, _factory(strategy, noise_multiplier=1.0, noise_seed=seed), 3)
-    for seed in (1, 1, 2)
+    _noise(run, _factory('blt', noise_multiplier=1.0, noise_seed=seed), 3)
+    for seed in (11, 11, 2)
   )
   np.testing.assert_array_equal(one, same)
   assert (one != other).all()
@@ -310,18 +267,18 @@ def _saved(state):
     )
 
 
-@pytest.mark.parametrize('strategy', sorted(_STRATEGIES))
-def test_going_on_from_a_saved_state_is_exact(run, strategy):
+@pytest.mark.parametrize('strategy', ['blt', 'tree'])
+def test_resuming_from_a_saved_state_is_exact(run, strategy):
   def begin():
-    return run(
-      _factory(strategy, noise_multiplier=1.0, noise_seed=None), _SHAPES
-    )
+    # A factory of its own is traced to a graph of its own.
+    settings = _factory(noise_multiplier=1.0, noise_seed=None).settings
+    return run(CorrelatedNoiseFactory(_STRATEGIES[strategy], settings), _SHAPES)
 
   initialize, step = begin()
   state, results = initialize(), []
   for t in range(16):
     if t == 7:
-      # Of the trees three estimates are kept, which round 8 uses.
+      # A tree keeps three estimates, which round 8 uses.
       middle = _saved(state)
     state, result, _ = step(state, [_update(0.1)])
     results.append(_concatenated(result))
@@ -331,29 +288,14 @@ def test_going_on_from_a_saved_state_is_exact(run, strategy):
     np.testing.assert_array_equal(_concatenated(result), expected)
 
 
-@pytest.mark.parametrize(
-  ('strategy', 'keep_rows', 'buffers'),
-  [
-    ('identity', None, 0),
-    ('blt', None, 4),
-    ('toeplitz', None, 11),
-    ('dense', None, 0),
-    # Estimates of nodes of 1 to 32 rounds: that of all 64 is never replaced.
-    ('tree', None, 6),
-    ('tree', False, 0),
-    ('plain_tree', None, 6),
-    ('restarted_tree', None, 4),
-  ],
-)
-def test_the_state_is_the_buffers_alone(run, strategy, keep_rows, buffers):
+def test_the_state_is_the_buffers_alone(run):
   shapes = [[40, 50], [100]]
-  factory = _factory(strategy, noise_multiplier=1.0, keep_rows=keep_rows)
-  initialize, step = run(factory, shapes)
+  initialize, step = run(_factory('blt', noise_multiplier=1.0), shapes)
   state = initialize()
   zero = [np.zeros(shape, np.float32) for shape in shapes]
   for _ in range(2):
     sizes = [np.asarray(leaf).nbytes for leaf in tf.nest.flatten(state)]
-    assert 0 <= sum(sizes) - buffers * 2100 * 4 <= 100
+    assert 0 <= sum(sizes) - 4 * 2100 * 4 <= 100
     state, _, _ = step(state, [zero])
 
 
@@ -365,12 +307,9 @@ def test_noise_of_a_larger_cohort_is_smaller(run):
   np.testing.assert_allclose(simulated, real / 10, rtol=1e-5)
 
 
-def test_a_round_past_the_last_is_refused(run):
+def test_a_round_past_the_last_is_rejected(run):
   factory = CorrelatedNoiseFactory(
-    strategies.identity(2),
-    clip_norm=1.0,
-    noise_multiplier=1.0,
-    clients_per_round=1,
+    strategies.identity(2), PrivateSettings(1.0, 1.0, 1, 2)
   )
   initialize, step = run(factory, _SHAPES)
   state = initialize()
@@ -380,12 +319,12 @@ def test_a_round_past_the_last_is_refused(run):
     step(state, _zeros())
 
 
-def test_variables_of_whole_numbers_are_refused():
+def test_variables_of_whole_numbers_are_rejected():
   with pytest.raises(TypeError, match='floats only'):
     _factory().create(tff.to_type([tff.TensorType(np.int32, [2])]))
 
 
-def test_an_adaptive_clip_under_correlated_noise_is_refused():
+def test_an_adaptive_clip_under_correlated_noise_is_rejected():
   with pytest.raises(ValueError, match='fixed clip norm'):
     _factory('blt', adaptive=adaptive_clip.AdaptiveClip())
 
@@ -393,16 +332,12 @@ def test_an_adaptive_clip_under_correlated_noise_is_refused():
 @pytest.mark.parametrize(
   ('options', 'problem'),
   [
-    ({'clip_norm': 0.0}, 'clip_norm is 0.0'),
     ({'clip_norm': np.inf}, 'clip_norm is inf'),
-    ({'clip_norm': np.nan}, 'clip_norm is nan'),
-    ({'noise_multiplier': -1.0}, 'noise_multiplier is -1.0'),
     ({'noise_multiplier': np.nan}, 'noise_multiplier is nan'),
-    ({'clients_per_round': 0}, 'clients_per_round is 0'),
     ({'noise_cohort_size': 3}, 'noise_cohort_size is 3'),
     ({'noise_seed': -4}, 'noise_seed is -4'),
   ],
 )
-def test_bad_arguments_are_refused(options, problem):
+def test_bad_settings_are_rejected(options, problem):
   with pytest.raises(ValueError, match=problem):
     _factory(**options)

@@ -1,4 +1,4 @@
-"""Keyed noise: its distribution, its keys and its seeds."""
+"""Keyed noise: distribution, keys and seeds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_all_other_keys_give_independent_noise():
   assert len({draw.tobytes() for draw in draws}) == len(draws)
 
 
-def test_streams_go_on_where_they_are_told():
+def test_streams_continue_from_first_stream():
   seed = keyed_noise.initial_seed(4)
   (second,) = keyed_noise.standard_normals(seed, 3, _SHAPES[1:], first_stream=1)
   np.testing.assert_array_equal(second.numpy(), _draw(4, 3)[1])
@@ -60,7 +60,7 @@ def test_without_a_seed_each_run_has_its_own():
   assert len({seed.tobytes() for seed in seeds}) == 3
 
 
-def test_the_models_seed_does_not_make_the_noises():
+def test_the_seed_of_keras_does_not_determine_the_noise():
   seeds = []
   for _ in range(2):
     tf.keras.utils.set_random_seed(1)
@@ -69,6 +69,6 @@ def test_the_models_seed_does_not_make_the_noises():
 
 
 @pytest.mark.parametrize('seed', [-1, 2**63, 0.5, True, '3'])
-def test_bad_seeds_are_refused(seed):
+def test_bad_seeds_are_rejected(seed):
   with pytest.raises(ValueError, match='noise_seed is'):
     keyed_noise.check_seed(seed)

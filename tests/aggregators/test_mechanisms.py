@@ -1,17 +1,18 @@
-"""The builders of private mechanisms: contracts, refusals, and training."""
+"""The builders of private mechanisms: contracts, checks and training."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated.aggregators import AGGREGATORS
+from si_federated.aggregators import AGGREGATORS, is_private
 from si_federated.algorithms import build_fed_avg
 from si_federated.privacy import calibrate, strategies, strategy_files
 
@@ -44,11 +45,12 @@ def test_record_and_contract_agree(name):
   assert mechanism.client_weighting == 'uniform'
   assert mechanism.record.contract == mechanism.contract
   assert mechanism.record.noise_multiplier == 0.5
+  assert mechanism.factory.settings.noise_multiplier == 0.5
   assert mechanism.record.strategy is mechanism.factory.strategy
   assert mechanism.contract.rounds == 24
   assert mechanism.contract.max_participations == 3
   assert mechanism.contract.min_separation == 6
-  # Only the optimal matrix presumes cycles.
+  # Only the optimal matrix assumes cycles.
   assert mechanism.contract.cyclic == (name == 'dense')
   assert 0 < mechanism.record.rho < np.inf
 
@@ -64,19 +66,36 @@ def test_distributed_dp_is_accounted_for_a_size_of_the_model():
     mechanism.with_record(_build('gaussian').record)
 
 
-def test_all_the_builders_options_are_keywords():
+def test_builders_have_the_signature_of_their_keywords():
   for name in _PRIVATE:
     for parameter in inspect.signature(AGGREGATORS[name]).parameters.values():
       assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  parameters = inspect.signature(AGGREGATORS['adaptive_gaussian']).parameters
+  assert parameters['clip_norm'].default == 0.1
+  assert parameters['noise_multiplier'].default is inspect.Parameter.empty
+  assert (
+    'noise_seed'
+    not in inspect.signature(AGGREGATORS['distributed_dp']).parameters
+  )
+  with pytest.raises(TypeError, match="'clipnorm'"):
+    _build('gaussian', clipnorm=1.0)
+  with pytest.raises(TypeError, match="'total_rounds'"):
+    AGGREGATORS['gaussian'](
+      clip_norm=1.0, noise_multiplier=1.0, clients_per_round=1
+    )
+
+
+def test_private_aggregators_are_those_with_noise():
+  assert {name for name in AGGREGATORS if is_private(name)} == set(_PRIVATE)
 
 
 @pytest.mark.parametrize('name', _ACCOUNTED)
 def test_calibrated_noise_is_what_is_made(name):
   mechanism = _build(name)
-  record = calibrate(mechanism.record, target_epsilon=5.0, delta=1e-5)
+  record: Any = calibrate(mechanism.record, target_epsilon=5.0, delta=1e-5)
   calibrated = mechanism.with_record(record)
   assert calibrated.record.epsilon(1e-5) == pytest.approx(5.0)
-  assert calibrated.factory.noise_multiplier == record.noise_multiplier
+  assert calibrated.factory.settings.noise_multiplier == record.noise_multiplier
   assert calibrated.factory.strategy is mechanism.factory.strategy
   with pytest.raises(ValueError, match='another strategy or contract'):
     mechanism.with_record(
@@ -84,7 +103,7 @@ def test_calibrated_noise_is_what_is_made(name):
     )
 
 
-def test_gaussian_presumes_nothing_by_default():
+def test_gaussian_assumes_no_separation_by_default():
   contract = _build(
     'gaussian', min_separation=None, max_participations=None
   ).contract
@@ -93,7 +112,7 @@ def test_gaussian_presumes_nothing_by_default():
 
 
 @pytest.mark.parametrize('name', _SEPARATED)
-def test_a_missing_separation_is_refused(name):
+def test_a_missing_separation_is_rejected(name):
   with pytest.raises(ValueError, match=f'{name} needs min_separation'):
     _build(name, min_separation=None)
 
@@ -114,7 +133,7 @@ def test_participations_default_to_what_fits(name):
     ('clients_per_round', 0),
   ],
 )
-def test_numbers_out_of_range_are_refused(name, option, value):
+def test_numbers_out_of_range_are_rejected(name, option, value):
   with pytest.raises(ValueError, match=f'{option} is {value}'):
     _build(name, **{option: value})
 
@@ -123,7 +142,7 @@ def test_numbers_out_of_range_are_refused(name, option, value):
 @pytest.mark.parametrize(
   'option', ['total_rounds', 'min_separation', 'max_participations']
 )
-def test_contracts_out_of_range_are_refused(name, option):
+def test_contracts_out_of_range_are_rejected(name, option):
   with pytest.raises(ValueError, match='needs at least 1'):
     _build(name, **{option: 0})
 
@@ -145,7 +164,7 @@ def test_contracts_out_of_range_are_refused(name, option):
     ('distributed_dp', {'rotation': 'none'}, 'known are hadamard and'),
   ],
 )
-def test_bad_options_are_refused_in_a_sentence(name, options, problem):
+def test_bad_options_are_rejected_in_a_sentence(name, options, problem):
   with pytest.raises(ValueError, match=problem) as raised:
     _build(name, **options)
   assert '\n' not in str(raised.value)
@@ -179,7 +198,7 @@ def test_strategies_are_optimised_for_momentum_and_kept(name, tmp_path):
   assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_matrix_of_ones_own(tmp_path):
+def test_a_matrix_from_a_file(tmp_path):
   path = str(tmp_path / 'c.npz')
   lower = np.eye(30) + 0.5 * np.eye(30, k=-1)
   np.savez(path, matrix=lower)
@@ -223,17 +242,20 @@ def _client(seed):
   return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
 
 
-def _train(mechanism, rounds=3):
+def _learning_process(mechanism):
+  return build_fed_avg(
+    model=_model(),
+    client_optimizer=tff.learning.optimizers.build_sgdm(0.05),
+    server_optimizer=tff.learning.optimizers.build_sgdm(1.0, 0.9),
+    aggregation_factory=mechanism.factory,
+    client_weighting=mechanism.client_weighting,
+  )
+
+
+def _train(process, rounds=3):
   with warnings.catch_warnings():
-    # Our runtime warns of what it has to leave to TFF's.
+    # Our runtime warns of computations that it leaves to TFF's.
     warnings.simplefilter('error', UserWarning)
-    process = build_fed_avg(
-      model=_model(),
-      client_optimizer=tff.learning.optimizers.build_sgdm(0.05),
-      server_optimizer=tff.learning.optimizers.build_sgdm(1.0, 0.9),
-      aggregation_factory=mechanism.factory,
-      client_weighting=mechanism.client_weighting,
-    )
     state = process.initialize()
     for round_num in range(rounds):
       output = process.next(state, [_client(2 * round_num + i) for i in (0, 1)])
@@ -241,29 +263,30 @@ def _train(mechanism, rounds=3):
   return process.get_model_weights(state).trainable, output.metrics
 
 
-@pytest.mark.parametrize('name', _PRIVATE)
-def test_training(name):
-  mechanism = _build(name)
-  weights, metrics = _train(mechanism)
+def test_training_is_reproducible_and_noisy():
+  process = _learning_process(_build('blt'))
+  weights, metrics = _train(process)
   assert all(np.isfinite(weight).all() for weight in weights)
-  measurements = metrics['aggregator']
-  assert set(mechanism.unnoised_measurements) <= set(measurements)
-  if name == 'distributed_dp':
-    return
-  again, _ = _train(_build(name))
-  for one, other in zip(weights, again):
+  assert metrics['aggregator']['nonfinite_updates'] == 0
+  for one, other in zip(weights, _train(process)[0]):
     np.testing.assert_array_equal(one, other)
-  without, _ = _train(_build(name, noise_multiplier=0.0))
+  # Without noise, all fixed clips train the same.
+  without, others = (
+    _train(_learning_process(_build(name, noise_multiplier=0.0)))[0]
+    for name in ('blt', 'gaussian')
+  )
   assert any(
     not np.allclose(one, other) for one, other in zip(weights, without)
   )
+  for one, other in zip(without, others):
+    np.testing.assert_array_equal(one, other)
 
 
-def test_without_noise_all_fixed_clips_train_the_same():
-  results = [
-    _train(_build(name, noise_multiplier=0.0))[0]
-    for name in ('gaussian', 'tree', 'banded', 'blt', 'dense')
-  ]
-  for other in results[1:]:
-    for one, two in zip(results[0], other):
-      np.testing.assert_array_equal(one, two)
+@pytest.mark.parametrize('name', _PRIVATE)
+def test_measurements_without_noise_are_declared(name):
+  mechanism = _build(name)
+  process = mechanism.factory.create(
+    tff.to_type([tff.TensorType(np.float32, [2])])
+  )
+  measurements = process.next.type_signature.result.measurements.member
+  assert set(mechanism.unnoised_measurements) <= set(dir(measurements))

@@ -206,8 +206,11 @@ def test_noise_for_a_target_epsilon(aggregator):
     target_epsilon=3.0,
   )
   assert mechanism.record.epsilon(1e-5) == pytest.approx(3, rel=1e-4)
-  assert mechanism.factory.noise_multiplier == mechanism.record.noise_multiplier
-  assert mechanism.factory.clip_norm == 0.5
+  assert (
+    mechanism.factory.settings.noise_multiplier
+    == mechanism.record.noise_multiplier
+  )
+  assert mechanism.factory.settings.clip_norm == 0.5
   less = dataclasses.replace(
     mechanism.record, noise_multiplier=0.99 * mechanism.record.noise_multiplier
   )
@@ -221,7 +224,7 @@ def test_an_infinite_epsilon_needs_no_noise():
     clip_norm=0.5,
     target_epsilon=float('inf'),
   )
-  assert mechanism.factory.noise_multiplier == 0
+  assert mechanism.factory.settings.noise_multiplier == 0
 
 
 def test_ledger_of_a_simulated_cohort():

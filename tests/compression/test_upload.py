@@ -11,9 +11,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import compression
-from si_federated.aggregators import CorrelatedNoiseFactory
+from si_federated.aggregators import build_gaussian
 from si_federated.compression import Float32, Ternary, Uniform
-from si_federated.privacy import strategies
 
 _SHAPES = [[30, 40], [5], [1100]]
 
@@ -138,13 +137,13 @@ def test_the_weighted_robust_mean():
 
 
 def _private(clip_norm, noise_multiplier=0.0, clients=1):
-  return CorrelatedNoiseFactory(
-    strategies.identity(100),
+  return build_gaussian(
     clip_norm=clip_norm,
     noise_multiplier=noise_multiplier,
     clients_per_round=clients,
+    total_rounds=100,
     noise_seed=1,
-  )
+  ).factory
 
 
 def test_a_private_mechanism_behind_it():

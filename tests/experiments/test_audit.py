@@ -1,21 +1,20 @@
-"""The audit, as users run it."""
+"""The audit binary."""
 
 from __future__ import annotations
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).parents[2]
 
+@pytest.fixture
+def audit(run_binary, tmp_path):
+  """Gives `audit(*flags)`: the exit code, the output, the errors."""
 
-def _audit(root, *flags):
-  return subprocess.run(
-    [
-      *(sys.executable, '-m', 'experiments.audit', '--experiment_name=x'),
+  def run(*flags):
+    return run_binary(
+      'audit',
+      '--experiment_name=x',
       '--task=synthetic:num_clients=30',
       '--vocab_size=200',
       '--sequence_length=8',
@@ -28,41 +27,39 @@ def _audit(root, *flags):
       '--num_canaries=60',
       '--noise_seed=2',
       '--clip_norm=0.1',
-      f'--root_output_dir={root}',
+      f'--root_output_dir={tmp_path}',
       *flags,
-    ],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-  )
+    )
+
+  return run
 
 
 @pytest.mark.slow
-def test_an_audit_and_a_run_without_canaries_do_not_mix(tmp_path):
+def test_an_audit_is_written_and_resumes_only_with_its_canaries(
+  audit, tmp_path
+):
   flags = (
     '--aggregator=banded:bands=2',
     '--participation=fixed_cycles',
     '--noise_multiplier=0.7',
   )
-  done = _audit(tmp_path, *flags)
-  assert done.returncode == 0, done.stderr
+  code, output, errors = audit(*flags)
+  assert code == 0, errors
   found = json.loads((tmp_path / 'x' / 'audit.json').read_text())
-  assert json.loads(done.stdout.partition('\n}\n')[0] + '}') == found
+  assert json.loads(output.partition('\n}\n')[0] + '}') == found
   # Canaries show in the model, far above chance...
   assert abs(found['mean_score']) > 5 * found['std_score_unseen'] / 60**0.5
-  # ...and tell no more than what was promised, but for the estimate's error.
+  # ...but reveal no more than was promised, up to the estimate's error.
   assert 0 < found['epsilon_estimate'] < 1.3 * found['epsilon_promised']
   privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
   assert privacy['canaries'] == {'count': 60, 'seed': 0}
   assert found['epsilon_promised'] == privacy['promised']['epsilon']
-  again = _audit(tmp_path, *flags, '--num_canaries=61')
-  assert again.returncode == 1
-  assert 'canaries' in again.stderr and 'Traceback' not in again.stderr
+  code, _, errors = audit(*flags, '--num_canaries=61')
+  assert code == 1
+  assert 'canaries' in errors and 'Traceback' not in errors
 
 
-def test_what_is_not_private_is_not_audited(tmp_path):
-  done = _audit(tmp_path, '--aggregator=gaussian', '--noise_multiplier=0')
-  assert done.returncode == 2
-  assert 'Only noise can be audited' in done.stderr
+def test_runs_without_noise_are_not_audited(audit):
+  code, _, errors = audit('--aggregator=gaussian', '--noise_multiplier=0')
+  assert code == 2
+  assert 'Only noise can be audited' in errors

@@ -136,7 +136,7 @@ def test_amplification_that_is_not_earned_is_refused(strategy):
 
 def test_calibration_keeps_to_epsilon_under_sampling():
   found = accounting.calibrate(
-    _poisson(rounds=20, probability=0.1), target_epsilon=2.0, delta=1e-5
+    _poisson(rounds=10, probability=0.1), target_epsilon=2.0, delta=1e-5
   )
   assert 1.99 < found.epsilon(1e-5) <= 2.001
 
@@ -170,7 +170,7 @@ def test_epsilon_so_far_grows_to_that_of_the_contract():
     record = PrivacyRecord(strategy, 3.0, contract)
     so_far = [
       record.after(Participation(r, -(-r // 16), 16)).epsilon(1e-6)
-      for r in range(1, 65)
+      for r in (1, *range(4, 65, 4))
     ]
     assert (np.diff(so_far) >= -1e-9).all()
     assert so_far[0] < 0.8 * so_far[-1]

@@ -9,25 +9,13 @@ from si_federated.privacy import binary_tree, participation, strategies
 Participation = participation.Participation
 
 
-@pytest.mark.parametrize('kind', ['plain', 'honaker', 'full'])
-@pytest.mark.parametrize('rounds', [1, 2, 5, 8, 13, 32])
-def test_decoder_times_strategy_is_prefix_sums(kind, rounds):
-  decoder = binary_tree.decoder(rounds, kind)
-  product = decoder @ binary_tree.strategy_matrix([rounds])
-  np.testing.assert_allclose(
-    product, np.tril(np.ones((rounds, rounds))), atol=1e-12
-  )
-  np.testing.assert_allclose(
-    binary_tree.prefix_variances(rounds, kind), (decoder**2).sum(axis=1)
-  )
-
-
-def test_decoders_that_stream_use_no_later_node():
-  found = binary_tree.nodes(13)
-  for kind in ('plain', 'honaker'):
-    decoder = binary_tree.decoder(13, kind)
-    for t, row in enumerate(decoder):
-      assert not [n for n, w in zip(found, row) if w and n[1] > t + 1]
+def test_best_variances_are_those_of_least_squares():
+  for rounds in (1, 2, 5, 8, 13):
+    matrix = binary_tree.strategy_matrix([rounds])
+    decoder = np.tril(np.ones((rounds, rounds))) @ np.linalg.pinv(matrix)
+    np.testing.assert_allclose(
+      binary_tree.prefix_variances(rounds, 'full'), (decoder**2).sum(axis=1)
+    )
 
 
 def test_variances_by_hand():
@@ -112,7 +100,7 @@ def test_completed_trees_leave_one_node_of_noise():
 
 def test_faults():
   with pytest.raises(ValueError, match='decoder'):
-    binary_tree.decoder(4, 'best')
+    binary_tree.prefix_variances(4, 'best')
   with pytest.raises(ValueError, match='do not make 9'):
     binary_tree.square_sensitivity((4, 4), Participation(9, 1, 1))
   with pytest.raises(ValueError, match='can not serve'):

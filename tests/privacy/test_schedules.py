@@ -142,7 +142,10 @@ def test_check_in_that_runs_dry_says_so():
     (lambda **k: schedules.Uniform(**{**k, 'clients_per_round': 0}), 'needs'),
     (lambda **k: schedules.FixedCycles(**k, min_separation=13), 'at most 12'),
     (lambda **k: schedules.MinSeparation(**k, min_separation=13), 'at most 12'),
-    (lambda **k: schedules.MinSeparation(**k, min_separation=0), 'at least 1'),
+    (
+      lambda **k: schedules.MinSeparation(**k, min_separation=0),
+      'take 1 to 12',
+    ),
     (lambda **k: schedules.CyclicPoisson(**k, min_separation=13), 'at most 12'),
   ],
 )

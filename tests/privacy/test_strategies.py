@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from si_federated.privacy import (
-  blt,
   participation,
   strategies,
   strategy_files,
@@ -38,12 +37,8 @@ def test_streamed_noise_is_the_dense_product(name):
   strategy = _all()[name]
   noise = np.random.default_rng(1).normal(size=(_N, 3))
   expected = np.linalg.inv(strategy.matrix()) @ noise
-  rows: list[np.ndarray] = []
   forward: list[np.ndarray] = []
   for t in range(_N):
-    weights = strategy.noise_row(t)
-    assert weights.shape == (t + 1,)
-    rows.append(weights @ noise[: t + 1])
     weights, divisor = strategy.forward_row(t)
     assert len(weights) == min(strategy.bands - 1, t)
     row = noise[t].copy()
@@ -51,26 +46,7 @@ def test_streamed_noise_is_the_dense_product(name):
       row -= weights @ np.array(forward[-len(weights) :])
     forward.append(row / divisor)
   scale = np.abs(expected).max()
-  np.testing.assert_allclose(rows, expected, atol=1e-10 * scale)
   np.testing.assert_allclose(forward, expected, atol=1e-10 * scale)
-
-
-def test_blt_streams_with_its_buffers_alone():
-  strategy = _all()['blt']
-  noise = np.random.default_rng(1).normal(size=(_N, 2, 3))
-  expected = np.tensordot(np.linalg.inv(strategy.matrix()), noise, 1)
-  streamed = blt.stream_noise(strategy.decay, strategy.scale, noise)
-  np.testing.assert_allclose(streamed, expected, atol=1e-12)
-
-
-def test_inverse_of_blt_is_a_blt():
-  strategy = _all()['blt']
-  decay, scale = blt.inverse_parameters(strategy.decay, strategy.scale)
-  assert ((decay > 0) & (decay < 1)).all()
-  assert (scale < 0).all()
-  np.testing.assert_allclose(
-    blt.coefficients(decay, scale, _N), strategy.inverse, atol=1e-12
-  )
 
 
 @pytest.mark.parametrize('name', _NAMES)
