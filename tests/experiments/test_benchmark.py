@@ -18,6 +18,7 @@ from experiments.benchmarking import (
   noise,
   plan,
   protocol,
+  steps,
   table,
   workload,
 )
@@ -260,11 +261,70 @@ def test_wrong_flags_end_with_a_sentence(tmp_path, flag, message):
   assert not (tmp_path / 'out').exists()
 
 
+class _FakeContestant:
+  """Answers as a child process of the section on steps."""
+
+  def __init__(self, name, module, settings, **unused_options):
+    self._name, self._settings = name, settings
+    self._seconds = iter((9.0, 3.0, 5.0, 1.0))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_error):
+    pass
+
+  def close(self, *, at_once):
+    assert at_once
+
+  def about(self):
+    if self._name == 'ray':
+      raise protocol.ChildError('ray ended with code 1: no ray')
+    if self._name != 'workload':
+      return {'how': 'somehow'}
+    settings = workload.Settings.from_json(self._settings)
+    path = workload.weights_file(settings, 'cifg')
+    workload.save_weights(path, [np.zeros([2])])
+    numbers = {'clients': 3, 'steps': 4, 'tokens': 60, 'sentences': 12}
+    return {'clients': dict.fromkeys(self._settings['kinds'], numbers)}
+
+  def ask(self, command, *, path=None, **unused_fields):
+    if command == 'update':
+      workload.save_weights(path, [np.array([3.0, 4.0])])
+      return {}
+    return {'seconds': next(self._seconds)}
+
+
+def test_steps_are_medians_of_rounds(monkeypatch, tmp_path):
+  monkeypatch.setattr(protocol, 'Child', _FakeContestant)
+  made = plan.Plan(
+    workload.Settings(folder=str(tmp_path)),
+    contestants=('local', 'ray'),
+    models=('cifg',),
+    kinds=('single', 'uneven'),
+    repetitions=2,
+  )
+  lines = steps.measure_steps(made)
+  rounds = made.found('round')
+  # The kinds take turns.
+  assert [(r['kind'], r['seconds']) for r in rounds] == [
+    *(('single', 9.0), ('uneven', 3.0), ('single', 5.0), ('uneven', 1.0)),
+  ]
+  single, uneven = made.found('steps')
+  assert single['round_seconds'] == 7.0 and uneven['round_seconds'] == 2.0
+  assert uneven['steps_per_second'] == pytest.approx(4 / 2)
+  assert steps.seconds_a_step(made, 'local', 'cifg', 'single') == 7 / 4
+  assert steps.seconds_a_step(made, 'ray', 'cifg', 'single') is None
+  assert 'ray is left out: ray ended with code 1: no ray' in made.notes
+  assert '| cifg  | single  | local ' in lines[2] and '(reference)' in lines[2]
+
+
 def _records(folder):
   text = (folder / 'benchmark.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_quick_run_measures_steps(tmp_path):
   out = tmp_path / 'out'
   done = _benchmark(

@@ -42,23 +42,61 @@ def _sweep(root, *args):
   )
 
 
-def test_two_runs_one_of_which_fails_and_a_report(tmp_path):
-  grid = '--grid=transform=none|freeze:variables=nothing'
-  done = _sweep(tmp_path, grid)
+# Stands in for Python with experiments.train.
+_TRAIN = """#!/bin/sh
+for argument in "$@"; do
+  case $argument in
+    --experiment_name=*) name=${argument#--experiment_name=} ;;
+    --root_output_dir=*) root=${argument#--root_output_dir=} ;;
+  esac
+done
+[ "$name" = transform=freeze ] && { echo 'error: no variable.'; exit 1; }
+mkdir "$root/$name"
+printf 'round_num,eval/perplexity\\n2,9\\n' > "$root/$name/metrics.csv"
+"""
+_GRID = '--grid=transform=none|freeze:variables=nothing'
+
+
+def test_two_runs_one_of_which_fails(tmp_path):
+  train = tmp_path / 'train'
+  train.write_text(_TRAIN)
+  train.chmod(0o755)
+  code = (
+    f'import sys; sys.executable = {str(train)!r}\n'
+    'from experiments import sweep; sweep.run()'
+  )
+
+  def sweep(*args):
+    flags = ['--experiment_name=s', f'--root_output_dir={tmp_path}', *_TINY]
+    return subprocess.run(
+      [sys.executable, '-c', code, *flags, *args],
+      cwd=_ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+  done = sweep(_GRID)
   assert done.returncode == 1, done.stderr
-  assert 'finished: transform=none (perplexity' in done.stdout
-  assert 'failed: transform=freeze: ' in done.stdout
+  assert 'finished: transform=none (perplexity 9.0' in done.stdout
+  assert 'failed: transform=freeze: no variable.' in done.stdout
   assert done.stderr.startswith('error: 1 of 2 runs failed')
   assert len(done.stderr.strip().splitlines()) == 1
+  said = tmp_path / 's' / 'logs' / 'transform=freeze.txt'
+  assert said.read_text() == 'error: no variable.\n'
+
+  # A changed plan is refused, and nothing is run.
+  done = sweep(_GRID, '--client_learning_rate=0.5')
+  assert done.returncode == 2
+  assert '--client_learning_rate: 1.0 in the plan, 0.5 now' in done.stderr
+
+
+@pytest.mark.slow
+def test_training_by_a_sweep_and_a_report(tmp_path):
+  done = _sweep(tmp_path, _GRID)
+  assert done.returncode == 1, done.stderr
+  assert 'finished: transform=none (perplexity' in done.stdout
   folder = tmp_path / 's'
   assert (folder / 'transform=none' / 'summary.json').exists()
   said = folder / 'logs' / 'transform=freeze.txt'
   assert 'nothing' in said.read_text()
-
-  # A changed plan is refused, and nothing is run.
-  done = _sweep(tmp_path, grid, '--client_learning_rate=0.5')
-  assert done.returncode == 2
-  assert '--client_learning_rate: 1.0 in the plan, 0.5 now' in done.stderr
   done = _run('report', f'--runs={folder}')
   assert done.returncode == 0, done.stderr
   assert (folder / 'report' / 'report.html').exists()
@@ -78,7 +116,7 @@ def test_dry_run_prints_commands_that_train_understands(tmp_path):
   assert {'--model_seed=1', '--client_seed=1'} <= set(commands[3])
 
 
-def test_a_plan_without_runs_of_its_own_goes_on_as_it_is(tmp_path):
+def test_a_plan_of_which_nothing_has_run_may_be_replaced(tmp_path):
   assert _sweep(tmp_path, '--grid=client_lr=0.1,1', '--dry_run').stdout
   name = ['--experiment_name=s', f'--root_output_dir={tmp_path}']
   recipe = tmp_path / 'a.flags'
@@ -118,7 +156,7 @@ def test_help_is_for_newcomers():
     assert words in done.stdout
 
 
-def test_a_garbled_plan_is_told(tmp_path):
+def test_a_garbled_plan_is_an_error(tmp_path):
   (tmp_path / 's').mkdir()
   (tmp_path / 's' / 'sweep.json').write_text(json.dumps({'runs': 1}))
   done = _sweep(tmp_path, '--grid=client_lr=1')
