@@ -1,4 +1,4 @@
-"""Keras layers and activations; TensorFlow is all they need."""
+"""Keras layers and activations; they need TensorFlow only."""
 
 from si_federated.layers.activations import maxn, si_sigmoid, si_tanh
 from si_federated.layers.attention import MultiHeadAttention, normalized_relu

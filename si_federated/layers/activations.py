@@ -19,7 +19,7 @@ PACKAGE = 'si_federated'
 def max_normalize(
   x: tf.Tensor, *, rectify: bool, axis: int = -1
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-  """Divides by the largest magnitude; plain operations, no own gradient.
+  """Divides by the largest magnitude, without a custom gradient.
 
   Args:
     x: Floating-point tensor.
@@ -50,22 +50,22 @@ def max_share(y: tf.Tensor, axis: int = -1) -> tf.Tensor:
   Returns:
     Tensor shaped like `y`.
   """
-  # |y| is at most 1 and, the quotient of two equal numbers being exact, is 1 at
-  # the maximum alone; the square of anything below 1 rounds to below 1.
+  # |y| is 1 at the maximum only, since the quotient of equal numbers is exact;
+  # the square of any number below 1 rounds to below 1.
   is_largest = tf.floor(tf.square(y))
   ties = tf.reduce_sum(is_largest, axis=axis, keepdims=True)
   return tf.math.divide_no_nan(is_largest * y, ties)
 
 
 def inverse_maximum(maximum: tf.Tensor) -> tf.Tensor:
-  """Returns 1 / maximum, 0 where it is zero, and never infinity.
+  """Returns 1 / maximum, bounded, and 0 where the maximum is zero.
 
   Args:
     maximum: Non-negative tensor.
 
   Returns:
-    Tensor shaped like `maximum`. Maxima below 2^-14 in float16, 2^-40 in other
-    types, count as that number: such factors multiply over time steps.
+    Tensor shaped like `maximum`. Smaller maxima are raised to 2^-14 in float16
+    and to 2^-40 in other dtypes, because such factors multiply over time steps.
   """
   exponent = -14 if maximum.dtype == tf.float16 else -40
   tiny = tf.constant(2.0**exponent, maximum.dtype)
@@ -76,7 +76,7 @@ def inverse_maximum(maximum: tf.Tensor) -> tf.Tensor:
 def _normalize(
   x: Any, axis: int, rectify: bool, dead_slope: float
 ) -> tf.Tensor:
-  """Max-normalises with the gradient written out."""
+  """Max-normalises with a custom gradient."""
 
   @tf.custom_gradient
   def apply(x):
@@ -106,8 +106,8 @@ def maxn(x: Any, axis: int = -1) -> tf.Tensor:
 
   The gradient with respect to x flows through the maximum as well:
   dL/dx = (g - s <g, y>) / m with m the maximum, y the output, g = dL/dy and s
-  the sign of x at the largest entry, zero elsewhere. It is orthogonal to x. Of
-  several entries tied for the largest each gets an equal share of s.
+  the sign of x at the largest entry, zero elsewhere. It is orthogonal to x.
+  Entries tied for the largest share s equally.
 
   Args:
     x: Floating-point tensor of any shape.
@@ -141,9 +141,9 @@ def si_sigmoid(x: Any, axis: int = -1, dead_slope: float = 0.0) -> tf.Tensor:
   Args:
     x: Floating-point tensor of any shape.
     axis: Axis over which the maximum is taken: the hidden units.
-    dead_slope: Slope of the gradient along rows without a positive entry, where
+    dead_slope: Slope of the gradient for rows without a positive entry, where
       the output is zero: dL/dx = dead_slope * dL/dy there. Differs from the
-      paper: the paper doesn't say what happens to such rows.
+      paper: it does not define such rows.
 
   Returns:
     Tensor shaped like `x` with entries in [0, 1].
@@ -157,7 +157,7 @@ _BY_NAME = {'maxn': maxn, 'si_sigmoid': si_sigmoid, 'si_tanh': si_tanh}
 def get(
   identifier: Union[str, dict, Callable, None],
 ) -> Callable:
-  """Finds an activation as Keras does, knowing our plain names as well.
+  """Finds an activation as Keras does, or by one of our names.
 
   Args:
     identifier: `None`, a function, a configuration, a Keras name, or one of
@@ -177,7 +177,7 @@ def get(
 
 
 def serialize(activation: Callable) -> Any:
-  """Describes an activation so that `get` finds it again.
+  """Serializes an activation for `get`.
 
   Args:
     activation: An activation function.

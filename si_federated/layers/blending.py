@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from si_federated.layers import activations
 
-# Of a unit's variables; training exempts variables of these names from decay.
+# Names of a unit's variables; training exempts them from weight decay.
 WEIGHTS_NAME = 'blending_weights'
 BETA_NAME = 'swish_beta'
 
@@ -25,7 +25,7 @@ def _swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
   return x * tf.sigmoid(beta * x)
 
 
-# What may be blended, as functions of the input and Swish's beta.
+# Functions to blend, of the input and Swish's beta.
 FUNCTIONS: Dict[str, Callable[..., tf.Tensor]] = {
   'relu': lambda x, _: tf.nn.relu(x),
   'elu': lambda x, _: tf.nn.elu(x),
@@ -33,10 +33,10 @@ FUNCTIONS: Dict[str, Callable[..., tf.Tensor]] = {
   'swish': _swish,
   'identity': lambda x, _: x,
 }
-# Those with f(c x) = c f(x) for c > 0.
+# Functions with f(c x) = c f(x) for c > 0.
 _HOMOGENEOUS_FUNCTIONS = ('relu', 'identity')
 
-# How the weights that are used, which these return, follow from the variable.
+# Modes: maps from the trained variable to the weights of the functions.
 MODES: Dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
   'unrestricted': lambda alpha: alpha,
   'normalized': lambda alpha: alpha / tf.reduce_sum(alpha),
@@ -44,24 +44,24 @@ MODES: Dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
   'softmax': tf.nn.softmax,
   'positive': lambda alpha: MODES['normalized'](tf.maximum(alpha, _LEAST)),
 }
-# Those in which a positive factor of all weights changes nothing.
+# Modes that ignore a positive factor of all weights.
 _HOMOGENEOUS_MODES = ('normalized', 'absolute')
 
 
 def _choose(what: str, name: Any, known: Any) -> None:
   if name not in known:
     raise ValueError(
-      f'There is no {what} {name!r} of adaptive blending units: choose of '
+      f'There is no {what} {name!r} of adaptive blending units: choose one of '
       f'{", ".join(known)}.'
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Blend:
-  """What kind of unit to use for an activation; it has no weights yet.
+  """The kind of an adaptive blending unit, without weights.
 
-  Written `abu`, `abu_MODE`, or either with the functions to blend behind a
-  colon, as in `abu_softmax:relu+tanh`.
+  Its text form is `abu` or `abu_MODE`, optionally followed by a colon and the
+  functions to blend, as in `abu_softmax:relu+tanh`.
 
   Attributes:
     mode: One of `MODES`.
@@ -75,15 +75,15 @@ class Blend:
     _choose('mode', self.mode, MODES)
     if not self.functions or len(set(self.functions)) < len(self.functions):
       raise ValueError(
-        'Adaptive blending units blend one function or more, each of them '
-        f'once, but functions is {list(self.functions)}.'
+        'Adaptive blending units blend one or more distinct functions, but '
+        f'functions is {list(self.functions)}.'
       )
     for function in self.functions:
       _choose('function', function, FUNCTIONS)
 
   @classmethod
   def parse(cls, text: str) -> Blend:
-    """Parses the form of the class.
+    """Parses the text form.
 
     Args:
       text: It begins with `abu`.
@@ -107,7 +107,7 @@ class Blend:
 
   @property
   def is_homogeneous(self) -> bool:
-    """Whether it scales with its input, and not with its own weights."""
+    """Whether it scales with its input, but not with its own weights."""
     return self.mode in _HOMOGENEOUS_MODES and all(
       function in _HOMOGENEOUS_FUNCTIONS for function in self.functions
     )
@@ -117,7 +117,7 @@ class Blend:
 
     Args:
       name: Its name.
-      policy: The type policy of the layer that it belongs to.
+      policy: The dtype policy of the layer that contains it.
 
     Returns:
       The layer with its weights.
@@ -134,21 +134,20 @@ class Blend:
 class AdaptiveBlendingUnit(tf.keras.layers.Layer):
   """A weighted sum of activation functions with trained weights.
 
-  act(x) = Σ_j α_j g_j(x), with one vector α for the whole layer, each α_j 1/n
-  at the beginning. What is used for α depends on the mode:
+  act(x) = Σ_j α_j g_j(x), with one vector α for the whole layer, initially 1/n
+  each. The mode maps the trained α to the weights:
 
   - `unrestricted`: α;
-  - `normalized`: α / Σ α, which is not defined where the sum is zero;
+  - `normalized`: α / Σ α, undefined if the sum is zero;
   - `absolute`: α / Σ |α|;
   - `softmax`: exp(α) / Σ exp(α);
   - `positive`: max(α, 1e-4), divided by its sum.
 
-  The functions are ReLU, ELU, tanh, Swish (x σ(βx), with one β for the layer,
-  trained too, 1 at the beginning) and the identity. A single function with mode
+  The functions are ReLU, ELU, tanh, Swish (x σ(βx), with one trained β for the
+  layer, initially 1) and the identity. A single function with mode
   `unrestricted` is the paper's adaptive scaling.
 
-  Differs from the authors' code: `positive` is what the paper says, where the
-  code overwrites it by `normalized`.
+  `positive` follows the paper; the authors' code overwrites it by `normalized`.
 
   Args:
     mode: See above.
@@ -179,7 +178,7 @@ class AdaptiveBlendingUnit(tf.keras.layers.Layer):
     self.supports_masking = True
 
   def build(self, input_shape: Any) -> None:
-    """Creates the weights, whatever the shape of the inputs."""
+    """Creates the weights, for inputs of any shape."""
     size = len(self.kind.functions)
     self.blending_weights = self.add_weight(
       name=WEIGHTS_NAME,
@@ -194,7 +193,7 @@ class AdaptiveBlendingUnit(tf.keras.layers.Layer):
     self.built = True
 
   def blend(self) -> tf.Tensor:
-    """Returns the factors of the functions, `[n]`: α as the mode uses it."""
+    """Returns the weights of the functions, `[n]`, by the mode."""
     return MODES[self.kind.mode](tf.convert_to_tensor(self.blending_weights))
 
   def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -224,14 +223,14 @@ class AdaptiveBlendingUnit(tf.keras.layers.Layer):
 
 
 def get(identifier: Any) -> Union[Blend, Callable]:
-  """Finds an activation, or the kind of unit that stands for one.
+  """Finds an activation function or a kind of adaptive blending unit.
 
   Args:
-    identifier: What `activations.get` takes, a kind of unit in words or as it
-      is, or a unit, of which the kind is taken.
+    identifier: An identifier for `activations.get`, a kind or its text form, or
+      a unit, whose kind is returned.
 
   Returns:
-    The activation function, or a kind of unit to build one of.
+    The activation function or the kind.
 
   Raises:
     ValueError: If there is no such activation.
@@ -248,7 +247,7 @@ def get(identifier: Any) -> Union[Blend, Callable]:
 
 
 def serialize(activation: Union[Blend, Callable]) -> Any:
-  """Describes what `get` returned so that it finds it again."""
+  """Serializes a result of `get` for `get`."""
   if isinstance(activation, Blend):
     return str(activation)
   return activations.serialize(activation)

@@ -1,4 +1,4 @@
-"""The check of whole numbers that layers and models share."""
+"""The check of counts that layers and models share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def check_count(name: str, value: Any) -> None:
-  """Refuses what is no number of things.
+  """Raises unless the value is a positive integer.
 
   Args:
     name: The argument's name, for the message.
     value: Its value.
 
   Raises:
-    ValueError: If the value isn't a whole number from 1 up.
+    ValueError: If it is not.
   """
   is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
   if not is_number or value % 1 != 0 or value < 1:

@@ -11,9 +11,9 @@ from si_federated.layers import activations
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
 class TiedEmbedding(tf.keras.layers.Embedding):
-  """Embedding that is called a second time, reversed, for the logits.
+  """An embedding that also computes logits, when called with `reverse`.
 
-  One layer and one variable, so that cloning and saving a model keep it tied.
+  It is one layer with one variable, so that cloned and saved models stay tied.
 
   Args:
     input_dim: V, the number of ids.
@@ -31,11 +31,11 @@ class TiedEmbedding(tf.keras.layers.Embedding):
   TensorShape([1, 2, 10])
   """
 
-  # Dense layers and this one treat every position by itself.
+  # Like dense layers, it treats each position independently.
   is_position_wise = True
 
   def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
-    """Looks up ids, or turns vectors into logits."""
+    """Looks up ids, or maps vectors to logits."""
     if not reverse:
       return super().call(inputs)
     inputs = tf.cast(inputs, self.compute_dtype)
@@ -50,7 +50,7 @@ class TiedEmbedding(tf.keras.layers.Embedding):
     return logits
 
   def compute_mask(self, inputs: Any, mask: Optional[Any] = None):
-    """Masks padding ids; vectors keep the mask that they have."""
+    """Masks padding ids; vectors keep their mask."""
     if tf.as_dtype(inputs.dtype).is_floating:
       return mask
     return super().compute_mask(inputs, mask)

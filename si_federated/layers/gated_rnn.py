@@ -15,24 +15,24 @@ class GatedRNN(tf.keras.layers.RNN):
   """A gated recurrent layer over a sequence, computed by `recurrence.scan`.
 
   Subclasses set `cell_class`. Equal to `tf.keras.layers.RNN(cell)`, but faster,
-  and able to run with plain tensors for weights.
+  and its weights may be plain tensors.
 
   Args:
     units: H, the number of hidden units.
     return_sequences: Whether to return the output of all steps.
     return_state: Whether to return the state after the last step as well.
-    go_backwards: Whether to go through the sequence from its end; the outputs
-      are then in the reversed order.
+    go_backwards: Whether to process the sequence from its end; the outputs are
+      then in reversed order.
     stateful: Whether the state after a batch starts the next batch.
     time_major: Whether inputs and outputs are `[T, B, ...]`.
-    unroll: Whether to unroll the loop over time; `None` unrolls sequences of
-      known and short length.
+    unroll: Whether to unroll the loop over time; `None` unrolls short sequences
+      of known length.
     **kwargs: The cell's arguments, and those of `tf.keras.layers.Layer`.
 
   Call arguments:
     inputs: `[B, T, D]`.
-    mask: `[B, T]` booleans; where false, the state is held and the output is
-      the one before.
+    mask: `[B, T]` booleans; where false, the state is held and the output
+      repeats the previous one.
     training: Whether dropout is active.
     initial_state: The cell's state before the first step.
   """
@@ -86,7 +86,7 @@ class GatedRNN(tf.keras.layers.RNN):
   def build(self, input_shape: Any) -> None:
     """Builds the cell for inputs `[B, T, D]`."""
     if not isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
-      # A `.keras` file has it as a list, which Keras takes for several shapes.
+      # `.keras` files hold it as a list, which Keras reads as several shapes.
       input_shape = tf.TensorShape(input_shape)
     super().build(input_shape)
 
@@ -97,7 +97,7 @@ class GatedRNN(tf.keras.layers.RNN):
     training: Any = None,
     initial_state: Any = None,
   ):
-    """Runs the layer; see the class for the arguments."""
+    """Runs the layer; the class lists the arguments."""
     if isinstance(inputs, tf.RaggedTensor):
       return super().call(inputs, mask, training, initial_state)
     building = tracing.is_building_in_graph(inputs)
@@ -130,7 +130,7 @@ class GatedRNN(tf.keras.layers.RNN):
       for variable, value in zip(self.states, state):
         variable.assign(tf.cast(value, variable.dtype))
     if mask is not None and (has_state or self.zero_output_for_mask):
-      # Keras's output before the first valid step is zero, not the held state.
+      # As in Keras, outputs before the first valid step are zero.
       shown = mask
       if not self.zero_output_for_mask:
         shown = tf.cumsum(tf.cast(mask, tf.int32)) > 0
@@ -141,8 +141,8 @@ class GatedRNN(tf.keras.layers.RNN):
       output = outputs if self.time_major else tf.transpose(outputs, [1, 0, 2])
     return [output, *state] if self.return_state else output
 
-  # Its loops are TensorFlow's own already: having AutoGraph convert all of it
-  # took a fifth of a run's start.
+  # The loops are TensorFlow's own; converting them by AutoGraph took a fifth of
+  # a run's start-up time.
   @tf.autograph.experimental.do_not_convert
   def _scan(self, inputs, mask, training, initial_state):
     cell = self.cell
@@ -199,14 +199,14 @@ class GatedRNN(tf.keras.layers.RNN):
 
 
 def _argument_names(cell_class: Any) -> List[str]:
-  """Names of the constructor arguments that are the cell's own."""
+  """Returns the names of the cell's own constructor arguments."""
   names: List[str] = []
   for owner in cell_class.__mro__[
     : cell_class.__mro__.index(tf.keras.layers.LSTMCell) + 1
   ]:
     if '__init__' in vars(owner):
       names += inspect.signature(owner.__init__).parameters
-  # Keras swaps the bases of its classes in graphs of TensorFlow 1, and may
-  # leave a bare layer among these.
+  # In TensorFlow 1 graphs, Keras swaps the bases of its classes; the arguments
+  # of a bare layer may then be among these.
   others = ('self', 'kwargs', 'units', 'name', 'trainable', 'dtype', 'dynamic')
   return [n for n in names if n not in others]

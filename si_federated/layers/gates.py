@@ -12,7 +12,7 @@ from si_federated.layers.recurrence import Gates
 
 
 class Rule(NamedTuple):
-  """An activation whose derivative follows from its output and its maximum.
+  """An activation whose derivative follows from its output and maximum.
 
   dz = v - s <v, y> with v = scale * dy; s is `max_share` if the activation is
   scale invariant, else zero. A rectified one is SI-σ, whose gates can be dead.

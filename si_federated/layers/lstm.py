@@ -43,9 +43,9 @@ class SILSTMCell(ScaleInvariant, gated_cell.GatedCell):
   """LSTM cell with scale-invariant activations.
 
   Weights and equations are those of `LSTMCell`, with SI-σ and SI-tanh for σ and
-  tanh: the rule by which arXiv 2403.08100 makes SI-CIFG of CIFG. The carry can
-  grow with every step, unlike that of SI-CIFG, and max-normalisation bounds the
-  output. See `ScaleInvariant` for the arguments.
+  tanh, as arXiv 2403.08100 derives SI-CIFG from CIFG. Unlike in SI-CIFG, the
+  carry can grow with every step; max-normalisation bounds the output. See
+  `ScaleInvariant` for the arguments.
   """
 
   kind = gates.LSTM_KIND

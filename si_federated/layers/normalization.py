@@ -1,4 +1,4 @@
-"""Layer normalisation that may do without epsilon, and a learned gain."""
+"""Layer normalisation that works without epsilon, and learned gains."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from si_federated.layers.checks import check_count
 
 
 def normalize(x: tf.Tensor, epsilon: float = 0.0) -> tf.Tensor:
-  """Gives the last axis mean zero and variance one.
+  """Normalises the last axis to mean zero and variance one.
 
   Args:
     x: Floating-point tensor `[..., D]`.
-    epsilon: Added to the variance. With 0 the result does not depend on the
-      scale of `x` at all; rows without variance become zero, with a gradient of
-      zero.
+    epsilon: Added to the variance. With 0 the result is independent of the
+      scale of `x`; rows without variance become zero, with a zero gradient.
 
   Returns:
     Tensor shaped like `x`.
@@ -31,7 +30,7 @@ def normalize(x: tf.Tensor, epsilon: float = 0.0) -> tf.Tensor:
       factor = tf.math.rsqrt(variance + epsilon)
       y = centered * factor
     else:
-      # Squares of what is at most one neither overflow nor all vanish.
+      # Squares of entries of at most one neither overflow nor all underflow.
       scaled, maximum = activations.max_normalize(centered, rectify=False)
       variance = tf.reduce_mean(tf.square(scaled), axis=-1, keepdims=True)
       factor = tf.math.rsqrt(tf.where(maximum > 0, variance, 1.0))
@@ -52,9 +51,9 @@ def normalize(x: tf.Tensor, epsilon: float = 0.0) -> tf.Tensor:
 class LayerNormalization(tf.keras.layers.LayerNormalization):
   """Layer normalisation over the last axis, faster than Keras's on a CPU.
 
-  Equal to `tf.keras.layers.LayerNormalization`, but for `epsilon=0`, which
-  makes it exactly scale invariant; Keras's gives NaN for a constant row then.
-  The statistics are computed in float32 at least.
+  Equal to `tf.keras.layers.LayerNormalization`, except with `epsilon=0`, which
+  makes it exactly scale invariant and gives NaN for constant rows in Keras. The
+  statistics are computed at least in float32.
 
   Args:
     epsilon: Added to the variance.
@@ -85,7 +84,7 @@ class LayerNormalization(tf.keras.layers.LayerNormalization):
     self.axis = [-1]
 
   def call(self, inputs: Any) -> tf.Tensor:
-    """Normalises; see the class."""
+    """Normalises the last axis."""
     x = tf.cast(inputs, tf.float32) if inputs.dtype.size < 4 else inputs
     y = normalize(x, self.epsilon)
     if self.scale:
@@ -97,11 +96,11 @@ class LayerNormalization(tf.keras.layers.LayerNormalization):
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
 class Gain(tf.keras.layers.Layer):
-  """Multiplies features by learned gains raised to a whole power.
+  """Multiplies features by learned gains raised to an integer power.
 
-  A residual stream is homogeneous in the weights only if what enters it is of
-  the same degree as what the blocks add. A gain of power k raises the degree by
-  k at the price of D weights.
+  A residual stream is homogeneous in the weights only if its input has the
+  degree of the blocks' outputs. A gain of power k raises the degree by k, at
+  the cost of D weights.
 
   Args:
     power: The degree of homogeneity in the gains.

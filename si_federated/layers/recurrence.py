@@ -1,8 +1,8 @@
-"""A scan over time for gated recurrent cells with a hand-formed gradient.
+"""A scan over time for gated recurrent cells with a hand-written gradient.
 
-Only what depends on the step before is inside the loop: the recurrent product
-and the gates. The backward loop collects the gradients of the pre-activations,
-and the weight gradients are one product each over all steps at the end.
+The loop contains only the recurrent product and the gates, which depend on the
+previous step. The backward loop collects the gradients of the pre-activations;
+weight gradients are then one product each over all steps.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ MAX_UNROLLED_STEPS = 32
 
 
 class Gates(NamedTuple):
-  """A recurrent cell between its pre-activations and its output.
+  """A recurrent cell as a map from pre-activations to output.
 
   Attributes:
     step: `(z [B, K*H], c [B, H]) -> (m [B, H], new c [B, H], residuals)`, where
-      m is the output before projection and the residuals are a tuple of
-      tensors kept for the backward pass.
+      m is the output before projection and the residuals are tensors kept for
+      the backward pass.
     coefficients: `(residuals [T, ...], c before each step [T, B, H], valid
-      [T, B, 1] or None) -> tuple of [T, ...]`: all of the backward pass that
-      doesn't depend on the incoming gradient, for all steps at once. On steps
-      that aren't valid dz must come out as zero and dc unchanged.
+      [T, B, 1] or None) -> tuple of [T, ...]`: the part of the backward pass
+      that is independent of the incoming gradient, for all steps at once. On
+      invalid steps `pull` must return a zero dz and an unchanged dc.
     pull: `(coefficients of a step, dm, dc) -> (dz, dc before the step)`.
   """
 
@@ -53,8 +53,8 @@ def _loop(
     return carry, tuple(tf.stack(column) for column in zip(*collected))
 
   length = tf.shape(inputs[0])[0]
-  # One step outside the loop tells the outputs' types and shapes; a graph
-  # prunes it, since nothing uses its values.
+  # One step outside the loop gives the outputs' dtypes and shapes; the graph
+  # optimizer prunes it, since its values are unused.
   _, example = step(carry, *(tensor[0] for tensor in inputs))
   arrays = tuple(
     tf.TensorArray(output.dtype, size=length, element_shape=output.shape)
@@ -96,8 +96,8 @@ def scan(
 
   Args:
     x: `[T, B, K*H]` input products of all steps, bias included.
-    recurrent_kernel: U, `[R, K*H]`, or less wide: then the last columns of x
-      get no recurrent product.
+    recurrent_kernel: U, `[R, K*H]`, or narrower: then the last columns of x get
+      no recurrent product.
     gates: The cell.
     units: H, the size of c.
     initial_state: h `[B, R]` and c `[B, H]` before the first step; zero if
@@ -112,7 +112,7 @@ def scan(
     h of all steps `[T, B, R]` and the last c `[B, H]`.
 
   Raises:
-    ValueError: If `unroll` is true and T is not known statically.
+    ValueError: If `unroll` is true and T is not static.
   """
   steps = x.shape[0]
   if unroll and not steps:
@@ -127,7 +127,7 @@ def scan(
   if initial_state is None and not unroll:
     sizes = (recurrent_kernel.shape[0], units)
     initial_state = tuple(tf.zeros([batch, n], x.dtype) for n in sizes)
-  # What is known to be zero is None while unrolling, and costs nothing.
+  # While unrolling, `None` stands for zero, and costs nothing.
   starts_at_zero = initial_state is None
 
   def drop(h):
@@ -190,7 +190,7 @@ def scan(
       dz = outputs[0]
       dz_recurrent = recurrent_part(dz)
       if starts_at_zero:
-        # h before the first step is zero and adds nothing.
+        # The initial h is zero and contributes nothing.
         later = None if mask is None else mask[1:]
         gradients = [dz, _outer(drop(h[:-1]), dz_recurrent[1:], later)]
       else:
@@ -210,14 +210,14 @@ def scan(
 
 
 def add_product(x: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
-  """Adds the recurrent product to the input's, which may be wider.
+  """Adds the recurrent product to the input product, which may be wider.
 
   Args:
     x: `[B, M]`.
     product: `[B, N]` with N at most M.
 
   Returns:
-    `[B, M]`, where the last M - N columns are those of x.
+    `[B, M]`; the last M - N columns are those of x.
   """
   width = product.shape[-1]
   if x.shape[-1] == width:
@@ -226,11 +226,11 @@ def add_product(x: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
 
 
 def _transposed(matrix: tf.Tensor) -> tf.Tensor:
-  """Returns a transposed copy of a matrix to multiply with in each step.
+  """Returns a transposed copy of a matrix for the products of all steps.
 
-  A product with a transposed right side takes twice the time of one with its
-  copy when the left side is as thin as a batch. The detour over three axes
-  keeps TensorFlow's optimizer from folding the transposition into the products.
+  For a left factor as thin as a batch, a product with `transpose_b=True` takes
+  twice as long as one with a copy. The detour through three axes keeps
+  TensorFlow's optimizer from folding the transposition into the products.
   """
   rows, columns = matrix.shape
   copy = tf.transpose(tf.reshape(matrix, [1, rows, columns]), [0, 2, 1])
@@ -242,7 +242,7 @@ def _outer(
 ) -> tf.Tensor:
   """Sums left^T right over time and batch: `[T, B, M]`, `[T, B, N]`.
 
-  Where the mask is false the right side is zero: no work is spent there.
+  Where the mask is false, the right factor is zero, and no work is spent.
   """
   left = tf.reshape(left, [-1, left.shape[-1]])
   right = tf.reshape(right, [-1, right.shape[-1]])

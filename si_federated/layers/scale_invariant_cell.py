@@ -1,4 +1,4 @@
-"""What the scale-invariant LSTM and CIFG cells have in common."""
+"""The arguments that the scale-invariant LSTM and CIFG cells share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import tensorflow as tf
 
 
 class ScaleInvariant(tf.keras.layers.Layer):
-  """Makes a `GatedCell` scale invariant (arXiv 2403.08100); listed before it.
+  """Makes a `GatedCell` scale invariant (arXiv 2403.08100), as its first base.
 
-  SI-σ takes the place of the sigmoid in all gates, SI-tanh that of tanh in the
-  candidate g and, with `scale_invariant_output`, in tanh(c_t) as well.
+  SI-σ replaces the sigmoid in all gates; SI-tanh replaces tanh in the candidate
+  g and, with `scale_invariant_output`, in tanh(c_t).
 
-  Differs from the paper: gates with no positive pre-activation, 0/0 there, are
-  zero and let the gradient through with `dead_gate_slope`; nothing is known of
-  the paper's biases, and those of the forget gate start at zero here, since a
-  bias of one makes all units of a max-normalised gate nearly equal.
+  Differs from the paper: gates without a positive pre-activation, 0/0 there,
+  are zero and pass the gradient with slope `dead_gate_slope`. The paper does
+  not give initial biases; those of the forget gate are zero here, since a bias
+  of one makes all units of a max-normalised gate nearly equal.
 
   Args:
     units: H, the number of hidden units.
@@ -24,8 +24,8 @@ class ScaleInvariant(tf.keras.layers.Layer):
     recurrent_activation: Activation of the gates.
     unit_forget_bias: Whether the forget gate's bias starts at one.
     dead_gate_slope: Slope of the gradient of gates that are all zero.
-    scale_invariant_output: Whether the carry goes through `activation` in the
-      output; through tanh if not.
+    scale_invariant_output: Whether the output applies `activation` to the
+      carry, rather than tanh.
     **kwargs: See `GatedCell`.
   """
 

@@ -1,4 +1,4 @@
-"""A look at what layers compute inside, for diagnostics of a batch."""
+"""Recording of values inside layers, for diagnostics of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Dict, Iterator, List, Tuple
 
 import tensorflow as tf
 
-# What was seen: (scope of the layer, name) -> values in the order of the calls.
+# Recorded values: (scope of the layer, name) -> values in order of the calls.
 Taps = Dict[Tuple[str, str], List[tf.Tensor]]
 
 _state = threading.local()
@@ -16,10 +16,10 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def record() -> Iterator[Taps]:
-  """Collects what layers that are called eagerly in this thread `tap`.
+  """Records the values that layers `tap` in eager calls of this thread.
 
   Yields:
-    A dictionary that fills up.
+    The dictionary to which values are added.
   """
   before = getattr(_state, 'taps', None)
   taps: Taps = {}
@@ -31,10 +31,10 @@ def record() -> Iterator[Taps]:
 
 
 def tap(name: str, value: tf.Tensor) -> None:
-  """Shows a tensor to whoever records; nothing happens in graphs.
+  """Adds a tensor to the current record, if any; does nothing in graphs.
 
   Args:
-    name: What it is, such as `attention`.
+    name: Its name, such as `attention`.
     value: The tensor.
   """
   taps = getattr(_state, 'taps', None)

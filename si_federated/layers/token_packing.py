@@ -1,4 +1,4 @@
-"""Rows of the valid tokens of a batch, so that padding costs nothing."""
+"""Packing of the valid tokens of a batch, so that padding costs nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 class Packing:
-  """Goes between `[B, T, D]` and the `[M, D]` of the M valid tokens.
+  """Converts between `[B, T, D]` and the `[M, D]` of the M valid tokens.
 
-  Sentences are padded to a common length; what treats every position by itself,
-  most of the work of a Transformer, need not see the padding.
+  Sentences are padded to a common length. Position-wise layers, most of the
+  work of a Transformer, need not compute the padding.
 
   Args:
     inputs: `[B, T, D]`.
@@ -30,13 +30,13 @@ class Packing:
       self._rows = tf.cast(valid, tf.int32)
 
   def pack(self, x: tf.Tensor) -> tf.Tensor:
-    """Turns `[B, T, D]` into `[M, D]`."""
+    """Converts `[B, T, D]` to `[M, D]`."""
     size = x.shape[-1]
     x = tf.reshape(x, [-1, size])
     return x if self._rows is None else tf.gather(x, self._rows)
 
   def unpack(self, x: tf.Tensor) -> tf.Tensor:
-    """Turns `[M, D]` into `[B, T, D]`, zero where there is padding."""
+    """Converts `[M, D]` to `[B, T, D]`, zero at padding."""
     size = x.shape[-1]
     if self._rows is not None:
       shape = [self.batch * self.length, size]

@@ -1,4 +1,4 @@
-"""How Keras calls a layer while a model is put together."""
+"""Layer calls by which Keras only builds a model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import tensorflow as tf
 
 
 def is_building_in_graph(inputs: Any) -> bool:
-  """Whether Keras calls a layer only to find out the shapes of a model.
+  """Returns whether Keras calls a layer only to infer shapes.
 
-  A functional model of TensorFlow Federated builds the Keras model again inside
-  a function of a TensorFlow 1 graph, on placeholders that are never fed, before
-  it calls it on data. Whatever control flow and random operations that leaves
-  in the graph would be run all the same, and fail.
+  A functional model of TensorFlow Federated first rebuilds the Keras model in a
+  function of a TensorFlow 1 graph, on placeholders that are never fed. Control
+  flow and random operations from that call would still run, and fail.
 
   Args:
-    inputs: What the layer is called on.
+    inputs: The layer's input.
 
   Returns:
     Whether control flow and random operations must be left out.
@@ -30,10 +29,10 @@ def is_building_in_graph(inputs: Any) -> bool:
 
 
 def variable_scope() -> ContextManager:
-  """Returns a context for creating variables in a layer's `call`, as Keras's.
+  """Returns a context for creating variables in a layer's `call`.
 
-  It lifts them out of a function that is being traced, but not out of the
-  TensorFlow 1 graphs of TensorFlow Federated, where they stand for tensors.
+  As in Keras, it lifts them out of a function that is being traced, but not out
+  of TensorFlow Federated's TensorFlow 1 graphs, where they stand for tensors.
   """
   if tf.compat.v1.executing_eagerly_outside_functions():
     return tf.init_scope()

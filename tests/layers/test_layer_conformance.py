@@ -1,4 +1,4 @@
-"""What every layer has to stand, as a table: one line a layer."""
+"""Properties of every layer, as a table with one line per layer."""
 
 from __future__ import annotations
 
@@ -185,6 +185,33 @@ CASES = {
   ),
 }
 BATCH = 6
+# Another case takes the same paths: where TensorFlow compiles, these are slow.
+ALIKE = {
+  'attention',
+  'cifg',
+  'cifg_cell',
+  'cifg_projected',
+  'conformer_block',
+  'feed_forward_blending',
+  'gru',
+  'gru_cell',
+  'lstm',
+  'lstm_cell',
+  'si_gru_cell',
+  'si_gru_projected',
+  'si_lstm',
+  'si_lstm_cell',
+  'transformer_block',
+}
+
+
+def _compiled(*names):
+  slow = pytest.mark.slow
+  return pytest.mark.parametrize(
+    'case',
+    [pytest.param(n, marks=slow) if n in ALIKE else n for n in names],
+    indirect=True,
+  )
 
 
 def test_the_table_has_every_public_layer():
@@ -196,7 +223,7 @@ def test_the_table_has_every_public_layer():
     for part in (getattr(layers, name) for name in layers.__all__)
     if isinstance(part, type)
   }
-  # It takes ids: tests/layers/test_embedding.py.
+  # Its inputs are ids: tests/layers/test_embedding.py.
   assert public - covered == {layers.TiedEmbedding}
 
 
@@ -273,29 +300,38 @@ def test_finite_gradients_for_all_sorts_of_input(case):
       assert np.all(np.isfinite(gradient))
 
 
+@_compiled(*CASES)
 def test_trains_in_keras(case):
   model = _model(case)
   before = [w.numpy() for w in model.weights]
   model.compile('sgd', 'mse')
   x = _inputs(case)
   target = np.random.default_rng(2).normal(size=(BATCH, *case.output_shape))
-  # Two steps: a factor of zeros hides the other in the first.
+  # Two steps: in the first, a LoRA factor of zeros blocks the other.
   model.fit(x, target, epochs=2, verbose=0)
   for weight, old in zip(model.weights, before):
     assert np.any(weight.numpy() != old) == weight.trainable, weight.name
     assert np.all(np.isfinite(weight))
 
 
-@pytest.mark.parametrize(
-  'file_name', ['model.keras', 'saved_model', 'model.h5']
-)
+@_compiled(*CASES)
+def test_saved_model(case, tmp_path):
+  _save_and_load(_model(case), tmp_path / 'saved_model')
+
+
+@pytest.mark.parametrize('file_name', ['model.keras', 'model.h5'])
 def test_save_and_load(case, file_name, tmp_path):
   model = _model(case)
   if file_name == 'model.h5' and type(model.layers[1]) is tf.keras.layers.RNN:
     pytest.skip('Keras finds no custom cell of its own RNN in an H5 file.')
-  model.save(tmp_path / file_name)
-  loaded = tf.keras.models.load_model(tmp_path / file_name)
-  x = _inputs(case)
+  _save_and_load(model, tmp_path / file_name)
+
+
+def _save_and_load(model, path):
+  model.save(path)
+  loaded = tf.keras.models.load_model(path)
+  x = np.random.default_rng(1).normal(size=(BATCH, *model.input_shape[1:]))
+  x = x.astype('float32')
   np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
   with tf.GradientTape() as tape:
     loss = tf.reduce_sum(loaded(x) ** 2)
@@ -321,10 +357,8 @@ def test_mixed_precision(case, policy):
     assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize('name', [k for k, c in CASES.items() if c.tflite])
-def test_tensorflow_lite(name):
-  tf.keras.utils.set_random_seed(0)
-  case = CASES[name]
+@_compiled(*[name for name, case in CASES.items() if case.tflite])
+def test_tensorflow_lite(case):
   inputs = tf.keras.Input(case.shape, batch_size=BATCH)
   model = tf.keras.Model(inputs, case.make()(inputs))
   converted = tf.lite.TFLiteConverter.from_keras_model(model).convert()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, List
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,31 +46,40 @@ def _run(function, variables, x, **arguments):
   return outputs + tape.gradient(loss, [x, *variables])
 
 
+LAYERS = [
+  ('si_cifg', None),
+  ('si_cifg', False),
+  ('lstm', None),
+  ('cifg', False),
+  ('si_lstm', None),
+  ('gru', False),
+  ('si_gru', None),
+]
+# The first three reach the paths in which the layers differ.
+OPTIONS: List[Dict[str, Any]] = [
+  {'projection_units': 3, 'masked': True},
+  {'masked': True, 'initial': True, 'go_backwards': True},
+  {'activation': 'softsign', 'masked': True, 'projection_units': 3},
+  {},
+  {'masked': True, 'go_backwards': True, 'return_sequences': False},
+  {'projection_units': 3, 'initial': True},
+  {'masked': True, 'zero_output_for_mask': True},
+  {'use_bias': False, 'projection_units': 3},
+]
+
+
 @pytest.mark.parametrize(
-  ('name', 'unroll'),
+  ('name', 'unroll', 'options'),
   [
-    ('lstm', None),
-    ('cifg', False),
-    ('si_cifg', None),
-    ('si_cifg', False),
-    ('si_lstm', None),
-    ('gru', False),
-    ('si_gru', None),
+    pytest.param(
+      *layer,
+      options,
+      marks=[pytest.mark.slow] if i >= 2 and j >= 3 else [],
+      id=f'{layer}-{options}',
+    )
+    for i, layer in enumerate(LAYERS)
+    for j, options in enumerate(OPTIONS)
   ],
-)
-@pytest.mark.parametrize(
-  'options',
-  [
-    {},
-    {'projection_units': 3, 'masked': True},
-    {'masked': True, 'go_backwards': True, 'return_sequences': False},
-    {'projection_units': 3, 'initial': True},
-    {'masked': True, 'initial': True, 'go_backwards': True},
-    {'masked': True, 'zero_output_for_mask': True},
-    {'activation': 'softsign', 'masked': True, 'projection_units': 3},
-    {'use_bias': False, 'projection_units': 3},
-  ],
-  ids=str,
 )
 def test_equals_the_cell_in_keras(name, unroll, options):
   tf.keras.utils.set_random_seed(0)

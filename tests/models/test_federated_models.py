@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, List
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +17,30 @@ X = np.array([[7, 1, 2, 3, 4], [7, 5, 9, 0, 0]], np.int32)
 Y = np.array([[1, 2, 3, 4, 8], [5, 9, 8, 0, 0]], np.int32)
 RECURRENT = ('lstm', 'si_cifg', 'si_gru')
 ATTENTION = ('si_transformer', 'si_conformer')
-ALL = pytest.mark.parametrize('name', [*RECURRENT, *ATTENTION])
+OPTIONS: List[Dict[str, Any]] = [
+  {},
+  {'tied_embeddings': False},
+  {'projection_units': 6, 'num_layers': 2, 'normalize_embedding': True},
+]
+# Pairs of models and options that reach every path once.
+FAST = [
+  ('lstm', 1),
+  ('si_cifg', 0),
+  ('si_gru', 2),
+  ('si_transformer', 1),
+  ('si_conformer', 0),
+]
+
+
+def _models(*fast):
+  slow = pytest.mark.slow
+  return pytest.mark.parametrize(
+    'name',
+    [
+      name if name in fast else pytest.param(name, marks=slow)
+      for name in (*RECURRENT, *ATTENTION)
+    ],
+  )
 
 
 class _Loss(tf.keras.losses.Loss):
@@ -51,15 +76,18 @@ def _loss_and_gradients(model):
   return [loss, *(tf.convert_to_tensor(g) for g in gradients)]
 
 
-@ALL
 @pytest.mark.parametrize(
-  'options',
+  ('name', 'options'),
   [
-    {},
-    {'tied_embeddings': False},
-    {'projection_units': 6, 'num_layers': 2, 'normalize_embedding': True},
+    pytest.param(
+      name,
+      options,
+      marks=[] if (name, i) in FAST else [pytest.mark.slow],
+      id=f'{name}-{options}',
+    )
+    for name in (*RECURRENT, *ATTENTION)
+    for i, options in enumerate(OPTIONS)
   ],
-  ids=str,
 )
 def test_functional_model_equals_keras(name, options):
   model = _model(name, **options)
@@ -87,7 +115,7 @@ def test_functional_model_equals_keras(name, options):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-@ALL
+@_models('si_cifg', 'si_transformer')
 def test_functional_model_with_dropout(name):
   model = _model(name, dropout=0.5)
   expected = model(X)
@@ -148,10 +176,12 @@ def _expected_round(model):
   ]
 
 
-@pytest.mark.parametrize('name', ['si_cifg', 'lstm'])
+@pytest.mark.parametrize(
+  'name', ['si_cifg', pytest.param('lstm', marks=pytest.mark.slow)]
+)
 def test_a_round_with_a_functional_model(name):
   model = _model(name)
-  # First: Keras models made eagerly don't work any more after TFF's graphs.
+  # First: eager Keras models stop working after TFF has built its graphs.
   expected_weights = _expected_round(model)
   functional = tff.learning.models.functional_model_from_keras(
     model, _Loss(), SPEC
@@ -160,7 +190,9 @@ def test_a_round_with_a_functional_model(name):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['si_cifg', 'cifg'])
+@pytest.mark.parametrize(
+  'name', ['cifg', pytest.param('si_cifg', marks=pytest.mark.slow)]
+)
 def test_a_round_with_from_keras_model(name):
   initial = _model(name)
   weights = initial.get_weights()
