@@ -2,10 +2,10 @@
 
   python -m experiments.export --run=runs/first --output=exported
 
-writes a TensorFlow SavedModel and a TensorFlow Lite file, both with a signature
-`next_token` (ids of a sentence so far -> the likeliest next ids with their
-probabilities) and one for the logits, the vocabulary, and export.json, which
-says how to call them.
+writes the vocabulary, a TensorFlow SavedModel, a TensorFlow Lite file and
+export.json, which explains how to call them. Both models have a signature
+`next_token` (ids of a sentence so far -> the likeliest next ids and their
+probabilities) and one for the logits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _OUTPUT = absl_flags.DEFINE_string(
 _FORMATS = absl_flags.DEFINE_list(
   'formats',
   ['saved_model', 'tflite'],
-  'What to write: saved_model, tflite, adapters (what --transform=lora has '
-  'learned, without the model).',
+  'The formats: saved_model, tflite, adapters (those of --transform=lora, '
+  'without the model).',
 )
 _TOP = absl_flags.DEFINE_integer(
   'top', 5, 'How many next tokens to suggest.', lower_bound=1
@@ -34,7 +34,8 @@ _TOP = absl_flags.DEFINE_integer(
 _PRECISION = absl_flags.DEFINE_string(
   'tflite_precision',
   'float32',
-  'Of the weights in the TensorFlow Lite file: float32, float16 or int8.',
+  'The precision of weights in the TensorFlow Lite file: float32, float16 or '
+  'int8.',
 )
 
 

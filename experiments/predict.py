@@ -2,8 +2,8 @@
 
   python -m experiments.predict --run=runs/first --text="returns the number of"
 
-Without --text it asks for a line again and again, until an empty one or Ctrl-D.
-Works while the run is still training: it takes the newest checkpoint.
+Without --text it reads lines until an empty one or Ctrl-D. It also works while
+the run is training: it reads the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _RUN = absl_flags.DEFINE_string(
 _TEXT = absl_flags.DEFINE_multi_string(
   'text',
   None,
-  'The beginning of a sentence; may be given several times. Asked for on the '
-  'terminal if not given.',
+  'The beginning of a sentence; may be repeated. Read from the terminal if not '
+  'given.',
 )
 _TOP = absl_flags.DEFINE_integer(
   'top',
@@ -51,13 +51,12 @@ def main() -> None:
   def name(ids: list[int]) -> str:
     if ids == [vocabulary.end]:
       return '(end of sentence)'
-    # A character that can't be seen has a name.
+    # An invisible character has a name.
     return vocabulary.text_of(ids).strip() or ' '.join(vocabulary.decode(ids))
 
   if trained.classes and _CONTINUE.value:
     raise config.ConfigError(
-      f'--continue_words is for language models; {_RUN.value} tells classes of '
-      'texts apart.'
+      f'--continue_words is for language models; {_RUN.value} is a classifier.'
     )
 
   def show_classes(text: str) -> None:

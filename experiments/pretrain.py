@@ -1,6 +1,6 @@
 """Trains a language model centrally, to start a federated run from.
 
-On text files, in the vocabulary of the task that is to follow:
+On text files, in the vocabulary of the federated task:
 
   python -m experiments.pretrain --experiment_name=before \\
     --task=stackoverflow --data_dir=DATA --model=transformer:size=small \\
@@ -13,13 +13,13 @@ and then
     --initial_model=runs/before
 
 Without --text_files it trains on the sentences of all training clients of the
-task, and with --text_files alone on these, in words of their own or in those of
-the run --vocabulary_from. Perplexity is that of the task's validation clients,
-as in experiments.train; without a task, of a tenth of the text.
+task. With --text_files alone it uses their own words, or those of the run
+--vocabulary_from. Perplexity is measured on the task's validation clients, as
+in experiments.train; without a task, on a tenth of the text.
 
-The folder runs/NAME is one like those of experiments.train, with steps for
-rounds: the same command again goes on from its newest checkpoint, and
-experiments.predict, experiments.export and experiments.report take it.
+The folder runs/NAME is like that of experiments.train, with steps for rounds:
+the same command again resumes from its newest checkpoint, and
+experiments.predict, experiments.export and experiments.report read it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _TEXT_FILES = absl_flags.DEFINE_string(
 _TEXT_BY_LINE = absl_flags.DEFINE_boolean(
   'text_by_line',
   False,
-  'Whether sentences of --text_files end at line ends, too; otherwise lines '
-  'are wrapped text, and an empty one ends a paragraph.',
+  'Whether line ends of --text_files also end sentences; otherwise lines are '
+  'wrapped text, and an empty line ends a paragraph.',
 )
 _VOCABULARY_FROM = absl_flags.DEFINE_string(
   'vocabulary_from',
@@ -87,13 +87,13 @@ _STEPS_PER_CHECKPOINT = absl_flags.DEFINE_integer(
 _DATA_SEED = absl_flags.DEFINE_integer(
   'data_seed', 0, 'Seed of the order of sentences.', lower_bound=0
 )
-# Otherwise --help would leave out what another module defines.
+# Otherwise --help would omit the flags of another module.
 absl_flags.adopt_module_key_flags(flags)
 
 
 def main() -> None:
   """Trains, and prints the result."""
-  # TensorFlow takes seconds to load: wrong flags are answered before.
+  # TensorFlow takes seconds to load: report wrong flags first.
   config = flags.experiment_from_flags()
   names_task = not absl_flags.FLAGS['task'].using_default_value
   from si_federated.pretraining.settings import Settings

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from si_federated import config, experiment
 from si_federated.inference import trained_model
-from si_federated.weights import initial_model
+from si_federated.weights import named_variables
 
 _CONFIG = config.ExperimentConfig
 _WORDS = {'fruit': 'apple pear plum', 'cars': 'bus train bike'}
@@ -164,7 +164,7 @@ def test_equal_weights_by_hand(data):
   assert max(sizes) > 2 * min(sizes)
   before, after = _train_a_round(built)
   cohort = built.sample_cohort(1)
-  model, variables = initial_model.build_named(
+  model, variables = named_variables.build_named(
     lambda: experiment.build_model(settings, **built.task.model_arguments)
   )
   trained = []

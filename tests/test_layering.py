@@ -37,7 +37,10 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'sweeps': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
   'preparation': ({'files', 'tasks'}, {'absl', *_FEDERATED}),
   'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
-  'weights': ({'config', 'files', 'models', 'tasks', 'training'}, {'absl'}),
+  'weights': (
+    {'algorithms', 'config', 'files', 'models', 'tasks', 'training'},
+    {'absl'},
+  ),
   'diagnostics': (
     {'files', 'layers', 'tasks', 'training', 'weights'},
     {'absl'},

@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated.algorithms.variable_creation import Recording
+
 
 def functional_model_from_keras(
   keras_model_fn: Callable[[], tf.keras.Model],
@@ -65,19 +67,11 @@ def _kinds(
 
   Both are in the order of creation.
   """
-  created: list[tuple[tf.Variable, bool]] = []
-
-  def record(next_creator: Callable[..., tf.Variable], **options: Any):
-    variable = next_creator(**options)
-    created.append((variable, bool(options.get('trainable', True))))
-    return variable
-
-  with tf.Graph().as_default(), tf.variable_creator_scope(record):
+  with tf.Graph().as_default(), Recording() as created:
     model = keras_model_fn()
-  own = {id(variable) for variable in model.variables}
   trained = {id(variable) for variable in model.trainable_variables}
-  kept = [item for item in created if id(item[0]) in own]
+  variables = created.variables_of(model)
   return (
-    [kind for _, kind in kept],
-    [id(variable) in trained for variable, _ in kept],
+    [variable.trainable for variable in variables],
+    [id(variable) in trained for variable in variables],
   )

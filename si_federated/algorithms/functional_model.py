@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import frozen_variables, packed_tokens
+from si_federated.algorithms.variable_creation import Recording, zero_values
 
 _PADDING = 0
 
@@ -84,20 +85,14 @@ def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def _default_dtype(name: str) -> Iterator[None]:
   """Makes Keras layers use a type throughout, variables included."""
 
-  def zeros(next_creator, **options):
-    # Some initializers know no bfloat16; the values are not used.
-    shape = options['shape']
-    if options['dtype'] == name and shape is not None:
-      options['initial_value'] = lambda: tf.zeros(shape, name)
-    return next_creator(**options)
-
   if name == 'float32':
     yield
     return
   before = tf.keras.mixed_precision.global_policy()
   tf.keras.mixed_precision.set_global_policy(name)
   try:
-    with tf.variable_creator_scope(zeros):
+    # Some initializers know no bfloat16; the values are not used.
+    with zero_values(name):
       yield
   finally:
     tf.keras.mixed_precision.set_global_policy(before)
@@ -117,19 +112,13 @@ def naming(
   Yields:
     A function that takes the model when it is built, and returns it.
   """
-  created: list[tf.Variable] = []
-
-  def record(next_creator, **options):
-    created.append(next_creator(**options))
-    return created[-1]
 
   def finish(model: tf.keras.Model) -> tf.keras.Model:
     if not names:
-      own = {id(variable) for variable in model.trainable_variables}
-      names.extend(v.name for v in created if id(v) in own)
+      names.extend(v.name for v in created.trainable_variables_of(model))
     return model
 
-  with _default_dtype(dtype), tf.variable_creator_scope(record):
+  with _default_dtype(dtype), Recording() as created:
     yield finish
 
 

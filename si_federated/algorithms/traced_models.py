@@ -16,6 +16,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated.algorithms.variable_creation import Recording
+
 # What Keras makes of plain operations of TensorFlow.
 _OPERATIONS = ('TFOpLambda', 'SlicingOpLambda')
 
@@ -38,17 +40,10 @@ def functional_model_from_keras(
     frozen is among the non-trainable ones.
   """
   with _legacy_random_operations():
-    created: list[tf.Variable] = []
-
-    def record(next_creator: Callable[..., tf.Variable], **options: Any):
-      created.append(next_creator(**options))
-      return created[-1]
-
-    with tf.variable_creator_scope(record):
+    with Recording() as created:
       keras_model = keras_model_fn()
+    own = created.variables_of(keras_model)
     trained = {id(v) for v in keras_model.trainable_variables}
-    owned = {id(v) for v in keras_model.variables}
-    own = [v for v in created if id(v) in owned]
     # Of each variable: whether it is trained.
     kinds = [id(v) in trained for v in own]
     initial_weights = tuple(

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config, files
+from si_federated.algorithms.variable_creation import Recording
 from si_federated.assembly import expert_options, task_and_model
 from si_federated.assembly.built_experiment import Experiment
 from si_federated.assembly.learning_process import traits_of
@@ -253,15 +254,9 @@ def _trainable_weights(
   new_model: Callable[[], tf.keras.Model],
 ) -> list[np.ndarray]:
   """Returns a new model's weights in the order of creation, which is TFF's."""
-  created: list[tf.Variable] = []
-
-  def record(next_creator: Callable[..., tf.Variable], **options: Any):
-    created.append(next_creator(**options))
-    return created[-1]
-
-  with tf.variable_creator_scope(record):
-    trained = {id(v) for v in new_model().trainable_variables}
-  return [v.numpy() for v in created if id(v) in trained]
+  with Recording() as created:
+    model = new_model()
+  return [v.numpy() for v in created.trainable_variables_of(model)]
 
 
 def _digest(arrays: Sequence[np.ndarray]) -> str:

@@ -1,8 +1,8 @@
-"""What diagnostics measure: norms, cosines, gates, attention, clients' spread.
+"""Diagnostics: norms, cosines, gates, attention, the spread of clients.
 
-Plain numpy functions of weights, updates and tapped values; each returns lines
-of layer, quantity and value. A layer here is all variables whose names agree
-but for the last part; `model` stands for all of them.
+Plain numpy functions of weights, updates and tapped values; each returns rows
+of layer, quantity and value. A layer is all variables whose names differ in
+the last part only; `model` is all variables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OF_TRAINING_CLIENTS = (
 def by_layer(
   names: Sequence[str], arrays: Sequence[Any]
 ) -> dict[str, np.ndarray]:
-  """Joins variables to one vector a layer, `model` last.
+  """Joins the variables of each layer to a vector, `model` last.
 
   Args:
     names: Names of the variables, such as `block_1/attention/query/kernel`.
@@ -63,17 +63,17 @@ def weight_rows(
   after: Sequence[Any],
   before: Optional[Sequence[Any]] = None,
 ) -> list[Row]:
-  """Measures weights, and the server's step to them.
+  """Measures weights and the server's update.
 
   Args:
     names: Names of the variables.
     after: Their values after a round.
-    before: Their values before it, unless it is the first.
+    before: Their values before it; None before the first round.
 
   Returns:
-    `weight_norm`; with `before` also `update_norm` of the difference,
-    `effective_learning_rate`, its ratio to the norm before, and
-    `update_weight_cosine`. What would divide by zero is left out.
+    `weight_norm`; with `before` also `update_norm`, `effective_learning_rate`
+    (the ratio of `update_norm` to the norm before) and `update_weight_cosine`.
+    Quantities that would divide by zero are left out.
   """
   rows: list[Row] = []
   ends = by_layer(names, after)
@@ -100,7 +100,7 @@ def gradient_rows(
   Args:
     names: Names of the variables.
     weights: Their values.
-    gradients: The gradient of a loss there.
+    gradients: The gradient of a loss at these values.
   """
   vectors, slopes = by_layer(names, weights), by_layer(names, gradients)
   rows: list[Row] = []
@@ -120,14 +120,14 @@ def client_rows(
 
   Args:
     names: Names of the variables.
-    updates: For each client the change of its variables.
+    updates: Each client's update.
 
   Returns:
-    `client_drift`, the root of the mean squared distance of clients' models
-    from the server's (Karimireddy et al. 2020, arXiv 1910.06378, at the end of
-    their training); `client_mean_update_norm`, the norm of the clients' mean;
-    and, of two clients or more, `client_variance`, the unbiased estimate of the
-    expected squared distance from that mean.
+    `client_drift`, the root mean squared distance of the clients' trained
+    models from the server's (Karimireddy et al. 2020, arXiv 1910.06378);
+    `client_mean_update_norm`, the norm of the mean update; and, of two clients
+    or more, `client_variance`, the unbiased estimate of the expected squared
+    distance from that mean.
   """
   if not updates:
     return []
@@ -148,10 +148,10 @@ def client_rows(
 
 
 def gate_rows(layer: str, gates: np.ndarray) -> list[Row]:
-  """Measures SI-σ gates, which are dead where they are exactly zero.
+  """Measures SI-σ gates; a gate is dead where it is exactly zero.
 
   Args:
-    layer: What they are called.
+    layer: Their name.
     gates: `[N, H]` values of H units at N words.
 
   Returns:
@@ -173,12 +173,12 @@ def gate_rows(layer: str, gates: np.ndarray) -> list[Row]:
 def attention_rows(
   layer: str, weights: np.ndarray, valid: np.ndarray
 ) -> list[Row]:
-  """Measures what attention is spread over, of each head.
+  """Measures how each head spreads its attention.
 
   Args:
-    layer: What it is called.
+    layer: Its name.
     weights: `[B, N, T, S]` weights of N heads; rows add up to one, or are zero.
-    valid: `[B, T]` booleans: which queries count.
+    valid: `[B, T]` booleans: the queries that count.
 
   Returns:
     `attention_entropy` of each head, the mean entropy of its rows in nats; and
@@ -203,15 +203,15 @@ def attention_rows(
 def tap_rows(
   taps: Mapping[tuple[str, str], Sequence[Any]], valid: np.ndarray
 ) -> list[Row]:
-  """Measures what layers have shown of a batch, as `layers.tapping` has it.
+  """Measures the values that `layers.tapping` recorded of a batch.
 
   Args:
     taps: (scope, name) -> values; the scope begins with the model's name. A
-      recurrent gate has `[B, H]` for each step, one of packed tokens `[M, H]`.
-    valid: `[B, T]` booleans: which positions are words.
+      recurrent gate has `[B, H]` per step, or `[M, H]` of packed tokens.
+    valid: `[B, T]` booleans: the positions that are words.
 
   Returns:
-    The lines of `gate_rows` and `attention_rows`.
+    The rows of `gate_rows` and `attention_rows`.
   """
   rows: list[Row] = []
   for (scope, name), values in taps.items():
@@ -221,14 +221,14 @@ def tap_rows(
     elif len(values) == 1 and len(values[0]) == int(valid.sum()):
       rows += gate_rows(layer, np.asarray(values[0]))
     else:
-      # A loop of unknown length makes a step more, the first.
+      # A loop of unknown length has an additional first step.
       steps = np.stack([np.asarray(v) for v in values[-valid.shape[1] :]])
       rows += gate_rows(layer, steps[valid.T])
   return rows
 
 
 def means(rows: Iterable[Row], quantities: Iterable[str]) -> list[Row]:
-  """Returns lines of `model` with the mean over layers of some quantities."""
+  """Returns rows of `model`: means of some quantities over layers."""
   found: dict[str, list[float]] = {name: [] for name in quantities}
   for layer, quantity, value in rows:
     if quantity in found and '/head_' not in layer:

@@ -17,7 +17,7 @@ from si_federated.diagnostics import quantities, rows_file
 from si_federated.diagnostics.plan import Plan
 from si_federated.layers import AdaptiveBlendingUnit, tapping
 from si_federated.training import callbacks
-from si_federated.weights import initial_model
+from si_federated.weights import named_variables
 
 _BATCH = 64
 
@@ -56,7 +56,9 @@ class Recorder(callbacks.Callback):
     self._seed = seed
     self._is_private = is_private
     # No random number that training might use is drawn from TensorFlow here.
-    self._keras, self._variables = initial_model.build_named(build_keras_model)
+    self._keras, self._variables = named_variables.build_named(
+      build_keras_model
+    )
     _, variables = self._trainable()
     self._train = _build_training(
       self._keras, variables, loss, client_optimizer

@@ -1,4 +1,4 @@
-"""The file of a run's diagnostics: a line for each number."""
+"""The file of a run's diagnostics: a row for each number."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COLUMNS = ('round_num', 'layer', 'quantity', 'value')
 
 
 class DiagnosticsFile:
-  """`diagnostics.csv` of a run's folder, in which rounds stand in order.
+  """`diagnostics.csv` in a run's folder, in the order of rounds.
 
-  Numbers have six digits: what differs in the last bit, as from one machine to
-  another, is then the same.
+  Numbers are rounded to six digits, which hides differences of the last bits
+  between machines.
   """
 
   def __init__(self, folder: Union[str, os.PathLike]):
@@ -31,11 +31,10 @@ class DiagnosticsFile:
     self._lines: list[str] = []
 
   def open(self, round_num: int) -> None:
-    """Opens it to be continued after a round; later lines are dropped.
+    """Opens the file to continue it after a round; drops later rows.
 
     Args:
-      round_num: The round of the checkpoint that the run goes on from; -1 for
-        a new run.
+      round_num: The round of the checkpoint; -1 for a new run.
     """
     self._lines = [','.join(COLUMNS)]
     if os.path.exists(self._path):
@@ -46,10 +45,10 @@ class DiagnosticsFile:
     self._write()
 
   def write(self, round_num: int, rows: Iterable[Row]) -> None:
-    """Adds the lines of a round.
+    """Adds the rows of a round.
 
     Args:
-      round_num: The round, later than all before.
+      round_num: The round, later than all others.
       rows: Layer, quantity and value of each number.
     """
     self._lines += [

@@ -1,1 +1,1 @@
-"""Trained models, ready to use or to export."""
+"""Trained models, for use and for export."""

@@ -1,4 +1,4 @@
-"""Writes a trained model in the formats of servers and devices."""
+"""Exports a trained model for servers and devices."""
 
 from __future__ import annotations
 
@@ -92,18 +92,18 @@ def export_model(
 
   Args:
     run: The run's folder.
-    folder: Where to write; made if missing. Files of an earlier export there
-      are replaced, each when its successor is complete.
+    folder: The folder to write to; created if missing. Files of an earlier
+      export are replaced, each once its successor is complete.
     formats: `saved_model`, for ids of any shape `[B, T]`, and `tflite`, for
       `[1, T]` with T the run's sequence length, of the model with its adapters
       merged; `adapters`, those of a run that trains adapters, alone.
     top: How many next tokens the signature `next_token` returns.
-    tflite_precision: `float32`; `float16` or `int8` weights are smaller and a
-      little less exact.
+    tflite_precision: `float32`, or `float16` or `int8` for weights that are
+      smaller and slightly less exact.
 
   Returns:
-    What was written, as it stands in `export.json`: paths, sizes, the special
-    ids, and how to call the model.
+    The content of `export.json`: paths, sizes, the special ids, and how to call
+    the model.
 
   Raises:
     config.ConfigError: If the run has no model, or an option does not exist.
@@ -120,8 +120,8 @@ def export_model(
   trained = trained_model.load_model(run)
   if trained.classes:
     raise config.ConfigError(
-      f'{run} tells classes of texts apart, and only language models can be '
-      'exported; load it by si_federated.inference.trained_model.load_model.'
+      f'{run} is a classifier, and only language models can be exported; load '
+      'it by si_federated.inference.trained_model.load_model.'
     )
   vocabulary = trained.vocabulary
   if not 1 <= top <= vocabulary.size:
@@ -200,7 +200,7 @@ def _write_saved_model(module: NextToken, path: str) -> None:
 
 
 def _tflite(module: NextToken, length: int, precision: str) -> bytes:
-  # A fixed length unrolls the recurrence, which needs no lists of tensors.
+  # A fixed length unrolls the recurrence, so that it needs no tensor lists.
   functions = _concrete_functions(module, [1, length])
   with tempfile.TemporaryDirectory() as folder:
     tf.saved_model.save(module, folder, signatures=functions)

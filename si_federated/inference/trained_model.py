@@ -1,4 +1,4 @@
-"""The model of a run, ready to be used."""
+"""The trained model of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from si_federated import config
 from si_federated.assembly import task_and_model
 from si_federated.tasks import Vocabulary, encode_texts, load_vocabulary
 from si_federated.training import run_folder as run_folder_lib
-from si_federated.weights import initial_model
+from si_federated.weights import named_variables, run_weights
 
-# Beginnings of words that are followed when tokens are pieces of words.
+# The width of the beam search, if tokens are pieces of words.
 _BEAM = 16
 _MAX_PIECES = 12
 
@@ -24,12 +24,12 @@ class TrainedModel:
   """The model of a run.
 
   Attributes:
-    config: What the run was made from.
-    vocabulary: The words, pieces or characters it knows.
+    config: The configuration of the run.
+    vocabulary: Its words, pieces or characters.
     model: The Keras model, from ids `[B, T]` to logits `[B, T, V]`, or `[B, C]`
       of classes.
-    checkpoint: The file that its weights are from.
-    classes: The names of its classes; none of a language model.
+    checkpoint: The file of its weights.
+    classes: The names of its classes; empty for a language model.
   """
 
   config: config.ExperimentConfig
@@ -43,16 +43,16 @@ class TrainedModel:
   ) -> list[tuple[list[int], float]]:
     """Suggests the next word (character, for a vocabulary of characters).
 
-    Words of several pieces are found by a beam search; the probability of one
-    is that of its pieces and of no further piece.
+    Words of several pieces are found by beam search. The probability of a word
+    is that of its pieces and of no further piece after them.
 
     Args:
       ids: The text so far, without special ids.
-      top: The most suggestions.
+      top: The maximum number of suggestions.
 
     Returns:
-      Ids and probability of each, the likeliest first; the end of the sentence
-      is one of them.
+      Ids and probability of each, the likeliest first. The end of the sentence
+      counts as a word.
     """
     begins = self.vocabulary.begins_word
     first = self._next_tokens([ids])[0] * begins
@@ -73,7 +73,7 @@ class TrainedModel:
       following = self._next_tokens([[*ids, *word] for word, _ in started])
       longer = []
       for (word, probability), row in zip(started, following):
-        if self.vocabulary.text_of(word):  # The mark of a word is none yet.
+        if self.vocabulary.text_of(word):  # The mark of a word alone is none.
           whole.append((word, probability * float(row[begins].sum())))
         continued = np.where(begins, 0.0, row)
         longer += [
@@ -103,8 +103,8 @@ class TrainedModel:
   def _next_tokens(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns `[n, V]` probabilities after each of n texts of one length."""
     vocabulary = self.vocabulary
-    # The model has learned from sentences cut to a length: give it the end of
-    # a longer one.
+    # The model was trained on sentences cut to a length: pass the end of a
+    # longer one.
     start = max(0, len(texts[0]) + 1 - self.config.sequence_length)
     batch = [[vocabulary.beginning, *text[start:]] for text in texts]
     logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
@@ -121,7 +121,7 @@ def load_model(path: str) -> TrainedModel:
     path: The run's folder.
 
   Returns:
-    The model with what it needs to be used.
+    The model.
 
   Raises:
     config.ConfigError: If the folder holds no run or no whole checkpoint.
@@ -137,16 +137,16 @@ def load_model(path: str) -> TrainedModel:
     raise config.ConfigError(
       f'{path} has no checkpoint yet; wait for the first, or start the run.'
     )
-  file, weights = initial_model.plain_weights(
+  file, weights = run_weights.plain_weights(
     files,
     lambda: task_and_model.build_model(experiment, vocabulary.size, **labels),
   )
   plain = dataclasses.replace(
     experiment, transform=config.ComponentSpec('none')
   )
-  model, variables = initial_model.build_named(
+  model, variables = named_variables.build_named(
     lambda: task_and_model.build_model(plain, vocabulary.size, **labels)
   )
-  initial_model.assign(variables, weights)
+  named_variables.assign(variables, weights)
   classes = run_folder_lib.read_classes(path)
   return TrainedModel(experiment, vocabulary, model, file, classes)

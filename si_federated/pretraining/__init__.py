@@ -1,1 +1,1 @@
-"""Central training of a language model to start from."""
+"""Central training of an initial language model."""

@@ -30,13 +30,13 @@ _FILE = 'pretraining.json'
 def pretrain(
   experiment: config.ExperimentConfig, settings: Settings, root: str
 ) -> dict[str, Any]:
-  """Trains from the start or from where it stopped.
+  """Trains a model, from the start or resumed.
 
   Args:
-    experiment: Model and task; what belongs to federated training is not used.
-    settings: The rest.
-    root: The folder that holds the folder of this run, which is then one like
-      those of federated runs, with steps for rounds.
+    experiment: Model and task; federated settings are not used.
+    settings: The settings of the training.
+    root: The folder that will hold the run's folder, which is like that of a
+      federated run, with steps for rounds.
 
   Returns:
     The summary.
@@ -44,7 +44,7 @@ def pretrain(
   Raises:
     config.ConfigError: If a part, an option or the data does not exist, or the
       folder holds another run.
-    KeyboardInterrupt: If interrupted; what was done is saved.
+    KeyboardInterrupt: If interrupted; all complete steps are saved.
   """
   checks.check(experiment)
   folder = run_folder_lib.RunFolder(
@@ -62,7 +62,7 @@ def pretrain(
 
 
 def _sources(settings: Settings) -> dict[str, Any]:
-  """Returns what text is used, as plain values."""
+  """Returns the sources of the text, as plain values."""
   try:
     files = settings.text_files and plain_text.find_text(settings.text_files)
   except ValueError as error:
@@ -82,7 +82,7 @@ def _refuse_others(
   complete: config.ExperimentConfig,
   sources: dict[str, Any],
 ) -> None:
-  """Refuses a folder that holds a run of other flags, and names them."""
+  """Raises, naming the flags, if the folder holds a run with other flags."""
   if not folder.has('metrics.csv') or not folder.has('config.json'):
     return
   ours = {field: name for name, field in CONFIG_NAMES.items()}

@@ -1,4 +1,4 @@
-"""What determines a central training beside model and task."""
+"""The settings of central training, apart from model and task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Optional
 
 from si_federated import config
 
-# What config.json, made for federated runs, calls by another name.
+# The names of these settings in config.json, which is that of federated runs.
 CONFIG_NAMES = {
   'learning_rate': 'client_learning_rate',
   'batch_size': 'client_batch_size',
@@ -21,20 +21,20 @@ CONFIG_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What determines a central training beside the model and the task.
+  """The settings of central training, apart from model and task.
 
   Attributes:
-    text_files: Plain text to train on, a name with wildcards; the sentences of
-      the task's training clients if `None`.
-    text_by_line: Whether sentences end at line ends.
+    text_files: Plain text to train on, as a name with wildcards; None for the
+      sentences of the task's training clients.
+    text_by_line: Whether line ends also end sentences.
     has_task: Whether the task's vocabulary and validation clients are used;
       otherwise the text's own.
-    vocabulary_from: A run whose vocabulary is used, without a task.
-    learning_rate: Of Adam.
+    vocabulary_from: The run whose vocabulary is used if there is no task.
+    learning_rate: The learning rate of Adam.
     num_steps: The number of steps.
-    batch_size: Sentences a step.
-    steps_per_eval: Evaluate, and write a row, every so many steps.
-    steps_per_checkpoint: Save every so many steps.
+    batch_size: Sentences per step.
+    steps_per_eval: Steps between evaluations, each of which writes a row.
+    steps_per_checkpoint: Steps between checkpoints.
     data_seed: Seed of the order of sentences.
   """
 
@@ -74,7 +74,7 @@ class Settings:
   def complete(
     self, experiment: config.ExperimentConfig
   ) -> config.ExperimentConfig:
-    """Returns the configuration as `config.json` holds it: a step is a round.
+    """Returns the configuration for `config.json`, where a step is a round.
 
     Args:
       experiment: Model and task.

@@ -14,7 +14,7 @@ import tensorflow_federated as tff
 from si_federated.algorithms import packed_tokens
 from si_federated.tasks import ClientPopulation, Task
 from si_federated.training import callbacks
-from si_federated.weights import initial_model
+from si_federated.weights import named_variables
 
 
 class Batch(NamedTuple):
@@ -48,7 +48,7 @@ class Process:
     task: Task,
     learning_rate: float,
   ):
-    built, named = initial_model.build_named(keras_model_fn)
+    built, named = named_variables.build_named(keras_model_fn)
     trained = {id(v) for v in built.trainable_variables}
     variables = list(named.values())
     model = packed_tokens.pack_tokens(

@@ -1,8 +1,8 @@
 """Checkpoints of a learning process's state: one file each, checked on reading.
 
-A checkpoint is a zip of numpy arrays, one a leaf of the state, named by its
-path in it. The checksums of zip tell a truncated or garbled file from a good
-one, and numpy reads it without TFF.
+A checkpoint is a zip of numpy arrays, one for each leaf of the state, named by
+its path. The checksums of zip reveal truncated and garbled files, and numpy
+reads a checkpoint without TFF.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def read_weights(path: str, kind: str = 'trainable') -> list[np.ndarray]:
 
   Args:
     path: The checkpoint's file.
-    kind: `'trainable'`, or `'non_trainable'` for those that are frozen.
+    kind: `'trainable'`, or `'non_trainable'` for frozen ones.
 
   Returns:
-    The weights in the order in which the model makes them.
+    The weights in the order of the variables' creation.
 
   Raises:
     CheckpointError: If the file is truncated, garbled or of another format.
@@ -86,12 +86,12 @@ class Checkpoints:
     """Initializes the folder's checkpoints.
 
     Args:
-      folder: Where they are; made when the first is saved.
-      keep: How many to keep, the newest ones; at least 2, so that there is one
-        to fall back to.
+      folder: The folder; created when the first is saved.
+      keep: How many of the newest to keep; at least 2, so that there is one to
+        fall back to.
 
     Raises:
-      ValueError: If fewer than 2 are to be kept.
+      ValueError: If `keep` is less than 2.
     """
     if keep < 2:
       raise ValueError(f'keep must be at least 2, found {keep}.')
@@ -118,7 +118,7 @@ class Checkpoints:
 
     Args:
       state: The learning process's state.
-      round_num: The round that it is the state after.
+      round_num: The number of rounds done.
       facts: Further JSON values and numpy arrays to keep with it.
 
     Returns:
@@ -134,15 +134,14 @@ class Checkpoints:
     return path
 
   def restore(self, initial_state: Any) -> tuple[Any, int, dict[str, Any]]:
-    """Restores the newest checkpoint that is whole.
+    """Restores the newest whole checkpoint.
 
     Args:
-      initial_state: The state of the process before its first round: what is
-        returned if there is no checkpoint, and the structure of the result.
+      initial_state: The state of the process before its first round. It is
+        returned if there is no checkpoint, and gives the result's structure.
 
     Returns:
-      The state, the round that it is the state after, and the facts kept with
-      it.
+      The state, the number of rounds done, and the facts kept with it.
 
     Raises:
       CheckpointError: If checkpoints are there but none is whole, or the newest

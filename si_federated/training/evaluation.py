@@ -21,21 +21,21 @@ def build_evaluation(
 ) -> Callable[[tff.learning.models.ModelWeights], dict[str, float]]:
   """Builds the evaluation of weights on a fixed set of sentences.
 
-  The sentences are shared out as the data of so many clients of TFF's
-  federated evaluation, so that every runtime uses all its processors.
+  Shards of the sentences are the clients of TFF's federated evaluation, so that
+  every runtime uses all its processors.
 
   Args:
-    model: The model, with metrics that are means, `loss` included: over tokens
-      if one is `num_tokens`.
+    model: The model. Its metrics, `loss` included, are means: over tokens if
+      one of them is `num_tokens`.
     examples: Sentences, shape `[N, T + 1]`.
     inputs_and_labels: Returns the ids `[N, T]` and the labels of examples, as
-      the task's.
-    batch_size: Sentences a batch.
-    batches_per_shard: Batches a shard.
+      the task does.
+    batch_size: Sentences per batch.
+    batches_per_shard: Batches per shard.
 
   Returns:
-    A function from weights to metrics by name; of tokens with `perplexity`, the
-    exponential of the total loss over the number of predicted tokens.
+    A function from weights to metrics by name. Metrics over tokens include
+    `perplexity`, the exponential of the mean loss per predicted token.
 
   Raises:
     ValueError: If there are no sentences.
@@ -76,13 +76,13 @@ def build_evaluation(
 def better(
   metrics: Mapping[str, float], best: Mapping[str, float], round_num: int
 ) -> Mapping[str, float]:
-  """Returns the best evaluation so far, as a run's summary has it.
+  """Returns the best evaluation so far, as it stands in the summary.
 
   Args:
-    metrics: A new evaluation; the lowest `perplexity` is best, of models that
-      have none the highest `accuracy`.
-    best: The best one before, empty if there is none.
-    round_num: The round of the new one.
+    metrics: A new evaluation. The lowest `perplexity` is best or, where there
+      is none, the highest `accuracy`.
+    best: The best evaluation before; empty if there is none.
+    round_num: The round of the new evaluation.
   """
   name = 'perplexity' if 'perplexity' in metrics else 'accuracy'
   sign = -1 if name == 'perplexity' else 1
@@ -100,7 +100,7 @@ def perplexity(loss: float) -> float:
 
 
 class _Shards(Sequence):
-  """Datasets that are built when asked for."""
+  """Datasets, built lazily."""
 
   def __init__(self, build: Callable[[int], Any], starts: Sequence[int]):
     self._build = build

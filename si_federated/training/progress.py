@@ -1,4 +1,4 @@
-"""The live progress line of training, and plain log lines off a terminal."""
+"""Progress of training: tqdm's bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,72 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
-from typing import Callable, Deque, List, NamedTuple, TextIO
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional, TextIO
+
+import tqdm
 
 # Rounds over which speed and time left are estimated.
 _RECENT_ROUNDS = 20
-# Off a terminal the wait between lines grows with the run, so that a run of
+# Without a terminal the wait between lines grows with the run, so that a run of
 # weeks writes hundreds of lines, not thousands.
 _LOG_GROWTH = 0.02
 _LIVE_SECS = 0.1
 _LOG_SECS = 10.0
-_BAR_CELLS = 20
+
+
+class _Bar(tqdm.tqdm):
+  """A bar that starts no thread and makes no lock between processes."""
+
+  monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
+
+
+class _Stream:
+  """A stream that falls silent when it breaks, instead of raising."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+    self._broken = False
+
+  @contextlib.contextmanager
+  def _silenced(self):
+    try:
+      yield
+    except (AttributeError, OSError, ValueError):
+      self._broken = True
+
+  def write(self, text: str) -> None:
+    """Writes a text; characters unknown to the stream are escaped."""
+    if self._broken:
+      return
+    with self._silenced():
+      try:
+        self._stream.write(text)
+      except UnicodeEncodeError:
+        self._stream.write(text.encode('ascii', 'backslashreplace').decode())
+      self._stream.flush()
+
+  def flush(self) -> None:
+    """Does nothing: each text is flushed."""
+
+  def isatty(self) -> bool:
+    """Returns whether the stream is a terminal."""
+    try:
+      return bool(self._stream.isatty())
+    except (AttributeError, OSError, ValueError):
+      return False
+
+  def width(self) -> int:
+    """Returns the columns of a line that does not wrap."""
+    columns = 0
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+      columns = os.get_terminal_size(self._stream.fileno()).columns
+    return max(1, (columns or shutil.get_terminal_size().columns) - 1)
 
 
 class _Mark(NamedTuple):
@@ -26,17 +81,17 @@ class _Mark(NamedTuple):
 
   secs: float
   round_num: int
-  clients: int  # Clients of all rounds up to this one.
+  clients: int  # Of all rounds up to this one.
 
 
 class Progress:
-  """Shows how far training is: round, loss, perplexity, speed, time left.
+  """Shows the progress of training: round, loss, perplexity, speed, time left.
 
-  On a terminal one line is rewritten in place and cut to the terminal's width.
-  Elsewhere (a pipe, a file) plain lines are written: the first round, then one
-  at least every `min_interval_secs`, later every 2 % of the time passed, the
-  first round with a non-finite loss, and the last round. Nothing is ever raised
-  because of the stream: after the first failed write the object stays silent.
+  On a terminal this is a bar. Elsewhere (a pipe, a file) it is plain lines: the
+  first round, then one at least every `min_interval_secs`, later every 2 % of
+  the elapsed time, the first round with a non-finite loss, and the last round.
+  A broken stream raises nothing; after the first failed write nothing more is
+  written.
 
   ```
   with Progress(total_rounds=800) as progress:
@@ -47,9 +102,9 @@ class Progress:
 
   Args:
     total_rounds: The round at which training ends.
-    start_round: Rounds already done, for a resumed run.
+    start_round: The number of rounds already done, in a resumed run.
     stream: Where to write; standard error, as it is when constructed, if None.
-    min_interval_secs: Least seconds between two writes; if None, 0.1 on a
+    min_interval_secs: The least seconds between two writes; if None, 0.1 on a
       terminal and 10 elsewhere.
     clock: Returns the time in seconds; for tests.
 
@@ -61,8 +116,8 @@ class Progress:
     self,
     total_rounds: int,
     start_round: int = 0,
-    stream: TextIO | None = None,
-    min_interval_secs: float | None = None,
+    stream: Optional[TextIO] = None,
+    min_interval_secs: Optional[float] = None,
     *,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -72,24 +127,21 @@ class Progress:
         f'not {start_round}.'
       )
     self._total = total_rounds
-    self._stream = sys.stderr if stream is None else stream
+    self._stream = _Stream(sys.stderr if stream is None else stream)
     self._clock = clock
-    self._silent = False
-    self._live = self._is_terminal()
-    if min_interval_secs is None:
-      min_interval_secs = _LIVE_SECS if self._live else _LOG_SECS
+    self._start_round = self._shown_round = start_round
+    self._marks = collections.deque(
+      [_Mark(clock(), start_round, 0)], maxlen=_RECENT_ROUNDS + 1
+    )
+    self._start_secs = self._marks[0].secs
+    self._shown_secs = -math.inf
     self._min_interval = min_interval_secs
-    self._start_secs = clock()
-    self._marks: Deque[_Mark] = collections.deque(maxlen=_RECENT_ROUNDS + 1)
-    self._marks.append(_Mark(self._start_secs, start_round, 0))
-    self._start_round = start_round
-    self._loss: float | None = None
-    self._perplexity: float | None = None
-    self._accuracy: float | None = None
-    self._written_secs: float | None = None
-    self._written_round = start_round
-    self._shown = 0  # Characters of the live line now on the terminal.
+    self._loss: Optional[float] = None
     self._loss_was_finite = True
+    self._perplexity: Optional[float] = None
+    self._accuracy: Optional[float] = None
+    self._is_live = self._stream.isatty()
+    self._bar: Optional[_Bar] = None
 
   def __enter__(self) -> Progress:
     return self
@@ -100,19 +152,19 @@ class Progress:
   def update(
     self,
     round_num: int,
-    loss: float | None,
-    perplexity: float | None = None,
+    loss: Optional[float],
+    perplexity: Optional[float] = None,
     clients: int = 0,
-    accuracy: float | None = None,
+    accuracy: Optional[float] = None,
   ) -> None:
-    """Records a finished round and shows it if it is time to.
+    """Records a finished round, and shows it if it is time to.
 
     Args:
       round_num: Number of rounds done, the first round being 1.
       loss: Training loss of the round, or None if there is none.
       perplexity: Evaluation perplexity if this round was evaluated; the last
         one given stays on the line.
-      clients: Clients that took part in the round.
+      clients: The number of the round's clients.
       accuracy: Evaluation accuracy, which is shown where there is no
         perplexity; the last one given stays, too.
     """
@@ -122,60 +174,65 @@ class Progress:
       self._perplexity = perplexity
     if accuracy is not None:
       self._accuracy = accuracy
-    clients += self._marks[-1].clients
-    self._marks.append(_Mark(now, round_num, clients))
-    # The first round traces and compiles: as soon as two later rounds are
-    # known it no longer counts for the estimates.
+    self._marks.append(_Mark(now, round_num, clients + self._marks[-1].clients))
+    # The first round traces and compiles: once two later rounds are known, it
+    # no longer counts for the estimates.
     if len(self._marks) == 4 and self._marks[0].round_num == self._start_round:
       self._marks.popleft()
-    finite = loss is None or math.isfinite(loss)
-    newly_broken = self._loss_was_finite and not finite
-    self._loss_was_finite = self._loss_was_finite and finite
+    is_finite = loss is None or math.isfinite(loss)
+    newly_broken = self._loss_was_finite and not is_finite
+    self._loss_was_finite = self._loss_was_finite and is_finite
     if round_num >= self._total or newly_broken or self._is_due(now):
       self._show()
 
   def message(self, text: str) -> None:
-    """Prints `text` on a line of its own, above the live line if any."""
-    if not self._live:
-      self._write(text + '\n')
-      return
-    shown = self._shown
-    self._shown = 0
-    erase = '\r' + ' ' * shown + '\r' if shown else ''
-    self._write(erase + text + '\n')
-    if shown:
-      self._show()
+    """Writes a line of its own, above the bar if any."""
+    if self._bar is not None:
+      self._bar.clear()
+    self._stream.write(text + '\n')
+    if self._bar is not None:
+      self._bar.refresh()
 
   def close(self) -> None:
-    """Shows the last round if it isn't shown yet and ends the live line."""
-    if self._marks[-1].round_num != self._written_round:
+    """Shows the last round if it isn't shown yet, and ends the bar."""
+    if self._marks[-1].round_num != self._shown_round:
       self._show()
-    if self._live and self._shown:
-      self._shown = 0
-      self._write('\n')
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
 
   def _is_due(self, now: float) -> bool:
-    if self._written_secs is None:
-      return True
     interval = self._min_interval
-    if not self._live:
-      interval = max(interval, _LOG_GROWTH * (now - self._start_secs))
-    return now - self._written_secs >= interval
+    if self._is_live:
+      interval = _LIVE_SECS if interval is None else interval
+    else:
+      interval = max(
+        _LOG_SECS if interval is None else interval,
+        _LOG_GROWTH * (now - self._start_secs),
+      )
+    return now - self._shown_secs >= interval
 
   def _show(self) -> None:
-    self._written_secs = self._marks[-1].secs
-    self._written_round = self._marks[-1].round_num
-    if not self._live:
-      self._write('  '.join(self._parts()) + '\n')
+    self._shown_secs, self._shown_round, _ = self._marks[-1]
+    first, *others = self._parts()
+    if not self._is_live:
+      self._stream.write('  '.join([first, *others]) + '\n')
       return
-    # One column stays free: a full line would wrap on some terminals.
-    line = self._fit(max(1, self._width() - 1))
-    padding = ' ' * (self._shown - len(line))
-    self._shown = len(line)
-    self._write('\r' + line + padding)
+    if self._bar is None:
+      self._bar = _Bar(
+        total=self._total,
+        initial=self._start_round,
+        file=self._stream,
+        ascii='.#',
+        delay=1e-9,  # Draws nothing yet.
+      )
+    self._bar.n = self._shown_round
+    self._bar.ncols = self._stream.width()
+    self._bar.bar_format = '  '.join([first, '[{bar:20}]', *others])
+    self._bar.refresh()
 
-  def _parts(self) -> List[str]:
-    """Returns what the line says, the most important first."""
+  def _parts(self) -> list[str]:
+    """Returns the parts of the line, the most important first."""
     newest, oldest = self._marks[-1], self._marks[0]
     parts = [f'round {newest.round_num}/{self._total}']
     if self._loss is not None:
@@ -195,44 +252,6 @@ class Progress:
     if clients and secs > 0:
       parts.append(f'{_number(clients / secs, 1)} clients/s')
     return parts
-
-  def _fit(self, width: int) -> str:
-    parts = self._parts()
-    line = '  '.join(parts)
-    fraction = self._marks[-1].round_num / self._total if self._total else 1.0
-    filled = min(_BAR_CELLS, int(_BAR_CELLS * fraction))
-    bar = '[' + '#' * filled + '.' * (_BAR_CELLS - filled) + ']'
-    if len(line) + len(bar) + 2 <= width:
-      return '  '.join([parts[0], bar, *parts[1:]])
-    while len(line) > width and len(parts) > 1:
-      parts.pop()
-      line = '  '.join(parts)
-    return line[:width]
-
-  def _width(self) -> int:
-    columns = 0
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-      columns = os.get_terminal_size(self._stream.fileno()).columns
-    return columns or shutil.get_terminal_size().columns
-
-  def _is_terminal(self) -> bool:
-    try:
-      return self._stream.isatty()
-    except (AttributeError, OSError, ValueError):
-      return False
-
-  def _write(self, text: str) -> None:
-    if self._silent:
-      return
-    try:
-      try:
-        self._stream.write(text)
-      except UnicodeEncodeError:
-        self._stream.write(text.encode('ascii', 'backslashreplace').decode())
-      self._stream.flush()
-    except (AttributeError, OSError, ValueError):
-      # A closed or broken stream must not end hours of training.
-      self._silent = True
 
 
 def _number(value: float, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""A run's folder: configuration, metrics, checkpoints, summary.
+"""The folder of a run: configuration, metrics, checkpoints, summary.
 
 ROOT/EXPERIMENT/
   config.json     every flag
@@ -7,10 +7,10 @@ ROOT/EXPERIMENT/
   metrics.csv     a row a round
   diagnostics.csv round, layer, quantity, value (--diagnostics)
   logdir/         TensorBoard
-  checkpoints/    the newest states; the seed of the noise, too, so secret if
-                  the run is private
-  privacy.json    who took part, with what noise, and what that guarantees
-  summary.json    the end result
+  checkpoints/    the newest states; of a private run secret, since they hold
+                  the seed of the noise
+  privacy.json    participation, noise and the privacy guarantee
+  summary.json    the final results
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class RunFolder:
     return os.path.join(self.path, name)
 
   def open(self, experiment: config.ExperimentConfig) -> bool:
-    """Takes the folder for an experiment: a new one, or the same resumed.
+    """Locks the folder for an experiment, new or resumed.
 
     Args:
-      experiment: What is to be run.
+      experiment: The experiment.
 
     Returns:
       Whether the folder already held this experiment.
@@ -103,7 +103,7 @@ class RunFolder:
       ) from error
     held = read_config(self.path) if self.has('config.json') else None
     differences = experiment.differences(held) if held is not None else []
-    # A run that failed before its first row, such as by a wrong folder of data,
+    # A run that failed before its first row, for example for lack of data,
     # leaves nothing to resume.
     if differences and self.has('metrics.csv'):
       raise config.ConfigError(
@@ -116,7 +116,7 @@ class RunFolder:
     return held is not None and not differences
 
   def close(self) -> None:
-    """Lets other processes have the folder."""
+    """Unlocks the folder."""
     if self._lock is not None:
       self._lock.close()
       self._lock = None
@@ -130,21 +130,19 @@ class RunFolder:
 
     Args:
       name: The file's name.
-      value: What JSON can hold; a number that is not finite becomes null.
+      value: JSON values; numbers that are not finite become null.
     """
     files.write_atomically(
       self._file(name), json.dumps(_json_value(value), indent=2) + '\n'
     )
 
   def open_metrics(self, round_num: int) -> None:
-    """Opens the metrics to be continued after a round.
+    """Opens the metrics to continue them after a round.
 
-    Rows of later rounds, which a killed run left behind its last checkpoint,
-    are removed.
+    Later rows, which a killed run wrote after its last checkpoint, are removed.
 
     Args:
-      round_num: The round of the checkpoint that the run goes on from; -1 for
-        a new run.
+      round_num: The round of the checkpoint; -1 for a new run.
     """
     path = self._file('metrics.csv')
     rows = _whole_rows(path) if os.path.exists(path) else []
@@ -178,8 +176,8 @@ class RunFolder:
     if unknown:
       raise KeyError(f'There are no columns {sorted(unknown)}.')
     row = {column: values.get(column, '') for column in COLUMNS}
-    # TensorBoard's numbers have 32 bits, and TensorFlow refuses larger ones; a
-    # model that diverges soon has such a perplexity.
+    # TensorBoard's numbers have 32 bits, which the perplexity of a model that
+    # diverges soon exceeds.
     with np.errstate(over='ignore'):
       shown = {column: np.float32(value) for column, value in values.items()}
 
@@ -192,7 +190,7 @@ class RunFolder:
     except RuntimeError:
       asyncio.run(release())
     else:
-      # A notebook has a loop of its own, in which no other can be run.
+      # A notebook runs an event loop, in which no other can run.
       with concurrent.futures.ThreadPoolExecutor(1) as executor:
         executor.submit(asyncio.run, release()).result()
 
@@ -241,14 +239,14 @@ def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
 
 
 def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:
-  """Reads the classes that a run tells apart.
+  """Reads the classes of a run's task.
 
   Args:
     path: The run's folder.
 
   Returns:
-    Their names by label; none if its task has no classes, or no data were read
-    yet.
+    Their names by label; empty if the task has no classes, or if no data has
+    been read yet.
   """
   try:
     with open(os.path.join(path, 'task.json'), encoding='utf-8') as handle:
@@ -258,7 +256,7 @@ def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:
 
 
 def model_labels(path: Union[str, os.PathLike]) -> dict[str, int]:
-  """Returns what builders of a run's model need beside its number of ids.
+  """Returns the further arguments of a run's model: `num_classes` if any.
 
   Args:
     path: The run's folder.

@@ -1,4 +1,4 @@
-"""The data of the clients that take part in a round."""
+"""The client datasets of a round."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import tensorflow as tf
 
 def data_seed(*, seed: int, round_num: int) -> int:
   """Returns the seed for the order of clients' examples in a round."""
-  # The second word keeps the stream apart from that of the cohorts.
+  # The last word keeps this stream apart from that of the cohorts.
   state = np.random.SeedSequence([seed, round_num, 1])
   return int(state.generate_state(1)[0])
 
 
 class Cohort(Sequence):
-  """The datasets of a round's clients, each built when it is asked for."""
+  """The datasets of a round's clients, built lazily."""
 
   def __init__(
     self,

@@ -1,1 +1,1 @@
-"""The weights of models in files: checkpoints, Keras files, adapters."""
+"""Weights of models in files: checkpoints, Keras files, adapters."""

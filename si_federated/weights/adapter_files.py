@@ -1,4 +1,4 @@
-"""Files of what a model's adapters have learned, without the model."""
+"""Files of trained adapters, without the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 import tensorflow as tf
 
 from si_federated import config, files
+from si_federated.algorithms.variable_creation import zero_values
 from si_federated.models import TRANSFORMS, adapters
 from si_federated.tasks import load_vocabulary
 from si_federated.training import run_folder
-from si_federated.weights import initial_model, weight_files
+from si_federated.weights import named_variables, run_weights, weight_files
 
-# Beside the weights, by name: what attaches them.
+# The entry, next to the weights, of the transform that attaches them.
 _TRANSFORM = 'transform'
 
 
 def write(
   run: str, path: str, build_model: Callable[..., tf.keras.Model]
 ) -> dict[str, Any]:
-  """Writes the adapters of a run, and what else it has trained.
+  """Writes the adapters of a run, and all else that it trained.
 
   Args:
     run: The folder of a run with `--transform=lora` or `ffa_lora`.
@@ -31,16 +32,15 @@ def write(
     build_model: Builds a run's model from its configuration and number of ids.
 
   Returns:
-    The checkpoint that they are from, `checkpoint`, and the names of the
-    weights, `weights`.
+    `checkpoint`, the checkpoint they are from, and `weights`, their names.
 
   Raises:
     config.ConfigError: If the run has no adapters or no whole checkpoint.
   """
   experiment = run_folder.read_config(run)
   vocabulary = load_vocabulary(run)
-  with initial_model.without_values():
-    model, variables = initial_model.build_named(
+  with zero_values():
+    model, variables = named_variables.build_named(
       lambda: build_model(
         experiment, vocabulary.size, **run_folder.model_labels(run)
       )
@@ -51,7 +51,7 @@ def write(
         f'{run} has no adapters to write: its --transform is '
         f'{experiment.transform}, not lora or ffa_lora.'
       )
-    file, weights = initial_model.newest_weights(
+    file, weights = run_weights.newest_weights(
       run_folder.RunFolder(run).checkpoints.newest(), model, variables
     )
     kept = {id(v) for part in parts for v in (part.a, part.b)}
@@ -70,18 +70,18 @@ def write(
 
 
 def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
-  """Gives a model the adapters of a file.
+  """Attaches the adapters of a file to a model.
 
   Args:
     model: The model that they were trained on, without a transform; it is
-      changed.
-    path: What `write` has written.
+      modified.
+    path: A file from `write`.
 
   Returns:
     The model; `si_federated.models.adapters.merge_adapters` merges them.
 
   Raises:
-    ValueError: If the file is no such file, or of another model.
+    ValueError: If the file holds no adapters, or those of another model.
   """
   weights: Mapping[str, np.ndarray] = weight_files.read(path)
   if _TRANSFORM not in weights:
@@ -101,5 +101,5 @@ def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
       f'{path} is of another model, in which there is {differing[0]} of shape '
       f'{learned[differing[0]].shape}.'
     )
-  initial_model.assign(variables, learned)
+  named_variables.assign(variables, learned)
   return model

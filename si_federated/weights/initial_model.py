@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from si_federated import config
+from si_federated.algorithms.variable_creation import zero_values
 from si_federated.models import adapters, transforms
 from si_federated.tasks import Vocabulary, load_vocabulary
-from si_federated.training import checkpoints, run_folder
-from si_federated.weights import weight_files
+from si_federated.training import run_folder
+from si_federated.weights import run_weights, weight_files
+from si_federated.weights.named_variables import assign, build_named
 
 # Builds a model for a number of ids.
 Builder = Callable[[int], tf.keras.Model]
@@ -26,103 +27,15 @@ Builder = Callable[[int], tf.keras.Model]
 _LISTED = 3
 
 
-def build_named(
-  build: Callable[[], tf.keras.Model],
-) -> tuple[tf.keras.Model, dict[str, tf.Variable]]:
-  """Builds a model and names its variables.
-
-  Args:
-    build: Returns a new model.
-
-  Returns:
-    The model and its variables by stable name, in the order of creation, which
-    is that of TFF's functional models and of checkpoints, and need not be that
-    of the layers.
-  """
-  created: list[tf.Variable] = []
-
-  def record(next_creator, **options):
-    created.append(next_creator(**options))
-    return created[-1]
-
-  with tf.variable_creator_scope(record):
-    model = build()
-  own = {id(variable) for variable in model.variables}
-  variables = [variable for variable in created if id(variable) in own]
-  names = transforms.stable_names(variable.name for variable in variables)
-  return model, dict(zip(names, variables))
-
-
-@contextlib.contextmanager
-def without_values() -> Iterator[None]:
-  """Has models built whose weights are not drawn, which would take long."""
-
-  def zeros(next_creator, **options):
-    shape, dtype = options.get('shape'), options.get('dtype')
-    if shape is not None and dtype is not None:
-      options['initial_value'] = lambda: tf.zeros(shape, dtype)
-    return next_creator(**options)
-
-  with tf.variable_creator_scope(zeros):
-    yield
-
-
-def checkpoint_weights(
-  file: str, model: tf.keras.Model, variables: Mapping[str, tf.Variable]
-) -> dict[str, np.ndarray]:
-  """Reads the weights of a model from a checkpoint of its training.
-
-  Args:
-    file: The checkpoint.
-    model: The model, as it was trained.
-    variables: Its variables, from `build_named`.
-
-  Returns:
-    The weights by name.
-
-  Raises:
-    checkpoints.CheckpointError: If the file is truncated or garbled.
-    config.ConfigError: If it is of another model.
-  """
-  trainable = {id(variable) for variable in model.trainable_variables}
-  parts = {True: checkpoints.read_weights(file), False: []}
-  if len(trainable) < len(variables):
-    parts[False] = checkpoints.read_weights(file, 'non_trainable')
-  expected = {
-    kind: [
-      (name, tuple(variable.shape))
-      for name, variable in variables.items()
-      if (id(variable) in trainable) == kind
-    ]
-    for kind in parts
-  }
-  weights: dict[str, np.ndarray] = {}
-  for kind, named in expected.items():
-    if [shape for _, shape in named] != [w.shape for w in parts[kind]]:
-      raise config.ConfigError(
-        f'{file} holds weights of other shapes than its model has.'
-      )
-    weights.update((name, w) for (name, _), w in zip(named, parts[kind]))
-  return {name: weights[name] for name in variables}
-
-
-def assign(
-  variables: Mapping[str, tf.Variable], weights: Mapping[str, np.ndarray]
-) -> None:
-  """Gives variables the weights of the same names; the others stay."""
-  for name, weight in weights.items():
-    variables[name].assign(tf.cast(weight, variables[name].dtype))
-
-
 @dataclasses.dataclass(frozen=True)
 class InitialModel:
   """The weights of a trained model.
 
   Attributes:
-    path: Where the user said that it is.
-    file: The file that its weights are from.
+    path: The path that the user gave.
+    file: The file of the weights.
     weights: The weights by name.
-    vocabulary: The words it knows, unless it is a mere file of weights.
+    vocabulary: Its words; None if only weights are known.
   """
 
   path: str
@@ -145,17 +58,17 @@ class InitialModel:
     vocabulary: Vocabulary,
     reinitialized: Optional[str] = None,
   ) -> Start:
-    """Checks that the weights are those of a model, by name and shape.
+    """Checks that the weights fit a model, by name and shape.
 
     Args:
-      build: Builds the model that is to start with them.
-      vocabulary: Its words.
-      reinitialized: A regular expression for names of variables that are not to
-        have these weights; the vocabulary may then differ, if all variables
-        that depend on its size are among them.
+      build: Builds the model that starts from them.
+      vocabulary: The words of that model.
+      reinitialized: A regular expression for the names of variables that do not
+        take these weights. The vocabulary may differ if all variables that
+        depend on its size are among them.
 
     Returns:
-      What to start from.
+      The weights to start from.
 
     Raises:
       config.ConfigError: If vocabulary, names or shapes differ.
@@ -236,24 +149,24 @@ class InitialModel:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """What of an initial model a run starts with.
+  """The weights of an initial model that a run starts from.
 
   Attributes:
     weights: The weights by name.
-    facts: Where they are from, as plain values.
+    facts: Their origin, as plain values.
   """
 
   weights: Mapping[str, np.ndarray]
   facts: Mapping[str, Any]
 
   def build(self, build: Callable[[], tf.keras.Model]) -> tf.keras.Model:
-    """Builds a model that begins with the weights.
+    """Builds a model that starts from the weights.
 
     Args:
-      build: Returns the model as it begins without.
+      build: Returns the model with random weights.
 
     Returns:
-      The model; in a graph, which gets its weights from outside, as it is.
+      The model; unchanged in a graph, which takes its weights as arguments.
     """
     if not tf.executing_eagerly():
       return build()
@@ -263,11 +176,11 @@ class Start:
 
 
 def vocabulary_difference(there: Vocabulary, here: Vocabulary) -> Optional[str]:
-  """Returns in what two vocabularies differ, as a clause; None if in nothing.
+  """Describes how two vocabularies differ; None if they are equal.
 
   Args:
-    there: Of the initial model.
-    here: Of this run.
+    there: The initial model's vocabulary.
+    here: This run's vocabulary.
   """
   if type(there) is not type(here):
     return f'it is of a {type(there).__name__}, this run of a ' + (
@@ -294,16 +207,16 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
   """Loads the weights of a trained model.
 
   Args:
-    path: The folder of a run, of which the newest checkpoint is taken; a
-      checkpoint in the folder of its run; or a file of weights by Keras's names
-      of variables: `.h5`, `.keras`, `.npz`.
-    build: Builds a run's model, from its configuration and number of ids.
+    path: The folder of a run, whose newest checkpoint is read; a checkpoint in
+      the folder of its run; or a file of weights by Keras variable name: `.h5`,
+      `.keras`, `.npz`.
+    build: Builds a run's model from its configuration and number of ids.
 
   Returns:
     The model's weights.
 
   Raises:
-    config.ConfigError: If there is no such model, or it cannot be read.
+    config.ConfigError: If the model is missing or cannot be read.
   """
   path = os.path.normpath(path)
   try:
@@ -338,65 +251,16 @@ def _from_run(
 ) -> InitialModel:
   experiment = run_folder.read_config(run)
   vocabulary = load_vocabulary(run)
-  file, weights = plain_weights(
+  file, weights = run_weights.plain_weights(
     files,
     lambda: build(experiment, vocabulary.size, **run_folder.model_labels(run)),
   )
   return InitialModel(path, file, weights, vocabulary)
 
 
-def plain_weights(
-  files: Sequence[str], build: Callable[[], tf.keras.Model]
-) -> tuple[str, dict[str, np.ndarray]]:
-  """Reads the weights of a run's model, what adapters have learned in them.
-
-  Args:
-    files: Checkpoints, the one to take first.
-    build: Builds the model as it was trained.
-
-  Returns:
-    The first whole checkpoint, and the weights by name of the model without a
-    transform.
-
-  Raises:
-    config.ConfigError: If none is whole, or they are of another model.
-  """
-  with without_values():
-    model, variables = build_named(build)
-    file, weights = newest_weights(files, model, variables)
-    return file, adapters.merge_weights(model, variables, weights)
-
-
-def newest_weights(
-  files: Sequence[str],
-  model: tf.keras.Model,
-  variables: Mapping[str, tf.Variable],
-) -> tuple[str, dict[str, np.ndarray]]:
-  """Reads the weights of the first checkpoint that is whole.
-
-  Args:
-    files: Checkpoints, the one to take first.
-    model: The model, as it was trained.
-    variables: Its variables, from `build_named`.
-
-  Returns:
-    The checkpoint, and the weights by name.
-
-  Raises:
-    config.ConfigError: If none is whole, or they are of another model.
-  """
-  problems = []
-  for file in files:
-    try:
-      return file, checkpoint_weights(file, model, variables)
-    except checkpoints.CheckpointError as error:
-      problems.append(str(error))
-  raise config.ConfigError(' '.join(problems) or 'There is no checkpoint yet.')
-
-
 def _shapes(build: Builder, vocab_size: int) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes by name, but of adapters, which always begin anew."""
-  with without_values():
+  """Returns shapes by name, without adapters, which always start at random."""
+  with zero_values():
     model, variables = build_named(lambda: build(vocab_size))
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     return adapters.without_adapters(model, variables, shapes)

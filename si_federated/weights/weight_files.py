@@ -1,4 +1,4 @@
-"""Files of a Keras model's weights, read by the names of variables."""
+"""Reading the weights of Keras models by variable name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def read(path: str) -> dict[str, np.ndarray]:
   """Reads the weights of a model.
 
   Args:
-    path: What `save_weights` or `save` of a Keras model has written (`.h5`, or
-      `.keras` of a whole model), or arrays by the variables' names (`.npz`).
+    path: A file written by `save_weights` or `save` of a Keras model (`.h5`, or
+      `.keras` for a whole model), or arrays by variable name (`.npz`).
 
   Returns:
     The weights by Keras's names of the variables.
 
   Raises:
-    ValueError: If the file is of no such kind, garbled or empty.
+    ValueError: If the file is of another kind, garbled or empty.
   """
   suffix = os.path.splitext(path)[1].lower()
   if suffix not in SUFFIXES:
@@ -62,7 +62,7 @@ def _read_keras(path: str) -> dict[str, np.ndarray]:
   weights = {}
   for layer in model.layers:
     for variable in layer.variables:
-      # Layers that are built from a file leave out their own names.
+      # Layers built from a file omit their own names.
       begins = variable.name.startswith(f'{layer.name}/')
       name = variable.name if begins else f'{layer.name}/{variable.name}'
       weights[name] = variable.numpy()

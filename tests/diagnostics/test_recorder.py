@@ -52,6 +52,8 @@ def _run(built, path, *, measuring=True, killed_in=None):
   """Runs four rounds, evaluated at 0, 2 and 4."""
   folder = run_folder.RunFolder(path)
   folder.open(built.config)
+  recorder = diagnostics_stage.build_recorder(built, folder.path)
+  assert recorder is not None
 
   def sample(round_num):
     if round_num == killed_in:
@@ -68,9 +70,7 @@ def _run(built, path, *, measuring=True, killed_in=None):
       rounds_per_eval=2,
       rounds_per_checkpoint=3,
       bytes_per_client=built.bytes_per_client,
-      callbacks=[diagnostics_stage.build_recorder(built, folder.path)]
-      if measuring
-      else [],
+      callbacks=[recorder] if measuring else [],
     )
   finally:
     folder.close()

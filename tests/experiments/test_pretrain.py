@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_TINY = (
-  '--task=synthetic:num_clients=30',
-  '--vocab_size=20',
-  '--sequence_length=6',
-  '--model=cifg:units=8,embedding_size=4',
-  '--num_validation_examples=16',
+from si_federated import experiment
+from tests import tiny
+
+_TINY = tuple(
+  flag
+  for flag in tiny.tiny_flags()
+  if not flag.startswith(('--clients_per', '--total_rounds', '--experiment'))
 )
 _STEPS = (
   '--num_steps=3',
@@ -28,26 +26,8 @@ _STEPS = (
 )
 
 
-def _command(binary, *args):
-  return [sys.executable, '-m', f'experiments.{binary}', *map(str, args)]
-
-
 def _run(binary, *args, **options):
-  return subprocess.run(
-    _command(binary, *args),
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-    **options,
-  )
-
-
-def _weights(folder):
-  newest = sorted((folder / 'checkpoints').glob('*.npz'))[-1]
-  with np.load(newest) as arrays:
-    return {n: arrays[n] for n in arrays.files if n != 'facts'}
+  return tiny.run_binary(binary, *args, **options)
 
 
 def test_pretrained_then_trained_federatedly(tmp_path):
@@ -57,27 +37,12 @@ def test_pretrained_then_trained_federatedly(tmp_path):
   assert 'round 3/3' in done.stderr
   assert f'--initial_model={tmp_path / "before"}' in done.stdout
   before = json.loads((tmp_path / 'before' / 'summary.json').read_text())
-
-  args = (
-    *_TINY,
-    where,
-    '--experiment_name=after',
-    f'--initial_model={tmp_path / "before"}',
-    '--clients_per_round=2',
-    '--total_rounds=1',
+  settings = tiny.tiny_config(
+    initial_model=str(tmp_path / 'before'), total_rounds=1
   )
-  done = _run('train', *args)
-  assert done.returncode == 0, done.stderr
-  lines = (tmp_path / 'after' / 'metrics.csv').read_text().splitlines()
-  first = dict(zip(lines[0].split(','), lines[1].split(',')))
+  experiment.run(settings, str(tmp_path))
+  first = tiny.read_rows(tmp_path / 'x')[0]
   assert float(first['eval/loss']) == before['final']['eval/loss']
-  done = _run('predict', f'--run={tmp_path / "before"}', '--text=w1')
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count('%') == 5
-
-  done = _run('train', *args[:-1], '--total_rounds=2', '--model=lstm')
-  assert done.returncode == 2
-  assert '--model: lstm here' in done.stderr
 
 
 @pytest.mark.slow
@@ -85,8 +50,8 @@ def test_interrupted_saves_and_goes_on_as_if_it_had_not(tmp_path):
   steps = ('--num_steps=400', '--batch_size=4', '--steps_per_eval=400')
   args = (*_TINY, *steps, f'--root_output_dir={tmp_path}')
   process = subprocess.Popen(
-    _command('pretrain', *args, '--experiment_name=x'),
-    cwd=_ROOT,
+    tiny.command('pretrain', *args, '--experiment_name=x'),
+    cwd=tiny.ROOT,
     stderr=subprocess.PIPE,
     text=True,
   )
@@ -106,7 +71,9 @@ def test_interrupted_saves_and_goes_on_as_if_it_had_not(tmp_path):
   assert 'Going on from step' in done.stderr
   whole = _run('pretrain', *args, '--experiment_name=whole')
   assert whole.returncode == 0, whole.stderr
-  one, other = _weights(tmp_path / 'x'), _weights(tmp_path / 'whole')
+  one, other = (
+    tiny.read_newest_checkpoint(tmp_path / name) for name in ('x', 'whole')
+  )
   assert list(one) == list(other)
   for name, value in one.items():
     np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -139,11 +106,3 @@ def test_help_and_wrong_flags_are_answered_without_tensorflow(
     assert done.returncode == 2
     assert done.stderr.startswith('error: ')
     assert 'Traceback' not in done.stderr
-
-
-def test_wrong_parts_end_with_one_sentence(tmp_path):
-  args = ('--experiment_name=x', f'--root_output_dir={tmp_path}')
-  done = _run('pretrain', *args, '--text_files=/no/such/*.txt')
-  assert done.returncode == 2
-  assert 'No file is called' in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1

@@ -1,67 +1,47 @@
-"""Private training as a user runs it: killed, resumed, refused."""
+"""Private training: killed, resumed, refused."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import io
 import json
-import pathlib
-import signal
-import subprocess
-import sys
-import time
+from typing import Any
 
 import numpy as np
 import pytest
 
+from si_federated import config, experiment
 from si_federated.privacy import accounting, participation, strategies
+from si_federated.training import run_folder
+from tests import tiny
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
-_FLAGS = (
-  '--task=synthetic:num_clients=30',
-  '--vocab_size=20',
-  '--sequence_length=8',
-  '--model=si_cifg:units=16,embedding_size=8',
-  '--clients_per_round=3',
-  '--total_rounds=12',
-  '--rounds_per_eval=4',
-  '--rounds_per_checkpoint=2',
-  '--num_validation_examples=64',
-  '--server_optimizer=sgdm',
-  '--server_learning_rate=1',
-  '--experiment_name=x',
-  '--aggregator=blt:num_buffers=2',
-  '--participation=min_separation',
-  '--min_separation=4',
-  '--clip_norm=0.5',
-)
+_CHANGES: dict[str, Any] = {
+  'sequence_length': 8,
+  'model': 'si_cifg:units=16,embedding_size=8',
+  'clients_per_round': 3,
+  'total_rounds': 12,
+  'rounds_per_eval': 4,
+  'rounds_per_checkpoint': 2,
+  'server_optimizer': 'sgdm',
+  'server_learning_rate': 1.0,
+  'aggregator': 'blt:num_buffers=2',
+  'participation': 'min_separation',
+  'min_separation': 4,
+  'clip_norm': 0.5,
+}
+_PROMISE: dict[str, Any] = {'target_epsilon': 6.0, 'noise_seed': 5}
 
 
-def _start(root, *flags):
-  return subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'experiments.train', *_FLAGS),
-      *(f'--root_output_dir={root}', *flags),
-    ],
-    cwd=_ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def _run(root, *flags):
-  process = _start(root, *flags)
-  output, _ = process.communicate(timeout=300)
-  return process.returncode, output
+def _run(root, **changes):
+  """Runs in this process; returns the summary and what was printed."""
+  settings = tiny.tiny_config(**{**_CHANGES, **changes})
+  with contextlib.redirect_stderr(io.StringIO()) as output:
+    summary = experiment.run(settings, str(root))
+  return summary, output.getvalue()
 
 
 def _rows(root):
-  with open(root / 'x' / 'metrics.csv', newline='') as file:
-    return [
-      {key: value for key, value in row.items() if key not in _TIMINGS}
-      for row in csv.DictReader(file)
-    ]
+  return tiny.read_rows(root / 'x')
 
 
 def _checkpoint(root):
@@ -75,8 +55,7 @@ def _checkpoint(root):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   root = tmp_path_factory.mktemp('whole')
-  code, output = _run(root, '--target_epsilon=6', '--noise_seed=5')
-  assert code == 0, output
+  _, output = _run(root, **_PROMISE)
   return root, output
 
 
@@ -101,27 +80,39 @@ def test_what_it_promises_and_keeps(whole):
   epsilons = [float(row['privacy/epsilon']) for row in rows]
   assert epsilons[0] == 0 and epsilons == sorted(epsilons)
   assert epsilons[-1] == pytest.approx(privacy['epsilon'])
-  assert f'epsilon {epsilons[-1]:.3f}' in output
   assert rows[-1]['train/clip_norm'] == '0.5'
   assert set(privacy['released_without_noise']) <= set(rows[0])
 
 
-def test_killed_and_resumed_it_is_as_if_never_stopped(whole, tmp_path):
-  flags = ('--target_epsilon=6', '--noise_seed=5')
-  process = _start(tmp_path, *flags)
-  deadline = time.monotonic() + 240
-  while (
-    not (tmp_path / 'x' / 'metrics.csv').exists() or len(_rows(tmp_path)) < 6
-  ):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+class _Killed(BaseException):
+  """Leaves no time to save."""
+
+
+def test_killed_and_resumed_it_is_as_if_never_stopped(
+  whole, tmp_path, monkeypatch
+):
+  write = run_folder.RunFolder.write_metrics
+
+  def killed(self, round_num, values):
+    if round_num == 6:
+      raise _Killed
+    write(self, round_num, values)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run_folder.RunFolder, 'write_metrics', killed)
+    with pytest.raises(_Killed):
+      _run(tmp_path, **_PROMISE)
   assert not (tmp_path / 'x' / 'privacy.json').exists()
-  code, output = _run(tmp_path, *flags)
-  assert code == 0, output
-  assert 'Going on from round' in output
+  done = tiny.run_binary(
+    'train',
+    *tiny.tiny_flags(**_CHANGES, **_PROMISE),
+    f'--root_output_dir={tmp_path}',
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'Going on from round 4' in done.stderr
   assert _rows(tmp_path) == _rows(whole[0])
+  epsilon = float(_rows(tmp_path)[-1]['privacy/epsilon'])
+  assert f'epsilon {epsilon:.3f}' in done.stdout
   for found, expected in zip(_checkpoint(tmp_path), _checkpoint(whole[0])):
     if isinstance(expected, dict) and 'state/aggregator/seed' in expected:
       assert set(found) == set(expected)
@@ -136,36 +127,26 @@ def test_killed_and_resumed_it_is_as_if_never_stopped(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'flags',
-  [
-    ('--target_epsilon=5', '--noise_seed=5'),
-    ('--target_epsilon=6', '--noise_seed=5', '--participation=uniform'),
-  ],
+  'changes', [{'target_epsilon': 5.0}, {'participation': 'uniform'}]
 )
-def test_a_run_of_another_promise_is_not_resumed(whole, flags):
-  code, output = _run(whole[0], *flags)
-  assert code == 2
-  assert 'other flags' in output and 'Traceback' not in output
+def test_a_run_of_another_promise_is_not_resumed(whole, changes):
+  with pytest.raises(config.ConfigError, match='other flags'):
+    _run(whole[0], **{**_PROMISE, **changes})
 
 
 @pytest.mark.slow
 def test_secret_noise(tmp_path):
   # Enough noise that no two runs agree.
-  codes, weights = [], []
+  weights = []
   for name in ('one', 'two'):
-    code, output = _run(
-      tmp_path / name, '--noise_multiplier=1', '--total_rounds=2'
-    )
-    codes.append(code)
+    _, output = _run(tmp_path / name, noise_multiplier=1.0, total_rounds=2)
     assert 'can not be repeated' in output
-    weights.append(
-      _checkpoint(tmp_path / name)[1]['state/global_model_weights/trainable/0']
-    )
+    state = _checkpoint(tmp_path / name)[1]
+    weights.append(state['state/global_model_weights/trainable/0'])
     # The seed is in the checkpoint alone.
-    seed = _checkpoint(tmp_path / name)[1]['state/aggregator/seed']
+    seed = state['state/aggregator/seed']
     for file in (tmp_path / name / 'x').glob('*.*'):
       assert str(seed[0]) not in file.read_text()
-  assert codes == [0, 0]
   assert not np.allclose(*weights)
 
 

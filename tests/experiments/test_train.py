@@ -3,88 +3,44 @@
 from __future__ import annotations
 
 import collections
-import csv
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
-_TINY = (
-  '--task=synthetic:num_clients=30',
-  '--vocab_size=20',
-  '--sequence_length=8',
-  '--model=si_cifg:units=16,embedding_size=8',
-  '--clients_per_round=3',
-  '--total_rounds=12',
-  '--rounds_per_eval=4',
-  '--rounds_per_checkpoint=3',
-  '--num_validation_examples=64',
-)
+from si_federated import config, experiment
+from si_federated.inference import trained_model
+from tests import tiny
+
+_CHANGES: dict[str, Any] = {
+  'sequence_length': 8,
+  'model': 'si_cifg:units=16,embedding_size=8',
+  'clients_per_round': 3,
+  'total_rounds': 12,
+  'rounds_per_eval': 4,
+  'rounds_per_checkpoint': 3,
+  'num_validation_examples': 64,
+}
+_FLAGS = tiny.tiny_flags(**_CHANGES)
 
 
-def _command(*args, binary='train'):
-  return [sys.executable, '-m', f'experiments.{binary}', *map(str, args)]
-
-
-def _start(*args, **options):
+def _start(root, *flags):
   return subprocess.Popen(
-    _command(*args),
-    cwd=_ROOT,
+    tiny.command('train', *_FLAGS, f'--root_output_dir={root}', *flags),
+    cwd=tiny.ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
     start_new_session=True,
-    **options,
   )
-
-
-def _run(*args, binary='train', **options):
-  return subprocess.run(
-    _command(*args, binary=binary),
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-    **options,
-  )
-
-
-def _rows(folder):
-  with open(folder / 'metrics.csv', newline='') as file:
-    return [
-      {key: value for key, value in row.items() if key not in _TIMINGS}
-      for row in csv.DictReader(file)
-    ]
-
-
-def _weights(folder):
-  newest = sorted((folder / 'checkpoints').glob('*.npz'))[-1]
-  with np.load(newest) as arrays:
-    return newest.name, {
-      name: arrays[name] for name in arrays.files if name != 'facts'
-    }
-
-
-def _assert_same_run(one, other):
-  assert _rows(one) == _rows(other)
-  name, weights = _weights(one)
-  other_name, other_weights = _weights(other)
-  assert name == other_name
-  assert set(weights) == set(other_weights)
-  for key, value in weights.items():
-    np.testing.assert_array_equal(value, other_weights[key])
 
 
 def _await_rows(process, folder, count):
@@ -92,7 +48,9 @@ def _await_rows(process, folder, count):
   while time.monotonic() < deadline:
     if process.poll() is not None:
       pytest.fail(f'ended too early: {process.stdout.read()}')
-    if (folder / 'metrics.csv').exists() and len(_rows(folder)) >= count:
+    if (folder / 'metrics.csv').exists() and (
+      len(tiny.read_rows(folder)) >= count
+    ):
       return
     time.sleep(0.005)
   pytest.fail('took too long')
@@ -110,16 +68,14 @@ def _group_is_gone(process):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """An uninterrupted run, and what it printed."""
+  """The folder of an uninterrupted run."""
   root = tmp_path_factory.mktemp('whole')
-  done = _run(*_TINY, f'--root_output_dir={root}', '--experiment_name=x')
-  assert done.returncode == 0, done.stderr
-  return root / 'x', done
+  experiment.run(tiny.tiny_config(**_CHANGES), str(root))
+  return root / 'x'
 
 
 def test_writes_the_run_folder_and_learns(whole):
-  folder, done = whole
-  assert {path.name for path in folder.iterdir()} >= {
+  assert {path.name for path in whole.iterdir()} >= {
     'config.json',
     'task.json',
     'vocabulary.txt',
@@ -128,7 +84,7 @@ def test_writes_the_run_folder_and_learns(whole):
     'checkpoints',
     'summary.json',
   }
-  rows = _rows(folder)
+  rows = tiny.read_rows(whole)
   assert len(rows) == 13
   losses = [float(row['eval/loss']) for row in rows if row['eval/loss']]
   assert losses[-1] < losses[0]
@@ -137,37 +93,38 @@ def test_writes_the_run_folder_and_learns(whole):
       assert float(row['eval/perplexity']) == pytest.approx(
         np.exp(float(row['eval/loss']))
       )
-  task = json.loads((folder / 'task.json').read_text())
+  task = json.loads((whole / 'task.json').read_text())
   assert task['reference_perplexity']['floor'] < losses[-1] * 100
-  assert 'round 12/12' in done.stderr
-  assert str(folder) in done.stdout
 
 
-@pytest.mark.parametrize(
-  'rows_before', [2, pytest.param(8, marks=pytest.mark.slow)]
-)
-def test_killed_and_started_again_is_as_uninterrupted(
-  whole, tmp_path, rows_before
-):
-  args = (*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
-  process = _start(*args)
-  _await_rows(process, tmp_path / 'x', rows_before)
+def test_killed_it_resumes_from_a_whole_checkpoint(whole, tmp_path):
+  """The newest is garbled, the output piped, and no process is left."""
+  process = _start(tmp_path)
+  _await_rows(process, tmp_path / 'x', 6)
   process.kill()
-  process.wait()
-  process.stdout.close()
-  assert len(_rows(tmp_path / 'x')) < 13
-  done = _run(*args)
-  assert done.returncode == 0, done.stderr
-  assert 'Going on from round' in done.stderr
-  _assert_same_run(tmp_path / 'x', whole[0])
+  process.communicate()
+  assert len(tiny.read_rows(tmp_path / 'x')) < 13
+  newest = max((tmp_path / 'x' / 'checkpoints').glob('*.npz'))
+  os.truncate(newest, newest.stat().st_size // 3)
+  process = _start(tmp_path)
+  # The reader of a pipe sees its end when every process that holds the other
+  # end has ended.
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert _group_is_gone(process)
+  assert newest.name in output
+  assert 'Falling back' in output
+  assert 'Going on from round' in output
+  assert 'round 12/12' in output
+  assert str(tmp_path / 'x') in output
+  tiny.assert_same_run(tmp_path / 'x', whole)
 
 
 @pytest.mark.parametrize(
   'how', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_interrupted_saves_and_leaves_no_process(whole, tmp_path, how):
-  args = (*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
-  process = _start(*args)
+  process = _start(tmp_path)
   _await_rows(process, tmp_path / 'x', 5)
   os.kill(process.pid, how)
   output, _ = process.communicate(timeout=60)
@@ -175,54 +132,25 @@ def test_interrupted_saves_and_leaves_no_process(whole, tmp_path, how):
   assert 'Traceback' not in output
   assert 'is saved' in output
   assert _group_is_gone(process)
-  done = _run(*args)
-  assert done.returncode == 0, done.stderr
-  _assert_same_run(tmp_path / 'x', whole[0])
+  experiment.run(tiny.tiny_config(**_CHANGES), str(tmp_path))
+  tiny.assert_same_run(tmp_path / 'x', whole)
 
 
-def test_a_garbled_checkpoint_falls_back(whole, tmp_path):
-  args = (*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
-  process = _start(*args)
-  _await_rows(process, tmp_path / 'x', 9)
-  process.kill()
-  process.wait()
-  process.stdout.close()
-  newest = sorted((tmp_path / 'x' / 'checkpoints').glob('*.npz'))[-1]
-  os.truncate(newest, newest.stat().st_size // 3)
-  done = _run(*args)
-  assert done.returncode == 0, done.stderr
-  assert newest.name in done.stderr
-  assert 'Falling back' in done.stderr
-  _assert_same_run(tmp_path / 'x', whole[0])
-
-
-@pytest.mark.parametrize('runtime', ['local', 'tff'])
-def test_output_to_a_pipe_ends_and_leaves_no_process(whole, tmp_path, runtime):
-  args = (
-    *_TINY,
-    f'--root_output_dir={tmp_path}',
-    '--experiment_name=x',
-    f'--runtime={runtime}',
-    '--total_rounds=2',
-  )
-  # What the pipe's reader sees ends only when every process that holds the
-  # other end has ended.
-  process = _start(*args)
+def test_tffs_runtime_gives_the_same_and_leaves_no_process(whole, tmp_path):
+  process = _start(tmp_path, '--runtime=tff', '--total_rounds=1')
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
   assert _group_is_gone(process)
-  # The same weights on either runtime.
-  for ours, theirs in zip(_rows(tmp_path / 'x'), _rows(whole[0])):
-    if ours['train/loss']:
-      assert float(ours['train/loss']) == pytest.approx(
-        float(theirs['train/loss']), rel=1e-4
-      )
+  ours, theirs = (
+    float(tiny.read_rows(folder)[1]['train/loss'])
+    for folder in (tmp_path / 'x', whole)
+  )
+  assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (['--model=si_cifg:unit=3'], ["'unit'", "'units'"]),
     (['--task=docstring'], ["'docstrings'"]),
     (['--clients_per_round=0'], ['--clients_per_round']),
     (['--clients_per_round=many'], ['clients_per_round', 'many']),
@@ -232,7 +160,9 @@ def test_output_to_a_pipe_ends_and_leaves_no_process(whole, tmp_path, runtime):
   ],
 )
 def test_a_wrong_flag_ends_with_one_sentence(tmp_path, args, words):
-  done = _run(f'--root_output_dir={tmp_path}', '--experiment_name=x', *args)
+  done = tiny.run_binary(
+    'train', f'--root_output_dir={tmp_path}', '--experiment_name=x', *args
+  )
   assert done.returncode == 2
   (line,) = done.stderr.strip().splitlines()
   for word in words:
@@ -240,39 +170,38 @@ def test_a_wrong_flag_ends_with_one_sentence(tmp_path, args, words):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_wrong_option_is_refused_before_a_folder_is_made(tmp_path):
+  with pytest.raises(config.ConfigError, match="'unit'.*'units'"):
+    experiment.run(tiny.tiny_config(model='si_cifg:unit=3'), str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_name_is_required(tmp_path):
-  done = _run(f'--root_output_dir={tmp_path}')
+  done = tiny.run_binary('train', f'--root_output_dir={tmp_path}')
   assert done.returncode == 2
   assert 'experiment_name' in done.stderr
 
 
 def test_other_flags_do_not_resume(whole):
-  folder, _ = whole
-  before = (folder / 'metrics.csv').read_text()
-  done = _run(
-    *_TINY,
-    f'--root_output_dir={folder.parent}',
-    '--experiment_name=x',
-    '--client_lr=0.125',
-  )
-  assert done.returncode == 2
-  assert '--client_learning_rate: 0.125' in done.stderr
-  assert (folder / 'metrics.csv').read_text() == before
+  before = (whole / 'metrics.csv').read_text()
+  settings = tiny.config_from_flags(*_FLAGS, '--client_lr=0.125')
+  with pytest.raises(config.ConfigError, match='--client_learning_rate: 0.125'):
+    experiment.run(settings, str(whole.parent))
+  assert (whole / 'metrics.csv').read_text() == before
 
 
 def test_other_data_do_not_resume(whole, tmp_path):
   """As when docstrings' packages have changed: ids would mean other words."""
   folder = tmp_path / 'x'
-  shutil.copytree(whole[0], folder)
+  shutil.copytree(whole, folder)
   words = (folder / 'vocabulary.txt').read_text().split()
   (folder / 'vocabulary.txt').write_text('\n'.join(words[::-1]) + '\n')
-  done = _run(*_TINY, f'--root_output_dir={tmp_path}', '--experiment_name=x')
-  assert done.returncode == 2
-  assert 'no longer those' in done.stderr
+  with pytest.raises(config.ConfigError, match='no longer those'):
+    experiment.run(tiny.tiny_config(**_CHANGES), str(tmp_path))
 
 
 def test_help_shows_every_flag():
-  done = _run('--help')
+  done = tiny.run_binary('train', '--help')
   assert done.returncode == 0
   for flag in ('--model', '--client_learning_rate', '--root_output_dir'):
     assert flag in done.stdout
@@ -302,46 +231,39 @@ def test_stackoverflow_from_a_file_of_tffs_format(tmp_path):
     str(tmp_path / 'stackoverflow.sqlite'),
     split_names_by_client_id=splits,
   )
-  done = _run(
-    '--experiment_name=so',
-    f'--root_output_dir={tmp_path}',
-    '--task=stackoverflow',
-    f'--data_dir={tmp_path}',
-    '--model=cifg:units=16,embedding_size=8',
-    '--clients_per_round=4',
-    '--total_rounds=8',
-    '--client_learning_rate=3',
-  )
-  assert done.returncode == 0, done.stderr
+  changes: dict[str, Any] = {
+    'task': 'stackoverflow',
+    'data_dir': str(tmp_path),
+    'vocab_size': 10_000,
+    'sequence_length': 20,
+    'clients_per_round': 4,
+    'client_learning_rate': 3.0,
+  }
+  experiment.run(tiny.tiny_config(**changes), str(tmp_path))
   losses = [
     float(row['eval/loss'])
-    for row in _rows(tmp_path / 'so')
+    for row in tiny.read_rows(tmp_path / 'x')
     if row['eval/loss']
   ]
   assert losses[-1] < losses[0]
 
 
 def test_stackoverflow_without_its_file_says_which(tmp_path):
-  done = _run(
-    '--experiment_name=so',
-    f'--root_output_dir={tmp_path}',
-    '--task=stackoverflow',
-    f'--data_dir={tmp_path}',
-  )
-  assert done.returncode in (1, 2)
-  assert 'stackoverflow.sqlite' in done.stderr.strip().splitlines()[-1]
-  assert 'Traceback' not in done.stderr
+  changes: dict[str, Any] = {'task': 'stackoverflow', 'data_dir': str(tmp_path)}
+  with pytest.raises(
+    (ValueError, OSError), match='stackoverflow.sqlite'
+  ) as caught:
+    experiment.run(tiny.tiny_config(**changes), str(tmp_path / 'runs'))
+  assert '\n' not in str(caught.value)
 
 
-def test_predict_suggests_words_with_probabilities(whole):
-  folder, _ = whole
-  words = (folder / 'vocabulary.txt').read_text().split()
-  done = _run(
-    f'--run={folder}',
-    f'--text={words[0]} {words[1]}',
-    '--text=unheard',
+def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
+  words = (whole / 'vocabulary.txt').read_text().split()
+  done = tiny.run_binary(
+    'predict',
+    f'--run={whole}',
     '--top=21',
-    binary='predict',
+    input=f'{words[0]} {words[1]}\n\nunheard\n',
   )
   assert done.returncode == 0, done.stderr
   assert f'{words[0]} {words[1]} ...' in done.stdout
@@ -351,21 +273,12 @@ def test_predict_suggests_words_with_probabilities(whole):
     if '%' in line
   ]
   # All words and the end of the sentence: two lists that sum to one each.
+  assert len(shares) == 42
   assert sum(shares) == pytest.approx(200, abs=2.5)
   assert shares[:21] == sorted(shares[:21], reverse=True)
 
 
-def test_predict_reads_lines(whole):
-  folder, _ = whole
-  word = (folder / 'vocabulary.txt').read_text().split()[0]
-  done = _run(
-    f'--run={folder}', '--top=1', binary='predict', input=f'{word}\n\n{word}\n'
-  )
-  assert done.stdout.count('%') == 2
-
-
 def test_predict_without_a_run_is_one_sentence(tmp_path):
-  done = _run(f'--run={tmp_path}', '--text=a', binary='predict')
-  assert done.returncode == 2
-  assert 'config.json' in done.stderr.strip().splitlines()[-1]
-  assert 'Traceback' not in done.stderr
+  with pytest.raises(config.ConfigError, match='config.json') as caught:
+    trained_model.load_model(str(tmp_path))
+  assert '\n' not in str(caught.value)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,42 +16,21 @@ from si_federated.tasks import load_vocabulary, subwords
 from si_federated.tasks.subwords import SubwordVocabulary
 from si_federated.tasks.vocabulary import CharacterVocabulary
 from si_federated.training import run_folder
+from tests import tiny
 
 pytest.importorskip('sentencepiece')
 
-_ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _run(binary, *args):
-  return subprocess.run(
-    [sys.executable, '-m', f'experiments.{binary}', *map(str, args)],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-  )
-
 
 def _config(**changes):
-  values = {
-    'task': 'synthetic:num_clients=30',
-    'vocabulary': 'sentencepiece:size=30',
-    'model': 'cifg:units=8,embedding_size=4',
-    'sequence_length': 12,
-    'clients_per_round': 2,
-    'total_rounds': 1,
-    'num_validation_examples': 32,
-    **changes,
-  }
-  return config.ExperimentConfig(
-    'x',
+  return tiny.tiny_config(
     **{
-      key: config.ComponentSpec.parse(value)
-      if isinstance(getattr(config.ExperimentConfig, key), config.ComponentSpec)
-      else value
-      for key, value in values.items()
-    },
+      'vocabulary': 'sentencepiece:size=30',
+      'vocab_size': 10_000,
+      'sequence_length': 12,
+      'total_rounds': 1,
+      'num_validation_examples': 32,
+      **changes,
+    }
   )
 
 
@@ -76,22 +52,20 @@ def test_speeches_train_a_round_and_suggest_characters(tmp_path):
       for name in clients
     )
   )
-  done = _run(
-    'train',
+  settings = tiny.config_from_flags(
     '--experiment_name=x',
-    f'--root_output_dir={tmp_path}',
     '--task=shakespeare',
     f'--data_dir={tmp_path}',
     '--model=cifg:units=8,embedding_size=4',
     '--clients_per_round=2',
     '--total_rounds=1',
   )
-  assert done.returncode == 0, done.stderr
+  experiment.run(settings, str(tmp_path))
   saved = json.loads((tmp_path / 'x' / 'config.json').read_text())
   assert saved['sequence_length'] == 80
   vocabulary = load_vocabulary(str(tmp_path / 'x'))
   assert isinstance(vocabulary, CharacterVocabulary)
-  done = _run(
+  done = tiny.run_binary(
     'predict',
     f'--run={tmp_path / "x"}',
     '--text=Ay, my',

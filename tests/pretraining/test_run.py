@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -15,36 +14,20 @@ import tensorflow as tf
 
 from si_federated import config, experiment
 from si_federated.algorithms import packed_tokens
+from si_federated.assembly import task_and_model
 from si_federated.inference import trained_model
 from si_federated.pretraining import steps as pretraining_steps
 from si_federated.pretraining.run import pretrain
 from si_federated.pretraining.settings import Settings
 from si_federated.tasks import Vocabulary
 from si_federated.training import checkpoints
-from si_federated.weights import initial_model
-
-_TIMINGS = {'round_secs', 'eval_secs', 'secs_total'}
-_TASK = 'synthetic:num_clients=30,num_words=16'
+from si_federated.weights import named_variables
+from tests import tiny
 
 
 def _config(name='x', **changes):
-  values = {
-    'task': _TASK,
-    'model': 'cifg:units=8,embedding_size=4',
-    'vocab_size': 20,
-    'sequence_length': 6,
-    'clients_per_round': 2,
-    'num_validation_examples': 16,
-    **changes,
-  }
-  parts = ('task', 'model', 'transform')
-  return config.ExperimentConfig(
-    name,
-    **{
-      key: config.ComponentSpec.parse(value) if key in parts else value
-      for key, value in values.items()
-    },
-  )
+  task = 'synthetic:num_clients=30,num_words=16'
+  return tiny.tiny_config(name, **{'task': task, **changes})
 
 
 def _settings(**changes):
@@ -60,26 +43,12 @@ def _settings(**changes):
   )
 
 
-def _rows(folder):
-  with open(folder / 'metrics.csv', newline='') as file:
-    return [
-      {key: value for key, value in row.items() if key not in _TIMINGS}
-      for row in csv.DictReader(file)
-    ]
-
-
-def _arrays(folder):
-  newest = sorted((folder / 'checkpoints').glob('*.npz'))[-1]
-  with np.load(newest) as arrays:
-    return {n: arrays[n] for n in arrays.files if n != 'facts'}
-
-
-def _assert_same(one, other):
-  assert _rows(one) == _rows(other)
-  arrays, expected = _arrays(one), _arrays(other)
-  assert list(arrays) == list(expected)
-  for name, value in expected.items():
-    np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+def _prepare(**changes):
+  """Reads the initial model of a federated run."""
+  settings = _config(**changes)
+  task = experiment.build_task(settings)
+  start, _ = task_and_model.prepare_model(settings, task, resumed=False)
+  assert start is not None and start.weights
 
 
 @pytest.fixture(name='whole', scope='module')
@@ -92,7 +61,7 @@ def _whole(tmp_path_factory):
 
 def test_writes_a_run_folder(whole):
   folder, summary = whole
-  rows = _rows(folder)
+  rows = tiny.read_rows(folder)
   assert [row['round_num'] for row in rows] == ['0', '4', '6']
   assert rows[0]['train/loss'] == ''
   losses = [float(row['eval/loss']) for row in rows]
@@ -114,7 +83,7 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
   """The same weights, from the batches and a loop of our own."""
   settings = _config()
   task: Any = experiment.build_task(settings)
-  model, variables = initial_model.build_named(
+  model, variables = named_variables.build_named(
     lambda: experiment.build_model(settings, task.vocabulary.size)
   )
   optimizer = tf.keras.optimizers.Adam(0.01)
@@ -128,7 +97,7 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
     if step > 4:
       count += np.sum(labels != 0)
       total += float(loss) * np.sum(labels != 0)
-  arrays = _arrays(whole[0])
+  arrays = tiny.read_newest_checkpoint(whole[0])
   for index, (name, variable) in enumerate(variables.items()):
     np.testing.assert_allclose(
       arrays[f'state/global_model_weights/trainable/{index}'],
@@ -137,7 +106,7 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
       atol=1e-5,
       err_msg=name,
     )
-  last = _rows(whole[0])[-1]
+  last = tiny.read_rows(whole[0])[-1]
   assert int(last['train/num_tokens']) == count
   assert float(last['train/loss']) == pytest.approx(total / count, rel=1e-4)
 
@@ -146,7 +115,7 @@ class _Killed(BaseException):
   """Unlike an error, leaves no time to save."""
 
 
-@pytest.mark.parametrize('stop', [2, 5])
+@pytest.mark.parametrize('stop', [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(
   whole, tmp_path, monkeypatch, stop
 ):
@@ -163,7 +132,7 @@ def test_killed_and_resumed_equals_uninterrupted(
       pretrain(_config(), _settings(), str(tmp_path))
   assert not (tmp_path / 'x' / 'summary.json').exists()
   pretrain(_config(), _settings(), str(tmp_path))
-  _assert_same(tmp_path / 'x', whole[0])
+  tiny.assert_same_run(tmp_path / 'x', whole[0])
 
 
 def test_interrupted_it_ends_the_step_and_resumes(
@@ -183,13 +152,13 @@ def test_interrupted_it_ends_the_step_and_resumes(
   assert 'Interrupted; step 4 is saved.' in capsys.readouterr().err
   pretrain(_config(), _settings(), str(tmp_path))
   assert 'Going on from step 4.' in capsys.readouterr().err
-  _assert_same(tmp_path / 'x', whole[0])
+  tiny.assert_same_run(tmp_path / 'x', whole[0])
 
 
 def test_other_flags_are_refused_by_the_names_of_pretrain(whole):
   folder, _ = whole
   root = str(folder.parent)
-  before = _arrays(folder)
+  before = tiny.read_newest_checkpoint(folder)
   for change, message in (
     (_settings(learning_rate=0.1), '--learning_rate: 0.1 here, 0.01 there'),
     (_settings(num_steps=7), '--num_steps: 7 here, 6 there'),
@@ -202,7 +171,7 @@ def test_other_flags_are_refused_by_the_names_of_pretrain(whole):
     pretrain(_config(model='lstm'), _settings(), root)
   with pytest.raises(config.ConfigError, match='--algorithm: fed_avg here'):
     experiment.run(_config(), root)
-  assert list(_arrays(folder)) == list(before)
+  assert list(tiny.read_newest_checkpoint(folder)) == list(before)
 
 
 def test_a_federated_run_starts_where_it_ended(whole, tmp_path):
@@ -254,10 +223,13 @@ def test_starts_from_a_model_and_trains_a_part_of_it(whole, tmp_path):
     transform='freeze:variables=embedding/',
   )
   again = pretrain(settings, _settings(), str(tmp_path))
-  first = _rows(tmp_path / 'x')[0]
+  first = tiny.read_rows(tmp_path / 'x')[0]
   assert float(first['eval/loss']) == summary['final']['eval/loss']
   assert again['num_parameters'] == summary['num_parameters'] - 20 * 4
-  arrays, before = _arrays(tmp_path / 'x'), _arrays(folder)
+  arrays, before = (
+    tiny.read_newest_checkpoint(tmp_path / 'x'),
+    tiny.read_newest_checkpoint(folder),
+  )
   name = 'state/global_model_weights/{}/0'
   np.testing.assert_array_equal(
     arrays[name.format('non_trainable')], before[name.format('trainable')]
@@ -283,9 +255,11 @@ def test_text_in_the_vocabulary_of_a_task(text, whole, tmp_path):
   words = (tmp_path / 'x' / 'vocabulary.txt').read_text()
   assert words == (whole[0] / 'vocabulary.txt').read_text()
   # Evaluated on the task, so that a federated run goes on from there.
-  first, of_task = (_rows(folder)[0] for folder in (tmp_path / 'x', whole[0]))
+  first, of_task = (
+    tiny.read_rows(folder)[0] for folder in (tmp_path / 'x', whole[0])
+  )
   assert first['eval/loss'] == of_task['eval/loss']
-  experiment.build(_config(initial_model=str(tmp_path / 'x')))
+  _prepare(initial_model=str(tmp_path / 'x'))
   with pytest.raises(config.ConfigError, match='other flags'):
     pretrain(
       _config(), _settings(text_files=text, text_by_line=True), str(tmp_path)
@@ -312,9 +286,9 @@ def test_text_in_its_own_words_or_those_of_a_run(text, whole, tmp_path):
   pretrain(_config('other'), other, str(tmp_path))
   words = (tmp_path / 'other' / 'vocabulary.txt').read_text()
   assert words == (whole[0] / 'vocabulary.txt').read_text()
-  experiment.build(_config(initial_model=str(tmp_path / 'other')))
+  _prepare(initial_model=str(tmp_path / 'other'))
   with pytest.raises(config.ConfigError, match='words differ'):
-    experiment.build(_config(initial_model=str(tmp_path / 'own')))
+    _prepare(initial_model=str(tmp_path / 'own'))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +321,7 @@ def test_missing_text_is_refused(tmp_path):
 def test_no_steps_only_evaluate(tmp_path):
   summary = pretrain(_config(), _settings(num_steps=0), str(tmp_path))
   assert summary['rounds'] == 0
-  assert len(_rows(tmp_path / 'x')) == 1
+  assert len(tiny.read_rows(tmp_path / 'x')) == 1
   weights = checkpoints.read_weights(
     str(tmp_path / 'x' / 'checkpoints' / 'round_000000.npz')
   )

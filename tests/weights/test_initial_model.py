@@ -17,30 +17,15 @@ from si_federated.algorithms import build_functional_model
 from si_federated.inference import export, trained_model
 from si_federated.models import MODELS
 from si_federated.tasks import Vocabulary
-from si_federated.weights import initial_model
+from si_federated.weights import initial_model, named_variables
+from tests import tiny
 
 _CIFG = 'cifg:units=8,embedding_size=4'
 
 
 def _config(name='x', **changes):
-  values = {
-    'task': 'synthetic:num_clients=30',
-    'model': _CIFG,
-    'vocab_size': 20,
-    'sequence_length': 6,
-    'clients_per_round': 2,
-    'num_validation_examples': 16,
-    'total_rounds': 1,
-    'rounds_per_checkpoint': 1,
-    **changes,
-  }
-  parts = ('task', 'model', 'transform', 'aggregator')
-  return config.ExperimentConfig(
-    name,
-    **{
-      key: config.ComponentSpec.parse(value) if key in parts else value
-      for key, value in values.items()
-    },
+  return tiny.tiny_config(
+    name, **{'total_rounds': 1, 'rounds_per_checkpoint': 1, **changes}
   )
 
 
@@ -61,7 +46,7 @@ def _weights(folder, kind='trainable'):
 
 
 def _named(settings, vocab_size=24):
-  return initial_model.build_named(
+  return named_variables.build_named(
     lambda: experiment.build_model(settings, vocab_size)
   )
 
@@ -100,7 +85,7 @@ def test_names_stand_in_the_order_of_functional_models(name):
     element_spec=task.element_spec,
     end_of_sentence=task.vocabulary.end,
   )
-  _, variables = initial_model.build_named(build)
+  _, variables = named_variables.build_named(build)
   assert len(functional.initial_weights[0]) == len(variables)
   for (key, variable), weight in zip(
     variables.items(), functional.initial_weights[0]
@@ -162,7 +147,7 @@ def test_a_checkpoint_and_files_of_keras_give_the_same(source, tmp_path):
   # Other builds before, so that Keras has numbered its layers on.
   _named(settings)
   model, variables = _named(settings)
-  initial_model.assign(variables, expected.weights)
+  named_variables.assign(variables, expected.weights)
   model.save(tmp_path / 'whole.keras')
   model.save(tmp_path / 'whole.h5')
   model.save_weights(tmp_path / 'weights.h5')
