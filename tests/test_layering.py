@@ -31,7 +31,7 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'algorithms': (set(), {'absl'}),
   'compression': (set(), {'absl'}),
   'runtime': (set(), {'absl'}),
-  'training': ({'config', 'files'}, set()),
+  'training': ({'config', 'files', 'privacy'}, set()),
   'personalization': ({'files'}, {'absl.flags'}),
   'reporting': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
   'sweeps': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from scipy import special
 
 from si_federated import config
 from si_federated.assembly import task_and_model
@@ -95,8 +96,7 @@ class TrainedModel:
     """
     ids = encode_texts(self.vocabulary, [text], self.config.sequence_length)
     logits = self.model(ids.astype(np.int32), training=False)[0].numpy()
-    likelihoods = np.exp(logits.astype(np.float64) - logits.max())
-    likelihoods /= likelihoods.sum()
+    likelihoods = special.softmax(logits.astype(np.float64))
     order = np.argsort(-likelihoods, kind='stable')
     return [(self.classes[i], float(likelihoods[i])) for i in order]
 
@@ -110,8 +110,7 @@ class TrainedModel:
     logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
     logits = logits.numpy().astype(np.float64)
     logits[:, vocabulary.never_suggested] = -np.inf
-    likelihoods = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return likelihoods / likelihoods.sum(axis=1, keepdims=True)
+    return special.softmax(logits, axis=1)
 
 
 def load_model(path: str) -> TrainedModel:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional, Protocol
 
 import numpy as np
 import tensorflow_federated as tff
 
+from si_federated.privacy.ledger import Ledger
 from si_federated.training import checkpoints, run_folder
 
 
@@ -82,35 +83,6 @@ class Callback:
     """Returns entries of the run's summary, once all rounds are done."""
     del folder
     return {}
-
-
-class Ledger(Protocol):
-  """A ledger of privacy, such as `privacy.ledger.Ledger`."""
-
-  @property
-  def facts(self) -> dict[str, Any]:
-    """What determines privacy, as plain values."""
-
-  def check(self, round_num: int, clients: Iterable[Any]) -> None:
-    """Raises ValueError if a cohort breaks the contract."""
-
-  def record(self, round_num: int, clients: Iterable[Any]) -> None:
-    """Enters the cohort of a complete round."""
-
-  def notices(self) -> list[str]:
-    """Returns messages to show when the run starts."""
-
-  def row(self) -> dict[str, float]:
-    """Returns columns of the metrics."""
-
-  def summary(self) -> dict[str, Any]:
-    """Returns the guarantee and the participation, as plain values."""
-
-  def state(self) -> dict[str, np.ndarray]:
-    """Returns arrays that restore it."""
-
-  def restore(self, state: dict[str, np.ndarray]) -> None:
-    """Restores a state."""
 
 
 class PrivacyAccounting(Callback):

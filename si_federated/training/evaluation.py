@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+
+from si_federated.training import sampling
 
 
 def build_evaluation(
@@ -55,7 +57,7 @@ def build_evaluation(
       batch_size
     )
 
-  shards = _Shards(shard, range(0, len(examples), rows))
+  shards = sampling.Cohort(range(0, len(examples), rows), shard, str)
 
   def evaluate(weights: tff.learning.models.ModelWeights) -> dict[str, float]:
     state = process.set_model_weights(process.initialize(), weights)
@@ -97,19 +99,3 @@ def better(
 def perplexity(loss: float) -> float:
   """Returns the exponential of a mean loss; infinite rather than an error."""
   return math.exp(loss) if loss < 700 else math.inf if loss >= 700 else loss
-
-
-class _Shards(Sequence):
-  """Datasets, built lazily."""
-
-  def __init__(self, build: Callable[[int], Any], starts: Sequence[int]):
-    self._build = build
-    self._starts = starts
-
-  def __len__(self) -> int:
-    return len(self._starts)
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [self._build(start) for start in self._starts[index]]
-    return self._build(self._starts[index])
