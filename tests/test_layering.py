@@ -34,7 +34,10 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'training': ({'config', 'files', 'privacy'}, set()),
   'personalization': ({'files'}, {'absl.flags'}),
   'reporting': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
-  'sweeps': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
+  'sweeps': (
+    {'config', 'files', 'training'},
+    {'tensorflow', 'absl', *_FEDERATED},
+  ),
   'preparation': ({'files', 'tasks'}, {'absl', *_FEDERATED}),
   'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
   'weights': (

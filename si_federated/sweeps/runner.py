@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -11,13 +10,13 @@ import math
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Union
 
 from si_federated.config import ExperimentConfig
 from si_federated.sweeps.plan import Plan
+from si_federated.training import signals
 
 WAITING, RUNNING, FINISHED, FAILED = 'waiting', 'running', 'finished', 'failed'
 LOGS = 'logs'
@@ -145,7 +144,7 @@ def run_all(
   free = list(reversed(_processors(num_jobs, threads_per_run)))
   active: dict[subprocess.Popen, tuple[Run, frozenset[int], float]] = {}
   looked = -math.inf
-  with _termination_interrupts():
+  with signals.as_interrupts():
     try:
       while waiting or active:
         while waiting and free:
@@ -254,19 +253,6 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
       process.kill()
     for process in processes:
       process.wait()
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-  """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def progress(runs: Sequence[Run]) -> tuple[int, int]:

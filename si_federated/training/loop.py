@@ -246,7 +246,7 @@ def run(
   """
   loop = _Loop(process, evaluate, folder, callbacks, in_place)
   with (
-    signals.as_interrupts(deferred=in_place) as raise_deferred_interrupt,
+    signals.as_interrupts(deferred=in_place) as interrupts,
     progress_lib.Progress(
       total_rounds, start_round=max(loop.complete.round_num, 0)
     ) as progress,
@@ -268,7 +268,7 @@ def run(
         )
         loop.save()
       for round_num in range(loop.complete.round_num + 1, total_rounds + 1):
-        raise_deferred_interrupt()
+        interrupts.raise_deferred()
         cohort = sample_cohort(round_num)
         for callback in callbacks:
           callback.before_round(round_num, cohort)
@@ -296,11 +296,11 @@ def run(
         if round_num % rounds_per_checkpoint == 0:
           loop.save()
       loop.save()
-      raise_deferred_interrupt()
-    except KeyboardInterrupt:
-      progress.message(f'Interrupted; {unit} {loop.save()} is saved.')
-      raise
-    except Exception:
-      loop.save()
+      interrupts.raise_deferred()
+    except (KeyboardInterrupt, Exception) as error:
+      saved = loop.save()
+      if interrupts.arrived or isinstance(error, KeyboardInterrupt):
+        progress.message(f'Interrupted; {unit} {saved} is saved.')
+        raise KeyboardInterrupt from error
       raise
   return loop.summarize()

@@ -5,43 +5,58 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
+class Interrupts:
+  """The signals that have arrived.
+
+  Attributes:
+    arrived: Whether one has. Its KeyboardInterrupt may have come out as another
+      error: TensorFlow converts exceptions that are raised in its callbacks.
+  """
+
+  def __init__(self, deferred: bool):
+    self.arrived = False
+    self._deferred = deferred
+
+  def raise_deferred(self) -> None:
+    """Raises KeyboardInterrupt if a deferred signal has arrived."""
+    if self.arrived:
+      raise KeyboardInterrupt
+
+  def handle(self, unused_number: int, unused_frame: Any) -> None:
+    """Handles a signal; the second one interrupts at once."""
+    waits = self._deferred and not self.arrived
+    self.arrived = True
+    if not waits:
+      raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def as_interrupts(*, deferred: bool = False) -> Iterator[Callable[[], None]]:
+def as_interrupts(*, deferred: bool = False) -> Iterator[Interrupts]:
   """Turns SIGTERM into the KeyboardInterrupt of Ctrl-C.
 
   In threads other than the main one, which no signal interrupts, it does
   nothing.
 
   Args:
-    deferred: Whether both signals wait for the next call of the yielded
-      function; a second signal interrupts at once.
+    deferred: Whether the first signal waits for the next `raise_deferred`.
 
   Yields:
-    A function that raises KeyboardInterrupt if a deferred signal has arrived.
+    The signals that have arrived.
   """
-  arrived = False
-
-  def check() -> None:
-    if arrived:
-      raise KeyboardInterrupt
-
-  def handle(unused_number: int, unused_frame: Any) -> None:
-    nonlocal arrived
-    if arrived or not deferred:
-      raise KeyboardInterrupt
-    arrived = True
-
+  interrupts = Interrupts(deferred)
   if threading.current_thread() is not threading.main_thread():
-    yield check
+    yield interrupts
     return
-  numbers = [signal.SIGTERM, *([signal.SIGINT] if deferred else [])]
-  previous = {number: signal.signal(number, handle) for number in numbers}
+  previous = {
+    number: signal.signal(number, interrupts.handle)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
   try:
-    yield check
+    yield interrupts
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

@@ -93,6 +93,7 @@ def _run(
   total_rounds=10,
   sample_cohort=lambda round_num: _Cohort([round_num, 2 * round_num]),
   ledger=None,
+  in_place=False,
 ):
   folder = run_folder.RunFolder(path)
   folder.open(config.ExperimentConfig('x'))
@@ -107,6 +108,7 @@ def _run(
       rounds_per_checkpoint=3,
       bytes_per_client=lambda metrics: {'up': 8, 'down': 12},
       callbacks=[] if ledger is None else [callbacks.PrivacyAccounting(ledger)],
+      in_place=in_place,
     )
   finally:
     folder.close()
@@ -216,6 +218,39 @@ def test_sigterm_saves_too(tmp_path):
     _run(tmp_path, Process())
   assert _last_weights(tmp_path)[0] == 'round_000004.npz'
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_that_comes_out_as_an_error_is_one(tmp_path):
+  class Process(_Process):
+    def next(self, state, cohort):
+      if int(state.finalizer['step']) + 1 == 5:
+        try:
+          os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt as error:
+          raise TypeError('a callback of TensorFlow failed') from error
+      return super().next(state, cohort)
+
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path, Process())
+  assert _last_weights(tmp_path)[0] == 'round_000004.npz'
+
+
+@pytest.mark.parametrize('signals', [1, 2])
+def test_in_place_an_interrupt_waits_for_the_end_of_the_round(
+  tmp_path, signals
+):
+  class Process(_Process):
+    def next(self, state, cohort):
+      if int(state.finalizer['step']) + 1 == 5:
+        for _ in range(signals):
+          os.kill(os.getpid(), signal.SIGINT)
+      return super().next(state, cohort)
+
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path, Process(), in_place=True)
+  # The second interrupts at once, and leaves a state that is not to be saved.
+  expected = {1: 'round_000005.npz', 2: 'round_000003.npz'}
+  assert _last_weights(tmp_path)[0] == expected[signals]
 
 
 def test_a_torn_last_row_is_dropped_on_resuming(tmp_path):
