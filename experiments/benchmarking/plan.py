@@ -32,9 +32,9 @@ class Plan:
 
   Attributes:
     settings: The shape of the work.
-    contestants: Who takes part, of `CONTESTANTS`.
-    models: Which models, of `MODELS`; other libraries have `lstm` only.
-    kinds: Which clients, of `workload.KINDS`.
+    contestants: The contestants, of `CONTESTANTS`.
+    models: The models, of `MODELS`; other libraries have `lstm` only.
+    kinds: The kinds of clients, of `workload.KINDS`.
     repetitions: Measurements of each round.
     pythons: The interpreters of `fedjax` and `pfl`.
     square: The size of the largest matrix product.

@@ -151,7 +151,7 @@ def _draw(
   first = tuple(next(iter(points.values())) for points in lines.values())
   looks = line_styles.group_looks(dataclasses.replace(comparison, groups=first))
   shaded = False
-  # Crosses of several kinds at one place stand side by side.
+  # Draws crosses of several kinds at one place side by side.
   shifts = np.exp(0.05 * (np.arange(len(lines)) - (len(lines) - 1) / 2))
   for look, shift, (label, points) in zip(looks, shifts, lines.items()):
     x = np.array([place for place in points if place > 0])

@@ -369,12 +369,12 @@ def _difference(
     nearest: list[str] = min(
       (_settings(run).differences(_settings(one)) for one in wanted), key=len
     )
-    told = ', '.join(nearest[:_MOST_LISTED])
+    text = ', '.join(nearest[:_MOST_LISTED])
     if len(nearest) > _MOST_LISTED:
-      told += f' and {len(nearest) - _MOST_LISTED} more'
+      text += f' and {len(nearest) - _MOST_LISTED} more'
     texts.append(
       f'{run.experiment_name}: '
-      + told.replace(' here', ' in the plan').replace(' there', ' now')
+      + text.replace(' here', ' in the plan').replace(' there', ' now')
     )
   if len(gone) > _MOST_LISTED:
     texts.append('...')

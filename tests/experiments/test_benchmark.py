@@ -1,4 +1,4 @@
-"""Tests of the benchmark: its parts by hand, the command as users run it."""
+"""Tests of the benchmark: its parts, and the command as a user runs it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def child(tmp_path):
     made.close(at_once=True)
 
 
-def test_child_answers_and_ends_with_all_that_it_started(child):
+def test_child_answers_and_ends_with_its_descendants(child):
   with child(word='x') as made:
     about = made.about()
     assert about['word'] == 'x'
@@ -97,7 +97,7 @@ def test_child_answers_and_ends_with_all_that_it_started(child):
   assert not _wait_until_gone(about['pid'], about['sleeper'])
 
 
-def test_child_tells_what_failed(child, tmp_path):
+def test_child_errors_are_reported(child, tmp_path):
   with pytest.raises(protocol.ChildError, match='echo: ValueError: no such'):
     child(fail=True).about()
   made = child()
@@ -157,7 +157,7 @@ def test_full_sentences_have_no_padding_and_depend_on_the_seed():
   assert counts[1] > 3 * counts[10]
 
 
-def test_cohorts_and_weights_come_back(tmp_path):
+def test_cohorts_and_weights_are_saved_and_loaded(tmp_path):
   settings = workload.Settings(folder=str(tmp_path), batch_size=2)
   clients = [
     np.array([[9, 1, 2], [9, 3, 0]]),
@@ -208,7 +208,7 @@ def test_table_is_aligned():
   ]
 
 
-def test_our_clients_get_the_same_batches_back():
+def test_our_cohorts_have_the_same_batches():
   from experiments.benchmarking import ours
 
   settings = workload.Settings(
@@ -396,7 +396,7 @@ def _children(pid):
   return [int(child) for child in path.read_text().split()]
 
 
-def test_noise_of_rounds_that_were_not_measured_is_in_proportion():
+def test_noise_of_unmeasured_rounds_is_extrapolated():
   # A row takes 2 s and the rest of a round 1 s.
   mean, worst = noise.extrapolate([1, 8], [3.0, 17.0], 4.5, 100)
   assert mean == pytest.approx(10) and worst == pytest.approx(201)
@@ -494,7 +494,7 @@ def test_noise_is_what_a_mechanism_adds_to_the_reference(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_section_with_tff_beside(tmp_path):
+def test_every_section_with_tff(tmp_path):
   out = tmp_path / 'out'
   done = _benchmark(
     '--quick',

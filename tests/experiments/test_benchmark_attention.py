@@ -1,4 +1,4 @@
-"""The benchmark's section on attention compares like with like."""
+"""Tests of the benchmark's section on attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's section on partial training."""
+"""Tests of the benchmark's section on partial training."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def runs(tmp_path):
   return tmp_path / 'runs'
 
 
-def test_prints_the_table_and_last_the_paths(runs):
+def test_prints_the_tables_and_then_the_paths(runs):
   done = _report('--runs', runs)
   assert (done.returncode, done.stderr) == (0, '')
   lines = done.stdout.splitlines()
@@ -103,7 +103,7 @@ def test_corrupt_run_keeps_the_old_report(runs):
   assert (runs / 'report' / 'report.html').read_text() == 'old'
 
 
-def test_help_is_for_newcomers_and_succeeds():
+def test_help_lists_the_flags():
   done = _report('--help')
   assert done.returncode == 0
   for words in ('--runs', '--output', '--title', 'Makes a report'):

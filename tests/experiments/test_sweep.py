@@ -1,4 +1,4 @@
-"""Tests of sweeps as a user runs them, with the tiniest training."""
+"""Tests of the sweep command as a user runs it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_training_by_a_sweep_and_a_report(tmp_path):
   assert (folder / 'report' / 'report.html').exists()
 
 
-def test_dry_run_prints_commands_that_train_understands(tmp_path):
+def test_dry_run_prints_commands_of_train(tmp_path):
   done = _sweep(tmp_path, '--grid=client_lr=0.1,1', '--seeds=2', '--dry_run')
   assert (done.returncode, done.stderr) == (0, '')
   commands = [shlex.split(line) for line in done.stdout.splitlines()]
@@ -149,7 +149,7 @@ def test_mistakes_end_with_one_sentence(tmp_path, args, words):
   assert not (tmp_path / 's').exists()
 
 
-def test_help_is_for_newcomers():
+def test_help_lists_the_flags():
   done = _run('sweep', '--help')
   assert done.returncode == 0
   for words in ('--grid', '--recipes', '--seeds', '--random', '--model'):

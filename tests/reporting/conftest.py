@@ -1,4 +1,4 @@
-"""Run folders made up for the tests of reports."""
+"""Handmade run folders for the tests of reports."""
 
 from __future__ import annotations
 

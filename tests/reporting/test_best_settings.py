@@ -1,4 +1,4 @@
-"""Tests of what a report says of sweeps: the best settings, and curves."""
+"""Tests of reports on sweeps: the best settings, and curves."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_best_setting_of_each_model_over_its_seeds(sweep):
   }
 
 
-def test_unfinished_runs_do_not_count_beside_finished_ones(make_run):
+def test_unfinished_runs_do_not_count_if_others_have_finished(make_run):
   comparison = _read(
     make_run(
       f'{rate}-{seed}',
@@ -130,7 +130,7 @@ def test_many_curves_over_rates_have_a_picture_for_each_aggregator(make_run):
   for aggregator in ('mean', 'blt'):
     picture = drawn[f'final_by_client_learning_rate_{aggregator}']
     texts = re.findall(r'<!-- (.*?) -->', picture.svg)
-    # Its entries stand in the order in which the curves end.
+    # Its entries are in the order in which the curves end.
     assert [text for text in texts if text in ('cifg', 'lstm', 'gru')] == [
       'gru', 'lstm', 'cifg',
     ]  # fmt: skip
@@ -232,7 +232,7 @@ def test_a_sweep_has_three_rates(make_run, rates, expected):
   assert best_settings.swept_rate(comparison) == expected
 
 
-def test_where_all_runs_diverge_the_report_says_so(make_run):
+def test_report_of_runs_that_all_diverge(make_run):
   comparison = _read(
     make_run(
       f'r{rate}', client_learning_rate=rate, perplexities=(9.0, math.inf)
@@ -246,7 +246,7 @@ def test_where_all_runs_diverge_the_report_says_so(make_run):
   assert 'final_by_client_learning_rate' not in names
 
 
-def test_runs_that_nothing_tells_apart_are_not_settings_of_one_kind(make_run):
+def test_indistinguishable_runs_are_kinds_of_their_own(make_run):
   comparison = _read([make_run('a'), make_run('b')])
   assert [kind.label for kind in best_settings.find_kinds(comparison)] == [
     'a',
@@ -255,7 +255,7 @@ def test_runs_that_nothing_tells_apart_are_not_settings_of_one_kind(make_run):
   assert best_settings.best_table(comparison) is None
 
 
-def test_labels_leave_out_what_follows_from_the_rest(make_run):
+def test_labels_leave_out_settings_determined_by_others(make_run):
   private: dict[str, Any] = {
     'aggregator': 'blt:num_buffers=4',
     'clip_norm': 1.0,

@@ -1,4 +1,4 @@
-"""How a report shows single clients."""
+"""Tests of figures and sentences about single clients."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_pictures(comparison):
   assert all(one.png.startswith(b'\x89PNG') for one in pictures)
 
 
-def test_what_is_said(comparison):
+def test_sentences(comparison):
   said = page.findings(comparison[1])
   assert (
     'experts: fine-tuned on their own text, 50 validation clients go from '
@@ -82,13 +82,13 @@ def test_what_is_said(comparison):
   assert '20 clients (7 opted out)' in sentence and 'model for 19;' in sentence
 
 
-def test_runs_without(make_run):
+def test_runs_without_either_file(make_run):
   plain = reporting.compare([reporting.read_run(make_run('plain'))])
   assert client_figures.draw(plain) == []
   assert client_figures.sentences(plain) == []
 
 
-def test_garbled(comparison):
+def test_garbled_file_is_an_error(comparison):
   folder, compared = comparison
   (folder / 'experts.json').write_text('[')
   with pytest.raises(ValueError, match=r'experts.json is not a JSON object'):

@@ -46,7 +46,7 @@ def test_mean_and_range_over_seeds(group):
   assert (one.start, one.lowest, one.highest) == (95, 10, 99)
 
 
-def test_run_that_goes_on_alone_becomes_a_tail(group):
+def test_a_longer_run_becomes_a_tail(group):
   one = curves.curve(
     group({'perplexities': (90, 50)}, {'perplexities': (92, 52, 30, 20)}),
     'eval/perplexity',
@@ -60,7 +60,7 @@ def test_run_that_goes_on_alone_becomes_a_tail(group):
   assert one.lowest == 20
 
 
-def test_against_time_each_round_stands_at_the_runs_mean_time(group):
+def test_against_time_each_round_is_at_the_mean_time_of_the_runs(group):
   one = curves.curve(
     group({'seconds': 2.0}, {'seconds': 4.0}),
     'eval/perplexity',

@@ -1,4 +1,4 @@
-"""Figures of diagnostics from folders made up by hand."""
+"""Tests of the figures of diagnostics, from handmade folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_no_file_no_figures(make_run):
   assert not len(diagnostics_section.read(make_run('c')))
 
 
-def test_figures_of_what_was_measured(make_run):
+def test_figures_of_measurements(make_run):
   plain, measured = make_run('a'), make_run('b', model='transformer')
   _write(
     measured,
@@ -59,7 +59,7 @@ def test_figures_of_what_was_measured(make_run):
     assert '<svg' in picture.svg
 
 
-def test_what_is_not_finite_or_constant_can_be_drawn(make_run):
+def test_constant_and_non_finite_values_are_drawn(make_run):
   run = make_run('a')
   lines = ['round_num,layer,quantity,value']
   for quantity, value in (
@@ -84,14 +84,16 @@ def test_only_the_first_runs_have_figures_of_their_own(make_run):
 
 
 @pytest.mark.parametrize('content', ['', 'a,b\n1,2\n', '\x00', 'round_num,'])
-def test_garbled_files_are_refused(make_run, content):
+def test_garbled_files_are_errors(make_run, content):
   run = make_run('a')
   (run / 'diagnostics.csv').write_text(content)
   with pytest.raises(ValueError, match='not a file of diagnostics'):
     diagnostics_section.read(run)
 
 
-def test_a_private_run_is_told_of(make_run, tmp_path):
+def test_report_names_diagnostics_outside_the_privacy_guarantee(
+  make_run, tmp_path
+):
   run = make_run('a')
   _write(run, ['client_drift'])
   summary = json.loads((run / 'summary.json').read_text())
@@ -108,7 +110,7 @@ def test_a_private_run_is_told_of(make_run, tmp_path):
   assert 'a: its diagnostics (client_drift, clip_fraction)' in text
 
 
-def test_diagnostics_do_not_tell_runs_apart(make_run):
+def test_diagnostics_do_not_distinguish_runs(make_run):
   runs = [
     make_run('a', diagnostics='none'),
     make_run('b', diagnostics='rounds:every=5', model_seed=1),

@@ -48,7 +48,7 @@ def _lab(rgb):
 
 @pytest.mark.parametrize('vision', _VISIONS)
 @pytest.mark.parametrize('side', [0, 1])
-def test_colors_stay_apart_for_every_vision(side, vision):
+def test_colors_are_distinguishable_for_every_vision(side, vision):
   labs = [
     _lab(np.array(_VISIONS[vision]) @ _linear(pair[side]))
     for pair in plotting.PALETTE

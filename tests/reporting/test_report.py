@@ -182,16 +182,14 @@ def test_sweep_of_learning_rates_gets_its_own_figure(make_run):
     'round_num,train/loss,eval/accuracy\n1,nan,0.5\n2,nan,0.5\n',
   ],
 )
-def test_hardly_started_and_broken_runs_make_a_report(
-  make_run, tmp_path, content
-):
+def test_report_of_a_barely_started_or_broken_run(make_run, tmp_path, content):
   folder = make_run('a', finished=False)
   (folder / 'metrics.csv').write_text(content)
   written = reporting.write_report(_compare(folder), tmp_path / 'out', 'T')
   assert written[0].name == 'report.html'
 
 
-def test_page_is_one_file_in_order(make_run, tmp_path):
+def test_page_is_one_valid_file(make_run, tmp_path):
   comparison = _compare(*_grid(make_run))
   written = reporting.write_report(comparison, tmp_path / 'out', 'A <b> & "c"')
   text = written[0].read_text(encoding='utf-8')
@@ -253,7 +251,7 @@ def test_failed_write_keeps_the_old_report(make_run, tmp_path, monkeypatch):
   assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_default_output_lies_beside_the_runs(make_run, tmp_path):
+def test_default_output_is_next_to_the_runs(make_run, tmp_path):
   one, two = make_run('a'), make_run('b')
   assert reporting.default_output([one, two]) == tmp_path / 'runs' / 'report'
   assert reporting.default_output([one, tmp_path / 'other' / 'c']) == (

@@ -1,4 +1,4 @@
-"""Tests of what runs share, what tells them apart, and who repeats whom."""
+"""Tests of shared and differing settings, and of repeated runs."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_runs_that_differ_in_seeds_only_are_one_group(compare):
   ]
 
 
-def test_same_settings_and_seeds_are_not_taken_for_repetitions(compare):
+def test_same_settings_and_seeds_are_not_repetitions(compare):
   comparison = compare({'name': 'old'}, {'name': 'new'})
   assert [group.label for group in comparison.groups] == ['old', 'new']
 
 
-def test_runs_without_settings_stand_alone(compare):
+def test_runs_without_settings_are_groups_of_their_own(compare):
   comparison = compare({'config': False}, {'config': False}, {'model_seed': 5})
   assert [len(group.runs) for group in comparison.groups] == [1, 1, 1]
   labels = [group.label for group in comparison.groups]
@@ -109,7 +109,7 @@ def test_missing_setting_is_a_difference(compare):
   ]
 
 
-def test_names_in_short_and_in_full():
+def test_short_and_full_names():
   assert run_groups.heading('client_learning_rate') == 'client lr'
   assert run_groups.full_name('client_learning_rate') == 'client learning rate'
   assert run_groups.heading('model.units') == 'units'

@@ -1,4 +1,4 @@
-"""Tests of reading run folders, broken and unfinished ones too."""
+"""Tests of reading run folders, including broken and unfinished ones."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_text_columns_of_others_are_ignored(make_run):
   assert reporting.read_run(folder).last_round == 2
 
 
-def test_later_row_of_a_round_holds_and_rounds_are_sorted(make_run):
+def test_last_row_of_a_round_counts_and_rounds_are_sorted(make_run):
   folder = make_run('a')
   (folder / 'metrics.csv').write_text(
     'round_num,train/loss\n3,7\n1,9\n2,8\n2,5\n'
@@ -140,7 +140,7 @@ def test_later_row_of_a_round_holds_and_rounds_are_sorted(make_run):
   assert list(run.series['train/loss'].items()) == [(1, 9), (2, 5), (3, 7)]
 
 
-def test_perplexity_comes_from_the_loss_if_its_column_is_missing(make_run):
+def test_perplexity_is_computed_from_the_loss_if_missing(make_run):
   folder = make_run('a')
   (folder / 'metrics.csv').write_text(
     'round_num,eval/loss\n0,2.0\n1,\n2,1000\n'

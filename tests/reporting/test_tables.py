@@ -71,7 +71,7 @@ def test_table_of_repeated_runs(make_run):
   )
 
 
-def test_what_follows_from_other_settings_has_a_table_of_its_own(make_run):
+def test_settings_determined_by_others_have_a_table_of_their_own(make_run):
   noise = {'clip_norm': 1.0, 'target_epsilon': 8.0}
   comparison = _compare(
     *(

@@ -1,4 +1,4 @@
-"""Tests of the grammar of what a sweep varies."""
+"""Tests of the grammar of --grid."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def test_linked_flags_have_a_value_each():
     ('clients_per_round=int:1.5..2', 'whole numbers'),
   ],
 )
-def test_mistakes_are_one_sentence(text, words):
+def test_mistakes_are_errors_of_one_sentence(text, words):
   with pytest.raises(config.ConfigError, match=words) as caught:
     _parse(text)
   assert '\n' not in str(caught.value)
 
 
-def test_drawn_numbers_fill_the_range_evenly_in_the_logarithm():
+def test_drawn_numbers_are_uniform_in_the_logarithm():
   axis = _parse('client_learning_rate=log:0.01..3')
   drawn = [float(axis.draw(0, index)[0]) for index in range(400)]
   assert all(0.01 <= number <= 3 for number in drawn)
@@ -95,7 +95,7 @@ def test_draws_depend_on_seed_index_and_flag_only():
   ]
 
 
-def test_whole_numbers_include_both_ends():
+def test_integer_ranges_include_both_ends():
   axis = _parse('clients_per_round=int:1..3')
   assert {axis.draw(0, i)[0] for i in range(60)} == {'1', '2', '3'}
 

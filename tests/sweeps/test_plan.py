@@ -1,4 +1,4 @@
-"""Tests of which runs a sweep has, their names, and what may be added."""
+"""Tests of the runs of a sweep, their names, and how plans are extended."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_linked_flags_vary_together():
   }
 
 
-def test_a_long_name_is_cut_and_stays_its_own():
+def test_a_long_name_is_cut_and_stays_unique():
   folders = tuple('/data/' + 'x' * 120 + end for end in 'ab')
   one, two = _names(_plan([_axis('data_dir', *folders)]))
   assert one != two and max(len(one), len(two)) < 120
 
 
-def test_private_aggregators_get_seeds_of_noise():
+def test_private_aggregators_get_noise_seeds():
   base = Base('dp', ('--aggregator=gaussian', '--noise_seed=5'))
   plan = _plan([], [base], num_seeds=3)
   assert [run.noise_seed for run in plan.runs] == [5, 6, 7]
@@ -101,7 +101,7 @@ def test_private_aggregators_get_seeds_of_noise():
   ]
 
 
-def test_bases_come_from_files_and_the_grid_has_the_last_word(tmp_path):
+def test_bases_come_from_files_and_the_grid_takes_precedence(tmp_path):
   recipe = tmp_path / 'a.flags'
   recipe.write_text('# A recipe.\n--total_rounds=7\n--client_learning_rate=9\n')
   base = Base('a', (f'--flagfile={recipe}', '--clients_per_round=3'))
@@ -131,7 +131,7 @@ def test_more_draws_and_more_seeds_only_add_runs():
   assert set(other.runs).isdisjoint(few.runs)
 
 
-def test_draws_that_are_alike_are_one_run():
+def test_equal_draws_are_one_run():
   plan = _plan([_axis('model', 'cifg', 'si_cifg')], num_random=20)
   assert sorted(_names(plan)) == ['cifg', 'si_cifg']
 
@@ -169,7 +169,7 @@ def test_a_garbled_plan_is_one_sentence(tmp_path, content):
   assert '\n' not in str(caught.value)
 
 
-def test_a_plan_of_before_a_flag_was_there_is_read(tmp_path):
+def test_a_plan_from_before_a_flag_existed_is_read(tmp_path):
   plan = _plan()
   content = json.loads(plan.to_json())
   del content['shared']['compression']
@@ -177,7 +177,7 @@ def test_a_plan_of_before_a_flag_was_there_is_read(tmp_path):
   assert sweeps.read_plan(tmp_path) == plan
 
 
-def test_a_changed_plan_is_refused_with_the_difference():
+def test_a_changed_plan_is_an_error_that_shows_the_difference():
   held = _plan([_RATES], [Base('', ('--total_rounds=60',))])
   new = _plan([_RATES], [Base('', ('--total_rounds=80',))])
   with pytest.raises(config.ConfigError) as caught:
@@ -190,7 +190,7 @@ def test_a_changed_plan_is_refused_with_the_difference():
     _plan().extend(fewer, add=False, where='sweep.json')
 
 
-def test_added_runs_stand_beside_those_of_before():
+def test_added_runs_extend_the_plan():
   held = _plan([_RATES], [Base('', ('--total_rounds=60',))])
   new = _plan([_RATES], [Base('', ('--total_rounds=80',))])
   both = held.extend(new, add=True, where='sweep.json')
@@ -218,7 +218,7 @@ def test_added_runs_stand_beside_those_of_before():
     ([_axis('clients_per_round', '0')], {}, 'at least 1'),
   ],
 )
-def test_mistakes_are_one_sentence(axes, options, words):
+def test_mistakes_are_errors_of_one_sentence(axes, options, words):
   with pytest.raises(config.ConfigError, match=words) as caught:
     _plan(axes, **options)
   assert '\n' not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Tests of running a sweep: skipping, failing, stopping, going on.
+"""Tests of running a sweep: skipping, failing, stopping, resuming.
 
 A small script stands in for training: it writes the files that a run writes.
 """
@@ -85,7 +85,7 @@ def _run(runs, command, **options):
   return changes
 
 
-def test_all_run_each_on_processors_of_its_own(tmp_path):
+def test_each_run_has_processors_of_its_own(tmp_path):
   runs = sweeps.find_runs(_plan('a', 'b', 'c'), tmp_path)
   assert [run.state for run in runs] == [sweeps.WAITING] * 3
   changes = _run(runs, _command())
@@ -99,14 +99,14 @@ def test_all_run_each_on_processors_of_its_own(tmp_path):
     assert (tmp_path / name / 'environment').read_text() == '1 1'
 
 
-def test_never_more_at_once_than_asked_for(tmp_path):
+def test_num_jobs_limits_parallel_runs(tmp_path):
   runs = sweeps.find_runs(_plan('a', 'b', 'c'), tmp_path)
   changes = _run(runs, _command(), num_jobs=1)
   states = (sweeps.RUNNING, sweeps.FINISHED)
   assert changes == [(name, state) for name in 'abc' for state in states]
 
 
-def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tmp_path):
+def test_a_failing_run_does_not_stop_the_others_and_is_retried(tmp_path):
   plan = _plan('a', 'b', 'c')
   runs = sweeps.find_runs(plan, tmp_path)
   _run(runs, _command(fail_at={'a': 3}))
@@ -127,7 +127,7 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tmp_path):
   assert len((tmp_path / 'a' / 'metrics.csv').read_text().split()) == 6
 
 
-def test_a_run_that_is_killed_says_so(tmp_path):
+def test_error_of_a_killed_run(tmp_path):
   runs = sweeps.find_runs(_plan('a'), tmp_path)
   _run(
     runs,
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_says_so(tmp_path):
   assert 'signal 9' in runs[0].error and 'three rounds' in runs[0].error
 
 
-def test_a_silent_failure_does_not_repeat_what_an_earlier_one_said(tmp_path):
+def test_a_silent_failure_does_not_repeat_an_earlier_error(tmp_path):
   runs = sweeps.find_runs(_plan('a'), tmp_path)
   _run(runs, lambda run: ['sh', '-c', 'echo error: old; exit 1'])
   assert runs[0].error == 'old'
@@ -146,14 +146,14 @@ def test_a_silent_failure_does_not_repeat_what_an_earlier_one_said(tmp_path):
   assert runs[0].error == 'it ended with exit code 3'
 
 
-def test_another_experiment_in_the_folder_is_not_taken_for_finished(tmp_path):
+def test_another_experiment_in_the_folder_does_not_count_as_finished(tmp_path):
   _run(sweeps.find_runs(_plan('a'), tmp_path), _command())
   (other,) = sweeps.find_runs(_plan('a', rounds=9), tmp_path)
   assert other.state == sweeps.WAITING
 
 
 @pytest.mark.parametrize('content', ['', '{', 'round_num\nx\n'])
-def test_garbled_files_of_a_run_are_left_to_the_run(tmp_path, content):
+def test_garbled_files_of_a_run_are_ignored(tmp_path, content):
   (tmp_path / 'a').mkdir()
   for name in ('metrics.csv', 'summary.json', 'config.json'):
     (tmp_path / 'a' / name).write_text(content)
@@ -161,7 +161,7 @@ def test_garbled_files_of_a_run_are_left_to_the_run(tmp_path, content):
   assert (run.state, run.round_num, run.perplexity) == (sweeps.WAITING, 0, None)
 
 
-def test_an_interrupt_stops_the_runs_which_save_and_go_on_later(tmp_path):
+def test_an_interrupted_sweep_continues_where_it_stopped(tmp_path):
   plan = _plan('a', 'b', 'c')
   runs = sweeps.find_runs(plan, tmp_path)
 
@@ -199,7 +199,7 @@ def _eventually(condition):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_runs_save_and_end_with_a_sweep_that_is_ended(tmp_path, number):
+def test_runs_save_and_end_if_the_sweep_is_killed(tmp_path, number):
   program = f"""
 import sys, json
 sys.path.insert(0, {str(_ROOT)!r})

@@ -1,4 +1,4 @@
-"""Tests of what a sweep shows: lines, and the rows of the live table."""
+"""Tests of the progress display: lines, and the rows of the live table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _runs(*states):
   ]
 
 
-def test_lines_tell_of_starts_ends_and_failures():
+def test_lines_report_starts_ends_and_failures():
   runs = _runs(sweeps.WAITING, sweeps.WAITING)
   clock, stream = _Clock(), io.StringIO()
   with sweeps.Lines(runs, stream, clock=clock) as shown:
@@ -58,7 +58,7 @@ def test_lines_tell_of_starts_ends_and_failures():
   ]
 
 
-def test_rows_under_way_come_first_and_all_others_are_counted():
+def test_active_runs_come_first_and_hidden_ones_are_counted():
   runs = _runs(*[sweeps.FINISHED] * 3, sweeps.WAITING, sweeps.RUNNING)
   runs[0].state = sweeps.FAILED
   runs[4].round_num, runs[4].perplexity, runs[4].secs = 4, 2e7, 3700.0
