@@ -25,6 +25,7 @@ from si_federated.aggregators import (
   private_settings,
 )
 from si_federated.privacy import accounting, participation, strategies
+from si_federated.privacy import record as record_lib
 
 UNNOISED_MEASUREMENTS = ('clip_fraction', 'nonfinite_updates')
 
@@ -80,7 +81,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       count_noise,
     )
 
-  def with_record(self, record: accounting.Record) -> CorrelatedNoiseFactory:
+  def with_record(self, record: record_lib.Record) -> CorrelatedNoiseFactory:
     """Returns the factory with the noise multiplier of a record."""
     return dataclasses.replace(
       self,

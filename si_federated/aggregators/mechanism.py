@@ -7,7 +7,8 @@ from typing import Any, Optional, Union
 
 import tensorflow_federated as tff
 
-from si_federated.privacy import accounting, participation
+from si_federated.privacy import participation
+from si_federated.privacy import record as record_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Mechanism:
     tff.aggregators.UnweightedAggregationFactory,
   ]
   client_weighting: str
-  record: Optional[accounting.Record] = None
+  record: Optional[record_lib.Record] = None
   contract: Optional[participation.Participation] = None
   noise_cohort_size: Optional[int] = None
   unnoised_measurements: tuple[str, ...] = ()
@@ -66,7 +67,7 @@ class Mechanism:
     record = self.record and self.record.for_dimension(dimension)
     return self if record is self.record else self._replace_record(record)
 
-  def with_record(self, record: accounting.Record) -> Mechanism:
+  def with_record(self, record: record_lib.Record) -> Mechanism:
     """Returns the mechanism with the noise of another record.
 
     Calibration so keeps the strategy, which takes long to optimise.

@@ -5,8 +5,8 @@
   optima;
 - `strategies`, `strategy_files`, `comparison`: strategies as records, on disk
   and compared;
-- `sensitivity`, `accounting`, `discrete_noise`, `ledger`, `auditing`: what they
-  cost in privacy.
+- `sensitivity`, `record`, `accounting`, `discrete_noise`, `ledger`, `auditing`:
+  what they cost in privacy.
 
 README.md explains the contract, the matrices and the accounting.
 """

@@ -9,12 +9,10 @@ remove one").
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, Optional, TypeVar
+from typing import Optional
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -27,8 +25,8 @@ from si_federated.privacy import (
   sensitivity,
   strategies,
 )
+from si_federated.privacy import record as record_lib
 
-METHODS = ('exact', 'rdp')
 _KINDS = (
   'identity',
   'tree',
@@ -46,126 +44,8 @@ _ORDERS = (
 )
 
 
-AnyRecord = TypeVar('AnyRecord', bound='Record')
-
-
-class Record(abc.ABC):
-  """The description of a private mechanism, as a frozen dataclass.
-
-  Attributes:
-    noise_multiplier: The standard deviation of the noise on the *sum* of
-      clipped updates, relative to the clip norm.
-    contract: The participation that the schedule promises.
-    amplification: Of a schedule that earns it; None if none.
-    kind: The name of the mechanism.
-    sensitivity: Of all releases under the contract, relative to the clip norm.
-    rho: The zCDP of the mechanism; None if none is known.
-  """
-
-  noise_multiplier: float
-  contract: participation.Participation
-  amplification: Optional[schedules.Amplification]
-  kind: str
-  sensitivity: sensitivity.Sensitivity
-  rho: Optional[float]
-
-  @property
-  def neighbouring_relation(self) -> str:
-    """Which data sets the guarantee makes hard to tell apart."""
-    return 'zero-out' if self.amplification is None else 'add-or-remove-one'
-
-  def epsilon(self, delta: float, *, method: str = 'exact') -> float:
-    """Returns epsilon at delta.
-
-    Args:
-      delta: In (0, 1).
-      method: `'exact'`: the tightest known, from the privacy profile of a
-        Gaussian or, with amplification, dp_accounting's privacy loss
-        distributions; `'rdp'`: from Renyi differential privacy, a little
-        larger.
-
-    Raises:
-      ValueError: If delta or the method is invalid.
-    """
-    check_delta(delta)
-    if method not in METHODS:
-      raise ValueError(f'method is {method!r}; known are exact and rdp.')
-    if not self.noise_multiplier:
-      return math.inf
-    return self._epsilon(delta, method)
-
-  def summary(self, delta: float, *, method: str = 'exact') -> dict[str, Any]:
-    """Returns the guarantee as plain values, fit for JSON.
-
-    Args:
-      delta: In (0, 1).
-      method: As for `epsilon`.
-    """
-    return {
-      'kind': self.kind,
-      'noise_multiplier': self.noise_multiplier,
-      'sensitivity': self.sensitivity.value,
-      'sensitivity_is_exact': self.sensitivity.is_exact,
-      'sensitivity_method': self.sensitivity.method,
-      'rho': self.rho,
-      'epsilon': self.epsilon(delta, method=method),
-      'delta': delta,
-      'neighbouring_relation': self.neighbouring_relation,
-      'contract': dataclasses.asdict(self.contract),
-      'amplification': self.amplification
-      and dataclasses.asdict(self.amplification),
-      **self._details(),
-    }
-
-  def for_dimension(self, dimension: int) -> Record:
-    """Returns the record for updates of a known size.
-
-    Args:
-      dimension: The number of weights in an update.
-    """
-    del dimension
-    return self
-
-  def with_noise(self: AnyRecord, noise_multiplier: float) -> AnyRecord:
-    """Returns the record of another noise multiplier."""
-    record: Any = self
-    return dataclasses.replace(record, noise_multiplier=noise_multiplier)
-
-  @abc.abstractmethod
-  def is_variant_of(self, other: Record) -> bool:
-    """Returns whether only noise multiplier and amplification differ."""
-
-  @abc.abstractmethod
-  def after(self, observed: participation.Participation) -> Record:
-    """Returns the record of a run so far.
-
-    Args:
-      observed: The participation that a `ParticipationRecorder` has observed.
-        The guarantee holds for the clients' participation as it was, which
-        does not depend on their data.
-    """
-
-  @abc.abstractmethod
-  def event(self) -> dp_accounting.DpEvent:
-    """Returns the mechanism as an event of dp_accounting."""
-
-  @abc.abstractmethod
-  def calibrated(
-    self: AnyRecord, target_epsilon: float, delta: float
-  ) -> AnyRecord:
-    """Returns the record with the least noise; use `calibrate`."""
-
-  @abc.abstractmethod
-  def _epsilon(self, delta: float, method: str) -> float:
-    """Returns epsilon of a mechanism with noise."""
-
-  @abc.abstractmethod
-  def _details(self) -> dict[str, Any]:
-    """Returns further entries of the summary."""
-
-
 @dataclasses.dataclass(frozen=True)
-class PrivacyRecord(Record):
+class PrivacyRecord(record_lib.Record):
   """All that the privacy of a mechanism of Gaussian noise depends on.
 
   Attributes:
@@ -290,7 +170,7 @@ class PrivacyRecord(Record):
   def calibrated(self, target_epsilon, delta):
     """Returns the record with the least noise; use `calibrate`."""
     if self.amplification is None:
-      noise = self.sensitivity.value * least_enough(
+      noise = self.sensitivity.value * record_lib.least_enough(
         lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
         low=1e-6,
         tolerance=1e-10,
@@ -342,7 +222,7 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
     noise: The standard deviation over the sensitivity.
     delta: In (0, 1).
   """
-  check_delta(delta)
+  record_lib.check_delta(delta)
   if noise <= 0:
     return math.inf
   loss = privacy_loss_mechanism.GaussianPrivacyLoss(noise)
@@ -361,8 +241,8 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
 
 
 def calibrate(
-  record: AnyRecord, *, target_epsilon: float, delta: float
-) -> AnyRecord:
+  record: record_lib.AnyRecord, *, target_epsilon: float, delta: float
+) -> record_lib.AnyRecord:
   """Returns the record with the least noise that keeps to an epsilon.
 
   Args:
@@ -376,42 +256,12 @@ def calibrate(
   Raises:
     ValueError: If epsilon or delta is out of range, or no noise is enough.
   """
-  check_delta(delta)
+  record_lib.check_delta(delta)
   if not target_epsilon > 0:
     raise ValueError(f'target_epsilon is {target_epsilon}; it is positive.')
   if math.isinf(target_epsilon):
     return record.with_noise(0.0)
   return record.calibrated(target_epsilon, delta)
-
-
-def least_enough(
-  enough: Callable[[float], bool],
-  *,
-  low: float = 0.0,
-  high: float = 1.0,
-  limit: float = math.inf,
-  tolerance: float,
-) -> float:
-  """Returns the least number that is enough, by doubling and bisection.
-
-  Args:
-    enough: Whether a number is; increasing.
-    low: A number below.
-    high: The first guess.
-    limit: The largest number that is tried.
-    tolerance: Relative to the result.
-
-  Returns:
-    A number that is enough; infinite if none up to the limit is.
-  """
-  while not enough(high):
-    low, high = high, 2 * high
-    if high > limit:
-      return math.inf
-  while high - low > tolerance * high:
-    middle = (low + high) / 2
-    low, high = (low, middle) if enough(middle) else (middle, high)
-  return high
 
 
 def _accountant(method):
@@ -420,9 +270,3 @@ def _accountant(method):
   if method == 'rdp':
     return rdp.RdpAccountant(_ORDERS)
   return pld.PLDAccountant()
-
-
-def check_delta(delta: float) -> None:
-  """Raises ValueError unless delta lies in (0, 1)."""
-  if not 0 < delta < 1:
-    raise ValueError(f'delta is {delta}; it lies between 0 and 1.')

@@ -15,7 +15,7 @@ from typing import Optional
 import numpy as np
 from scipy import special
 
-from si_federated.privacy import accounting
+from si_federated.privacy import record
 
 
 def estimate_epsilon(
@@ -74,7 +74,7 @@ def normal_epsilon(
     The least epsilon for which both directions' hockey-stick divergences are
     at most delta.
   """
-  accounting.check_delta(delta)
+  record.check_delta(delta)
   if not (std_0 > 0 and std_1 > 0):
     return 0.0 if (mean_0, std_0) == (mean_1, std_1) else math.inf
   first, second = (mean_0, std_0), (mean_1, std_1)
@@ -87,7 +87,7 @@ def normal_epsilon(
 
   if not exceeds(0.0):
     return 0.0
-  return accounting.least_enough(
+  return record.least_enough(
     lambda epsilon: not exceeds(epsilon), limit=1e6, tolerance=1e-9
   )
 
@@ -161,7 +161,7 @@ def epsilon_lower_bound(
   """
   if not 0 < confidence < 1:
     raise ValueError(f'confidence is {confidence}; it lies between 0 and 1.')
-  accounting.check_delta(delta)
+  record.check_delta(delta)
   scores, unseen = _checked(scores, 4), _checked(unseen_scores, 4)
   level = (1 - confidence) / 2
 

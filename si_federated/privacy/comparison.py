@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -59,10 +59,8 @@ def compare(
   contract: participation.Participation,
   *,
   mechanisms: Sequence[str] = MECHANISMS,
-  bands: Optional[int] = None,
-  num_buffers: int = 4,
   workload: Optional[np.ndarray] = None,
-  cache: Optional[str] = None,
+  **options: Any,
 ) -> Iterator[Row]:
   """Yields a row for each mechanism, as soon as it is computed.
 
@@ -72,11 +70,9 @@ def compare(
   Args:
     contract: The participation contract.
     mechanisms: A choice of `MECHANISMS`.
-    bands: Of the banded strategies; by default as many as the separation.
-    num_buffers: Of blt.
     workload: A, shape `[n, n]`; prefix sums by default. Trees are compared for
       prefix sums only.
-    cache: A folder that keeps optimised strategies.
+    **options: Of `build`: `bands`, `num_buffers`, `cache`.
 
   Raises:
     ValueError: If a mechanism is unknown.
@@ -85,14 +81,7 @@ def compare(
     if workload is not None and mechanism.startswith('tree'):
       continue
     start = time.monotonic()
-    strategy = build(
-      mechanism,
-      contract,
-      bands=bands,
-      num_buffers=num_buffers,
-      workload=workload,
-      cache=cache,
-    )
+    strategy = build(mechanism, contract, workload=workload, **options)
     secs = time.monotonic() - start
     measured = contract
     if mechanism == 'dense':

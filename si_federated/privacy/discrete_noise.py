@@ -21,7 +21,7 @@ import numpy as np
 from dp_accounting import rdp
 from scipy import special
 
-from si_federated.privacy import accounting, participation, sensitivity
+from si_federated.privacy import participation, record, sensitivity
 
 NOISES = ('skellam', 'discrete_gaussian')
 ROTATIONS = ('hadamard', 'fourier')
@@ -53,7 +53,7 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistributedRecord(accounting.Record):
+class DistributedRecord(record.Record):
   """All that the privacy of a distributed mechanism depends on.
 
   Rounds have independent noise and compose adaptively, so that k participations
@@ -249,7 +249,7 @@ class DistributedRecord(accounting.Record):
     high = 1.0
     while enough(high) and high > 1e-6:
       high /= 2
-    noise = accounting.least_enough(
+    noise = record.least_enough(
       enough, low=high / 2, high=high, limit=1e9, tolerance=1e-6
     )
     if math.isinf(noise):

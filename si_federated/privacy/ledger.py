@@ -10,7 +10,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from si_federated.privacy import accounting, participation
+from si_federated.privacy import participation
+from si_federated.privacy import record as record_lib
 
 _NOT_COVERED = (
   'the choice of hyper-parameters, if other runs on the same data led to it',
@@ -28,7 +29,7 @@ class Ledger:
     mechanism: str,
     delta: float,
     contract: Optional[participation.Participation] = None,
-    record: Optional[accounting.Record] = None,
+    record: Optional[record_lib.Record] = None,
     simulated: bool = False,
     facts: Optional[dict[str, Any]] = None,
     unnoised: Iterable[str] = (),

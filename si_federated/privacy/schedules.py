@@ -94,9 +94,12 @@ class Schedule(abc.ABC):
       raise ValueError(f'Rounds are numbered from 1; found {round_num}.')
     return self._cohort(round_num)
 
-  @abc.abstractmethod
   def contract(self, rounds: int) -> participation.Participation:
-    """Returns the contract that the schedule meets for a number of rounds."""
+    """Returns the contract that the schedule meets for a number of rounds.
+
+    By default, a client may take part in every round.
+    """
+    return participation.Participation(rounds, rounds, 1)
 
   @abc.abstractmethod
   def _cohort(self, round_num: int) -> np.ndarray:
@@ -131,10 +134,6 @@ class Uniform(Schedule):
 
   def _cohort(self, round_num):
     return self._draw(self.num_clients, round_num)
-
-  def contract(self, rounds):
-    """Returns the contract that the schedule meets for a number of rounds."""
-    return participation.Participation(rounds, rounds, 1)
 
 
 class ShuffledEpochs(Schedule):
@@ -181,9 +180,8 @@ class FixedCycles(Schedule):
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    b = self.min_separation
-    assert b is not None
-    return participation.Participation(rounds, -(-rounds // b), b, cyclic=True)
+    assert self.min_separation is not None
+    return _cyclic_contract(rounds, self.min_separation)
 
 
 @dataclasses.dataclass(eq=False)
@@ -256,10 +254,6 @@ class Poisson(Schedule):
     draws = self._generator(round_num).random(self.num_clients)
     return np.flatnonzero(draws < self.amplification.probability)
 
-  def contract(self, rounds):
-    """Returns the contract that the schedule meets for a number of rounds."""
-    return participation.Participation(rounds, rounds, 1)
-
 
 @dataclasses.dataclass(eq=False)
 class CyclicPoisson(Schedule):
@@ -299,8 +293,13 @@ class CyclicPoisson(Schedule):
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""
-    b = self.min_separation
-    return participation.Participation(rounds, -(-rounds // b), b, cyclic=True)
+    return _cyclic_contract(rounds, self.min_separation)
+
+
+def _cyclic_contract(rounds, separation):
+  return participation.Participation(
+    rounds, -(-rounds // separation), separation, cyclic=True
+  )
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
