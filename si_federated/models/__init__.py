@@ -41,7 +41,7 @@ MODELS: Dict[str, Builder] = {
   'transformer_classifier': transformer_classifier,
 }
 
-# Changes that are made to a model before training.
+# Changes to a model before training.
 TRANSFORMS: Dict[str, Builder] = {
   'none': none,
   'freeze': freeze,

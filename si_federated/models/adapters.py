@@ -125,7 +125,7 @@ def ffa_lora_model(model: tf.keras.Model, **options: Any) -> tf.keras.Model:
   """Freezes a model and trains B of low-rank additions A B (FFA-LoRA).
 
   As `lora_model`, but A keeps its initial values, the same on all clients:
-  averages of updates, and noise, act linearly on what is learned, and updates
+  averages of updates, and noise, act linearly on the addition, and updates
   are half as large (Sun et al., arXiv 2403.12313). Arguments, result and errors
   are those of `lora_model`.
   """
@@ -231,7 +231,7 @@ def _call_with_sums(places: List[_Place]) -> None:
 
   def call(*args, **kwargs):
     before = [place.weight for place in places]
-    # Bypasses Keras, which tracks what is assigned to attributes.
+    # Bypasses Keras, which tracks attributes.
     try:
       for place, weight in zip(places, before):
         a, b, scale = _adapters(place.layer)[place.attribute]

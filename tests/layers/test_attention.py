@@ -61,7 +61,7 @@ def test_normalized_relu_ignores_the_scale(scale):
 
 
 def _keras_twin(ours, query, value):
-  """Returns Keras's layer with the weights of ours, its biases made nonzero."""
+  """Returns Keras's layer with the weights of ours and nonzero biases."""
   ours(query, value)
   weights = [
     np.random.default_rng(i).normal(size=w.shape).astype('float32') / 2
@@ -92,7 +92,7 @@ def _keras_twin(ours, query, value):
 
 
 @pytest.mark.parametrize('masked', ['causal', 'attention', 'value', 'none'])
-def test_softmax_attention_is_that_of_keras(masked):
+def test_softmax_attention_equals_keras(masked):
   query, value = tf.constant(_normal(2, 5, 6)), tf.constant(_normal(2, 7, 4))
   ours = layers.MultiHeadAttention(3, 2, value_dim=5)
   twin = _keras_twin(ours, query, value)
@@ -155,7 +155,7 @@ def test_causality_and_padding(scale_invariant):
 
 
 @pytest.mark.parametrize('scale_invariant', [False, True])
-def test_rows_that_see_nothing_give_zero(scale_invariant):
+def test_rows_without_allowed_keys_give_zero(scale_invariant):
   layer = layers.MultiHeadAttention(
     2, 3, use_bias=False, scale_invariant=scale_invariant
   )
@@ -173,7 +173,7 @@ def test_rows_that_see_nothing_give_zero(scale_invariant):
     assert np.all(np.isfinite(gradient))
 
 
-def test_dropout_is_active_in_training_alone():
+def test_dropout_is_active_only_in_training():
   layer = layers.MultiHeadAttention(2, 3, dropout=0.5)
   x = tf.constant(_normal(2, 8, 4))
   np.testing.assert_array_equal(layer(x), layer(x))

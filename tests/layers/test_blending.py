@@ -1,4 +1,4 @@
-"""Adaptive blending units against what is computed by hand."""
+"""Adaptive blending units against hand-computed values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNCTIONS = {
   'swish': lambda x: x / (1 + math.exp(-BETA * x)),
   'identity': lambda x: x,
 }
-# What becomes of ALPHA, worked out by hand: its sum is 1.3, that of the
+# The weights that follow from ALPHA, by hand: its sum is 1.3, that of the
 # magnitudes 1.9, that of the magnitudes with -0.3 as 1e-4 is 1.6001.
 EXPECTED = {
   'unrestricted': ALPHA,
@@ -52,7 +52,7 @@ def test_modes_equal_hand_computation(mode):
 
 
 @pytest.mark.parametrize('mode', list(EXPECTED))
-def test_all_functions_begin_alike(mode):
+def test_all_functions_start_with_equal_weights(mode):
   layer = layers.AdaptiveBlendingUnit(mode)
   layer.build(None)
   np.testing.assert_allclose(layer.blending_weights, [0.2] * 5)
@@ -116,7 +116,7 @@ def test_one_function_is_adaptive_scaling(name):
     ('abu_positive:relu+tanh', 'positive', ('relu', 'tanh')),
   ],
 )
-def test_kinds_in_words(text, mode, functions):
+def test_text_form_of_kinds(text, mode, functions):
   kind = blending.get(text)
   assert isinstance(kind, blending.Blend)
   assert (kind.mode, kind.functions) == (mode, functions)
@@ -147,13 +147,13 @@ def test_wrong_kinds_are_refused(text, message):
     ('abu_normalized:relu+identity', True),
     ('abu_absolute:relu', True),
     ('abu_absolute:relu+tanh', False),
-    # Its weights would add a degree, or their size would matter.
+    # Its weights would raise the degree, or their scale would matter.
     ('abu:relu+identity', False),
     ('abu_softmax:relu+identity', False),
     ('abu_positive:relu+identity', False),
   ],
 )
-def test_scale_invariant_blocks_take_what_is_homogeneous(text, fits):
+def test_scale_invariant_blocks_accept_homogeneous_activations(text, fits):
   def build():
     return layers.TransformerBlock(8, 2, activation=text, scale_invariant=True)
 
@@ -186,6 +186,6 @@ def test_each_place_has_a_unit_of_its_own():
     activation='abu_softmax:relu+tanh',
   )
   names = [w.name for w in model.weights if 'blending_weights' in w.name]
-  # Two feed-forward parts and a convolution a block.
+  # Each block has two feed-forward parts and a convolution.
   assert len(set(names)) == 6
   assert 'block_1/feed_forward_1/blending/blending_weights:0' in names

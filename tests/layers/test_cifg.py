@@ -195,8 +195,8 @@ def test_a_dead_gate_revives_with_a_slope_and_never_without():
 
 
 def test_a_gradient_step_never_kills_a_gate_of_one_row():
-  # The gradient is orthogonal to the rectified row, so that some entry which
-  # was positive stays positive however long the step.
+  # The gradient is orthogonal to the rectified row, so that some positive entry
+  # stays positive for any step size.
   generator = np.random.default_rng(6)
   for _ in range(200):
     x = tf.constant(generator.normal(size=(1, 3)))

@@ -1,4 +1,4 @@
-"""The embedding that also gives the logits."""
+"""The embedding that also computes the logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _layer(**kwargs):
 
 
 def _model(**kwargs):
-  """Ids to logits, by way of the embedding twice."""
+  """Maps ids to logits through the embedding, twice."""
   layer = _layer(**kwargs)
   ids = tf.keras.Input([None], dtype=tf.int32)
   return tf.keras.Model(ids, layer(tf.tanh(layer(ids)), reverse=True))

@@ -131,7 +131,7 @@ class TestModels:
     tf.keras.utils.set_random_seed(5)
     options = {}
     if name == 'si_conformer':
-      # What leaks through dead gates is no gradient of the loss.
+      # The slope of dead gates is not part of the loss's gradient.
       options = {'kernel_size': 4, 'dead_gate_slope': 0.0}
     model = models.MODELS[name](
       11,

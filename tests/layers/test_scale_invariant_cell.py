@@ -71,14 +71,14 @@ def test_plain_layers_are_not_invariant(name):
 def test_gradient_is_orthogonal_to_the_weights_of_each_block(
   name, factor, unroll
 ):
-  # The slope of dead gates is no true gradient.
+  # The slope of dead gates is not part of the true gradient.
   layer, x = _layer(name, dead_gate_slope=0.0, unroll=unroll)
   _scale(layer, layer.get_weights(), factor)
   target = tf.random.normal([BATCH, STEPS, UNITS], seed=3)
   with tf.GradientTape() as tape:
     loss = tf.reduce_mean((layer(x) - target) ** 2)
   gradients = tape.gradient(loss, layer.trainable_variables)
-  # A gate's rows: what comes from input, state and biases.
+  # A gate's rows: contributions of input, state and biases.
   for block in range(BLOCKS[name]):
     columns = slice(block * UNITS, (block + 1) * UNITS)
     w, g = (

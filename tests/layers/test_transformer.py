@@ -131,7 +131,7 @@ def test_later_positions_have_no_effect(name, scale_invariant):
 @pytest.mark.parametrize('scale_invariant', [False, True])
 @pytest.mark.parametrize('name', list(BLOCKS))
 def test_padding_changes_nothing(name, scale_invariant):
-  """Sentences get what they get alone, and so do the weights' gradients."""
+  """Outputs and weight gradients are those of the unpadded sentences."""
   block = BLOCKS[name](scale_invariant=scale_invariant)
   x, lengths = _normal(3, 6, 6), [6, 2, 0]
   target = _normal(3, 6, 6, seed=1)
@@ -158,7 +158,7 @@ def test_padding_changes_nothing(name, scale_invariant):
 
 
 @pytest.mark.parametrize('name', list(BLOCKS))
-def test_attention_only_leaves_the_rest(name):
+def test_attention_only_leaves_the_rest_unchanged(name):
   x = tf.constant(_normal(2, 5, 6))
   plain, attention_only = (
     BLOCKS[name](**options)
@@ -182,14 +182,14 @@ def test_attention_only_leaves_the_rest(name):
 
 
 @pytest.mark.parametrize('name', list(BLOCKS))
-def test_dropout_is_active_in_training_alone(name):
+def test_dropout_is_active_only_in_training(name):
   block = BLOCKS[name](dropout=0.5)
   x = tf.constant(_normal(2, 5, 6))
   np.testing.assert_array_equal(block(x), block(x))
   assert np.any(block(x, training=True) != block(x))
 
 
-def test_what_breaks_scale_invariance_is_refused():
+def test_settings_that_break_scale_invariance_are_refused():
   with pytest.raises(ValueError, match='needs an activation that scales'):
     layers.TransformerBlock(8, 2, activation='gelu', scale_invariant=True)
   with pytest.raises(ValueError, match='normalize_first'):
@@ -244,7 +244,7 @@ def test_learned_positions():
 
 
 class TestLayerNormalization:
-  def test_equals_that_of_keras(self):
+  def test_equals_keras(self):
     x = tf.constant(3 * _normal(2, 5, 6) + 1)
     ours = layers.LayerNormalization(epsilon=1e-3)
     twin = tf.keras.layers.LayerNormalization(epsilon=1e-3)

@@ -52,7 +52,7 @@ def _train(model, steps=2):
 @pytest.mark.parametrize(
   'name', ['lstm', 'cifg', 'si_gru', 'transformer', 'si_conformer']
 )
-def test_begins_as_the_model_and_merges_into_it(name):
+def test_initially_equals_the_model_and_merges_into_it(name):
   plain = _build(name)
   before = plain(X).numpy()
   model = TRANSFORMS['lora'](_build(name), rank=2, alpha=6)
@@ -168,12 +168,12 @@ def test_orthogonal_columns():
     ({'initializer': 'ones'}, "but it is 'ones'"),
   ],
 )
-def test_refuses(options, message):
+def test_bad_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     TRANSFORMS['lora'](_build('transformer'), **options)
 
 
-def test_refuses_adapters_on_adapters():
+def test_adapters_on_adapters_are_refused():
   model = TRANSFORMS['lora'](_build('transformer'), rank=2)
   with pytest.raises(ValueError, match='adapters already'):
     TRANSFORMS['lora'](model, rank=2)

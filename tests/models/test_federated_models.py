@@ -110,7 +110,7 @@ def test_functional_model_equals_keras(name, options):
     assert not [op for op in graph.get_operations() if op.type == 'VarHandleOp']
     with tf.compat.v1.Session() as session:
       actual = session.run(fetches)
-  # Recreated by TFF in the order of creation, which is Keras's.
+  # TFF recreates variables in the order of creation, as Keras does.
   for ours, theirs in zip(actual, expected):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -154,7 +154,7 @@ def _one_round(model_fn):
 
 
 def _expected_round(model):
-  """Averages, weighted by examples, what SGD does on each client."""
+  """Averages the clients' SGD updates, weighted by examples."""
   start = model.get_weights()
   updates, weights = [], []
   for data in _client_data():

@@ -247,7 +247,7 @@ def test_invariant_models_with_plain_activations_are_the_plain_models(name):
   model.set_weights(weights)
   ids = tf.constant([[1, 5, 3, 7, 0]])
   np.testing.assert_allclose(model(ids), plain(ids), rtol=1e-5, atol=1e-5)
-  # Each of the two makes a difference of its own.
+  # Each of the two changes the outputs.
   for options in ({'activation': 'tanh'}, {'recurrent_activation': 'sigmoid'}):
     mixed = MODELS[f'si_{name}'](
       12, embedding_size=6, units=16, normalize_embedding=False, **options

@@ -1,4 +1,4 @@
-"""Tests of what is done to models before they are trained."""
+"""Tests of freezing and of stable variable names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ X = np.array([[7, 1, 2, 3, 4], [7, 5, 9, 0, 0]], np.int32)
 Y = np.array([[1, 2, 3, 4, 8], [5, 9, 8, 0, 0]], np.int32)
 
 
-# Of KerasNLP, whose models no graph of TensorFlow 1 can hold.
+# KerasNLP's models cannot be built in TensorFlow 1 graphs.
 _BERT = ('albert', 'bert', 'distilbert')
 
 
@@ -47,7 +47,7 @@ def test_names_are_the_same_in_each_build(name):
     assert _names(_build(name).variables) == first
 
 
-def test_numbers_stay_where_names_would_be_alike():
+def test_numbers_stay_where_names_would_collide():
   assert stable_names(
     ['block_1/dense/kernel:0', 'block_1/dense_1/kernel:0', 'a_2/b_3/c_4:0']
   ) == ['block_1/dense/kernel', 'block_1/dense_1/kernel', 'a_2/b/c_4']
@@ -79,7 +79,7 @@ def test_freezes_by_variable(name, pattern, frozen):
   model = TRANSFORMS['freeze'](model, variables=pattern)
   assert set(_names(model.non_trainable_variables)) == frozen
   assert set(_names(model.trainable_variables)) == set(names) - frozen
-  # Keras now has other variables first.
+  # Keras now lists the variables in another order.
   assert set(_names(model.variables)) == set(names)
 
   model.compile(
@@ -92,7 +92,7 @@ def test_freezes_by_variable(name, pattern, frozen):
     assert same == (key in frozen) or not value.any()
 
 
-def test_what_matches_nothing_or_everything_is_refused_with_the_names():
+def test_patterns_matching_nothing_or_everything_are_refused():
   model = _build('cifg')
   for pattern in ('no_such', '.', 'e'):
     with pytest.raises(ValueError, match='embedding/embeddings') as caught:
