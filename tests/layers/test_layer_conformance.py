@@ -185,7 +185,7 @@ CASES = {
   ),
 }
 BATCH = 6
-# Another case takes the same paths: where TensorFlow compiles, these are slow.
+# Another case takes the same paths: the more expensive tests of these are slow.
 ALIKE = {
   'attention',
   'cifg',
@@ -319,12 +319,16 @@ def test_saved_model(case, tmp_path):
   _save_and_load(_model(case), tmp_path / 'saved_model')
 
 
-@pytest.mark.parametrize('file_name', ['model.keras', 'model.h5'])
-def test_save_and_load(case, file_name, tmp_path):
+@_compiled(*CASES)
+def test_h5_file(case, tmp_path):
   model = _model(case)
-  if file_name == 'model.h5' and type(model.layers[1]) is tf.keras.layers.RNN:
+  if type(model.layers[1]) is tf.keras.layers.RNN:
     pytest.skip('Keras finds no custom cell of its own RNN in an H5 file.')
-  _save_and_load(model, tmp_path / file_name)
+  _save_and_load(model, tmp_path / 'model.h5')
+
+
+def test_keras_file(case, tmp_path):
+  _save_and_load(_model(case), tmp_path / 'model.keras')
 
 
 def _save_and_load(model, path):
