@@ -12,12 +12,11 @@ from si_federated import config
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import builder
 from si_federated.personalization import (
-  ClientPart,
   ExpertSettings,
   client_hashing,
   experts,
 )
-from si_federated.tasks import AnyTask, ClassificationTask
+from si_federated.tasks import AnyTask
 
 
 def options_of(experiment: config.ExperimentConfig) -> dict[str, Any]:
@@ -139,21 +138,5 @@ def task_of_rounds(
     # Who has too little to be personalised is not judged either.
     return None if parts is None else parts[0]
 
-  part: Any
-  if isinstance(task, ClassificationTask):
-    part = dataclasses.replace(
-      task.train,
-      clients=tuple(_own_texts(task, i, training_rows(i)) for i in members),
-    )
-  else:
-    part = ClientPart(
-      population, np.array(members), training_rows, task.element_spec
-    )
+  part: Any = population.subset(members, training_rows)
   return dataclasses.replace(task, train=part)
-
-
-def _own_texts(
-  task: ClassificationTask, index: int, rows: Optional[np.ndarray]
-) -> tuple[str, np.ndarray]:
-  name, numbers = task.train.clients[index]
-  return name, numbers if rows is None else numbers[rows]

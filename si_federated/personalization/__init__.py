@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from si_federated.personalization.client_by_client import personalize_all
-from si_federated.personalization.client_part import ClientPart
 from si_federated.personalization.client_store import ClientStore, StoreError
 from si_federated.personalization.experts import (
   Client,
@@ -13,7 +12,6 @@ from si_federated.personalization.experts import (
 
 __all__ = [
   'Client',
-  'ClientPart',
   'ClientStore',
   'ExpertSettings',
   'Personalizer',

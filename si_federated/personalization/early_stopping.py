@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from si_federated.personalization import client_hashing, learners
 from si_federated.personalization import examples as examples_lib
+from si_federated.personalization import learners
+from si_federated.tasks.population_subset import hashed_permutation
 
 
 class EarlyStopping:
@@ -130,10 +131,7 @@ def fit(
   while epoch < max_epochs and not stopping.should_stop:
     epochs = range(epoch, min(epoch + epochs_per_validation, max_epochs))
     order = np.concatenate(
-      [
-        client_hashing.permutation(len(train), 'epoch', e, *words)
-        for e in epochs
-      ]
+      [hashed_permutation(len(train), 'epoch', e, *words) for e in epochs]
     )
     trained, states = learner.train(
       trained,

@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 
 from si_federated.personalization import client_hashing, learners, mixture
 from si_federated.personalization import examples as examples_lib
+from si_federated.tasks.population_subset import hashed_permutation
 
 # Of a client's examples: to fine-tune on, to be judged on.
 FRACTIONS = (0.5, 0.5)
@@ -198,9 +199,7 @@ def evaluate_clients(
       continue
     train, test = (own[part] for part in parts)
     order = [
-      client_hashing.permutation(
-        len(train), 'personalization', epoch, seed, name
-      )
+      hashed_permutation(len(train), 'personalization', epoch, seed, name)
       for epoch in range(epochs)
     ]
     datum = collections.OrderedDict(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from si_federated.tasks.populations import (
+  Population,
   check_at_least_one,
-  in_batches,
   permutation,
-  training_order,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledPopulation:
+class LabelledPopulation(Population):
   """The clients of one split; its methods are those of `ClientPopulation`.
 
   Attributes:
@@ -76,66 +74,26 @@ class LabelledPopulation:
     ids = self.ids[numbers].astype(np.int32)
     return np.concatenate([ids, self.labels[numbers, None]], axis=1)
 
-  def training_examples(
+  def select(self, index: int, order: np.ndarray) -> np.ndarray:
+    """Returns texts of a client by their numbers, `[m, T + 1]` int32."""
+    return self.rows(self._client(index)[1][order])
+
+  def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids `[n, T]` and labels `[n]` of rows `[n, T + 1]`."""
+    return text_and_label(rows)
+
+  def subset(
     self,
-    index: int,
-    *,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> np.ndarray:
-    """Returns the texts of a client in the order of a training pass.
-
-    Args:
-      index: The client.
-      epochs: How often each text is seen, each time in a new order.
-      max_elements: At most this many texts over all epochs; None for all.
-      seed: With the client's index fixes the order; None for stored order.
-
-    Returns:
-      `[m, T + 1]` int32.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    numbers = self._client(index)[1]
-    order = training_order(
-      len(numbers),
-      index=index,
-      epochs=epochs,
-      max_elements=max_elements,
-      seed=seed,
-    )
-    return self.rows(numbers[order])
-
-  def client_batches(
-    self,
-    index: int,
-    *,
-    batch_size: int,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> tf.data.Dataset:
-    """Returns the batches of one client for one round.
-
-    Args:
-      index: The client.
-      batch_size: Texts a batch; the last may have fewer.
-      epochs: As for `training_examples`.
-      max_elements: As for `training_examples`.
-      seed: As for `training_examples`.
-
-    Returns:
-      A dataset of `(x [b, T], y [b])` int32.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    rows = self.training_examples(
-      index, epochs=epochs, max_elements=max_elements, seed=seed
-    )
-    return in_batches(text_and_label(rows), batch_size)
+    members: Sequence[int],
+    rows: Callable[[int], np.ndarray | None] = lambda _: None,
+  ) -> LabelledPopulation:
+    """Returns some of the clients; see `Population`."""
+    clients = []
+    for index in members:
+      name, numbers = self._client(index)
+      kept = rows(index)
+      clients.append((name, numbers if kept is None else numbers[kept]))
+    return dataclasses.replace(self, clients=tuple(clients))
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
     """Returns a fixed random subset of the texts of all clients.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +11,128 @@ import tensorflow as tf
 from si_federated.tasks.token_arrays import MAX_WORDS, TokenArrays
 
 
+class Population(Protocol):
+  """The clients of one split, each with examples of `T + 1` numbers.
+
+  Orders and batches depend on a seed and the client alone.
+  """
+
+  def __len__(self) -> int: ...
+
+  def client_id(self, index: int) -> str:
+    """Returns the name of a client, 0 <= index < len(self)."""
+    ...
+
+  def num_examples(self, index: int) -> int:
+    """Returns the number of examples of a client."""
+    ...
+
+  def examples(self, index: int) -> np.ndarray:
+    """Returns a client's examples in stored order, `[n, T + 1]` int32."""
+    ...
+
+  def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits examples `[n, T + 1]` into inputs and labels."""
+    ...
+
+  def subset(
+    self,
+    members: Sequence[int],
+    rows: Callable[[int], np.ndarray | None] = lambda _: None,
+  ) -> Population:
+    """Returns some of the clients, numbered from 0, as a population.
+
+    Args:
+      members: The clients that belong to it.
+      rows: Returns the examples of a client, by its number here, that belong to
+        it; None for all.
+    """
+    ...
+
+  def select(self, index: int, order: np.ndarray) -> np.ndarray:
+    """Returns examples of a client by their numbers, `[m, T + 1]` int32."""
+    return self.examples(index)[order]
+
+  def order(
+    self,
+    index: int,
+    *,
+    epochs: int,
+    max_elements: int | None,
+    seed: int | Sequence[int] | None,
+  ) -> np.ndarray:
+    """Returns the order of a client's examples; see `training_examples`."""
+    return training_order(
+      self.num_examples(index),
+      index=index,
+      epochs=epochs,
+      max_elements=max_elements,
+      seed=seed,
+    )
+
+  def training_examples(
+    self,
+    index: int,
+    *,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> np.ndarray:
+    """Returns the examples of a client in the order of a training pass.
+
+    Shuffled, repeated with a new order in every epoch, then cut to
+    `max_elements`, as in TFF's Stack Overflow baseline. Differs from the
+    baseline: the shuffle is over the whole client, not a buffer of 1,000.
+
+    Args:
+      index: The client.
+      epochs: The number of passes over the examples.
+      max_elements: At most this many examples over all epochs; None for all.
+      seed: With the client fixes the order; None for stored order.
+
+    Returns:
+      `[m, T + 1]` int32.
+
+    Raises:
+      ValueError: If a number is out of range.
+    """
+    return self.select(
+      index,
+      self.order(index, epochs=epochs, max_elements=max_elements, seed=seed),
+    )
+
+  def client_batches(
+    self,
+    index: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the batches of one client for one round.
+
+    Args:
+      index: The client.
+      batch_size: Examples per batch; the last batch may have fewer.
+      epochs: See `training_examples`.
+      max_elements: See `training_examples`.
+      seed: See `training_examples`.
+
+    Returns:
+      A dataset of int32 inputs `[b, T]` and labels, `[b, T]` or `[b]`.
+
+    Raises:
+      ValueError: If a number is out of range.
+    """
+    rows = self.training_examples(
+      index, epochs=epochs, max_elements=max_elements, seed=seed
+    )
+    return in_batches(self.split(rows), batch_size)
+
+
 @dataclasses.dataclass(frozen=True)
-class ClientPopulation:
+class ClientPopulation(Population):
   """The clients of one split, as sentences of ids of a fixed length.
 
   Nothing is read before a client is asked for, and nothing is kept after, so
@@ -81,8 +201,7 @@ class ClientPopulation:
       `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
       if there are fewer than T, zeros.
     """
-    order = np.arange(self.num_examples(index))
-    return self.ids_of(self.sentence_numbers(index, order))
+    return self.select(index, np.arange(self.num_examples(index)))
 
   def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
     """Returns which sentences of the whole split some of a client's are.
@@ -115,69 +234,24 @@ class ClientPopulation:
     body[short, sizes[short]] = unknown + 2
     return ids
 
-  def training_examples(
-    self,
-    index: int,
-    *,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> np.ndarray:
-    """Returns the sentences of a client in the order of a training pass.
-
-    Shuffled, repeated with a new order in every epoch, then cut to
-    `max_elements`, as in TFF's Stack Overflow baseline. Differs from the
-    baseline: the shuffle is over the whole client, not a buffer of 1,000.
-
-    Args:
-      index: The client.
-      epochs: How often each sentence is seen.
-      max_elements: At most this many sentences over all epochs; None for all.
-      seed: With the client's index fixes the order; None for stored order.
-
-    Returns:
-      `[m, T + 1]` int32.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    order = training_order(
-      self.num_examples(index),
-      index=index,
-      epochs=epochs,
-      max_elements=max_elements,
-      seed=seed,
-    )
+  def select(self, index: int, order: np.ndarray) -> np.ndarray:
+    """Returns sentences of a client by their numbers, `[m, T + 1]` int32."""
     return self.ids_of(self.sentence_numbers(index, order))
 
-  def client_batches(
+  def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and the labels one ahead, `[n, T]`, of rows `[n, T + 1]`."""
+    return next_tokens(rows)
+
+  def subset(
     self,
-    index: int,
-    *,
-    batch_size: int,
-    epochs: int = 1,
-    max_elements: int | None = None,
-    seed: int | Sequence[int] | None = None,
-  ) -> tf.data.Dataset:
-    """Returns the batches of one client for one round.
+    members: Sequence[int],
+    rows: Callable[[int], np.ndarray | None] = lambda _: None,
+  ) -> Population:
+    """Returns some of the clients; see `Population`."""
+    # Imported here, since a subset is a population itself.
+    from si_federated.tasks.population_subset import PopulationSubset
 
-    Args:
-      index: The client.
-      batch_size: Sentences a batch; the last may have fewer.
-      epochs: As for `training_examples`.
-      max_elements: As for `training_examples`.
-      seed: As for `training_examples`.
-
-    Returns:
-      A dataset of `(x [b, T], y [b, T])` int32, y one word ahead of x.
-
-    Raises:
-      ValueError: A number is out of range.
-    """
-    ids = self.training_examples(
-      index, epochs=epochs, max_elements=max_elements, seed=seed
-    )
-    return in_batches(next_tokens(ids), batch_size)
+    return PopulationSubset(self, np.asarray(members, np.int64), rows)
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
     """Returns a fixed random subset of all sentences of all clients.

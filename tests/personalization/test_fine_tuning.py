@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.personalization import client_hashing, fine_tuning
+from si_federated.tasks.population_subset import hashed_permutation
 
 _RATE, _BATCH, _EPOCHS = 0.1, 3, 2
 
@@ -75,7 +76,7 @@ def _by_hand(client):
   train, test = parts
   order = np.concatenate(
     [
-      client_hashing.permutation(
+      hashed_permutation(
         len(train), 'personalization', epoch, 4, f'client {client}'
       )
       for epoch in range(_EPOCHS)
