@@ -58,7 +58,7 @@ def test_colors_are_distinguishable_for_every_vision(side, vision):
 
 
 def test_legend_lists_curves_in_the_order_in_which_they_end():
-  with matplotlib.rc_context(rc=plotting.STYLE):
+  with matplotlib.rc_context(rc=plotting.STYLE):  # type: ignore[arg-type]
     figure, axes = plotting.blank_axes('y', 3)
     for label, values in (
       ('falls', [3.0, 1.0]),
@@ -67,7 +67,7 @@ def test_legend_lists_curves_in_the_order_in_which_they_end():
     ):
       x = np.arange(len(values))
       plotting.draw_band(
-        axes, x, values, values, values, plotting.Look('C0'), label=label
+        axes, x, *[np.array(values)] * 3, plotting.Look('C0'), label=label
       )
     plotting.draw_level(axes, 2.0, 'level')
     picture = plotting.finish('name', 'Caption.', figure, axes)
