@@ -65,10 +65,8 @@ def test_legend_lists_curves_in_the_order_in_which_they_end():
       ('si_transformer, client lr 0.3, mean', [2.0, 5.0]),
       ('empty', []),
     ):
-      x = np.arange(len(values))
-      plotting.draw_band(
-        axes, x, *[np.array(values)] * 3, plotting.Look('C0'), label=label
-      )
+      x, y = np.arange(len(values)), np.array(values)
+      plotting.draw_band(axes, x, y, y, y, plotting.Look('C0'), label=label)
     plotting.draw_level(axes, 2.0, 'level')
     picture = plotting.finish('name', 'Caption.', figure, axes)
   texts = re.findall(r'<!-- (.*?) -->', picture.svg)
