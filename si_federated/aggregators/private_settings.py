@@ -109,19 +109,12 @@ def private_builder(
   def decorate(build):
     _, *options = inspect.signature(build).parameters.values()
     settings = [
-      inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=defaults.get(
-          field.name,
-          inspect.Parameter.empty
-          if field.default is dataclasses.MISSING
-          else field.default,
-        ),
-        annotation=field.type,
+      setting.replace(
+        kind=inspect.Parameter.KEYWORD_ONLY,
+        default=defaults.get(setting.name, setting.default),
       )
-      for field in dataclasses.fields(PrivateSettings)
-      if field.name not in without
+      for setting in inspect.signature(PrivateSettings).parameters.values()
+      if setting.name not in without
     ]
     signature = inspect.Signature(
       [*settings, *options], return_annotation=mechanism.Mechanism

@@ -101,7 +101,7 @@ def test_dp_sgd_agrees_with_dp_accounting():
   assert record.neighbouring_relation == 'add-or-remove-one'
 
 
-def test_sampling_is_worth_claiming():
+def test_sampling_lowers_epsilon():
   record = _poisson()
   unclaimed = dataclasses.replace(record, amplification=None)
   assert record.epsilon(1e-6) < 0.2 * unclaimed.epsilon(1e-6)
@@ -195,7 +195,7 @@ def test_summary_is_json():
   assert summary['contract']['rounds'] == 200
 
 
-def test_faults():
+def test_bad_arguments_are_rejected():
   class Strange:
     kind = 'strange'
     rounds = 1

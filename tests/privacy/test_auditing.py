@@ -68,7 +68,7 @@ def test_lower_bound_holds():
   assert auditing.epsilon_lower_bound(same[:400], same[400:], 1e-5) < 0.3
 
 
-def test_lower_bound_finds_what_is_not_private():
+def test_lower_bound_is_high_without_privacy():
   random = np.random.default_rng(0)
   inside, outside = random.normal(20, 1, 2000), random.normal(0, 1, 2000)
   found = auditing.epsilon_lower_bound(inside, outside, 1e-5)
@@ -77,7 +77,7 @@ def test_lower_bound_finds_what_is_not_private():
   assert found == pytest.approx(math.log((1 - false - 1e-5) / false), rel=1e-6)
 
 
-def test_faults():
+def test_bad_arguments_are_rejected():
   scores = np.arange(8.0)
   with pytest.raises(ValueError, match='either'):
     auditing.estimate_epsilon(scores, 1e-5)

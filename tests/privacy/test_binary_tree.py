@@ -98,7 +98,7 @@ def test_completed_trees_leave_one_node_of_noise():
   assert seven.errors().maximum ** 2 == pytest.approx(6)
 
 
-def test_faults():
+def test_bad_arguments_are_rejected():
   with pytest.raises(ValueError, match='decoder'):
     binary_tree.prefix_variances(4, 'best')
   with pytest.raises(ValueError, match='do not make 9'):

@@ -258,7 +258,7 @@ def test_summary_is_plain(noise):
     assert 1 < summary['rho'] < 1.1
 
 
-def test_a_ledger_takes_it():
+def test_a_ledger_accepts_the_record():
   contract = participation.Participation(10, 2, 5)
   record = _record(contract=contract)
   book = ledger.Ledger(
@@ -301,12 +301,12 @@ def test_needs_the_dimension():
     ({'dimension': 0}, 'at least 1'),
   ],
 )
-def test_refuses(options, message):
+def test_bad_options_are_rejected(options, message):
   with pytest.raises(ValueError, match=message):
     _record(**options)
 
 
-def test_refuses_unknown_delta_and_method():
+def test_unknown_deltas_and_methods_are_rejected():
   with pytest.raises(ValueError, match='between 0 and 1'):
     _record().epsilon(0.0)
   with pytest.raises(ValueError, match='exact and rdp'):

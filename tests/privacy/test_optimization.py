@@ -184,7 +184,7 @@ def test_compare_has_a_row_for_each_mechanism(tmp_path):
   assert '| gaussian | 2.000 | 13.856 | 9.899 |' in table
 
 
-def test_faults():
+def test_bad_arguments_are_rejected():
   with pytest.raises(ValueError, match='unknown; known are gaussian'):
     privacy.build('blts', _CONTRACT)
   with pytest.raises(ValueError, match='takes 1 to 12 bands'):

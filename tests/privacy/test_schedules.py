@@ -122,7 +122,7 @@ def test_check_in_is_uniform_over_available_clients():
   assert counts.max() < 50
 
 
-def test_check_in_that_runs_dry_says_so():
+def test_running_out_of_clients_is_reported():
   schedule = schedules.MinSeparation(
     num_clients=10,
     clients_per_round=2,

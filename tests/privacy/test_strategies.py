@@ -184,7 +184,7 @@ def test_faulty_blt_is_refused(decay, scale):
     strategies.Blt.from_parameters(decay, scale, 8)
 
 
-def test_other_faults():
+def test_other_bad_arguments_are_rejected():
   with pytest.raises(ValueError, match='Toeplitz'):
     strategies.Toeplitz(np.array([0.0, 1.0]), 8)
   with pytest.raises(ValueError, match='can not serve'):
