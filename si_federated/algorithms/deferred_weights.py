@@ -1,8 +1,8 @@
-"""Learning processes whose graphs do not hold the model's initial weights.
+"""Learning processes whose graphs do not contain the model's initial weights.
 
-TFF writes initial weights into the graph of `initialize` as constants, of which
-serialising and importing make some twenty copies. Here the graph makes zeros,
-and the weights are put into the state afterwards.
+TFF writes initial weights into the graph of `initialize` as constants, which
+are copied some twenty times while the graph is serialized and imported. Here
+the graph makes placeholder zeros, and the state gets the weights afterwards.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from si_federated.algorithms.functional_model import NamedModel
 
 
 def make_zeros(shape: Sequence[int], dtype: Any) -> tf.Tensor:
-  """Returns zeros, made where they are asked for.
+  """Returns zeros that are made when the graph runs.
 
-  `tf.zeros` of a known shape becomes a constant when TensorFlow optimizes a
-  graph, which then holds a model's size of zeros as long as it exists.
+  TensorFlow's graph optimizer turns `tf.zeros` of a known shape into a
+  constant, which takes memory as long as the graph exists.
 
   Args:
-    shape: Their shape.
-    dtype: Their type.
+    shape: The shape.
+    dtype: The type.
   """
   return tf.raw_ops.Empty(
     shape=list(shape), dtype=tf.as_dtype(dtype), init=True
@@ -35,8 +35,8 @@ def make_zeros(shape: Sequence[int], dtype: Any) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Zeros:
-  """Zeros that are no constant in a graph, with what is asked of an array."""
+class _PlaceholderZeros:
+  """Stands for an array of zeros without becoming a constant in a graph."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -45,9 +45,9 @@ class _Zeros:
   def size(self) -> int:
     return math.prod(self.shape)
 
-  # What TensorFlow asks of a value that it is to convert. A conversion function
-  # that is registered would keep this module, and TFF's processes with it, into
-  # the end of Python, where they can no longer be ended without an error.
+  # TensorFlow's protocol of conversion. A registered conversion function would
+  # keep this module, and TFF's processes with it, until the end of Python,
+  # when they can no longer be ended without an error.
   def __tf_tensor__(
     self, dtype: tf.DType | None = None, name: str | None = None
   ) -> tf.Tensor:
@@ -56,19 +56,18 @@ class _Zeros:
 
 
 def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
-  """Returns a model whose initial weights are zeros, of which no graph grows.
+  """Returns a model whose initial weights are placeholder zeros.
+
+  Weights are so not embedded in graphs. Give them to `StartedProcess`.
 
   Args:
     model: The model.
   """
-
-  def without_values(weight: np.ndarray) -> _Zeros:
-    return _Zeros(weight.shape, weight.dtype)
-
   return NamedModel(
     variable_names=getattr(model, 'variable_names', ()),
     initial_weights=tf.nest.map_structure(
-      without_values, model.initial_weights
+      lambda weight: _PlaceholderZeros(weight.shape, weight.dtype),
+      model.initial_weights,
     ),
     predict_on_batch_fn=model.predict_on_batch,
     loss_fn=model.loss,
@@ -82,12 +81,12 @@ def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
 
 
 class StartedProcess:
-  """A learning process that starts from weights which it is given.
+  """A learning process that starts from given weights.
 
   Attributes:
-    next: As of `tff.learning.templates.LearningProcess`.
-    get_model_weights: As there.
-    set_model_weights: As there.
+    next: See `tff.learning.templates.LearningProcess`.
+    get_model_weights: See there.
+    set_model_weights: See there.
   """
 
   def __init__(
@@ -95,11 +94,11 @@ class StartedProcess:
     process: tff.learning.templates.LearningProcess,
     initial_weights: Any,
   ):
-    """Starts from weights.
+    """Initializes the process.
 
     Args:
-      process: The process, of a model as of `leave_out_values`.
-      initial_weights: Trainable and other weights, as of
+      process: A process whose model is from `leave_out_values`.
+      initial_weights: Trainable and other weights; see
         `tff.learning.models.FunctionalModel`.
     """
     self._process = process

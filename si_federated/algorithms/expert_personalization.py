@@ -1,8 +1,8 @@
-"""Federated averaging whose clients then train experts of their own.
+"""Federated averaging, after which clients train experts of their own.
 
 Listo Zec et al. 2020, "Specialized federated learning using a mixture of
-experts", arXiv 2010.02056. The rounds are those of FedAvg, by the clients that
-have not opted out; the options tell what is done after the last round.
+experts", arXiv 2010.02056. The rounds are those of FedAvg, among the clients
+that have not opted out. The options belong to the stage after the last round.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ def build_expert_personalization(
   gate_embedding_size: int = 8,
   gate_units: int = 16,
 ) -> tff.learning.templates.LearningProcess:
-  """Builds the rounds; the options are read by what follows them.
+  """Builds the rounds; the personalization stage reads the other options.
 
   Differs from the paper, whose settings are for images and headlines: Adam's
   learning rate is 5e-5 there, that of the gate 1e-5 or 1e-6, with up to 500
   epochs, a validation every 5 and a patience of 10.
 
   Args:
-    model: See `build_fed_avg`, as for the next five.
+    model: See `build_fed_avg`, also for the next five.
     client_optimizer: Makes the steps on a client.
     server_optimizer: Applies the mean update.
     aggregation_factory: Combines the updates.
-    client_weighting: How clients weigh.
+    client_weighting: The weights of clients.
     model_distributor: Sends the model to the clients.
-    opt_out: The share of clients whose data never enter the global model.
-    num_clients: How many clients are personalised.
-    learning_rate: Of a client's Adam, for its models.
-    gate_learning_rate: Of a client's Adam, for its gate.
-    max_epochs: The most epochs of each of a client's three trainings.
-    epochs_per_validation: Epochs from one validation to the next.
-    patience: Validations without progress that end a training.
-    min_drop: How much lower the validation loss must be to be progress.
+    opt_out: The fraction of clients whose data never enter the global model.
+    num_clients: How many clients are personalized.
+    learning_rate: The learning rate of Adam for a client's models.
+    gate_learning_rate: The learning rate of Adam for a client's gate.
+    max_epochs: The maximum epochs of each of a client's three trainings.
+    epochs_per_validation: Epochs between validations.
+    patience: The number of validations without progress that ends a training.
+    min_drop: The decrease of the validation loss that counts as progress.
     mix: `probabilities`, or `log_probabilities` as in the authors' code.
-    start: What a client's mixture begins with: `fine_tuned` weights and a gate
-      of one half, or `validated`, what does best on its validation part.
+    start: The start of a client's mixture: `fine_tuned` weights and a gate of
+      one half, or `validated`, the start with the best validation loss.
     gate_embedding_size: Size of the gate's embeddings.
     gate_units: Units of the gate's hidden layer.
 

@@ -13,11 +13,11 @@ Factory = Union[
 
 
 def tff_weighting(client_weighting: str) -> tff.learning.ClientWeighting:
-  """Returns TFF's value of a weighting of ours.
+  """Returns TFF's name of a client weighting.
 
   Args:
-    client_weighting: `'uniform'`, `'tokens'` or `'examples'`; of the latter two
-      the model counts the one that was asked for.
+    client_weighting: `'uniform'`, `'tokens'` or `'examples'`; for the latter
+      two the model's `num_examples` counts the chosen unit.
   """
   if client_weighting == 'uniform':
     return tff.learning.ClientWeighting.UNIFORM
@@ -33,16 +33,16 @@ def build_fed_avg(
   client_weighting: str = 'tokens',
   model_distributor: tff.learning.templates.DistributionProcess | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Builds FedAvg, FedAdam and their kin (Reddi et al., arXiv 2003.00295).
+  """Builds FedAvg, FedAdam and relatives (Reddi et al., arXiv 2003.00295).
 
   Args:
-    model: The model to train; its number of examples is what weights clients.
+    model: The model to train; its number of examples weights clients.
     client_optimizer: Makes the steps on a client.
     server_optimizer: Applies the mean update, as if it were a gradient.
     aggregation_factory: Combines the updates.
     client_weighting: `'uniform'`, or else clients weigh by the model's count of
       examples (or tokens).
-    model_distributor: Sends the model to the clients; as it is by default.
+    model_distributor: Sends the model to the clients; unchanged by default.
 
   Returns:
     TFF's learning process.
@@ -53,7 +53,7 @@ def build_fed_avg(
     'server_optimizer_fn': server_optimizer,
     'model_aggregator': aggregation_factory,
     'model_distributor': model_distributor,
-    # An iterator's loop body is instantiated once, a reduction's once a client.
+    # An iterator's loop body is instantiated once, a reduction's per client.
     'loop_implementation': tff.learning.LoopImplementation.DATASET_ITERATOR,
   }
   if isinstance(

@@ -12,7 +12,7 @@ from si_federated.algorithms import fed_avg
 
 
 class ProximalOptimizer(tff.learning.optimizers.Optimizer):
-  """Adds μ (x - x₀) to the gradient, where x₀ is where it began.
+  """Adds μ (x - x₀) to the gradient, where x₀ are the initial weights.
 
   TFF 0.87's own FedProx adds it with the wrong sign, which drives clients away
   from the server's model.
@@ -33,7 +33,7 @@ class ProximalOptimizer(tff.learning.optimizers.Optimizer):
     self._strength = strength
 
   def initialize(self, specs: Any) -> Any:
-    """Returns a state that takes the weights of the first step for x₀."""
+    """Returns a state in which the weights of the first step become x₀."""
     return collections.OrderedDict(
       inner=self._inner.initialize(specs),
       has_begun=tf.constant(False),
@@ -79,12 +79,12 @@ def build_fed_prox(
   """Builds FedProx (Li et al. 2018, arXiv 1812.06127).
 
   Args:
-    model: As for `build_fed_avg`, as all that follow but the last.
-    client_optimizer: Likewise.
-    server_optimizer: Likewise.
-    aggregation_factory: Likewise.
-    client_weighting: Likewise.
-    model_distributor: Likewise.
+    model: See `build_fed_avg`, also for the next five.
+    client_optimizer: Makes the steps on a client.
+    server_optimizer: Applies the mean update.
+    aggregation_factory: Combines the updates.
+    client_weighting: The weights of clients.
+    model_distributor: Sends the model to the clients.
     proximal_strength: μ; half of it times the squared distance from the
       server's model is added to a client's loss.
 

@@ -17,7 +17,7 @@ def build_fed_sgd(
   client_weighting: str = 'tokens',
   model_distributor: tff.learning.templates.DistributionProcess | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Builds FedSGD (McMahan et al. 2016, arXiv 1602.05629) as TFF has it.
+  """Builds FedSGD (McMahan et al. 2016, arXiv 1602.05629) with TFF.
 
   Clients make no steps: there is no client optimizer.
 
@@ -25,15 +25,15 @@ def build_fed_sgd(
     model: The model to train.
     server_optimizer: Applies the mean gradient.
     aggregation_factory: Combines the gradients.
-    client_weighting: As for `build_fed_avg`, but not `'uniform'` unless the
-      aggregator has no weights.
-    model_distributor: As for `build_fed_avg`.
+    client_weighting: See `build_fed_avg`; `'uniform'` needs an unweighted
+      aggregator.
+    model_distributor: See `build_fed_avg`.
 
   Returns:
     TFF's learning process.
 
   Raises:
-    ValueError: If weighted clients are to weigh the same.
+    ValueError: If a weighted aggregator is combined with `'uniform'`.
   """
   factory: Any = aggregation_factory
   if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):

@@ -1,4 +1,4 @@
-"""TFF's functional models of Keras models of which a part is frozen."""
+"""TFF's functional models of partly frozen Keras models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def functional_model_from_keras(
 ) -> tff.learning.models.FunctionalModel:
   """Builds a functional model, as TFF does, of a model with frozen variables.
 
-  TFF sorts weights by what the finished model trains, but hands them out, while
-  it builds the model around tensors, by what a variable was created as. These
-  differ when a variable is frozen after its creation, as Keras's
-  `layer.trainable = False` does.
+  TFF sorts weights by whether the finished model trains them, but assigns them,
+  when it builds the model around tensors, by how each variable was created.
+  These differ if a variable is frozen after its creation, as with Keras's
+  `layer.trainable = False`.
 
   Args:
     keras_model_fn: Returns a new model; the same variables in the same order
@@ -30,7 +30,7 @@ def functional_model_from_keras(
     input_spec: The specs of a batch.
 
   Returns:
-    The model; what is frozen is among the non-trainable weights.
+    The model; frozen variables are among the non-trainable weights.
   """
   model = tff.learning.models.functional_model_from_keras(
     keras_model_fn, loss, input_spec

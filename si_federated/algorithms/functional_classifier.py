@@ -19,7 +19,7 @@ from si_federated.algorithms import (
 def _build_metrics(num_classes: int):
   """Returns the functions of loss, accuracy and macro F1.
 
-  The state counts examples by class, which TFF adds over clients.
+  The state counts examples by class; TFF sums it over clients.
   """
   counts = ('actual', 'predicted', 'correct')
 
@@ -40,7 +40,7 @@ def _build_metrics(num_classes: int):
     guesses = tf.argmax(logits, -1, output_type=tf.int32)
     predicted = tf.one_hot(guesses, num_classes)
     number = tf.cast(tf.shape(labels)[0], tf.float32)
-    # The loss of a batch is a mean: examples must weigh the same in all.
+    # A batch's loss is a mean; examples must weigh the same in all batches.
     new = {'loss': batch_output.loss * number}
     for name, chosen in zip(counts, (actual, predicted, actual * predicted)):
       new[name] = tf.reduce_sum(chosen, axis=0)
@@ -52,7 +52,7 @@ def _build_metrics(num_classes: int):
   def finalize(state):
     number = tf.reduce_sum(state['actual'])
     both = state['actual'] + state['predicted']
-    # Of the classes that occur, as labels or as guesses.
+    # The mean is over the classes that occur as labels or guesses.
     scores = tf.math.divide_no_nan(2.0 * state['correct'], both)
     occurring = tf.reduce_sum(tf.cast(both > 0, tf.float32))
     return collections.OrderedDict(
@@ -81,13 +81,13 @@ def build_functional_classifier(
     loss: The mean loss of a batch's examples.
     element_spec: The specs of a batch: ids `[B, T]` and labels `[B]`.
     num_classes: C.
-    count_tokens: Without effect: there is a label an example, so that clients
-      weigh by their number of examples either way.
-    compute_dtype: What the layers compute in. The weights, their gradients and
-      the loss are float32 in any case.
+    count_tokens: No effect: with one label per example, clients weigh by their
+      number of examples either way.
+    compute_dtype: The type in which layers compute. Weights, gradients and loss
+      are always float32.
 
   Returns:
-    The model, with metrics `loss` (of an example, in nats), `accuracy`,
+    The model, with metrics `loss` (per example, in nats), `accuracy`,
     `macro_f1` (the mean over the classes that occur) and `num_examples`. It
     predicts the logits.
   """

@@ -37,8 +37,8 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
     correct = _is_largest(logits, labels)
     counted = tf.not_equal(labels, _PADDING)
     count = tf.reduce_sum(tf.cast(counted, tf.float32))
-    # The loss of a batch is a mean over its tokens: tokens must weigh the same
-    # in small batches and large ones.
+    # A batch's loss is a mean over its tokens; tokens must weigh the same in
+    # small and large batches.
     sums = {'loss': (batch_output.loss * count, count)}
     for name, ignored in ignored_labels.items():
       kept = counted
@@ -65,10 +65,10 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
 
 
 def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-  """Returns `argmax(logits) == labels`, `[N]`, at the price of a maximum.
+  """Returns `argmax(logits) == labels`, `[N]`, at the cost of a maximum.
 
-  Few rows have a label that reaches the maximum; of these alone `argmax`, slow
-  on a CPU, is taken, which decides ties for the first class.
+  `argmax`, which is slow on a CPU and picks the first of equal logits, is only
+  computed for the few rows whose label reaches the maximum.
   """
   chosen = tf.gather(logits, labels[:, tf.newaxis], batch_dims=1)
   maxima = tf.reduce_max(logits, axis=-1, keepdims=True)
@@ -83,7 +83,7 @@ def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 @contextlib.contextmanager
 def _default_dtype(name: str) -> Iterator[None]:
-  """Makes Keras layers use a type throughout, variables included."""
+  """Makes Keras layers use one type throughout, variables included."""
 
   if name == 'float32':
     yield
@@ -137,7 +137,7 @@ def cast_like(model_weights: Any, used: Any) -> Any:
 
 
 def weights_type(model: tff.learning.models.FunctionalModel) -> tff.StructType:
-  """Returns the type of a model's weights, as learning processes have it.
+  """Returns the type of a model's weights in a learning process.
 
   Args:
     model: The model.
@@ -153,12 +153,11 @@ def weights_type(model: tff.learning.models.FunctionalModel) -> tff.StructType:
 
 
 class NamedModel(tff.learning.models.FunctionalModel):
-  """A functional model that knows the names of its variables.
+  """A functional model with the names of its variables.
 
   Attributes:
-    variable_names: Of the trainable variables, in the order of the weights,
-      such as `'cifg/kernel:0'`; what a layer of the model has begins with its
-      name.
+    variable_names: The names of the trainable variables, in the order of the
+      weights, such as `'cifg/kernel:0'`; they begin with the layer's name.
   """
 
   def __init__(self, *, variable_names: Sequence[str], **options: Any):
@@ -183,19 +182,19 @@ def build_functional_model(
     loss: The mean loss of a batch's tokens.
     element_spec: The specs of a batch: ids `[B, T]` and labels `[B, T]`, padded
       with 0.
-    end_of_sentence: The id that ends a sentence, after which come no labels.
-    ignored_labels: Accuracies by name, with the labels that each leaves out
-      beside padding; `accuracy` alone by default.
-    count_tokens: Whether TFF's `num_examples`, by which it weights clients, is
-      the number of tokens that are predicted. Otherwise it counts sentences.
-    compute_dtype: What the layers compute in. The weights, their gradients and
-      the loss are float32 in any case.
+    end_of_sentence: The id that ends a sentence; no label follows it.
+    ignored_labels: Accuracies by name, with the labels that each ignores in
+      addition to padding; only `accuracy` by default.
+    count_tokens: Whether TFF's `num_examples`, which weights clients, is the
+      number of predicted tokens. Otherwise it counts sentences.
+    compute_dtype: The type in which layers compute. Weights, gradients and loss
+      are always float32.
 
   Returns:
-    The model, with metrics `loss` (of a token, in nats), the accuracies and
-    `num_tokens`. What it predicts ends with the positions of the N tokens of a
+    The model, with metrics `loss` (per token, in nats), the accuracies and
+    `num_tokens`. Its predictions end with the positions of the N tokens of a
     batch that are followed by a label, counted row by row, and their logits
-    `[N, V]`: no work is spent on the logits of padding.
+    `[N, V]`; the logits of padding are not computed.
   """
 
   variable_names: list[str] = []

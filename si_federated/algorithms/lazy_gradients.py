@@ -1,9 +1,9 @@
-"""Gradients of a model that cost nothing for the variables left out.
+"""Gradients that cost nothing for variables that are not trained.
 
 TensorFlow computes all gradients of a step at once. Which variables a client
-trains is known in its graph alone, so the graph of a step is cut here: what
-only the gradient of one variable needs goes into a branch that runs if that
-variable is trained.
+trains is only known when its graph runs, so the graph of a step is cut here:
+operations that only one variable's gradient needs go into a branch that runs if
+that variable is trained.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _SHARED = -1
 
 @contextlib.contextmanager
 def _inlined_functions() -> Iterator[None]:
-  """Makes TensorFlow trace functions into the graph that calls them.
+  """Makes TensorFlow inline functions into the graph that calls them.
 
-  Otherwise the whole backward pass is one operation, which can't be cut.
+  Otherwise the whole backward pass would be one operation, which can't be cut.
   """
   before = tf.config.functions_run_eagerly()
   tf.config.run_functions_eagerly(True)
@@ -38,15 +38,15 @@ def _owners(
   shared: Sequence[tf.Tensor],
   gradients: Sequence[tf.Tensor | None],
 ) -> dict[str, set[int]]:
-  """Returns by name of operation which gradients need it; -1 is all else."""
+  """Maps operations to the gradients that need them; -1 stands for others."""
   needed: dict[str, set[int]] = collections.defaultdict(set)
   for tensor in shared:
     needed[tensor.op.name].add(_SHARED)
   for index, gradient in enumerate(gradients):
     if gradient is not None:
       needed[gradient.op.name].add(index)
-  # Loops are rewritten for their gradients, so that what they take may have
-  # been made after them: the order of creation is not one of dependence.
+  # Gradients rewrite loops, whose inputs may then be newer than the loops: the
+  # order of creation is not that of dependence.
   for operation in _consumers_first(operations):
     if operation.op_def.is_stateful or operation.type == 'Placeholder':
       needed[operation.name].add(_SHARED)
@@ -87,7 +87,7 @@ def _consumers_first(
 
 
 def _functions_of(nodes: Any, library: Any) -> list[Any]:
-  """Returns the functions of a library that nodes call, however deep."""
+  """Returns the functions of a library that nodes call, transitively."""
   by_name = {function.signature.name: function for function in library.function}
   found: dict[str, Any] = {}
   waiting = list(nodes)
@@ -101,7 +101,7 @@ def _functions_of(nodes: Any, library: Any) -> list[Any]:
 
 
 class _Part:
-  """Some operations of a graph, to be put into others."""
+  """Some operations of a graph, to be imported into others."""
 
   def __init__(self, graph_def: Any, names: set[str], outputs: Sequence[str]):
     self._outputs = list(outputs)
@@ -113,7 +113,7 @@ class _Part:
         continue
       copied = self._graph_def.node.add()
       copied.CopyFrom(node)
-      # Where to put an operation, by another one that may not be here.
+      # A colocation constraint, with an operation that may be missing here.
       copied.attr.pop('_class', None)
       del copied.input[:]
       for name in node.input:
@@ -130,15 +130,15 @@ class _Part:
     self.inputs = list(dict.fromkeys(taken))
 
   def __call__(self, values: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-    """Puts it into the current graph.
+    """Imports the operations into the current graph.
 
     Args:
-      values: What each of `inputs` is there.
+      values: The tensor of that graph for each of `inputs`.
 
     Returns:
       The outputs.
     """
-    # A branch takes what is outside only by an operation of its own.
+    # A branch can only use outer tensors through an operation of its own.
     given = {name: tf.identity(values[name]) for name in self.inputs}
     computed = [name for name in self._outputs if name not in given]
     results = dict(
@@ -172,7 +172,7 @@ def _with_index(name: str) -> str:
 
 
 class LazyGradients:
-  """The step of a model, with gradients that are computed when asked for."""
+  """The step of a model, with gradients that are computed on demand."""
 
   def __init__(self, model: tff.learning.models.FunctionalModel):
     """Traces the step.
@@ -193,7 +193,7 @@ class LazyGradients:
         (trainable, non_trainable), x, training=True
       )
       loss = model.loss(output=output, label=y)
-      # A tape would not see the operations of a model that was imported.
+      # A tape would miss the operations of an imported model.
       gradients = tf.gradients(loss, list(trainable))
       return (
         loss,
@@ -210,7 +210,7 @@ class LazyGradients:
       if isinstance(batch, collections.abc.Mapping)
       else batch
     )
-    # A Keras model is of use to TFF in graphs alone.
+    # TFF uses Keras models only in graphs.
     with tf.Graph().as_default(), _inlined_functions():
       graph = (
         tf.function(step, autograph=False)
@@ -219,11 +219,7 @@ class LazyGradients:
       )
     loss, self._output, gradients = graph.structured_outputs
     outputs = [loss, *tf.nest.flatten(self._output)]
-    owners = _owners(
-      graph.get_operations(),
-      outputs,
-      list(gradients),
-    )
+    owners = _owners(graph.get_operations(), outputs, gradients)
     graph_def = graph.as_graph_def(add_shapes=True)
     self._arguments = [tensor.name for tensor in graph.inputs]
     self._shapes = [spec.shape for spec in trainable]
@@ -260,7 +256,7 @@ class LazyGradients:
   def __call__(
     self, weights: Any, x: Any, y: Any
   ) -> tuple[tf.Tensor, Any, list[Callable[[], tf.Tensor]]]:
-    """Makes a step, in a TensorFlow graph.
+    """Makes a step in a TensorFlow graph.
 
     Args:
       weights: The trainable and the other weights.
@@ -268,9 +264,8 @@ class LazyGradients:
       y: Its labels.
 
     Returns:
-      The loss; the model's output; and for each trainable variable a function
-      that computes the gradient of the loss by it, to be called in the branch
-      that needs it.
+      The loss, the model's output, and for each trainable variable a function
+      that computes its gradient, to be called in the branch that needs it.
     """
     values = dict(zip(self._arguments, tf.nest.flatten((weights, x, y))))
     results = self._step(values)

@@ -1,4 +1,4 @@
-"""Learning rates that follow the number of the round."""
+"""Learning rates as functions of the round."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def _build(
   """Returns a schedule that rises linearly, then follows `decay`.
 
   Args:
-    learning_rate: The largest.
-    warmup_rounds: The rate is reached in the last of these rounds.
-    decay: Factor, by the number of rounds since.
+    learning_rate: The largest learning rate.
+    warmup_rounds: The largest rate is reached in the last of these rounds.
+    decay: The factor as a function of the rounds since the warm-up.
   """
   if isinstance(warmup_rounds, bool) or warmup_rounds != int(warmup_rounds):
     raise ValueError(
@@ -62,11 +62,11 @@ def _progress(
 def build_constant(
   *, learning_rate: float, total_rounds: int, warmup_rounds: int = 0
 ) -> Schedule:
-  """Builds a learning rate that stays, after a linear warm-up.
+  """Builds a constant learning rate, after a linear warm-up.
 
   Args:
     learning_rate: The learning rate.
-    total_rounds: Without effect.
+    total_rounds: No effect.
     warmup_rounds: The rate is reached in the last of these rounds.
 
   Returns:
@@ -86,13 +86,13 @@ def build_linear(
   warmup_rounds: int = 0,
   final_fraction: float = 0.0,
 ) -> Schedule:
-  """Builds a learning rate that falls along a line until the last round.
+  """Builds a learning rate that falls linearly until the last round.
 
   Args:
-    learning_rate: The first, after the warm-up.
-    total_rounds: When it ends.
-    warmup_rounds: As for `build_constant`.
-    final_fraction: The last, as a part of the first.
+    learning_rate: The learning rate after the warm-up.
+    total_rounds: The number of rounds.
+    warmup_rounds: See `build_constant`.
+    final_fraction: The last rate, as a fraction of the first.
 
   Returns:
     A function of the number of the round, from 0.
@@ -121,10 +121,10 @@ def build_cosine(
   """Builds a learning rate that falls along half a cosine until the last round.
 
   Args:
-    learning_rate: The first, after the warm-up.
-    total_rounds: When it ends.
-    warmup_rounds: As for `build_constant`.
-    final_fraction: The last, as a part of the first.
+    learning_rate: The learning rate after the warm-up.
+    total_rounds: The number of rounds.
+    warmup_rounds: See `build_constant`.
+    final_fraction: The last rate, as a fraction of the first.
 
   Returns:
     A function of the number of the round, from 0.
@@ -152,10 +152,10 @@ def build_exponential(
   """Builds a learning rate that falls by the same factor each round.
 
   Args:
-    learning_rate: The first, after the warm-up.
-    total_rounds: When it ends.
-    warmup_rounds: As for `build_constant`.
-    final_fraction: The last, as a part of the first; above 0.
+    learning_rate: The learning rate after the warm-up.
+    total_rounds: The number of rounds.
+    warmup_rounds: See `build_constant`.
+    final_fraction: The last rate, as a fraction of the first; above 0.
 
   Returns:
     A function of the number of the round, from 0.
@@ -186,17 +186,17 @@ def build_cool_down(
   fraction: float = 0.25,
   final_fraction: float = 0.05,
 ) -> Schedule:
-  """Builds a learning rate that stays, and falls along a line at the end.
+  """Builds a constant learning rate that falls linearly at the end.
 
   The defaults are those of Choquette-Choo et al. 2022, arXiv 2211.06530. With
-  `cool_down=0.25` the matrices of DP-FTRL are optimised for it.
+  `cool_down=0.25` the matrices of DP-FTRL are optimized for it.
 
   Args:
-    learning_rate: The first, after the warm-up.
-    total_rounds: When it ends.
-    warmup_rounds: As for `build_constant`.
-    fraction: The part of the rounds, at the end, in which it falls.
-    final_fraction: The last, as a part of the first.
+    learning_rate: The learning rate after the warm-up.
+    total_rounds: The number of rounds.
+    warmup_rounds: See `build_constant`.
+    fraction: The fraction of the rounds, at the end, in which it falls.
+    final_fraction: The last rate, as a fraction of the first.
 
   Returns:
     A function of the number of the round, from 0.

@@ -21,11 +21,11 @@ def build_mime_lite(
   client_weighting: str = 'tokens',
   model_distributor: tff.learning.templates.DistributionProcess | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Builds MimeLite (Karimireddy et al. 2020, arXiv 2008.03606) as TFF has it.
+  """Builds MimeLite (Karimireddy et al. 2020, arXiv 2008.03606) with TFF.
 
-  A client uploads two things: its update, and the gradient of all its examples
-  at the server's model, of which the state of the client optimizer (momentum,
-  second moments) is made. Both are released, and both cost privacy.
+  A client uploads its update, and the gradient of all its examples at the
+  server's model, from which the server computes the state of the client
+  optimizer (momentum, second moments). Both are released and cost privacy.
 
   Args:
     model: The model to train.
@@ -34,8 +34,8 @@ def build_mime_lite(
     server_optimizer: Applies the mean update; SGD of rate 1 in the paper.
     aggregation_factory: Combines the updates.
     gradient_aggregation_factory: Combines the gradients; of the same kind.
-    client_weighting: As for `build_fed_avg`.
-    model_distributor: As for `build_fed_avg`.
+    client_weighting: See `build_fed_avg`.
+    model_distributor: See `build_fed_avg`.
 
   Returns:
     TFF's learning process.
@@ -65,9 +65,9 @@ def build_mime_lite(
 
 @dataclasses.dataclass(frozen=True)
 class _FiniteFactory(tff.aggregators.WeightedAggregationFactory):
-  """Takes zero for what is not finite, which TFF does for updates alone.
+  """Replaces gradients that are not finite by zeros; TFF does so for updates.
 
-  The weight of such a client is zero, but zero times infinity is no number.
+  The weight of such a client is zero, but zero times infinity is NaN.
   """
 
   inner: Any

@@ -34,8 +34,8 @@ def build_sgd(
   """Builds stochastic gradient descent.
 
   Args:
-    learning_rate: The step size η.
-    weight_decay: λ; the weights shrink by the factor 1 - ηλ each step.
+    learning_rate: The learning rate η.
+    weight_decay: λ; weights shrink by the factor 1 - ηλ in each step.
     relative_clip: C; gradients are clipped to a global norm of √(2 C λ/η)
       times that of the weights (arXiv 2202.00980, where C is 4). Needs a weight
       decay.
@@ -82,7 +82,7 @@ def build_sgdm(
   """Builds stochastic gradient descent with (heavy-ball) momentum.
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The learning rate.
     momentum: The decay of the velocity, in [0, 1).
     gradient_clip_norm: If given, gradients are scaled down to this global L2
       norm first.
@@ -107,7 +107,7 @@ def build_adam(
   """Builds Adam; on the server FedAdam (Reddi et al., arXiv 2003.00295).
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The learning rate.
     beta_1: Decay of the mean of the gradients.
     beta_2: Decay of the mean of their squares.
     epsilon: Added to the denominator; the degree of adaptivity, tau, in the
@@ -136,11 +136,11 @@ def build_adamw(
   """Builds Adam with decoupled weight decay (arXiv 1711.05101).
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The learning rate.
     beta_1: Decay of the mean of the gradients.
     beta_2: Decay of the mean of their squares.
     epsilon: Added to the denominator.
-    weight_decay: The weights shrink by this part, times the learning rate, in
+    weight_decay: Weights shrink by this fraction, times the learning rate, in
       each step.
     gradient_clip_norm: If given, gradients are scaled down to this global L2
       norm first.
@@ -170,7 +170,7 @@ def build_yogi(
   """Builds Yogi; on the server FedYogi (Reddi et al., arXiv 2003.00295).
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The learning rate.
     beta_1: Decay of the mean of the gradients.
     beta_2: Rate of change of the second moment.
     epsilon: Added to the denominator; tau in the paper.
@@ -199,7 +199,7 @@ def build_adagrad(
   """Builds Adagrad; on the server FedAdagrad (Reddi et al., arXiv 2003.00295).
 
   Args:
-    learning_rate: The step size.
+    learning_rate: The learning rate.
     initial_preconditioner_value: The sum of squares before the first step.
     epsilon: Added to the denominator; tau in the paper.
     gradient_clip_norm: If given, gradients are scaled down to this global L2
@@ -229,14 +229,14 @@ OPTIMIZERS: dict[str, Callable[..., tff.learning.optimizers.Optimizer]] = {
 def split_clipping(
   optimizer: tff.learning.optimizers.Optimizer,
 ) -> tuple[float | None, tff.learning.optimizers.Optimizer]:
-  """Splits an optimizer into one that treats each variable by itself.
+  """Separates clipping from an optimizer that treats variables independently.
 
   Args:
-    optimizer: From one of the builders here, or another whose steps of one
-      variable do not depend on the others.
+    optimizer: From a builder here, or any other whose steps for one variable
+      don't depend on the others.
 
   Returns:
-    The norm to clip all gradients to, if any, and the optimizer to use then.
+    The clip norm of all gradients, if any, and the optimizer without clipping.
 
   Raises:
     ValueError: If it needs the norm of all weights.

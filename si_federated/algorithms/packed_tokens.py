@@ -1,7 +1,7 @@
-"""Logits of the tokens that have a label alone, without the padding.
+"""Computes logits only for tokens with a label, not for padding.
 
-Sentences are shorter than the length that they are padded to, by a third in
-real text, and logits over a vocabulary are much of a language model's work.
+Sentences of real text are a third shorter than the length to which they are
+padded, and logits over a vocabulary are much of a language model's work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _LabelledPositions(tf.keras.layers.Layer):
 
   def call(self, inputs):
     flat = tf.reshape(inputs, [-1])
-    # Written out: TFF traces in graphs in which != compares identities.
+    # Not `!=`, which compares identities in the graphs in which TFF traces.
     labelled = tf.not_equal(flat, _PADDING) & tf.not_equal(
       flat, self._end_of_sentence
     )
@@ -57,16 +57,16 @@ def _is_position_wise(layer: tf.keras.layers.Layer) -> bool:
 def pack_tokens(
   model: tf.keras.Model, *, end_of_sentence: int
 ) -> tf.keras.Model:
-  """Makes a language model compute the logits of labelled tokens alone.
+  """Makes a language model compute the logits of labelled tokens only.
 
-  The last layers of the model are called on the tokens gathered in one row as
-  long as they treat every position by itself, as dense layers do and others
-  that say so by an attribute `is_position_wise`.
+  The model's last layers are called on the gathered tokens, in one row, as long
+  as they treat positions independently: dense layers, and layers with a true
+  attribute `is_position_wise`.
 
   Args:
     model: A functional model from ids `[B, T]`, padded with 0, to logits
       `[B, T, V]`.
-    end_of_sentence: The id after which comes no label.
+    end_of_sentence: The id that ends a sentence; no label follows it.
 
   Returns:
     A model of the same weights from ids to the positions `[N]` of the ids that

@@ -1,4 +1,4 @@
-"""A client's training of some of the variables."""
+"""A client's training of a part of the variables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import (
-  clipped_optimizer,
   deferred_weights,
   lazy_gradients,
   optimizers,
   variable_selection,
   weight_decay,
+  wrapped_optimizer,
 )
 
 
@@ -29,14 +29,15 @@ def build_training(
 
   Args:
     model: The model.
-    optimizer: Makes the steps of each variable by itself, but for clipping.
-    client_weighting: `'uniform'`, or a client weighs as much as it has rows.
-    selection: What it trains.
+    optimizer: Treats each variable independently, except for clipping.
+    client_weighting: `'uniform'`, or else clients weigh by their number of
+      rows.
+    selection: Chooses the variables to train.
 
   Returns:
     A function of the model's weights, the client's batches, a dataset of its
-    number, and the number of the round. It returns TFF's result of a client,
-    the state of the metrics and the part of the parameters that were trained.
+    number, and the number of the round. It returns TFF's `ClientResult`, the
+    state of the metrics and the fraction of the parameters that were trained.
 
   Raises:
     ValueError: If the optimizer needs all gradients at once.
@@ -45,7 +46,7 @@ def build_training(
   clip_norm, optimizer = optimizers.split_clipping(optimizer)
   sizes = [float(weight.size) for weight in model.initial_weights[0]]
 
-  # A step of one variable at a time: each by its own rule of weight decay.
+  # Steps are made for one variable at a time, each with its own weight decay.
   single = [weight_decay.of_variable(optimizer, i) for i in range(len(sizes))]
 
   def next_variable(index, state, weight, gradient):
@@ -53,7 +54,7 @@ def build_training(
     return state, weight
 
   def next_variables(trained, states, weights, gradients):
-    """Makes a step of the variables that are trained."""
+    """Makes a step for the trained variables."""
     if clip_norm is not None:
       computed = [
         tf.cond(is_trained, gradient, lambda w=weight: tf.zeros([0], w.dtype))
@@ -63,7 +64,7 @@ def build_training(
           weights,
         )
       ]
-      factor = clipped_optimizer.clip_factor(computed, clip_norm)
+      factor = wrapped_optimizer.clip_factor(computed, clip_norm)
       gradients = [
         lambda g=gradient, w=weight: tf.reshape(
           g * tf.cast(factor, g.dtype), w.shape
@@ -132,7 +133,7 @@ def build_training(
         for is_trained, u in zip(trained, update)
       ]
     )
-    # As TFF has it: what is not finite counts for nothing.
+    # As in TFF, an update that is not finite has no weight.
     update = tuple(
       tf.cond(
         is_finite,

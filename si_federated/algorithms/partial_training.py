@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
-from typing import Union
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import (
+  fed_avg,
   functional_model,
   partial_steps,
   variable_selection,
 )
 
-# What a client's data consists of: its batches, and its number.
+# The parts of a client's datum: its batches, and its number.
 EXAMPLES, CLIENT = 'examples', 'client'
 
 
@@ -34,7 +34,7 @@ def client_datum(
 
   Args:
     batches: Its batches.
-    client: Its number, which tells it from other clients.
+    client: Its number, which identifies it.
   """
   number = tf.data.Dataset.from_tensors(tf.constant(client, tf.int64))
   return collections.OrderedDict([(EXAMPLES, batches), (CLIENT, number)])
@@ -45,10 +45,7 @@ def build_partial_training(
   model: tff.learning.models.FunctionalModel,
   client_optimizer: tff.learning.optimizers.Optimizer,
   server_optimizer: tff.learning.optimizers.Optimizer,
-  aggregation_factory: Union[
-    tff.aggregators.WeightedAggregationFactory,
-    tff.aggregators.UnweightedAggregationFactory,
-  ],
+  aggregation_factory: fed_avg.Factory,
   client_weighting: str = 'tokens',
   model_distributor: tff.learning.templates.DistributionProcess | None = None,
   seed: int = 0,
@@ -62,25 +59,25 @@ def build_partial_training(
   update is zero. A client's datum is a mapping of `examples`, its batches, and
   `client`, a dataset of one number that names it.
 
-  An aggregator of weights averages each variable over the clients that trained
-  it. One without weights, which is private as a rule, divides the sum by all
-  clients; its result is divided here by how likely a variable was to be
-  trained, which is the same in expectation and needs no count that is not
-  private.
+  A weighted aggregator averages each variable over the clients that trained it.
+  An unweighted one, which is usually private, divides the sum by the number of
+  all clients; its result is divided here by the probability that a variable was
+  trained, which is the same in expectation and needs no private count.
 
   Differs from the paper: variables of one dimension are always trained.
 
   Args:
     model: The model to train.
-    client_optimizer: Makes the steps on a client, for each variable by itself.
+    client_optimizer: Makes the steps on a client, for each variable
+      independently.
     server_optimizer: Applies the mean update, as if it were a gradient.
     aggregation_factory: Combines the updates.
-    client_weighting: As for `build_fed_avg`.
-    model_distributor: Sends the model to the clients; as it is by default.
-    seed: Determines, with round and client, what is trained.
-    fraction: How many of the matrices, or blocks, a client trains.
+    client_weighting: See `build_fed_avg`.
+    model_distributor: Sends the model to the clients; unchanged by default.
+    seed: Determines, with round and client, which variables are trained.
+    fraction: The fraction of the matrices, or blocks, that a client trains.
     by: `'variable'` or `'block'`.
-    per: `'client'`, or `'round'` for the same choice in a whole cohort.
+    per: `'client'`, or `'round'` for the same choice in the whole cohort.
 
   Returns:
     The learning process.
@@ -204,10 +201,7 @@ def _build_client_work(
 
 
 def _build_aggregator(
-  factory: Union[
-    tff.aggregators.WeightedAggregationFactory,
-    tff.aggregators.UnweightedAggregationFactory,
-  ],
+  factory: fed_avg.Factory,
   selection: variable_selection.Selection,
   update_type: tff.Type,
 ) -> tff.templates.AggregationProcess:

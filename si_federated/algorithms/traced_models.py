@@ -1,9 +1,8 @@
-"""TFF's functional models of any Keras model, by tracing it beforehand.
+"""TFF's functional models of any Keras model, traced beforehand.
 
-TFF builds a Keras model again in TensorFlow 1 graphs, where Keras's layers of
-old are used and many of today's fail: slices of tensors, masks that are
-computed, layers within layers. Here the model is built and traced as Keras 2
-means it; TFF's graphs get the operations.
+TFF rebuilds a Keras model in TensorFlow 1 graphs, where parts of Keras 2 fail:
+slices of tensors, computed masks, nested models. Here the model is built and
+traced as usual in Keras 2, and its operations are imported into TFF's graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import tensorflow_federated as tff
 
 from si_federated.algorithms.variable_creation import Recording
 
-# What Keras makes of plain operations of TensorFlow.
+# Layers that Keras creates for plain TensorFlow operations.
 _OPERATIONS = ('TFOpLambda', 'SlicingOpLambda')
 
 
@@ -36,8 +35,8 @@ def functional_model_from_keras(
     input_spec: The specs of a batch `(x, y)`.
 
   Returns:
-    The model, with weights in the order of the variables' creation; what is
-    frozen is among the non-trainable ones.
+    The model, with weights in the order of the variables' creation; frozen
+    variables are among the non-trainable weights.
   """
   with _legacy_random_operations():
     with Recording() as created:
@@ -74,7 +73,7 @@ def functional_model_from_keras(
 
 
 def is_needed(keras_model: tf.keras.Model) -> bool:
-  """Whether TensorFlow 1 graphs can't build a model.
+  """Returns whether a model can't be rebuilt in TensorFlow 1 graphs.
 
   Args:
     keras_model: The model, functional.
@@ -87,7 +86,7 @@ def is_needed(keras_model: tf.keras.Model) -> bool:
 
 @contextlib.contextmanager
 def _legacy_random_operations() -> Iterator[None]:
-  """Has Keras draw random numbers by operations, not by variables."""
+  """Makes Keras draw random numbers by operations instead of variables."""
   backend = tf.keras.backend.experimental
   before = backend.is_tf_random_generator_enabled()
   backend.disable_tf_random_generator()
@@ -99,9 +98,9 @@ def _legacy_random_operations() -> Iterator[None]:
 
 
 def _forget_seeds(graph_def: Any) -> None:
-  """Lets random operations draw anew in each run, as TFF wants it.
+  """Removes the global seed, which TensorFlow writes into traced operations.
 
-  TensorFlow writes its global seed into what it traces.
+  As TFF expects, each run then draws different random numbers.
   """
   functions = (function.node_def for function in graph_def.library.function)
   for node in itertools.chain(graph_def.node, *functions):
@@ -110,7 +109,7 @@ def _forget_seeds(graph_def: Any) -> None:
 
 
 class _Traced:
-  """The operations of a model, to be put into graphs."""
+  """The operations of a model, to be imported into graphs."""
 
   def __init__(
     self,
@@ -126,7 +125,7 @@ class _Traced:
       left = list(given)
 
       def weight_instead_of_variable(next_creator, **options):
-        # What has no shape beforehand is a counter of Keras's, not a weight.
+        # Variables without a known shape are Keras's counters, not weights.
         if options.get('shape') is None:
           return next_creator(**options)
         return left.pop(0)
@@ -154,7 +153,7 @@ class _Traced:
     self._inputs = [
       tensor.name for tensor in graph.inputs if id(tensor) not in captured
     ]
-    # Constants that Keras has made outside.
+    # Constants that Keras created outside of the graph.
     self._constants = {
       placeholder.name: value.numpy() for value, placeholder in graph.captures
     }

@@ -1,4 +1,4 @@
-"""Which variables a client trains in a round."""
+"""The random choice of the variables that a client trains in a round."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tensorflow as tf
 
 
 class Selection:
-  """Which variables a client trains in a round, drawn at random.
+  """Chooses at random the variables that a client trains in a round.
 
-  Variables of one dimension (biases and gains) are always trained: they are a
-  thousandth of a model.
+  Variables of one dimension (biases and gains), about a thousandth of a model,
+  are always trained.
 
   Attributes:
-    probabilities: For each variable, how likely it is to be trained.
+    probabilities: For each variable, the probability that it is trained.
   """
 
   def __init__(
@@ -30,13 +30,13 @@ class Selection:
     """Initializes the selection.
 
     Args:
-      shapes: Of the variables.
-      names: Of the variables; those of one layer of the model begin with the
-        same name before a slash.
-      fraction: How many of the variables, or blocks, of at least two dimensions
-        to train; at least one is.
-      by: `'variable'`, or `'block'` to choose layers of the model as a whole.
-      per: `'client'`, or `'round'` to choose the same for a whole cohort.
+      shapes: The shapes of the variables.
+      names: The names of the variables; those of one layer begin with the same
+        name before a slash.
+      fraction: The fraction to train of the variables, or blocks, of at least
+        two dimensions; at least one is trained.
+      by: `'variable'`, or `'block'` to choose whole layers of the model.
+      per: `'client'`, or `'round'` for the same choice in the whole cohort.
       seed: Determines the choices, with round and client.
 
     Raises:
@@ -71,7 +71,7 @@ class Selection:
   def __call__(
     self, round_num: tf.Tensor, client: tf.Tensor
   ) -> list[tf.Tensor]:
-    """Chooses.
+    """Chooses the variables of a client in a round.
 
     Args:
       round_num: The number of the round, an int64 scalar.

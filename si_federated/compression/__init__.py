@@ -1,4 +1,4 @@
-"""Quantised transport: what travels, in bytes, and what is made of it."""
+"""Quantized transport of updates and models, with exact byte counts."""
 
 from __future__ import annotations
 

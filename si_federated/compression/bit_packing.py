@@ -1,11 +1,13 @@
-"""Small whole numbers packed into bytes, without gaps, and unpacked again.
+"""Packs small integers into bytes without gaps.
 
-The bits of all numbers follow each other, the lowest first, in bytes filled
-from their lowest bit; only the last byte may have bits to spare, which are 0.
-Works on uint8 and uint16 alone: an update is never copied to wider integers.
+The bits of all numbers are concatenated, lowest bit first, and fill bytes from
+the lowest bit; unused bits of the last byte are 0. Only uint8 and uint16 are
+used, so that an update is never copied to wider integers.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +16,7 @@ TRITS_PER_BYTE = 5
 
 
 def packed_size(count: int, bits: int) -> int:
-  """Returns how many bytes `count` numbers of so many bits take."""
+  """Returns the number of bytes for `count` numbers of `bits` bits."""
   return -(-count * bits // 8)
 
 
@@ -23,7 +25,7 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
 
   Args:
     numbers: Shape `[n]`, uint8, or uint16 for more than 8 bits.
-    bits: The bits of a number, 1 to 16.
+    bits: Bits per number, 1 to 16.
 
   Returns:
     Shape `[packed_size(n, bits)]`, uint8.
@@ -33,8 +35,8 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
   if bits == 16:
     return tf.reshape(tf.bitcast(numbers, tf.uint8), [-1])
   count = int(numbers.shape[0])
-  # Eight numbers fill a whole number of bytes. Their places lie in rows, so
-  # that each operation goes over consecutive memory.
+  # Eight numbers fill whole bytes. A row holds every eighth number, so that all
+  # operations read consecutive memory.
   rows = tf.unstack(_columns(numbers, 8))
   packed = []
   for j in range(bits):
@@ -48,12 +50,12 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def unpack(packed: tf.Tensor, count: int, bits: int) -> tf.Tensor:
-  """Returns the numbers that were packed.
+  """Inverts `pack`.
 
   Args:
     packed: From `pack`.
-    count: How many there are.
-    bits: The bits of each.
+    count: The number of numbers.
+    bits: Bits per number.
 
   Returns:
     Shape `[count]`, uint8, or uint16 for more than 8 bits.
@@ -77,12 +79,12 @@ def unpack(packed: tf.Tensor, count: int, bits: int) -> tf.Tensor:
 
 
 def packed_trits_size(count: int) -> int:
-  """Returns how many bytes `count` numbers of 0, 1 and 2 take."""
+  """Returns the number of bytes for `count` trits."""
   return -(-count // TRITS_PER_BYTE)
 
 
 def pack_trits(trits: tf.Tensor) -> tf.Tensor:
-  """Packs numbers of 0, 1 and 2, five to a byte (1.6 bits each).
+  """Packs trits (0, 1 or 2), five per byte (1.6 bits each).
 
   Args:
     trits: Shape `[n]`, uint8.
@@ -90,15 +92,15 @@ def pack_trits(trits: tf.Tensor) -> tf.Tensor:
   Returns:
     Shape `[packed_trits_size(n)]`, uint8, each at most 3^5 - 1.
   """
-  total = None
-  for row in reversed(tf.unstack(_columns(trits, TRITS_PER_BYTE))):
-    total = row if total is None else total * tf.constant(3, tf.uint8) + row
-  return total
+  return functools.reduce(
+    lambda total, row: total * tf.constant(3, tf.uint8) + row,
+    reversed(tf.unstack(_columns(trits, TRITS_PER_BYTE))),
+  )
 
 
 def unpack_trits(packed: tf.Tensor, count: int) -> tf.Tensor:
-  """Returns the numbers that `pack_trits` packed, shape `[count]`, uint8."""
-  # A table without rows for bytes above 242, which are no five trits: an error.
+  """Inverts `pack_trits`; returns shape `[count]`, uint8."""
+  # Bytes above 242, which don't encode five trits, are outside of the table.
   places = 3 ** np.arange(TRITS_PER_BYTE)
   numbers = np.arange(3**TRITS_PER_BYTE)
   table = (numbers[:, np.newaxis] // places % 3).astype(np.uint8)
@@ -107,7 +109,7 @@ def unpack_trits(packed: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _columns(values: tf.Tensor, width: int) -> tf.Tensor:
-  """Fills up with zeros and returns shape `[width, n / width]`.
+  """Pads with zeros and returns shape `[width, n / width]`.
 
   Row i holds the values i, i + width, i + 2 width, ...
   """
@@ -118,7 +120,7 @@ def _columns(values: tf.Tensor, width: int) -> tf.Tensor:
 
 
 def _flat(rows: list[tf.Tensor], count: int) -> tf.Tensor:
-  """The inverse of `_columns`, of `count` values."""
+  """Inverts `_columns` for `count` values."""
   values = tf.reshape(tf.transpose(tf.stack(rows)), [-1])
   return values if values.shape[0] == count else values[:count]
 
@@ -132,10 +134,7 @@ def _shift(numbers: tf.Tensor, by: int) -> tf.Tensor:
 
 
 def _any(parts: list[tf.Tensor]) -> tf.Tensor:
-  total = parts[0]
-  for part in parts[1:]:
-    total = tf.bitwise.bitwise_or(total, part)
-  return total
+  return functools.reduce(tf.bitwise.bitwise_or, parts)
 
 
 def _lowest_byte(numbers: tf.Tensor) -> tf.Tensor:

@@ -1,11 +1,11 @@
-"""How one variable becomes bytes: as it is, in k levels, or in three.
+"""Encodes a variable as bytes: as float32, in 2^b levels, or in three.
 
-Coding is of fixed width, without an entropy coder: a variable's bytes follow
-from its shape. All rounding is stochastic.
+Codes have a fixed width, without an entropy coder, so that the number of bytes
+follows from a variable's shape. All rounding is stochastic.
 
-What is not finite stays so: a variable with an entry that is not a finite
-float32, or with a range (or a standard deviation) that is none, decodes to NaN
-throughout. Whoever guards against such updates behind a compressor finds them.
+If an entry, the range or the standard deviation of a variable is not finite in
+float32, the whole variable decodes to NaN, so that later checks of updates find
+it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _NUM_STDDEVS = 2.5
 
 
 class Compressor(Hashable, Protocol):
-  """Turns a variable into what is sent, and that into a variable again."""
+  """Encodes variables as bytes, and decodes them."""
 
   @property
   def threshold(self) -> int:
     """Variables of fewer entries are sent as float32 instead."""
 
   def encoded_size(self, count: int) -> int:
-    """Returns how many bytes a variable of `count` entries takes."""
+    """Returns the number of bytes for a variable of `count` entries."""
 
   def encode(self, tensor: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Encodes a variable.
 
     Args:
       tensor: Floats of a known shape.
-      seed: Shape `[2]`, int64; another one for each variable.
+      seed: Shape `[2]`, int64; different for each variable.
 
     Returns:
-      What is sent: shape `[encoded_size(n)]`, uint8.
+      The bytes: shape `[encoded_size(n)]`, uint8.
     """
 
   def decode(self, encoded: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
@@ -57,11 +57,11 @@ class Compressor(Hashable, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Float32:
-  """Sends four bytes an entry, which no compression is compared with."""
+  """Sends four bytes per entry: no compression, for comparison."""
 
   @property
   def threshold(self) -> int:
-    """No variable is too small."""
+    """Zero: no variable is too small."""
     return 0
 
   def encoded_size(self, count: int) -> int:
@@ -80,23 +80,23 @@ class Float32:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-  """Rounds to k = 2^bits levels from least to largest (arXiv 1611.00429).
+  """Rounds to k = 2^bits levels between min and max (arXiv 1611.00429).
 
-  u = (v - min) / (max - min); u (k - 1) is rounded up with a probability of its
-  fractional part, else down. Unbiased, but for the last bits of float32, and
-  off by less than one level; a variable of equal entries is exact (if it is not
-  rotated).
+  u = (v - min) / (max - min); u (k - 1) is rounded up with a probability equal
+  to its fractional part, else down. This is unbiased, except for the last bits
+  of float32, with an error below one level. A variable of equal entries is
+  exact unless it is rotated.
 
-  What is sent: min and max as float32, eight bytes of the rotation's key if
-  there is one, and `bits` bits an entry.
+  Encoding: min and max as float32, the eight bytes of the rotation's key if
+  there is one, and `bits` bits per entry.
 
   Attributes:
-    bits: The bits of an entry, 1 to 16.
-    rotation: What comes before: one of `rotations.ROTATIONS`. The error is then
-      spread over all entries, and rotation itself adds rounding of float32.
-    threshold: See `Compressor`. Small variables (biases, normalisation) gain
-      little and often suffer more; TFF's `EncodedSumFactory` would have 20,000,
-      which here were the attention of a small Transformer.
+    bits: Bits per entry, 1 to 16.
+    rotation: The rotation before rounding, one of `rotations.ROTATIONS`. It
+      spreads the error over all entries, and itself rounds in float32.
+    threshold: See `Compressor`. Small variables (biases, normalization) gain
+      little and often suffer more. The 20,000 of TFF's `EncodedSumFactory`
+      would leave the attention of a small Transformer uncompressed.
   """
 
   bits: int = 8
@@ -104,12 +104,8 @@ class Uniform:
   threshold: int = 1000
 
   def __post_init__(self):
-    if (
-      isinstance(self.bits, bool)
-      or not isinstance(self.bits, int)
-      or not 1 <= self.bits <= 16
-    ):
-      raise ValueError(f'bits is {self.bits!r}; it is a whole number, 1 to 16.')
+    if type(self.bits) is not int or not 1 <= self.bits <= 16:
+      raise ValueError(f'bits is {self.bits!r}; it is an integer from 1 to 16.')
     rotations.check(self.rotation)
     _check_threshold(self.threshold)
 
@@ -118,8 +114,9 @@ class Uniform:
     if not count:
       return 0
     count = rotations.rotated_size(count, self.rotation)
-    header = 2 * _FLOAT_BYTES + _key_bytes(self.rotation)
-    return header + bit_packing.packed_size(count, self.bits)
+    return _header_size(2, self.rotation) + bit_packing.packed_size(
+      count, self.bits
+    )
 
   def encode(self, tensor: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """See `Compressor`."""
@@ -127,18 +124,17 @@ class Uniform:
       return tf.zeros([0], tf.uint8)
     values, key = _rotate(tensor, self.rotation, seed)
     low, high = tf.reduce_min(values), tf.reduce_max(values)
-    # Minima and maxima may pass over what is not a number.
+    # Minima and maxima may ignore NaN.
     is_finite = tf.logical_and(
       _all_finite(values), tf.math.is_finite(high - low)
     )
     low = tf.where(is_finite, low, float('nan'))
     top = float((1 << self.bits) - 1)
     scale = top / (high - low)
-    # Of equal entries, or ones so near that the quotient overflows.
+    # For entries that are equal, or so close that the quotient overflows.
     scale = tf.where(tf.math.is_finite(scale), scale, 0.0)
-    # Rounded up, if the fraction and a uniform number make one. At the top of
-    # 16 bits the sum is itself rounded to 1/256 of a level, which is what
-    # float32 can tell of the range.
+    # Rounded up if the fraction and a uniform number exceed 1. At the top of 16
+    # bits the sum itself is rounded to 1/256 of a level by float32.
     levels = (values - low) * scale + _uniform(values.shape, seed, 1.0)
     numbers = tf.cast(
       tf.minimum(levels, top), tf.uint8 if self.bits <= 8 else tf.uint16
@@ -171,23 +167,22 @@ class Uniform:
 class Ternary:
   """TernGrad: rounds to -s, 0 or s (Wen et al. 2017, arXiv 1705.07878).
 
-  Entries are clipped to 2.5 standard deviations of the variable; s is then the
-  largest magnitude, and v becomes sign(v) s with a probability of |v| / s, else
-  0. That is unbiased for the clipped variable; entries beyond 2.5 standard
-  deviations are biased towards zero, and so is the mean of a variable whose
-  entries are all alike but not equal.
+  Entries are clipped to 2.5 standard deviations of the variable, of which s is
+  the largest magnitude; v becomes sign(v) s with probability |v| / s, else 0.
+  This is unbiased for the clipped variable. Entries beyond 2.5 standard
+  deviations are biased towards zero, as is the mean of a variable whose entries
+  are similar but not equal.
 
-  Differs from the paper (and FedJAX): a variable of equal entries is not
-  clipped, to zero, but exact (if it is not rotated).
+  Differs from the paper (and FedJAX): a variable of equal entries is exact
+  unless it is rotated, not clipped to zero.
 
-  What is sent: s as float32, eight bytes of the rotation's key if there is one,
+  Encoding: s as float32, the eight bytes of the rotation's key if there is one,
   and a byte for every five entries (1.6 bits each).
 
   Attributes:
-    rotation: What comes before: one of `rotations.ROTATIONS`. It spreads
-      outliers over all entries, so that clipping touches about 1 % of them
-      whatever the update; but the clipping is then of rotated entries, so that
-      the bias is spread as well.
+    rotation: The rotation before rounding, one of `rotations.ROTATIONS`. It
+      spreads outliers over all entries, so that about 1 % of them are clipped
+      whatever the update is; the bias of clipping is then spread as well.
     threshold: See `Uniform`.
   """
 
@@ -203,8 +198,7 @@ class Ternary:
     if not count:
       return 0
     count = rotations.rotated_size(count, self.rotation)
-    header = _FLOAT_BYTES + _key_bytes(self.rotation)
-    return header + bit_packing.packed_trits_size(count)
+    return _header_size(1, self.rotation) + bit_packing.packed_trits_size(count)
 
   def encode(self, tensor: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """See `Compressor`."""
@@ -216,7 +210,7 @@ class Ternary:
     is_finite = tf.logical_and(_all_finite(values), tf.math.is_finite(limit))
     largest = tf.maximum(high, -low)
     scale = tf.where(tf.equal(low, high), largest, tf.minimum(largest, limit))
-    # An entry beyond the limit is above this always, as one of s is: clipped.
+    # Entries beyond the limit always exceed this, as s does: they are clipped.
     uniform = _uniform(values.shape, seed, scale)
     up = tf.cast(uniform < values, tf.uint8)
     down = tf.cast(uniform < -values, tf.uint8)
@@ -244,13 +238,9 @@ class Ternary:
 
 
 def _check_threshold(threshold: int) -> None:
-  if (
-    isinstance(threshold, bool)
-    or not isinstance(threshold, int)
-    or threshold < 0
-  ):
+  if type(threshold) is not int or threshold < 0:
     raise ValueError(
-      f'threshold is {threshold!r}; it is a whole number, 0 or more.'
+      f'threshold is {threshold!r}; it is an integer, 0 or more.'
     )
 
 
@@ -261,9 +251,9 @@ def _all_finite(values: tf.Tensor) -> tf.Tensor:
 def _uniform(
   shape: tf.TensorShape, seed: tf.Tensor, scale: Union[tf.Tensor, float]
 ) -> tf.Tensor:
-  """Returns uniform numbers between 0 and `scale`, neither of them included.
+  """Returns uniform numbers between 0 and `scale`, both excluded.
 
-  Sixteen bits each: a probability is rounded to a multiple of 2^-16.
+  They have sixteen bits: probabilities are rounded to multiples of 2^-16.
   """
   random = keys.random_bits(int(shape.num_elements()), seed, tf.uint16)
   half = 2.0**-17 * scale
@@ -278,8 +268,9 @@ def _to_floats(encoded: tf.Tensor) -> tf.Tensor:
   return tf.bitcast(tf.reshape(encoded, [-1, _FLOAT_BYTES]), tf.float32)
 
 
-def _key_bytes(rotation: str) -> int:
-  return 0 if rotation == 'none' else keys.KEY_BYTES
+def _header_size(num_floats: int, rotation: str) -> int:
+  key = 0 if rotation == 'none' else keys.KEY_BYTES
+  return num_floats * _FLOAT_BYTES + key
 
 
 def _split(
@@ -287,14 +278,14 @@ def _split(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Returns the floats of the header, the rotation's key, and the numbers."""
   end = num_floats * _FLOAT_BYTES
-  start = end + _key_bytes(rotation)
+  start = _header_size(num_floats, rotation)
   return _to_floats(encoded[:end]), encoded[end:start], encoded[start:]
 
 
 def _rotate(
   tensor: tf.Tensor, rotation: str, seed: tf.Tensor
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-  """Returns the entries, rotated, and the key in a list if there is one."""
+  """Returns the rotated entries, and the key, if any, in a list."""
   values = tf.reshape(tf.cast(tensor, tf.float32), [-1])
   if rotation == 'none':
     return values, []

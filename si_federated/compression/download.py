@@ -1,4 +1,4 @@
-"""Distribution of a model that was compressed on its way to the clients."""
+"""Compressed distribution of the model to the clients."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ MEASUREMENTS = ('bytes_down_per_client',)
 def build_download(
   compressor: compressors.Compressor, weights_type: Any, *, seed: int
 ) -> tff.learning.templates.DistributionProcess:
-  """Compresses the model that clients train from.
+  """Compresses the model that clients receive.
 
-  The server encodes all weights once a round, trainable and not, and broadcasts
-  the bytes; clients decode them. What they train from is the decoded model, the
-  same on all of them. An update of TFF's client work is then what was received
-  less what was trained: the server applies the clients' progress to its own
-  weights, which are never rounded, so that errors of rounding do not add up
-  over the rounds.
+  Once a round the server encodes all weights, trainable or not, and broadcasts
+  the bytes; all clients train from the same decoded model. TFF's client update
+  is the difference between received and trained weights: the server applies it
+  to its own weights, which are never rounded, so that rounding errors don't
+  accumulate over rounds.
 
   The state is an ordered dictionary of `round_num`. The measurement is
-  `bytes_down_per_client`, int64: the length of what `updates.serialize` would
-  write.
+  `bytes_down_per_client`, int64: the length of `updates.serialize`'s result.
 
   Args:
-    compressor: What encodes.
+    compressor: Encodes the weights.
     weights_type: The type of `tff.learning.models.ModelWeights`, all floats.
-    seed: What makes the rounding, in [0, 2^63).
+    seed: The seed of the rounding, in [0, 2^63).
 
   Returns:
-    For the argument `model_distributor` of TFF's learning algorithms.
+    The argument `model_distributor` of TFF's learning algorithms.
 
   Raises:
     TypeError: If not all weights are floats.
-    ValueError: If the seed is not such a number.
+    ValueError: If the seed is not an integer in this range.
   """
   keys.check_seed(seed)
   specs = tff.types.type_to_tf_tensor_specs(tff.to_type(weights_type))

@@ -1,10 +1,10 @@
-"""Randomness of the rounding: keyed by seed, round and, on clients, the update.
+"""Random numbers of the rounding, keyed by seed, round and a client's update.
 
-TFF tells clients no number of their own, so what makes the randomness of two
-clients of a round independent is their updates: these differ unless the clients
-hold the same data, and a hash of 64 bits of all entries differs with them. For
-a fixed update the hash is fixed and the seed alone is random, so that rounding
-stays unbiased. Everything is reproducible from seed, round and update.
+TFF gives clients no number, so that a 64-bit hash of the update makes the
+random numbers of two clients independent: updates differ unless clients have
+the same data. For a fixed update the hash is fixed and the seed is random, so
+that rounding is unbiased. Everything is reproducible from seed, round and
+update.
 """
 
 from __future__ import annotations
@@ -18,18 +18,11 @@ KEY_BYTES = 8
 
 
 def check_seed(seed: int) -> None:
-  """Raises unless a seed is a whole number of 63 bits.
-
-  Args:
-    seed: The seed.
-
-  Raises:
-    ValueError: If it is anything else.
-  """
+  """Raises `ValueError` unless a seed is an integer in [0, 2^63)."""
   if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-    raise ValueError(f'The seed is {seed!r}; it is a whole number.')
+    raise ValueError(f'The seed is {seed!r}; it must be an integer.')
   if not 0 <= seed < 1 << 63:
-    raise ValueError(f'The seed is {seed}; it lies in [0, 2^63).')
+    raise ValueError(f'The seed is {seed}; it must lie in [0, 2^63).')
 
 
 def round_seed(seed: int, round_num: tf.Tensor, update: Any = ()) -> tf.Tensor:
@@ -41,7 +34,7 @@ def round_seed(seed: int, round_num: tf.Tensor, update: Any = ()) -> tf.Tensor:
     update: The client's variables, in any structure.
 
   Returns:
-    Shape `[2]`, int64, as `tf.random.stateless_uniform` takes it.
+    A seed for `tf.random.stateless_uniform`, shape `[2]`, int64.
   """
   parts = tf.nest.flatten(update)
   prints = [_fingerprint(part) for part in parts if part.shape.num_elements()]
@@ -52,12 +45,12 @@ def round_seed(seed: int, round_num: tf.Tensor, update: Any = ()) -> tf.Tensor:
 
 
 def variable_seed(seed: tf.Tensor, index: int) -> tf.Tensor:
-  """Returns the seed of one of the variables.
+  """Returns the seed of one variable.
 
   Args:
-    seed: From `round_seed`. Its second half is a hash, so that a number put
-      into its lowest bits makes it no seed of another round or client (but by
-      chances of 2^-64).
+    seed: From `round_seed`. Its second half is a hash, so that changing its
+      lowest bits gives no seed of another round or client, except with a
+      probability of 2^-64.
     index: The number of the variable.
 
   Returns:
@@ -70,8 +63,8 @@ def rotation_key(seed: tf.Tensor) -> tf.Tensor:
   """Returns the key of a variable's rotation, which its receiver needs too.
 
   Args:
-    seed: From `variable_seed`. It is hashed, so that the key tells nothing of
-      it and the rotation is independent of the rounding.
+    seed: From `variable_seed`. It is hashed, so that the key does not reveal it
+      and the rotation is independent of the rounding.
 
   Returns:
     `KEY_BYTES` numbers of uint8.
@@ -85,12 +78,12 @@ def rotation_seed(key: tf.Tensor) -> tf.Tensor:
 
 
 def random_bits(count: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-  """Returns random whole numbers, all bits of them used.
+  """Returns random integers that use all their bits.
 
-  Making random bits is the most expensive part of rounding; float32 takes 32.
+  Random bits are the most expensive part of rounding; float32 would take 32.
 
   Args:
-    count: How many numbers.
+    count: The number of integers.
     seed: Shape `[2]`, int64.
     dtype: uint8 or uint16.
 
@@ -104,9 +97,8 @@ def random_bits(count: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def _fingerprint(tensor: tf.Tensor) -> tf.Tensor:
-  """Returns FarmHash's 64 bits of all entries, as eight of uint8.
+  """Returns FarmHash's 64 bits of all entries, as eight uint8.
 
-  The sum of integers would do for most updates; of floats it would not, since
-  it depends on the number of threads.
+  A sum of floats would not do: it depends on the number of threads.
   """
   return tf.fingerprint(tf.reshape(tensor, [1, -1]))[0]

@@ -1,7 +1,7 @@
-"""Random rotations that spread what is large over all entries of a variable.
+"""Random rotations that spread large entries over all entries of a variable.
 
-A quantiser's error grows with the range of what it rounds; after a rotation all
-entries are of about the same size (Suresh et al. 2017, arXiv 1611.00429). These
+The error of quantization grows with a variable's range; after a rotation all
+entries have about the same size (Suresh et al. 2017, arXiv 1611.00429). These
 are the rotations of TFF's `HadamardTransformFactory` and
 `DiscreteFourierTransformFactory`, on one tensor and in fewer passes over it.
 """
@@ -19,14 +19,7 @@ _LOG2_BLOCK = 7
 
 
 def check(rotation: str) -> None:
-  """Raises unless there is a rotation of this name.
-
-  Args:
-    rotation: One of `ROTATIONS`.
-
-  Raises:
-    ValueError: If it is not.
-  """
+  """Raises `ValueError` unless a name is in `ROTATIONS`."""
   if rotation not in ROTATIONS:
     raise ValueError(
       f'rotation is {rotation!r}; choose one of {", ".join(ROTATIONS)}.'
@@ -34,11 +27,11 @@ def check(rotation: str) -> None:
 
 
 def rotated_size(count: int, rotation: str) -> int:
-  """Returns how many entries a variable of `count` has when rotated.
+  """Returns the number of entries of a rotated variable of `count` entries.
 
-  Hadamard's transform pads with zeros to a power of two, which up to doubles
-  what is sent; Fourier's to an even number, but it is several times slower, and
-  more so for sizes of large prime factors.
+  Hadamard's transform pads with zeros to a power of two, which may almost
+  double the bytes. Fourier's pads to an even number, but is several times
+  slower, above all for sizes with large prime factors.
   """
   if rotation == 'hadamard':
     return 1 << max(count - 1, 0).bit_length()
@@ -48,7 +41,7 @@ def rotated_size(count: int, rotation: str) -> int:
 
 
 def rotate(values: tf.Tensor, rotation: str, key: tf.Tensor) -> tf.Tensor:
-  """Rotates.
+  """Rotates a variable.
 
   Args:
     values: Shape `[n]`, float32, not empty.
@@ -77,9 +70,9 @@ def unrotate(
 
   Args:
     values: The rotated values.
-    rotation: The same.
-    key: The same.
-    count: How many values there were before.
+    rotation: See `rotate`.
+    key: See `rotate`.
+    count: The number of values before the rotation.
 
   Returns:
     Shape `[count]`, float32.
@@ -94,11 +87,11 @@ def unrotate(
 
 
 def hadamard(values: tf.Tensor) -> tf.Tensor:
-  """Returns the normalised Walsh-Hadamard transform.
+  """Returns the normalized Walsh-Hadamard transform.
 
   The matrix is a Kronecker product of small ones, so that a few matrix products
-  do it; TFF's `fast_walsh_hadamard_transform` of the same result goes over the
-  values twice for every factor of two.
+  suffice; TFF's `fast_walsh_hadamard_transform` passes over the values twice
+  for every factor of two.
 
   Args:
     values: Shape `[n]`, float32, n a power of two.
@@ -107,8 +100,8 @@ def hadamard(values: tf.Tensor) -> tf.Tensor:
   log2 = count.bit_length() - 1
   steps = -(-log2 // _LOG2_BLOCK)
   for step in range(steps):
-    # Each product transforms the last of the axes and makes it the first, so
-    # that after all of them they are in order again.
+    # Each product transforms the last axis and makes it the first, so that in
+    # the end the axes are in order again.
     size = 1 << ((log2 + step) // steps)
     values = tf.linalg.matmul(
       _hadamard_matrix(size), tf.reshape(values, [-1, size]), transpose_b=True
@@ -117,7 +110,7 @@ def hadamard(values: tf.Tensor) -> tf.Tensor:
 
 
 def _hadamard_matrix(size: int) -> tf.Tensor:
-  """Returns the normalised matrix, made by the graph: it is large for one."""
+  """Returns the normalized matrix, too large for a constant in a graph."""
   numbers = tf.range(size)
   common = tf.bitwise.bitwise_and(numbers[:, tf.newaxis], numbers)
   odd = tf.raw_ops.PopulationCount(x=common) % tf.constant(2, tf.uint8)
@@ -125,8 +118,8 @@ def _hadamard_matrix(size: int) -> tf.Tensor:
 
 
 def _flip_signs(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  # TFF's sample_rademacher takes the sign of a uniform number less 0.5, which
-  # is 0 once in 2^23 entries: these would be lost.
+  # TFF's `sample_rademacher` takes the sign of a uniform number less 0.5, which
+  # is 0 once in 2^23 entries; these would be lost.
   random = keys.random_bits(int(values.shape[0]), seed, tf.uint8)
   return tf.where(random < tf.constant(128, tf.uint8), values, -values)
 

@@ -1,13 +1,12 @@
-"""What is sent of a structure of variables, and how many bytes that is.
+"""Encodes structures of variables, and counts the bytes.
 
-An encoded update is a bitmap with a bit for each variable, in the order of
-`tf.nest.flatten`, and the bytes of each variable whose bit is set. A variable
-that is zero throughout, frozen ones among them, is not sent: its bit is not
-set, and it decodes to zeros. Shapes and compressor are known to both sides and
-not sent; nor is a length, since coding is of fixed width.
+An encoded update is a bitmap with a bit per variable, in the order of
+`tf.nest.flatten`, and the bytes of each variable whose bit is set. Variables
+that are all zeros, such as frozen ones, are not sent: their bit is 0. Shapes
+and compressor are known to both sides, and lengths follow from them.
 
-In a graph, where shapes are known ahead, the encoded update holds bytes for
-all variables; those of one that is not sent are zeros and don't count.
+In a graph, where shapes are static, the encoded update has bytes for all
+variables; those of variables that are not sent are zeros and don't count.
 """
 
 from __future__ import annotations
@@ -24,14 +23,7 @@ from si_federated.compression import bit_packing, compressors, keys
 
 
 def check_type(specs: Sequence[tf.TensorSpec]) -> None:
-  """Raises unless variables can be sent.
-
-  Args:
-    specs: Of the variables.
-
-  Raises:
-    TypeError: If one is not of floats, or its shape is not known.
-  """
+  """Raises `TypeError` unless all variables are floats of known shapes."""
   for spec in specs:
     if not spec.dtype.is_floating or not spec.shape.is_fully_defined():
       raise TypeError(
@@ -78,10 +70,10 @@ def decode_update(
   Args:
     encoded: From `encode_update` or `deserialize`.
     compressor: The one that encoded them.
-    specs: Of the variables, `tf.TensorSpec`, in the structure that is wanted.
+    specs: The `tf.TensorSpec` of each variable, in any structure.
 
   Returns:
-    The variables in that structure.
+    The variables in the structure of `specs`.
   """
   present = _is_present(encoded)
   parts = []
@@ -104,10 +96,10 @@ def num_bytes(encoded: Any) -> tf.Tensor:
 
 
 def serialize(encoded: Any) -> bytes:
-  """Returns what is sent: the bitmap, then the variables that are in it.
+  """Returns the bytes to send: the bitmap, then the variables in it.
 
   Args:
-    encoded: From `encode_update`, its tensors evaluated.
+    encoded: From `encode_update`, with evaluated tensors.
   """
   bitmap = np.asarray(encoded['present'], np.uint8)
   present = _bits(bitmap, len(encoded['variables']))
@@ -125,13 +117,13 @@ def deserialize(
   Args:
     data: The bytes.
     compressor: The one that encoded them.
-    specs: Of the variables, `tf.TensorSpec` in any structure.
+    specs: The `tf.TensorSpec` of each variable, in any structure.
 
   Returns:
-    What `encode_update` returned, as arrays.
+    The result of `encode_update`, as arrays.
 
   Raises:
-    ValueError: If these bytes are no update of such variables.
+    ValueError: If the bytes are not an update of such variables.
   """
   flat = tf.nest.flatten(specs)
   length = bit_packing.packed_size(len(flat), 1)
@@ -143,12 +135,11 @@ def deserialize(
       f'The encoded update is not one of {len(flat)} variables; decode it with '
       'the model that it was made for.'
     )
-  sizes = []
-  for spec, bit in zip(flat, present):
-    count = spec.shape.num_elements()
-    sizes.append(
-      _compressor_for(compressor, count).encoded_size(count) if bit else 0
-    )
+  counts = [spec.shape.num_elements() for spec in flat]
+  full_sizes = [
+    _compressor_for(compressor, count).encoded_size(count) for count in counts
+  ]
+  sizes = [size if bit else 0 for size, bit in zip(full_sizes, present)]
   expected = length + sum(sizes)
   if len(array) != expected:
     raise ValueError(
@@ -156,15 +147,11 @@ def deserialize(
       'is cut off, or of another model or compressor.'
     )
   starts = np.cumsum([length, *sizes])
-  variables = []
-  for start, size, spec in zip(starts, sizes, flat):
-    count = spec.shape.num_elements()
-    chosen = _compressor_for(compressor, count)
-    part = array[start : start + size]
-    if not size:
-      part = np.zeros(chosen.encoded_size(count), np.uint8)
-    variables.append(part)
-  return collections.OrderedDict(present=bitmap, variables=tuple(variables))
+  variables = tuple(
+    array[start : start + size] if size else np.zeros(full_size, np.uint8)
+    for start, size, full_size in zip(starts, sizes, full_sizes)
+  )
+  return collections.OrderedDict(present=bitmap, variables=variables)
 
 
 def _compressor_for(
@@ -188,11 +175,11 @@ def _bits(bitmap: np.ndarray, count: int) -> np.ndarray:
 def _functions(compressor: compressors.Compressor, count: int) -> Any:
   """Returns functions that encode and decode a variable.
 
-  Once for all variables of a size: TFF's compiler takes long for the hundreds
-  of operations of each.
+  Variables of one size share them, since TFF's compiler takes long for the
+  hundreds of operations of each.
   """
   size = compressor.encoded_size(count)
-  # Zeros are zeros then, without a condition.
+  # Zeros are encoded as zeros then, without a condition.
   is_exact = isinstance(compressor, compressors.Float32)
 
   @tf.function(
@@ -203,7 +190,7 @@ def _functions(compressor: compressors.Compressor, count: int) -> Any:
     ],
   )
   def encode(values, seed):
-    # What is not a number differs from zero, too.
+    # NaN differs from zero, too.
     is_present = tf.reduce_any(tf.not_equal(values, 0.0))
     if is_exact:
       return is_present, compressor.encode(values, seed)
@@ -230,7 +217,7 @@ def _functions(compressor: compressors.Compressor, count: int) -> Any:
 
 
 def _if_present(is_present, make, shape, dtype):
-  """Returns what `make` makes, without making it for what is not sent."""
+  """Returns `make()`, or zeros, without calling it, for absent variables."""
   result = tf.cond(is_present, make, lambda: tf.zeros(shape, dtype))
   result.set_shape(shape)
   return result

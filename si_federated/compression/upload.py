@@ -1,4 +1,4 @@
-"""Aggregation of updates that were compressed on their way to the server."""
+"""Aggregation of compressed updates."""
 
 from __future__ import annotations
 
@@ -21,37 +21,35 @@ MEASUREMENTS = ('bytes_up_per_client', 'bytes_up')
 def build_upload(
   factory: _Factory, compressor: compressors.Compressor, *, seed: int
 ) -> _Factory:
-  """Compresses what goes into an aggregation.
+  """Compresses the updates that enter an aggregation.
 
-  Each client encodes its update, with randomness of its own (`keys`), and hands
-  what the server would decode from it to the aggregation: clipping and noise
-  behind act on decoded updates. A private mechanism so keeps its sensitivity,
-  whatever the rounding does to norms: an update that rounding made longer than
-  the clip norm is clipped. (What such a mechanism's client sends in truth is
-  clipped once more by the server, which it trusts.) An aggregation that sums
-  within a finite group, as `distributed_dp` does, has a width of its own, and
-  is not to be wrapped.
+  Each client encodes its update, with its own random numbers (`keys`), and
+  passes the decoded update to the aggregation. Clipping and noise act on
+  decoded updates: a private mechanism keeps its sensitivity even if rounding
+  makes an update longer than the clip norm. (In a deployment, the trusted
+  server would clip decoded updates.) An aggregation that sums within a finite
+  group, such as `distributed_dp`, has its own width and must not be wrapped.
 
-  A variable that is zero throughout is not sent. Weights and metrics that go
-  along with an update are neither encoded nor counted.
+  A variable that is all zeros is not sent. Weights and metrics of clients are
+  neither encoded nor counted.
 
   The state is an ordered dictionary of `round_num` and `inner`. Measurements
-  are the inner ones under their names (under `inner`, if they have none), and
-  `bytes_up_per_client`, float64, the mean of the cohort, and `bytes_up`, int64,
-  its sum: the lengths of what `updates.serialize` would write.
+  are the inner ones under their names (under `inner` if they have none),
+  `bytes_up_per_client`, float64, the cohort's mean, and `bytes_up`, int64, its
+  sum: the lengths of `updates.serialize`'s results.
 
   Args:
     factory: The aggregation of decoded updates.
-    compressor: What encodes.
-    seed: What makes the rounding, in [0, 2^63). Not the seed of a private
+    compressor: Encodes the updates.
+    seed: The seed of the rounding, in [0, 2^63). Not the seed of a private
       mechanism's noise, which clients must not know.
 
   Returns:
     A factory, weighted if `factory` is.
 
   Raises:
-    TypeError: If `factory` is no aggregation factory.
-    ValueError: If the seed is not such a number.
+    TypeError: If `factory` is not an aggregation factory.
+    ValueError: If the seed is not an integer in this range.
   """
   keys.check_seed(seed)
   if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
@@ -73,7 +71,7 @@ class _UnweightedUpload(tff.aggregators.UnweightedAggregationFactory):
   seed: int
 
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
-    """Makes the process."""
+    """Creates the process."""
     initialize, step = _build_step(self, value_type)
 
     @tff.federated_computation(
@@ -97,7 +95,7 @@ class _WeightedUpload(tff.aggregators.WeightedAggregationFactory):
   def create(
     self, value_type: Any, weight_type: Any
   ) -> tff.templates.AggregationProcess:
-    """Makes the process."""
+    """Creates the process."""
     initialize, step = _build_step(self, value_type, weight_type)
 
     @tff.federated_computation(
@@ -156,7 +154,7 @@ def _build_step(upload, value_type, *weight_type):
       raise ValueError(
         f'The aggregation already measures {", ".join(clashes)}; wrap it once.'
       )
-    # In 64 bits: float32 is not exact above 16 MB.
+    # In 64 bits, since float32 is not exact above 16 MB.
     measurements['bytes_up_per_client'] = tf.cast(sent, tf.float64) / tf.cast(
       tf.maximum(clients, 1), tf.float64
     )

@@ -1,4 +1,4 @@
-"""Where TFF computations run."""
+"""Execution contexts: where TFF computations run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def set_ray_context(
 ) -> Any:
   """Makes TFF run the clients of its computations on a Ray cluster.
 
-  Actors have a core (or a GPU) and run one client at a time each. If one dies
-  in a round, others do its work, and the result is the same to the bit.
+  Each actor has one core (or one GPU) and runs one client at a time. If an
+  actor dies in a round, others do its work, and the result has the same bits.
 
   Args:
-    num_actors: How many clients to run at once; by default the number of GPUs
-      of the cluster, or of its cores if it has none.
+    num_actors: How many clients to run at once; by default the number of the
+      cluster's GPUs, or of its cores if it has no GPU.
     address: The cluster: 'auto' on one of its nodes, or HOST:PORT of its head.
       Every node needs this package installed. By default Ray is started on
       this machine, and ends with this process.
-    device: The TensorFlow device of an actor, '/CPU:0' to leave GPUs alone; by
+    device: The TensorFlow device of an actor, '/CPU:0' to leave GPUs unused; by
       default TensorFlow chooses. GPUs are untested.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Keeps a library's processes from outliving this one, and from talking."""
+"""Silences a library, and ends the processes that it started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _END_TIMEOUT_SECS = 5.0
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-  """Drops what this process prints, native code included; for a library."""
+  """Discards the output of this process, including that of native code."""
   sys.stdout.flush()
   sys.stderr.flush()
   kept = [(stream, os.dup(stream)) for stream in (1, 2)]
@@ -34,14 +34,14 @@ def silence() -> Iterator[None]:
 
 
 class StartedProcesses:
-  """Remembers processes by a mark in the environment that they inherit."""
+  """Tracks processes by a mark in the environment that they inherit."""
 
   def __init__(self):
     self._mark = f'{os.getpid()}.{uuid.uuid4().hex}'
 
   @contextlib.contextmanager
   def mark(self) -> Iterator[None]:
-    """Marks the processes that are started in this scope, and theirs."""
+    """Marks the processes started in this scope, and their descendants."""
     os.environ[_VARIABLE] = self._mark
     try:
       yield
@@ -49,19 +49,19 @@ class StartedProcesses:
       del os.environ[_VARIABLE]
 
   def living(self) -> list[int]:
-    """Returns the ids of the marked processes; none where there is no /proc."""
+    """Returns the ids of the marked processes; none without /proc."""
     entry = f'{_VARIABLE}={self._mark}'.encode()
     found = []
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
-      # Processes may end meanwhile, or belong to others; the dead that nobody
-      # waited for have an empty environment.
+      # Processes may end meanwhile, or belong to others. Zombies have an empty
+      # environment.
       with contextlib.suppress(OSError):
         if entry in (folder / 'environ').read_bytes().split(b'\0'):
           found.append(int(folder.name))
     return found
 
   def end(self) -> None:
-    """Kills the marked processes and waits until they have gone."""
+    """Kills the marked processes and waits until they have ended."""
     deadline = time.monotonic() + _END_TIMEOUT_SECS
     while (living := self.living()) and time.monotonic() < deadline:
       for pid in living:

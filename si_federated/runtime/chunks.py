@@ -1,8 +1,8 @@
 """Cuts a cohort into chunks of consecutive clients, and runs them on actors.
 
-The chunks depend on the size of the cohort alone, and their results come in
-their order: neither the speed nor the number nor the death of actors changes a
-bit of a sum of them.
+Chunks depend only on the size of the cohort, and their results are yielded in
+order: neither the speed nor the number nor the death of actors changes a bit of
+their sum.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, NamedTuple, Protocol
 
 from si_federated.runtime import interrupts, rounds
 
-# A chunk has one client in cohorts of up to so many, and never more than so
-# many: its data and its partial accumulator travel as a whole.
+# Cohorts of up to `_MIN_CHUNKS` clients have one client per chunk. A chunk's
+# data and its partial accumulator are sent as a whole, hence the maximum.
 _MIN_CHUNKS = 32
 _MAX_CLIENTS = 8
-# Chunks that are drawn and not yet yielded, for each actor.
+# Chunks per actor that are drawn but not yet yielded.
 _WINDOW = 3
 _MAX_DEATHS = 3
 
 
 class Failed(NamedTuple):
-  """The result of a chunk with a client that failed.
+  """The result of a chunk whose client failed.
 
   Attributes:
     position: The client's position in its chunk.
-    problem: The message.
+    problem: The error message.
   """
 
   position: int
@@ -35,7 +35,7 @@ class Failed(NamedTuple):
 
 
 class LostError(Exception):
-  """An actor died; it was at the first of the chunks that it had."""
+  """An actor died while it ran the first of its chunks."""
 
   def __init__(self, chunks: list[int], problem: Exception):
     super().__init__((str(problem).strip() or repr(problem)).splitlines()[0])
@@ -43,34 +43,27 @@ class LostError(Exception):
 
 
 class Actors(Protocol):
-  """What runs chunks.
+  """A pool of actors that run chunks.
 
   Attributes:
-    count: How many actors there are.
+    count: The number of actors.
   """
 
   count: int
 
   @property
   def free(self) -> bool:
-    """Whether one of them should have more to do."""
+    """Whether an actor can take another chunk."""
 
   def wait(self) -> tuple[int, Any] | None:
-    """Returns a chunk and its result, if one is done; may raise `LostError`."""
+    """Returns a finished chunk and its result; may raise `LostError`."""
 
   def forget(self) -> None:
-    """Drops what is still to be done."""
+    """Cancels all unfinished chunks."""
 
 
 def cut(num_clients: int) -> list[range]:
-  """Cuts a cohort.
-
-  Args:
-    num_clients: Its size.
-
-  Returns:
-    The clients' positions in each chunk.
-  """
+  """Returns the clients' positions in each chunk of a cohort."""
   count = min(num_clients, max(_MIN_CHUNKS, -(-num_clients // _MAX_CLIENTS)))
   return [
     range(num_clients * i // count, num_clients * (i + 1) // count)
@@ -89,19 +82,19 @@ def run(
   """Runs a cohort.
 
   Args:
-    clients: The clients, each drawn once, when an actor is about to need it.
+    clients: The clients; each is drawn once, shortly before it is needed.
     draw: Reads a client's data.
-    keep: Takes the data of a chunk and returns what `submit` takes; the last
-      reference to it is dropped when the chunk is done.
-    submit: Gives a chunk to an actor, if one is free; again if it dies.
+    keep: Stores the data of a chunk and returns a reference for `submit`, which
+      is dropped when the chunk is done.
+    submit: Gives a chunk to a free actor; called again if the actor dies.
     actors: The actors.
 
   Yields:
     The result of each chunk, in order.
 
   Raises:
-    rounds.ClientError: If a client failed, or actors died too often of the same
-      chunk.
+    rounds.ClientError: If a client failed, or too many actors died while they
+      ran the same chunk.
   """
   cohort = cut(len(clients))
   drawn: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Decides how a TFF computation runs, and keeps it compiled."""
+"""Decides how a TFF computation runs, and caches its compiled form."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _is_federated(type_spec: tff.Type) -> bool:
 class Dispatcher:
   """Runs computations, each compiled once.
 
-  Computations without placements and initializations run in this process;
-  rounds too, but for their clients. Others go to TFF's own runtime, with a
+  Computations without placements, initializations and the server's part of
+  rounds run in this process. Other computations go to TFF's own runtime, with a
   warning that names the reason.
   """
 
@@ -38,16 +38,16 @@ class Dispatcher:
 
     Args:
       run_clients: Runs the clients of a round.
-      device: Where TensorFlow puts what runs in this process.
+      device: The TensorFlow device for this process's operations.
     """
     self._run_clients = run_clients
     self._device = device
     self._compiled: dict[int, tuple[tff.Computation, Callable]] = {}
 
   def invoke(self, comp: tff.Computation, arg: Any) -> Any:
-    """Runs a computation, as a context's method of this name."""
-    # Hashing a computation serializes it: the identity is enough, as long as
-    # the computation is kept alive beside its compiled form.
+    """Runs a computation; see `tff.framework.SyncContext.invoke`."""
+    # Hashing a computation would serialize it. Its identity is enough, as long
+    # as the computation is kept alive with its compiled form.
     with interrupts.kept():
       if id(comp) not in self._compiled:
         self._compiled[id(comp)] = (comp, self._compile(comp))
@@ -56,11 +56,7 @@ class Dispatcher:
   def _compile(self, comp: tff.Computation) -> Callable[[Any], Any]:
     try:
       run = self._lower(comp)
-    except (
-      NotImplementedError,
-      TypeError,
-      ValueError,
-    ) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
       warnings.warn(
         "A computation goes to TFF's own runtime because it can't be "
         f'lowered to plain TensorFlow: {error}',
@@ -97,13 +93,10 @@ class Dispatcher:
 
 
 def device_scope(device: str | None) -> contextlib.AbstractContextManager:
-  """Returns a scope that puts TensorFlow's operations on a device.
+  """Returns a scope in which this thread's operations run on a device.
 
   Args:
-    device: The device; none lets TensorFlow choose.
-
-  Returns:
-    The scope, of this thread.
+    device: The device; with None TensorFlow chooses.
   """
   return contextlib.nullcontext() if device is None else tf.device(device)
 
@@ -112,7 +105,7 @@ def check_device(device: str | None) -> None:
   """Checks that TensorFlow has a device in this process.
 
   Args:
-    device: Its name, such as '/GPU:0'; none is well.
+    device: Its name, such as '/GPU:0', or None.
 
   Raises:
     ValueError: If there is no such device.
@@ -123,11 +116,8 @@ def check_device(device: str | None) -> None:
     f'/{found.device_type}:{found.name.rpartition(":")[2]}'
     for found in tf.config.list_logical_devices()
   ]
-  name = str(device).upper().lstrip('/')
-  if (
-    f'/{name[len("DEVICE:") :] if name.startswith("DEVICE:") else name}'
-    not in (available)
-  ):
+  name = str(device).upper().lstrip('/').removeprefix('DEVICE:')
+  if f'/{name}' not in available:
     raise ValueError(
       f'device={device!r} does not exist; TensorFlow has '
       f'{", ".join(available)} here.'

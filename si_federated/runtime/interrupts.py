@@ -1,8 +1,9 @@
 """Keeps Ctrl-C and SIGTERM from being lost in a round.
 
-Python drops an exception that a signal's handler raises in a destructor, and
-TensorFlow's eager iterators run some at every step: a program in a round would
-go on as if nobody had pressed Ctrl-C.
+Python discards an exception that a signal handler raises inside a destructor,
+and TensorFlow's eager iterators run destructors at every step: a program might
+ignore Ctrl-C in the middle of a round. The handlers themselves belong to the
+program; this module only remembers what they raise.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _raised: list[BaseException] = []
 
 
 def check() -> None:
-  """Raises what a signal's handler raised, if that was lost.
+  """Raises the exception of a signal handler if Python discarded it.
 
   Raises:
-    BaseException: Such as `KeyboardInterrupt`.
+    BaseException: The handler's exception, such as `KeyboardInterrupt`.
   """
   if _raised and threading.current_thread() is threading.main_thread():
     raise _raised.pop()
@@ -29,10 +30,10 @@ def check() -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-  """Remembers what signals' handlers raise, for `check`, which ends it too.
+  """Remembers exceptions of signal handlers, and checks for them at its end.
 
-  In threads other than the main one, which no signal interrupts, it does
-  nothing.
+  It does nothing in other threads than the main one, which signals don't
+  interrupt.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

@@ -1,7 +1,7 @@
 """Runs TFF computations in this process, several clients at once.
 
-There is no worker process to start, feed and stop: the TensorFlow graphs of a
-round (`rounds.py`) run as functions here.
+No worker process is needed: the TensorFlow graphs of a round (`rounds.py`) run
+as functions of this process.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from si_federated.runtime import (
   values,
 )
 
-# Updates held for each thread, so that it has work while the client whose
-# update is next in order is still at its.
+# Updates held per thread, so that threads stay busy while the client whose
+# update is next in order is still training.
 _WINDOW = 4
 _CANCEL_SECS = 5.0
 
@@ -43,11 +43,11 @@ def _in_order(
   window: int,
   cancel: Callable[[], None],
 ) -> Generator[Any, None, None]:
-  """Yields `work(0)`, `work(1)`, ...; at most `window` of them at once.
+  """Yields `work(0)`, `work(1)`, ..., of which at most `window` are held.
 
-  The order of the results does not depend on which thread is faster, so sums
-  of them are the same bits in every run. The window bounds the updates held.
-  If one raises, or the caller is interrupted, those under way are cancelled.
+  Results come in order, whichever thread is faster, so that their sum has the
+  same bits in every run. If a call raises, or the caller is interrupted, the
+  running calls are cancelled.
   """
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
@@ -63,12 +63,12 @@ def _in_order(
     cancel()
     for future in pending:
       future.cancel()
-    # Bounded, since Python code of a dataset can't be cancelled.
+    # With a timeout, since Python code in a dataset can't be cancelled.
     concurrent.futures.wait(pending, _CANCEL_SECS)
 
 
 def _await_first(pending: Sequence[concurrent.futures.Future]) -> None:
-  """Waits for the first of them, or until one raises, and raises that."""
+  """Waits for the first future; raises the exception of any that fails."""
   while not pending[0].done():
     interrupts.check()
     running = [future for future in pending if not future.done()]
@@ -83,16 +83,16 @@ class LocalContext(context_base.SyncContext):
   """A TFF execution context that runs computations in this process.
 
   Rounds (computations of a server state and clients' data) and computations
-  without placements run here, compiled once each. Others go to TFF's own
-  runtime, with a warning that names the reason.
+  without placements are compiled once and run here. Other computations go to
+  TFF's own runtime, with a warning that names the reason.
   """
 
   def __init__(self, num_threads: int | None = None, device: str | None = None):
     """Initializes the context.
 
     Args:
-      num_threads: How many clients to run at once, one thread each; the number
-        of this machine's processors by default.
+      num_threads: How many clients to run at once, each in a thread; by default
+        the number of this machine's processors.
       device: The TensorFlow device to compute on, such as '/GPU:0'; TensorFlow
         chooses by default. GPUs are untested.
 
@@ -113,7 +113,7 @@ class LocalContext(context_base.SyncContext):
     return self._num_threads
 
   def invoke(self, comp: tff.Computation, arg: Any) -> Any:
-    """Runs a computation; called by TFF where `comp(arg)` is written."""
+    """Runs a computation; TFF calls it for `comp(arg)`."""
     return self._dispatcher.invoke(comp, arg)
 
   def _run_clients(
@@ -123,7 +123,7 @@ class LocalContext(context_base.SyncContext):
     clients: Sequence[Any],
   ) -> rounds.Partial | None:
     part = compiled.client_part
-    # One a client: TensorFlow cancels all that shares the one of a failure.
+    # One manager per client: a failure cancels all calls that share one.
     under_way: set[tensorflow_function.CancellationManager] = set()
     stopped = threading.Event()
 
@@ -139,7 +139,7 @@ class LocalContext(context_base.SyncContext):
         if stopped.is_set():
           cancellation.start_cancel()
         client = values.flatten(clients[position], part.client_type)
-        # The scope of a device holds for one thread.
+        # A device scope applies to one thread only.
         with dispatch.device_scope(self._device):
           return part.work(client, broadcast, cancellation)
       except Exception as error:
@@ -155,7 +155,7 @@ class LocalContext(context_base.SyncContext):
       window=_WINDOW * self._num_threads,
       cancel=cancel,
     )
-    # Else an error in folding would leave clients at work for a while.
+    # Closed at once, so that an error in `fold` stops the other clients.
     with contextlib.closing(updates):
       for update in updates:
         partial = part.fold(partial, update)
@@ -167,14 +167,14 @@ def set_local_context(
 ) -> LocalContext:
   """Makes TFF run its computations in this process.
 
-  Call it before TensorFlow runs its first operation: each operation of a client
-  then keeps to one thread, which is the fastest way to fill the processors when
-  several clients run at once, and freed memory is kept for the next step (see
-  `memory.keep_freed_memory`). Later calls work but leave that as it is.
+  Call it before TensorFlow runs its first operation: each operation then uses a
+  single thread, which is fastest when several clients run at once, and freed
+  memory is kept for the next step (see `memory.keep_freed_memory`). Later calls
+  work, but can't change these two settings.
 
   Args:
-    num_threads: How many clients to run at once; the number of processors by
-      default.
+    num_threads: How many clients to run at once; by default the number of
+      processors.
     device: The TensorFlow device to compute on, such as '/GPU:0'; by default
       TensorFlow chooses, a GPU if it sees one. GPUs are untested.
 

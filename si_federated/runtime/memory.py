@@ -1,4 +1,4 @@
-"""Keeps the memory that a step frees for the next one."""
+"""Keeps freed memory for the next training step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-  """Makes this process's allocator reuse large blocks rather than return them.
+  """Makes this process's allocator keep large blocks instead of freeing them.
 
-  A step allocates and frees arrays of the model's size. The C library takes
-  each from the operating system and gives it back, and the kernel clears every
-  page again: a fifth of the time of a step of four million weights. One pool
-  for all threads, never trimmed, avoids that and holds less in all than a pool
-  a thread. Call it before threads are started.
+  A step allocates and frees arrays of the model's size. By default the C
+  library returns each to the operating system, and the kernel clears its pages
+  again: a fifth of the time of a step with four million weights. A single pool
+  that is never trimmed avoids this, and holds less than one pool per thread.
+  Call it before threads are started.
 
   Returns:
-    Whether it took effect: with the GNU C library only.
+    Whether it took effect; only the GNU C library supports it.
   """
   if sys.platform != 'linux':
     return False
@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
     return False
   mallopt(_ARENA_MAX, 1)
   mallopt(_TRIM_THRESHOLD, _LARGEST)
-  # Older releases of the library refuse more than 32 MiB.
+  # Older releases of the library accept at most 32 MiB.
   return bool(
     mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, 2**25)
   )

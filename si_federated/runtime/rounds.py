@@ -1,4 +1,4 @@
-"""A round as TensorFlow functions: what every runtime of ours shares.
+"""A round as TensorFlow functions, shared by the local and the Ray runtime.
 
 TFF's compiler lowers a round to a `tff.backends.mapreduce.MapReduceForm`:
 prepare at the server, work at each client, accumulate, merge, report and update
@@ -20,18 +20,19 @@ from si_federated.runtime import tensorflow_function, values
 
 
 class ClientError(RuntimeError):
-  """A client's computation failed; the message names it or where it stands."""
+  """A client's computation failed; the message names the client."""
 
 
 def client_error(
   clients: Sequence[Any], position: int, problem: object
 ) -> ClientError:
-  """Returns the error that names a client.
+  """Returns an error that names a client.
 
   Args:
-    clients: The cohort; with a method `client_name(position)` or without.
-    position: Which of them failed.
-    problem: What it failed with.
+    clients: The cohort; its method `client_name(position)` is used if it has
+      one.
+    position: The client's position in the cohort.
+    problem: The exception or message.
 
   Returns:
     An exception to raise.
@@ -43,7 +44,7 @@ def client_error(
 
 
 def _reason(problem: object) -> str:
-  """Finds what went wrong between TensorFlow's notes on where it did."""
+  """Finds the reason among the locations in TensorFlow's message."""
   lines = [
     line
     for line in str(problem).splitlines()
@@ -78,7 +79,7 @@ class Partial:
 
 
 class ClientPart:
-  """What is computed where clients are: their work, folded into a partial."""
+  """The part of a round that runs where clients are: work and accumulation."""
 
   def __init__(
     self,
@@ -86,7 +87,7 @@ class ClientPart:
     zero: tff.Computation,
     accumulate: tff.Computation,
   ):
-    """Compiles the parts of a `MapReduceForm` with these names."""
+    """Compiles the parts of these names of a `MapReduceForm`."""
     self._computations = (work, zero, accumulate)
     self._work, self._zero, self._accumulate = (
       tensorflow_function.TensorFlowFunction(part, name)
@@ -100,7 +101,7 @@ class ClientPart:
     return self._work.type_signature.parameter[0]
 
   def serialize(self) -> list[bytes]:
-    """Returns what `deserialize` makes an equal object from."""
+    """Returns the computations as bytes, for `deserialize`."""
     return [
       tff.framework.serialize_computation(part).SerializeToString()
       for part in self._computations
@@ -108,7 +109,7 @@ class ClientPart:
 
   @classmethod
   def deserialize(cls, serialized: Sequence[bytes]) -> ClientPart:
-    """Compiles what `serialize` returned."""
+    """Compiles the computations that `serialize` returned."""
     return cls(
       *(
         tff.framework.deserialize_computation(
@@ -128,11 +129,11 @@ class ClientPart:
 
     Args:
       client: Its data, flat.
-      broadcast: What the server prepared, flat.
-      cancellation: What may end the work early.
+      broadcast: The values that the server prepared, flat.
+      cancellation: Cancels the work.
 
     Returns:
-      The update and the values for each kind of secure sum, each flat.
+      The update, and the values for each kind of secure sum, each flat.
     """
     result = self._work([*client, *broadcast], cancellation)
     return values.split(result, self._result_type)
@@ -140,7 +141,7 @@ class ClientPart:
   def fold(
     self, partial: Partial | None, update: list[values.Tensors]
   ) -> Partial:
-    """Adds an update to those before it; `None` are no updates."""
+    """Adds an update to the earlier ones; `None` stands for no updates."""
     accumulator = self._zero([]) if partial is None else partial.accumulator
     return Partial(
       self._accumulate([*accumulator, *update[0]]),
@@ -148,7 +149,7 @@ class ClientPart:
     )
 
   def empty(self) -> Partial:
-    """Returns what no clients give."""
+    """Returns the partial of no clients."""
     return Partial(
       self._zero([]),
       [
@@ -170,7 +171,7 @@ def _add(
   ]
 
 
-# Folds the clients' updates: takes the round, the broadcast and the clients.
+# Folds the clients' updates; takes the round, the broadcast and the clients.
 RunClients = Callable[
   ['Round', values.Tensors, Sequence[Any]], Union[Partial, None]
 ]
@@ -205,8 +206,7 @@ class Round:
     self._report = function('report')
     self._update = function('update')
     self.client_part = ClientPart(form.work, form.zero, form.accumulate)
-    # The bounds of the other kinds of secure sum limit what a client may send;
-    # the sums themselves need none.
+    # The other kinds of secure sum bound the clients' values, not the sums.
     self._modulus = function('secure_modular_sum_modulus')([])
 
   def __call__(self, arg: Any, run_clients: RunClients) -> values.Tensors:
@@ -253,7 +253,7 @@ class Round:
     )
 
   def merge(self, partial: Partial | None, other: Partial) -> Partial:
-    """Combines the updates of two groups of clients; `None` is an empty one."""
+    """Combines two groups of clients; `None` stands for no clients."""
     if partial is None:
       return other
     return Partial(

@@ -1,9 +1,9 @@
 """A TFF TensorFlow computation as one callable TensorFlow function.
 
 TFF serializes local computations as graphs with bindings that name the tensors
-of their parameters and results. Here such a graph becomes a concrete function
-that runs in this process, from a flat list of tensors to a flat list of
-tensors, so that nothing is serialized between the parts of a round.
+of parameters and results. Here such a graph becomes a concrete function of this
+process, from a flat list of tensors to a flat list of tensors, so that nothing
+is serialized between the parts of a round.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tensorflow.python.eager.cancellation import CancellationManager
 from tensorflow_federated.proto.v0 import computation_pb2
 from tensorflow_federated.python.tensorflow_libs import graph_utils
 
-# A handle of this name is private to one execution of its operation and freed
-# with its last reference (tensorflow/core/framework/resource_handle.cc).
+# A handle with this name is private to one execution of its operation, and is
+# freed with its last reference (tensorflow/core/framework/resource_handle.cc).
 _ANONYMOUS = 'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
 
 _function_count = 0
@@ -54,7 +54,7 @@ def _tensor_names(binding: Any) -> Iterator[str]:
 
 
 def _rename_functions(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
-  """Renames the graph's library: eager TensorFlow has one for all graphs."""
+  """Renames a graph's functions, since all graphs share one eager library."""
   names = {
     function.signature.name: prefix + function.signature.name
     for function in graph_def.library.function
@@ -92,10 +92,10 @@ def _node_name(tensor_or_control: str) -> str:
 def _run_initializer_first(
   graph_def: tf.compat.v1.GraphDef, initializer: str
 ) -> None:
-  """Makes variables private to a call, and initialized before other uses.
+  """Makes variables private to a call, and initializes them before other uses.
 
-  A session runs the initializer in a call of its own. A function has one call,
-  hence the control dependencies; anonymous handles let two threads run the
+  A session runs the initializer in a separate call. A function is one call,
+  hence the control dependencies. Anonymous handles let two threads run the
   function at once.
   """
   nodes = {node.name: node for node in graph_def.node}
@@ -126,19 +126,18 @@ class TensorFlowFunction:
 
   Attributes:
     type_signature: The computation's `tff.FunctionType`.
-    num_inputs: The number of tensors (a dataset counts as one) it takes.
   """
 
   def __init__(self, computation: tff.Computation, name: str):
     """Builds the function.
 
     Args:
-      computation: A TFF computation whose body is TensorFlow alone, as the
-        parts of a `MapReduceForm` are.
-      name: What to call it in error messages.
+      computation: A TFF computation whose body is plain TensorFlow, such as a
+        part of a `MapReduceForm`.
+      name: Its name in error messages.
 
     Raises:
-      NotImplementedError: If the body is something else than TensorFlow.
+      NotImplementedError: If the body is not plain TensorFlow.
     """
     global _function_count
     proto: computation_pb2.Computation = computation.to_building_block().proto
@@ -147,7 +146,6 @@ class TensorFlowFunction:
         f'{name} is not a plain TensorFlow computation but '
         f'{proto.WhichOneof("computation")!r}.'
       )
-    self.name = name
     self.type_signature = computation.type_signature
     body = proto.tensorflow
     graph_def = tf.compat.v1.GraphDef()
@@ -158,7 +156,6 @@ class TensorFlowFunction:
       _run_initializer_first(graph_def, body.initialize_op)
     inputs = list(_tensor_names(body.parameter))
     outputs = list(_tensor_names(body.result))
-    self.num_inputs = len(inputs)
     self._num_outputs = len(outputs)
     specs = [
       tf.TensorSpec([], tf.variant)
@@ -171,15 +168,15 @@ class TensorFlowFunction:
       input_map = dict(zip(inputs, arguments))
       if body.session_token_tensor_name:
         input_map[body.session_token_tensor_name] = tf.constant('local')
-      # An operation may wait for a parameter without reading it.
+      # An operation may depend on a parameter without reading it.
       input_map = graph_utils.add_control_dep_mappings(input_map)
       imported = tf.graph_util.import_graph_def(
         graph_def, input_map=input_map, return_elements=outputs, name='tff'
       )
       return [tf.identity(tensor) for tensor in imported]
 
-    # Imported graphs carry explicit control dependencies, so the automatic
-    # ones of `tf.function` would only serialize the stateful operations.
+    # Imported graphs have explicit control dependencies; the automatic ones of
+    # `tf.function` would only serialize stateful operations.
     self._function = tf.compat.v1.wrap_function(import_graph, specs)
 
   def __call__(
@@ -191,19 +188,19 @@ class TensorFlowFunction:
 
     Args:
       arguments: The tensors of the parameter, flattened in the order of its
-        type; a dataset as its variant tensor.
-      cancellation: What may end the call early.
+        type; for a dataset its variant tensor.
+      cancellation: Cancels the call.
 
     Returns:
-      The tensors of the result, flattened likewise.
+      The tensors of the result, flattened in the same way.
 
     Raises:
-      tf.errors.CancelledError: If the call was ended early.
+      tf.errors.CancelledError: If the call was cancelled.
     """
     if cancellation is None:
       return self._function(*arguments)
     # `CancellationManager.get_cancelable_function` keeps the manager in a
-    # global, which calls of other threads would take and drop.
+    # global, where calls of other threads would find and replace it.
     context = tf_context.context()
     return tf_execute.execute_with_cancellation(
       self._function._inference_function.name.decode(),

@@ -1,8 +1,8 @@
-"""TFF's own runtime, with its worker process started and stopped by us.
+"""TFF's own runtime, with a worker process that ends with this one.
 
 TFF's local context starts a worker that is not stopped when Python exits: a run
-whose output goes to a pipe then never ends. Here the worker writes to nobody's
-pipe, is stopped at exit, and is killed by the kernel if its parent dies.
+whose output goes to a pipe then never ends. Here the worker does not inherit
+our output, is stopped at exit, and is killed by the kernel if its parent dies.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tensorflow_federated.python.core.environments.tensorflow_frontend import (
 )
 from tensorflow_federated.python.core.impl.context_stack import (
   context_stack_impl,
+  runtime_error_context,
 )
 from tensorflow_federated.python.core.impl.execution_contexts import (
   sync_execution_context,
@@ -51,6 +52,18 @@ _START_TIMEOUT_SECS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
+@atexit.register
+def _drop_default_context() -> None:
+  """Drops TFF's default context while the modules that it needs still exist.
+
+  Importing TFF creates it with a `ServiceManager`, whose destructor prints a
+  traceback if Python has already cleared the module `subprocess` for it.
+  """
+  context_stack_impl.context_stack.set_default_context(
+    runtime_error_context.RuntimeErrorContext()
+  )
+
+
 def _die_with_parent() -> None:
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -59,8 +72,8 @@ def _die_with_parent() -> None:
 def _start_for_life(command: Sequence[str]) -> subprocess.Popen:
   """Starts a process that lives no longer than this one.
 
-  What the kernel takes for the parent is the thread that forks. The caller's
-  may end before the process does, hence one that never ends.
+  To the kernel the parent is the thread that forks. The caller's thread may end
+  before the process does, hence a thread of its own that never ends.
   """
   started: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -124,14 +137,14 @@ class _Worker:
 
 
 def _compile(computation: Any) -> Any:
-  # The worker has no secure sums: like TFF's test backend we simulate them.
+  # The worker has no secure sums; TFF's test backend simulates them likewise.
   return native_compiler.desugar_and_transform_to_native(
     test_compiler.replace_secure_intrinsics_with_bodies(computation)
   )
 
 
 def _to_lists(arg: Any) -> Any:
-  """Draws the clients of a cohort at once: TFF takes lists of clients only."""
+  """Turns a cohort into a list, the only sequence of clients TFF accepts."""
   if isinstance(arg, tff.structure.Struct):
     return tff.structure.Struct(
       (name, _to_lists(value)) for name, value in tff.structure.to_elements(arg)
@@ -142,7 +155,7 @@ def _to_lists(arg: Any) -> Any:
 
 
 class _NativeContext(sync_execution_context.SyncExecutionContext):
-  """TFF's synchronous context, taking any sequence of clients."""
+  """TFF's synchronous context, for any sequence of clients."""
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     return super().invoke(comp, _to_lists(arg))
@@ -150,7 +163,7 @@ class _NativeContext(sync_execution_context.SyncExecutionContext):
 
 @functools.lru_cache(maxsize=1)
 def get_context() -> tff.framework.SyncContext:
-  """Returns the context of TFF's own runtime, its worker started once."""
+  """Returns the context of TFF's own runtime; starts its worker once."""
   worker = _Worker()
 
   def build_executor(cardinalities):
@@ -171,7 +184,7 @@ def get_context() -> tff.framework.SyncContext:
 def set_tff_context() -> tff.framework.SyncContext:
   """Makes TFF run its computations in its own worker process.
 
-  The reference for what a computation means; slower than the local runtime.
+  This is the reference implementation, slower than the local runtime.
 
   Returns:
     The context, now TFF's default.

@@ -1,6 +1,6 @@
-"""TFF values as flat lists of tensors, or of arrays to send elsewhere.
+"""TFF values as flat lists of tensors, or of arrays for other processes.
 
-A value is flattened in the order of its TFF type; a dataset is one tensor, its
+A value is flattened in the order of its TFF type. A dataset is one tensor, its
 variant.
 """
 
@@ -30,15 +30,15 @@ def flatten(value: Any, type_spec: tff.Type) -> Tensors:
   """Flattens a value.
 
   Args:
-    value: A value of the type, in any container that TFF takes; datasets as
-      `tf.data.Dataset` or as lists of elements.
+    value: A value of the type, in any container that TFF accepts; datasets are
+      `tf.data.Dataset` or lists of elements.
     type_spec: The type.
 
   Returns:
-    The tensors that a `TensorFlowFunction` takes.
+    The arguments of a `TensorFlowFunction`.
 
   Raises:
-    NotImplementedError: If the type holds functions.
+    NotImplementedError: If the type contains functions.
     TypeError: If the value is not of the type.
   """
   if isinstance(type_spec, tff.TensorType):
@@ -88,10 +88,10 @@ def flatten(value: Any, type_spec: tff.Type) -> Tensors:
 
 
 def _check_elements(element_spec: Any, expected: tff.Type) -> None:
-  """Checks a dataset's elements; unknown shapes are let through.
+  """Checks the types of a dataset's elements; unknown shapes pass.
 
-  TensorFlow would find out in the midst of a computation, and say it in terms
-  of its graph, or would take one component for another.
+  TensorFlow would only fail within the computation, with a message about its
+  graph, or would confuse two components.
   """
   found = computation_types.tensorflow_to_type(element_spec)
   if not _may_be(found, expected):
@@ -122,15 +122,15 @@ def _may_be(found: tff.Type, expected: tff.Type) -> bool:
 
 
 def unflatten(tensors: Sequence[tf.Tensor], type_spec: tff.Type) -> Any:
-  """Makes the Python value that TFF's own contexts return.
+  """Returns the Python value that TFF's own contexts would return.
 
   Args:
     tensors: The flat value.
     type_spec: Its type.
 
   Returns:
-    The value in the containers of its type, of numpy arrays and scalars, and
-    sequences as datasets.
+    The value in the containers of its type: numpy arrays and scalars, and
+    datasets for sequences.
   """
   return type_conversions.type_to_py_container(
     _unflatten(collections.deque(tensors), type_spec), type_spec
@@ -140,7 +140,7 @@ def unflatten(tensors: Sequence[tf.Tensor], type_spec: tff.Type) -> Any:
 def _unflatten(tensors: collections.deque, type_spec: tff.Type) -> Any:
   if isinstance(type_spec, tff.TensorType):
     value = tensors.popleft().numpy()
-    # TFF's own contexts return scalars as numpy scalars, strings as bytes.
+    # TFF's own contexts return numpy scalars, and bytes for strings.
     return (
       value[()] if isinstance(value, np.ndarray) and not value.shape else value
     )
@@ -158,11 +158,8 @@ def split(tensors: Sequence[Any], type_spec: tff.StructType) -> list[Tensors]:
   """Splits the flat tensors of a struct into those of its elements."""
   rest = iter(tensors)
   return [
-    list(itertools.islice(rest, num_leaves))
-    for num_leaves in (
-      sum(1 for _ in tensorflow_function.leaf_types(element))
-      for _, element in tff.structure.iter_elements(type_spec)
-    )
+    [next(rest) for _ in tensorflow_function.leaf_types(element)]
+    for _, element in tff.structure.iter_elements(type_spec)
   ]
 
 
@@ -175,18 +172,18 @@ def _dataset(
 
 
 def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
-  """Reads a value into memory, to be sent to another process.
+  """Reads a value into memory, to send it to another process.
 
   Args:
-    value: As for `flatten`.
+    value: See `flatten`.
     type_spec: Its type.
 
   Returns:
-    For each tensor of the flat value an array; for each dataset the list of its
-    elements, an element being the list of its arrays.
+    An array for each tensor of the flat value; for a dataset a list of
+    elements, each a list of arrays.
 
   Raises:
-    ValueError: If a dataset has no end.
+    ValueError: If a dataset is infinite.
   """
   result: list[Any] = []
   leaves = tensorflow_function.leaf_types(type_spec)
@@ -206,14 +203,14 @@ def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
 
 
 def from_arrays(arrays: Sequence[Any], type_spec: tff.Type) -> Tensors:
-  """Makes the tensors of a value from what `to_arrays` read.
+  """Inverts `to_arrays`.
 
   Args:
-    arrays: What `to_arrays` returned.
+    arrays: The result of `to_arrays`.
     type_spec: The value's type.
 
   Returns:
-    The flat value, as of `flatten`.
+    The flat value; see `flatten`.
   """
   return [
     _to_variant(array, leaf_type)
@@ -228,8 +225,8 @@ def from_arrays(arrays: Sequence[Any], type_spec: tff.Type) -> Tensors:
 def _to_variant(
   items: Sequence[Sequence[np.ndarray]], type_spec: tff.SequenceType
 ) -> tf.Tensor:
-  """Makes a dataset, one slice for each run of elements of the same shapes."""
-  # A variant has the flat components of its elements and no structure.
+  """Makes a dataset: one slice per run of elements of equal shapes."""
+  # A variant holds the flat components of its elements, without a structure.
   specs = tf.nest.flatten(
     type_conversions.type_to_tf_structure(type_spec.element)
   )

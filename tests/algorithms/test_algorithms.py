@@ -147,7 +147,7 @@ def test_fed_sgd_averages_gradients_at_the_servers_model():
   )
 
 
-def test_fed_sgd_refuses_weights_that_are_all_the_same():
+def test_fed_sgd_refuses_uniform_weights():
   with pytest.raises(ValueError, match='weighs clients by their examples'):
     _build('fed_sgd', client_weighting='uniform')
 
@@ -197,7 +197,9 @@ def _mean(values, weights):
   return sum(w * v for w, v in zip(weights, values)) / sum(weights)
 
 
-@pytest.mark.parametrize('is_private', [False, True])
+@pytest.mark.parametrize(
+  'is_private', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_mime_lite_steps_with_the_servers_momentum(is_private):
   factory = _private() if is_private else build_mean(zeroing=False).factory
   process = _build(
@@ -238,8 +240,10 @@ def test_mime_lite_leaves_out_a_client_that_is_not_finite():
   )
 
 
-@pytest.mark.parametrize('name', ['fed_avg', 'mime_lite'])
-def test_weights_that_are_in_no_graph_train_to_the_same_bits(name):
+@pytest.mark.parametrize(
+  'name', ['fed_avg', pytest.param('mime_lite', marks=pytest.mark.slow)]
+)
+def test_deferred_weights_train_to_the_same_bits(name):
   options = {}
   if name == 'mime_lite':
     options['gradient_aggregation_factory'] = tff.aggregators.MeanFactory()
@@ -260,7 +264,7 @@ def test_weights_that_are_in_no_graph_train_to_the_same_bits(name):
     ]
 
 
-def test_initial_weights_make_no_graph_larger():
+def test_initial_weights_are_not_embedded_in_graphs():
   model = _model()
   large = np.random.default_rng(0).normal(size=[2, 10_000])
 

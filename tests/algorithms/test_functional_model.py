@@ -141,7 +141,15 @@ def test_accuracies_leave_out_labels():
   assert metrics['no_four_or_end'] == pytest.approx(correct[kept].mean())
 
 
-@pytest.mark.parametrize('name', sorted(algorithms.OPTIMIZERS))
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name, marks=[] if name in ('adamw', 'yogi') else [pytest.mark.slow]
+    )
+    for name in sorted(algorithms.OPTIMIZERS)
+  ],
+)
 def test_every_optimizer_moves_the_server(name):
   process = _process(
     _model(), server=algorithms.OPTIMIZERS[name](learning_rate=0.1)

@@ -45,7 +45,13 @@ def _batch():
   )
 
 
-@pytest.mark.parametrize('name', list(_MODELS))
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[] if name == 'si_cifg' else [pytest.mark.slow])
+    for name in _MODELS
+  ],
+)
 def test_gradients_are_those_of_a_tape(name):
   tf.keras.utils.set_random_seed(1)
   model = _language_model(name, **_MODELS[name])
@@ -74,7 +80,7 @@ def test_gradients_are_those_of_a_tape(name):
     gradients = tape.gradient(loss, trainable)
     return loss, output, [tf.convert_to_tensor(g) for g in gradients]
 
-  # A Keras model is of use to TFF in graphs alone.
+  # TFF uses Keras models only in graphs.
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     (loss, output, gradients), (expected_loss, expected_output, expected) = (
       session.run([lazily(*_batch()), at_once(*_batch())])

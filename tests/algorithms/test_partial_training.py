@@ -199,7 +199,7 @@ def test_each_variable_is_averaged_over_the_clients_that_trained_it():
   process = _build(fraction=0.5, seed=4)
   state = process.initialize()
   masks = [_masks(0, client) for client in range(3)]
-  # Both ways occur, or the test would show little.
+  # Trained and frozen both occur.
   assert {masks[i][0] for i in range(3)} == {True, False}
   output = process.next(state, _clients(rows))
   updates = [_steps(i, rows[i], masks[i]) for i in range(3)]
@@ -248,10 +248,10 @@ def _rounds(process, clients, count=3):
 @pytest.mark.parametrize(
   ('optimizer', 'options'),
   [
-    ('sgd', {}),
-    ('sgd', {'gradient_clip_norm': 0.5}),
-    ('sgd', {'weight_decay': 0.1}),
-    ('sgdm', {}),
+    pytest.param('sgd', {}, marks=pytest.mark.slow),
+    pytest.param('sgd', {'gradient_clip_norm': 0.5}, marks=pytest.mark.slow),
+    pytest.param('sgd', {'weight_decay': 0.1}, marks=pytest.mark.slow),
+    pytest.param('sgdm', {}, marks=pytest.mark.slow),
     ('adam', {'gradient_clip_norm': 0.5}),
   ],
 )
@@ -274,7 +274,7 @@ def test_to_train_all_is_federated_averaging(optimizer, options):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_state_goes_on_as_if_it_had_never_stopped():
+def test_a_saved_state_continues_exactly():
   clients = _clients()
   whole = _rounds(_build(fraction=0.5), clients, 4)
   process = _build(fraction=0.5)
@@ -289,7 +289,7 @@ def test_a_state_goes_on_as_if_it_had_never_stopped():
   )
 
 
-def test_an_update_that_is_not_finite_counts_for_nothing():
+def test_an_update_that_is_not_finite_has_no_weight():
   clients = _clients()
   x, y = _data(1, 2)
   spoiled = tf.data.Dataset.from_tensor_slices((x * np.inf, y)).batch(2)
@@ -307,6 +307,7 @@ def test_an_update_that_is_not_finite_counts_for_nothing():
   assert np.isfinite(train['loss'])
 
 
+@pytest.mark.slow
 def test_the_runtimes_agree():
   clients = _clients()
   local = _rounds(_build(fraction=0.5), clients, 2)

@@ -210,6 +210,7 @@ def _train(process, rounds=2):
   return process.get_model_weights(state).trainable, output.metrics
 
 
+@pytest.mark.slow
 def test_a_round_of_training_on_every_runtime():
   process = _process(Uniform(bits=12, rotation='hadamard'), Uniform(bits=16))
   results = {}
@@ -231,7 +232,7 @@ def test_a_round_of_training_on_every_runtime():
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
 
 
-def test_without_loss_it_is_training_as_ever():
+def test_without_loss_training_is_unchanged():
   plain = tff.learning.algorithms.build_weighted_fed_avg(
     _model(),
     client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.05),

@@ -15,7 +15,7 @@ import tensorflow_federated as tff
 
 from si_federated import runtime
 
-# Gone to TFF's runtime in silence, these tests would compare it to itself.
+# If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
 _SPEC = (
@@ -49,7 +49,7 @@ def _keras_model(*, batch_norm=False):
 def _metrics():
   return [
     tf.keras.metrics.MeanAbsoluteError(),
-    # Its result is no ratio of two of its variables.
+    # Its result is not the ratio of two of its variables.
     tf.keras.metrics.RootMeanSquaredError(),
   ]
 
@@ -175,8 +175,11 @@ def _assert_parity(contexts, process, datasets=_datasets, rounds=2):
   return state, states[0]
 
 
-# Other options of the same code, or one model more.
+# Other options of the same code, or another model.
 _SLOW = {
+  'fed_avg_batch_norm',
+  'eval_batch_norm',
+  'recon',
   'fed_avg_schedule',
   'fed_prox_variables',
   'mime_lite_schedule',
@@ -391,7 +394,7 @@ def test_modular_sums_wrap_around(contexts):
   ],
   ids=['gaussian', 'tree'],
 )
-def test_noise_has_its_scale_and_is_drawn_anew(contexts, build):
+def test_noise_has_its_scale_and_differs_each_time(contexts, build):
   _, local = contexts
   tff.framework.set_default_context(local)
   process = _aggregation(build())

@@ -94,10 +94,13 @@ def _run(build_process, rounds=3):
 @pytest.mark.parametrize(
   'build_process',
   [
-    lambda: _fed_avg(_variable_model),
-    lambda: _secure(_functional_model()),
+    pytest.param(lambda: _fed_avg(_variable_model), id='variables'),
+    pytest.param(
+      lambda: _secure(_functional_model()),
+      id='secure_sum',
+      marks=pytest.mark.slow,
+    ),
   ],
-  ids=['variables', 'secure_sum'],
 )
 def test_gives_what_tffs_runtime_gives(build_process):
   runtime.set_local_context(num_threads=2)
@@ -205,7 +208,7 @@ def test_an_error_names_the_client():
   state = process.initialize()
   with pytest.raises(runtime.ClientError, match=r'client7.*the disk is gone'):
     process.next(state, cohort)
-  # The context is fit for use after it.
+  # The context remains usable.
   process.next(state, _datasets(0))
 
 

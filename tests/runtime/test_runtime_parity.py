@@ -11,9 +11,11 @@ import tensorflow_federated as tff
 
 from si_federated import models, runtime
 
-# Gone to TFF's runtime in silence, these tests would compare it to itself.
+# If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
+# Without Ray, these are compared in `test_learning_algorithms.py`.
+_SLOW = [pytest.mark.slow]
 _SET = {
   'local': lambda: runtime.set_local_context(num_threads=2),
   'ray': lambda: runtime.set_ray_context(num_actors=2),
@@ -129,12 +131,14 @@ def _three_rounds(process, data):
 @pytest.mark.parametrize(
   ('build', 'model', 'data'),
   [
-    pytest.param(_adam, _dense_model, _dense_data, marks=pytest.mark.slow),
-    (_tree_without_noise, _dense_model, _dense_data),
-    pytest.param(_mime_lite, _dense_model, _dense_data, marks=pytest.mark.slow),
-    (_adam, _cifg_model, _cifg_data),
+    pytest.param(build, model, data, id=name, marks=marks)
+    for name, build, model, data, marks in [
+      ('adam', _adam, _dense_model, _dense_data, _SLOW),
+      ('tree', _tree_without_noise, _dense_model, _dense_data, _SLOW),
+      ('mime_lite', _mime_lite, _dense_model, _dense_data, _SLOW),
+      ('cifg', _adam, _cifg_model, _cifg_data, []),
+    ]
   ],
-  ids=['adam', 'tree', 'mime_lite', 'cifg'],
 )
 def test_three_rounds_give_the_same_weights(build, model, data):
   process = build(model())
@@ -152,7 +156,7 @@ def test_three_rounds_give_the_same_weights(build, model, data):
   for weights, metrics in results.values():
     for ours, theirs in zip(weights, expected):
       assert type(ours) is type(theirs)
-      # Relative to the largest weight of a tensor: small ones are differences.
+      # Relative to a tensor's largest weight, since small ones are differences.
       scale = np.abs(theirs).max()
       np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
     tf.nest.map_structure(
@@ -165,7 +169,7 @@ def test_three_rounds_give_the_same_weights(build, model, data):
 def test_two_local_runs_give_the_same_bits():
   process = _adam(_dense_model())
   results = []
-  for num_threads in (1, 1, 2, 2):
+  for num_threads in (1, 2, 2):
     runtime.set_local_context(num_threads=num_threads)
     results.append(_three_rounds(process, _dense_data)[0])
   for result in results[1:]:

@@ -1,4 +1,4 @@
-"""Experiments of many parts at once, the same on each runtime."""
+"""Experiments of many parts at once give the same on each runtime."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _MANY_PARTS = (
   '--server_learning_rate=0.1',
   '--server_learning_rate_schedule=linear:warmup_rounds=1',
 )
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -65,16 +68,14 @@ def test_ray_gives_the_bits_of_local(run, local):
     np.testing.assert_array_equal(weights[name], weight, err_msg=name)
 
 
-@pytest.mark.slow
 def test_tff_gives_what_local_gives(run, local):
   final, weights = run('tff', '--runtime=tff', *_MANY_PARTS)
-  # What is drawn at random depends on the round and the client alone.
+  # Random choices depend only on the round and the client.
   assert final['eval/loss'] == pytest.approx(local[0]['eval/loss'], rel=1e-4)
   for name, weight in local[1].items():
     np.testing.assert_allclose(weights[name], weight, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', ['local', 'ray', 'tff'])
 def test_bfloat16_from_an_initial_model(run, name):
   options = ('--precision=bfloat16', *_MANY_PARTS)
