@@ -1,4 +1,4 @@
-"""What averaging and noise do to the product that adapters learn.
+"""Effects of averaging and noise on the product that adapters learn.
 
 The claims of Sun et al., arXiv 2403.12313, on what the server really gets.
 """
@@ -64,7 +64,7 @@ def _client(index):
 
 
 def _product(kind, weights):
-  """What is added to the kernel, alpha / rank * A B."""
+  """Returns alpha / rank * A B, which is added to the kernel."""
   factors = list(weights.trainable)
   if kind == 'ffa_lora':
     (b,) = factors
@@ -123,7 +123,7 @@ def test_noise_on_the_product(kind):
   # The seed of the noise is fixed: it is the same but for its size. B is zero,
   # so the error is A xi_B, and xi_A xi_B with noise on both.
   one, two, four = _noisy_products(kind, (1.0, 2.0, 4.0))
-  linear = 2 * one - two / 2  # What is left when squares cancel.
+  linear = 2 * one - two / 2  # The squares cancel.
   quadratic = two / 2 - one
   np.testing.assert_allclose(four, 4 * linear + 16 * quadratic, atol=1e-4)
   if kind == 'ffa_lora':
@@ -133,7 +133,7 @@ def test_noise_on_the_product(kind):
     assert np.linalg.norm(quadratic) > 0.5 * np.linalg.norm(linear)
 
 
-def test_what_travels():
+def test_only_factors_are_sent():
   sent = {
     kind: sum(w.size for w in _functional_model(kind).initial_weights[0])
     for kind in _KINDS

@@ -130,7 +130,7 @@ def test_metrics_by_hand(models):
   assert result['num_examples'] == 4
 
 
-def test_dropout_draws_anew():
+def test_dropout_differs_between_runs():
   """The global seed, which TFF refuses, stays out of the graph."""
   model = traced_models.functional_model_from_keras(
     lambda: _keras_model(dropout=0.5), _LOSS, _SPEC
@@ -145,7 +145,7 @@ def test_dropout_draws_anew():
   np.testing.assert_array_equal(first[1], second[1])
 
 
-def test_other_variables_the_second_time_are_refused():
+def test_different_variables_in_a_second_build_raise():
   sizes = iter([3, 4, 4, 4])
 
   def changing():

@@ -115,7 +115,7 @@ def test_a_round_by_hand_weighted_by_tokens():
 @pytest.mark.parametrize(
   ('weighting', 'weights'), [('examples', (3, 1)), ('uniform', (1, 1))]
 )
-def test_other_weightings(weighting, weights):
+def test_client_weightings(weighting, weights):
   process = _process(_model(count_tokens=False), weighting)
   clients = [_dataset(_FIRST, _SECOND), _dataset(_SECOND)]
   state = process.next(process.initialize(), clients).state
@@ -127,7 +127,7 @@ def test_other_weightings(weighting, weights):
   np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_accuracies_leave_out_labels():
+def test_accuracies_ignore_labels():
   model = _model(ignored_labels={'all': (), 'no_four_or_end': (4, _END)})
   process = _process(model)
   output = process.next(process.initialize(), [_dataset(_FIRST, _SECOND)])

@@ -53,7 +53,7 @@ def test_cool_down():
   assert _rates('cool_down', 3, fraction=0) == [2.0] * 3
 
 
-def test_cool_down_is_what_the_matrices_are_optimised_for():
+def test_cool_down_is_the_schedule_of_the_matrices():
   rates = workloads.cool_down(21, fraction=0.25)
   assert _rates('cool_down', 21) == pytest.approx((2.0 * rates).tolist())
 
@@ -75,7 +75,7 @@ def test_options_out_of_range_are_refused(name, options, message):
 
 
 @pytest.mark.parametrize('name', list(OPTIMIZERS))
-def test_every_optimizer_can_follow_one(name):
+def test_every_optimizer_takes_a_schedule(name):
   schedule = LEARNING_RATE_SCHEDULES['linear'](
     learning_rate=1.0, total_rounds=3
   )
@@ -112,6 +112,6 @@ def test_gradients_are_clipped_to_a_global_norm():
   assert step(0.3, 0.4) == [[pytest.approx(-0.3)], [pytest.approx(-0.4), 0.0]]
 
 
-def test_a_clip_norm_that_is_not_positive_is_refused():
+def test_a_clip_norm_that_is_not_positive_raises():
   with pytest.raises(ValueError, match='gradient_clip_norm must be above 0'):
     OPTIMIZERS['sgd'](learning_rate=1.0, gradient_clip_norm=0.0)

@@ -74,7 +74,7 @@ def test_a_batch_of_padding_has_no_tokens():
   assert logits.shape == (0, _VOCAB)
 
 
-def test_the_head_works_on_tokens_alone():
+def test_the_head_runs_on_tokens_only():
   rows = []
 
   class Counting(tf.keras.layers.Layer):

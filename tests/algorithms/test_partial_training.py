@@ -41,7 +41,7 @@ def _chosen(selection, round_num, client):
   return tuple(bool(mask) for mask in masks)
 
 
-def test_a_selection_takes_a_part_of_the_matrices_and_every_vector():
+def test_a_selection_has_some_matrices_and_all_vectors():
   chosen = [_chosen(_selection(), 3, client) for client in range(40)]
   assert all(masks[1] for masks in chosen)
   assert {sum(masks) for masks in chosen} == {3}
@@ -52,7 +52,7 @@ def test_a_selection_takes_a_part_of_the_matrices_and_every_vector():
   assert _selection().probabilities == [0.5, 1.0, 0.5, 0.5, 0.5]
 
 
-def test_a_selection_depends_on_seed_round_and_client_alone():
+def test_a_selection_depends_only_on_seed_round_and_client():
   first = _chosen(_selection(), 3, 7)
   assert _chosen(_selection(), 3, 7) == first
   others = [
@@ -217,7 +217,7 @@ def test_each_variable_is_averaged_over_the_clients_that_trained_it():
   )
 
 
-def test_a_private_sum_is_divided_by_what_is_expected():
+def test_a_private_sum_is_divided_by_probabilities():
   rows = (4, 2, 6)
   mechanism = build_gaussian(
     clip_norm=1e3,

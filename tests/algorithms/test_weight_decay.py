@@ -60,7 +60,7 @@ def test_spared_variables_follow_the_optimizer_without_decay(name, options):
   tf.nest.map_structure(np.testing.assert_array_equal, state, decayed_state)
 
 
-def test_optimizers_that_spare_nothing_stay_as_they_are():
+def test_optimizers_that_spare_nothing_are_unchanged():
   for name in ('sgd', 'adamw', 'adam'):
     optimizer = OPTIMIZERS[name](learning_rate=0.1)
     assert spare(optimizer, NAMES[:1]) is optimizer

@@ -46,7 +46,7 @@ def test_the_largest_byte_of_trits():
   np.testing.assert_array_equal(packed, [242])
 
 
-def test_a_byte_that_is_no_five_trits_is_refused():
+def test_a_byte_above_242_raises():
   with pytest.raises(tf.errors.InvalidArgumentError, match='243'):
     bit_packing.unpack_trits(tf.constant([243], tf.uint8), 5)
 

@@ -128,7 +128,7 @@ def test_ternary_is_unbiased_for_the_clipped_variable():
 
 
 @pytest.mark.parametrize('bits', [1, 2, 7, 8, 9, 12, 16])
-def test_uniform_is_off_by_less_than_a_level(bits):
+def test_the_error_of_uniform_is_below_a_level(bits):
   values = _values(999)
   levels = (1 << bits) - 1
   step = (values.max() - values.min()) / levels
@@ -160,7 +160,7 @@ def test_ternary_has_three_values():
   assert (found * values >= 0).all()
 
 
-def test_a_rotation_lessens_the_error_of_outliers():
+def test_a_rotation_reduces_the_error_of_outliers():
   values = _values(4096)
   values[100] = 1000.0
   errors = {
@@ -175,7 +175,7 @@ def test_a_rotation_lessens_the_error_of_outliers():
 @pytest.mark.parametrize(
   'shape', [[], [0], [3, 0], [1], [5], [7, 3], [2, 1, 9]]
 )
-def test_any_shape_takes_the_bytes_that_it_should(name, shape):
+def test_the_encoded_size_of_any_shape(name, shape):
   compressor = _COMPRESSORS[name]
   values = tf.constant(_values(shape))
   encoded = compressor.encode(values, _seed(0))
@@ -223,26 +223,26 @@ def test_float32_is_exact():
 @pytest.mark.parametrize('name', _LOSSY)
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('place', [0, 11, 32])
-def test_what_is_not_finite_stays_so(name, bad, place):
+def test_entries_that_are_not_finite_decode_to_nan(name, bad, place):
   values = _values(33)
   values[place] = bad
   assert np.isnan(_decode(_COMPRESSORS[name], values)).all()
 
 
 @pytest.mark.parametrize('name', _LOSSY)
-def test_a_range_that_is_not_finite_counts_as_such(name):
+def test_a_range_that_is_not_finite_decodes_to_nan(name):
   values = np.array([3e38, -3e38, 3e38, -2e38], np.float32)
   assert np.isnan(_decode(_COMPRESSORS[name], values)).all()
 
 
-def test_a_range_of_almost_nothing():
+def test_a_tiny_range():
   values = np.array([1e-35, 2e-35, 1.5e-35], np.float32)
   found = _decode(Uniform(16), values)
   np.testing.assert_allclose(found, values, rtol=0, atol=1e-35)
 
 
 @pytest.mark.parametrize('name', _LOSSY)
-def test_the_seed_makes_the_rounding(name):
+def test_rounding_depends_on_the_seed(name):
   compressor = _COMPRESSORS[name]
   values = _values(500)
   decode = functools.partial(_decode, compressor, values)
@@ -279,6 +279,6 @@ def test_the_registry():
     ('ternary', {'threshold': 0.5}, 'threshold is 0.5'),
   ],
 )
-def test_bad_options_are_refused(name, options, problem):
+def test_bad_options_raise(name, options, problem):
   with pytest.raises(ValueError, match=problem):
     COMPRESSORS[name](**options)

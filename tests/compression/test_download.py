@@ -1,4 +1,4 @@
-"""What clients receive, and whole rounds of compressed training."""
+"""Tests of the model that clients receive, and of compressed training."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _receive(process, weights_type):
       tff.federated_map(get_weights, server),
     )
     received = tff.federated_map(at_client, (output.result, number))
-    # What goes in as the server's value is to come out again.
+    # The value of the server must be returned unchanged.
     return tff.federated_map(
       join, (output.state, tff.federated_map(get_weights, server))
     ), tff.federated_zip((tff.federated_sum(received), output.measurements))
@@ -90,7 +90,7 @@ def _receive(process, weights_type):
   [Float32(), Uniform(), Uniform(16, 'fourier'), Ternary('hadamard')],
   ids=str,
 )
-def test_clients_receive_what_the_encoded_model_decodes_to(compressor):
+def test_clients_receive_the_decoded_model(compressor):
   weights = _weights()
   weights_type = _type(weights)
   process = compression.build_download(compressor, weights_type, seed=6)
@@ -130,7 +130,7 @@ def test_bytes_by_hand():
   assert measurements['bytes_down_per_client'] == 1 + 2408 + 160 + 3008
 
 
-def test_weights_that_are_no_floats_are_refused():
+def test_weights_that_are_not_floats_raise():
   weights_type = tff.to_type(
     tff.learning.models.ModelWeights(
       (tff.TensorType(np.float32, [2]),), (tff.TensorType(np.int64),)

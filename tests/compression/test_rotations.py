@@ -55,7 +55,7 @@ def test_one_large_entry_is_spread_over_all(rotation):
 
 
 @pytest.mark.parametrize('rotation', ['hadamard', 'fourier'])
-def test_the_key_makes_the_rotation(rotation):
+def test_the_rotation_depends_on_the_key(rotation):
   values = _values(64)
   one, same, other = (
     rotations.rotate(values, rotation, _key(number)) for number in (0, 0, 1)

@@ -38,7 +38,7 @@ def _encode(compressor, update, seed=3, round_num=0):
 
 @pytest.mark.parametrize('compressor', _COMPRESSORS, ids=str)
 @pytest.mark.parametrize('zero', [(), (0, 4), (1, 2, 5), range(10)])
-def test_bytes_are_those_of_the_serialised_update(compressor, zero):
+def test_bytes_are_those_of_the_serialized_update(compressor, zero):
   update = _update(zero=zero)
   encoded = _encode(compressor, update)
   data = compression.serialize(encoded)
@@ -63,7 +63,7 @@ def test_bytes_by_hand():
   assert int(compression.num_bytes(_encode(Uniform(), update))) == expected
 
 
-def test_an_update_of_zero_costs_its_bitmap():
+def test_an_update_of_zeros_costs_only_its_bitmap():
   encoded = _encode(Uniform(), _update(zero=range(10)))
   assert compression.serialize(encoded) == b'\0\0'
 
@@ -83,7 +83,7 @@ def test_the_bitmap_has_a_bit_for_each_variable_from_the_lowest():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 @pytest.mark.parametrize('compressor', _COMPRESSORS, ids=str)
-def test_what_is_not_finite_is_sent(compressor, bad):
+def test_variables_that_are_not_finite_are_sent(compressor, bad):
   update = _update(zero=range(10))
   values = np.zeros([40, 50], np.float32)
   values[3, 4] = bad
@@ -133,7 +133,7 @@ def test_no_variables_cost_nothing():
     (lambda data: bytes([data[0] ^ 1]) + data[1:], 'cut off'),
   ],
 )
-def test_bytes_of_no_update_are_refused(change, problem):
+def test_invalid_bytes_raise(change, problem):
   update = _update()
   data = compression.serialize(_encode(Uniform(), update))
   with pytest.raises(ValueError, match=problem):
@@ -175,6 +175,6 @@ def test_rounding_differs_between_rounds_seeds_variables_and_clients():
 
 
 @pytest.mark.parametrize('seed', [-1, 1 << 63, 1.5, None, True])
-def test_a_seed_is_a_whole_number(seed):
+def test_a_seed_is_an_integer(seed):
   with pytest.raises(ValueError, match='seed'):
     compression.build_upload(None, Uniform(), seed=seed)

@@ -53,7 +53,7 @@ def _update(seed, shapes=_SHAPES):
 
 
 def _sent(update, compressor, seed, round_num):
-  """What a client sends, and what that is decoded to."""
+  """Returns the bytes that a client sends, and the decoded update."""
   update = [tf.constant(part) for part in update]
   encoded = compression.encode_update(
     update,
@@ -69,7 +69,7 @@ def _sent(update, compressor, seed, round_num):
   [Float32(), Uniform(bits=4, rotation='hadamard'), Ternary()],
   ids=str,
 )
-def test_the_sum_is_of_decoded_updates_and_bytes_are_those_serialised(
+def test_decoded_updates_are_summed_and_serialized_bytes_counted(
   compressor,
 ):
   factory = compression.build_upload(
@@ -146,7 +146,7 @@ def _private(clip_norm, noise_multiplier=0.0, clients=1):
   ).factory
 
 
-def test_a_private_mechanism_behind_it():
+def test_a_private_mechanism_gets_decoded_updates():
   initialize, step = _process(
     compression.build_upload(_private(1.0, 0.5, 2), Uniform(), seed=0)
   )
@@ -203,7 +203,7 @@ def _process_once(compressor, updates, round_num):
   return total
 
 
-def test_rounding_is_the_same_again_and_another_in_other_rounds_and_seeds():
+def test_rounding_is_reproducible_and_varies_with_round_and_seed():
   def rounds(seed):
     initialize, step = _process(
       compression.build_upload(
@@ -222,7 +222,7 @@ def test_rounding_is_the_same_again_and_another_in_other_rounds_and_seeds():
   assert (one[0] != other[0]).any()
 
 
-def test_going_on_from_a_state_is_exact():
+def test_continuing_from_a_state_is_exact():
   def begin():
     return _process(
       compression.build_upload(
@@ -275,7 +275,7 @@ _Point = collections.namedtuple('_Point', ['x', 'y'])
     (lambda: (1, 2), {'inner'}),
   ],
 )
-def test_measurements_of_any_form_keep_their_names(measure, names):
+def test_inner_measurements_keep_their_names(measure, names):
   initialize, step = _process(
     compression.build_upload(_Measured(measure), Uniform(), seed=0)
   )
@@ -284,7 +284,7 @@ def test_measurements_of_any_form_keep_their_names(measure, names):
   assert set(measurements) == {*names, 'bytes_up', 'bytes_up_per_client'}
 
 
-def test_what_can_not_be_wrapped():
+def test_invalid_factories_raise():
   inner = tff.aggregators.SumFactory()
   once = compression.build_upload(inner, Uniform(), seed=0)
   value_type = tff.to_type([tff.TensorType(np.float32, [2])])

@@ -1,4 +1,4 @@
-"""Tests of rounds with clients that fail, have no data or send no numbers."""
+"""Tests of clients that fail, have no data or send NaN."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_failure_ends_the_other_clients(process, state):
     (3, 'int'),
   ],
 )
-def test_data_of_another_type_are_told_the_right_one(
+def test_an_error_shows_the_expected_type_of_data(
   process, state, dataset, found
 ):
   with pytest.raises(runtime.ClientError) as raised:
@@ -167,7 +167,7 @@ def test_data_of_another_type_are_told_the_right_one(
   assert '\n' not in message
 
 
-def test_shapes_that_are_not_known_are_let_through(process, state):
+def test_unknown_shapes_are_accepted(process, state):
   unknown = tf.data.Dataset.from_generator(
     lambda: iter(_dataset(5)), output_types=(tf.float32, tf.float32)
   )
@@ -183,7 +183,7 @@ def test_one_dataset_is_not_a_cohort(process, state):
     process.next(state, _dataset(4))
 
 
-def test_a_state_of_another_shape_is_told_the_right_one(process, state):
+def test_an_error_shows_the_expected_shape_of_a_state(process, state):
   weights = process.get_model_weights(state)
   wrong = tff.learning.models.ModelWeights(
     (np.zeros([4, 1], np.float32), weights.trainable[1]), ()
@@ -216,7 +216,9 @@ def test_a_state_of_another_shape_is_told_the_right_one(process, state):
     'overflow',
   ],
 )
-def test_no_data_and_no_numbers_are_guarded_as_by_tff(process, local, clients):
+def test_empty_and_non_finite_clients_are_treated_as_by_tff(
+  process, local, clients
+):
   runtime.set_tff_context()
   expected = process.next(process.initialize(), clients)
   # The fixture's, compiled once.
@@ -266,9 +268,7 @@ def test_memory_holds_a_window_of_clients_not_the_cohort(process, local, state):
   assert most <= 2 * 4 + 2
 
 
-def test_a_slow_client_does_not_let_the_updates_of_others_pile_up(
-  process, state
-):
+def test_a_slow_client_bounds_the_updates_held(process, state):
   """They wait for their turn: the first client is the last to finish."""
   drawn, lock, release = 0, threading.Lock(), threading.Event()
 

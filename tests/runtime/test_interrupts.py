@@ -62,7 +62,7 @@ def test_it_is_raised_once():
     interrupts.check()
 
 
-def test_handlers_are_those_from_before():
+def test_handlers_are_restored():
   def handle(number, frame):
     raise SystemExit(3)
 

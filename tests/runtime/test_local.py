@@ -119,7 +119,7 @@ def test_gives_what_tffs_runtime_gives(build_process):
   )
 
 
-def test_a_device_is_used_or_refused():
+def test_an_unknown_device_raises():
   with pytest.raises(ValueError, match=r"'/GPU:77' does not exist.*/CPU:0"):
     runtime.set_local_context(device='/GPU:77')
   with pytest.raises(ValueError, match='does not exist'):

@@ -106,7 +106,7 @@ def _session(leader: int) -> list[int]:
   found = []
   for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
-      # What follows the name, which may hold anything, in parentheses.
+      # The fields after the name in parentheses, which may contain anything.
       fields = path.read_text().rpartition(')')[2].split()
     except OSError:
       continue
@@ -200,7 +200,7 @@ def test_a_program_that_ends(start, name, ending):
     },
   ),
 )
-def test_a_program_that_is_ended_in_a_round(start, name, how):
+def test_a_program_interrupted_in_a_round(start, name, how):
   if name == 'ray' and how == signal.SIGKILL:
     pytest.skip("two of Ray's own processes take longer to notice it")
   process, mark = start(sys.executable, '-c', _PROGRAM, name, 'round')
@@ -245,7 +245,7 @@ def test_tffs_default_context_ends_without_a_traceback(start):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
-def test_training_that_is_ended(start, tmp_path, how):
+def test_interrupted_training(start, tmp_path, how):
   """Tests of the training binary cover the local runtime."""
   process, mark = start(
     sys.executable,

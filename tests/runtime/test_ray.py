@@ -207,7 +207,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     runtime.set_ray_context()
 
 
-def test_bad_settings_are_refused():
+def test_bad_settings_raise():
   with pytest.raises(ValueError, match='at least 1, found 0'):
     runtime.set_ray_context(num_actors=0)
   ray.shutdown()
