@@ -84,14 +84,13 @@ def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 @contextlib.contextmanager
 def _default_dtype(name: str) -> Iterator[None]:
   """Makes Keras layers use one type throughout, variables included."""
-
   if name == 'float32':
     yield
     return
   before = tf.keras.mixed_precision.global_policy()
   tf.keras.mixed_precision.set_global_policy(name)
   try:
-    # Some initializers know no bfloat16; the values are not used.
+    # Some initializers don't support bfloat16; the values are not used.
     with zero_values(name):
       yield
   finally:

@@ -49,10 +49,10 @@ class Recording:
 def zero_values(dtype: Optional[str] = None) -> Iterator[None]:
   """Initializes variables created in the block with zeros.
 
-  Random initializers take long for large models, and some know no bfloat16.
+  Random initializers take long for large models, and some don't support bfloat16.
 
   Args:
-    dtype: The only type that is initialized so; all if None.
+    dtype: The only type to initialize with zeros; None stands for all.
   """
 
   def zeros(next_creator: Callable[..., tf.Variable], **options: Any):
