@@ -49,7 +49,8 @@ class Recording:
 def zero_values(dtype: Optional[str] = None) -> Iterator[None]:
   """Initializes variables created in the block with zeros.
 
-  Random initializers take long for large models, and some don't support bfloat16.
+  Random initializers are slow for large models, and some don't support
+  bfloat16.
 
   Args:
     dtype: The only type to initialize with zeros; None stands for all.
