@@ -1,4 +1,4 @@
-"""What an experiment is: named parts with options, and plain numbers."""
+"""The configuration of an experiment: named parts and plain numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 
 
 class ConfigError(ValueError):
-  """What the user asked for can't be done; the message says what to change."""
+  """A request that can't be met; the message says what to change."""
 
 
 def near_matches(word: str, known: Iterable[str]) -> str:
@@ -66,8 +66,7 @@ class ComponentSpec:
     """Parses `name:key=value,key=value`.
 
     Args:
-      text: What a user typed; values may be numbers, true, false, none, or
-        words.
+      text: The text; values may be numbers, true, false, none, or words.
 
     Returns:
       The specification.
@@ -134,7 +133,7 @@ class ComponentSpec:
         those that it accepts; None leaves it its own default.
 
     Returns:
-      What the builder returns.
+      The part.
 
     Raises:
       ConfigError: If `check` fails, or the builder refuses an option's value.
@@ -150,7 +149,7 @@ class ComponentSpec:
     try:
       return builder(**accepted, **dict(self.options))
     except (ValueError, TypeError) as error:
-      # A refusal is one sentence; what TensorFlow says of a bug is not.
+      # Our own messages are one sentence; TensorFlow's errors span lines.
       if isinstance(error, ConfigError) or '\n' in str(error).strip():
         raise
       raise ConfigError(f'--{flag}={self}: {error}') from error
@@ -164,8 +163,8 @@ class CompressionSpec:
   NAME alone for the upload, or `none`.
 
   Attributes:
-    upload: How clients send their updates; None for as they are.
-    download: How the server sends the model; None for as it is.
+    upload: How clients send their updates; None sends them uncompressed.
+    download: How the server sends the model; None sends it uncompressed.
   """
 
   upload: Union[ComponentSpec, None] = None
@@ -173,17 +172,7 @@ class CompressionSpec:
 
   @classmethod
   def parse(cls, text: str) -> CompressionSpec:
-    """Parses the form of the class.
-
-    Args:
-      text: What a user typed.
-
-    Returns:
-      The specification.
-
-    Raises:
-      ConfigError: If the text does not follow the grammar.
-    """
+    """Parses the class's grammar; raises ConfigError if it is not followed."""
     if text.strip() == 'none':
       return cls()
     ways: dict[str, str] = {}
@@ -217,10 +206,56 @@ class CompressionSpec:
         spec.check(registry, flag, given)
 
 
-# What a flag in a grammar of its own is parsed to.
+# Types of flags that have a grammar of their own.
 _SPECS = (ComponentSpec, CompressionSpec)
 PRECISIONS = ('float32', 'bfloat16')
-# What is done after the last round, and may differ when a run is resumed.
+# The ranges of numbers, in the words of the message: which flags, and the test.
+_RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+  'at least 1': (
+    (
+      'clients_per_round',
+      'client_epochs_per_round',
+      'client_batch_size',
+      'max_elements_per_client',
+      'sequence_length',
+      'vocab_size',
+      'num_validation_examples',
+      'rounds_per_eval',
+      'rounds_per_checkpoint',
+      'personalize_clients',
+    ),
+    lambda value: value >= 1,
+  ),
+  'at least 0': (
+    ('total_rounds', 'personalize_epochs', 'noise_multiplier'),
+    lambda value: value >= 0,
+  ),
+  'a finite number of at least 0': (
+    ('client_learning_rate', 'server_learning_rate'),
+    lambda value: 0 <= value < math.inf,
+  ),
+  'at least 0 and below 1': (
+    ('server_momentum',),
+    lambda value: 0 <= value < 1,
+  ),
+  'from 0 to 1': (('client_similarity',), lambda value: 0 <= value <= 1),
+  'above 0': (
+    (
+      'clip_norm',
+      'target_epsilon',
+      'min_separation',
+      'max_participations',
+      'noise_cohort_size',
+    ),
+    lambda value: value > 0,
+  ),
+  'above 0 and below 1': (('delta',), lambda value: 0 < value < 1),
+  'above 0 and below inf': (
+    ('personalize_learning_rate',),
+    lambda value: 0 < value < math.inf,
+  ),
+}
+# Flags of the work after the last round, which may change on a resumed run.
 _AFTER_TRAINING = (
   'personalize_epochs',
   'personalize_clients',
@@ -230,7 +265,7 @@ _AFTER_TRAINING = (
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Everything that determines a training run; see `flags.py` for the words.
+  """Everything that determines a training run; `flags.py` describes it.
 
   Attributes have the names and the meaning of the flags of `experiments.train`.
   """
@@ -289,22 +324,14 @@ class ExperimentConfig:
         f'--experiment_name={self.experiment_name!r} names a folder: use '
         'letters, digits and . _ + = - only.'
       )
-    for name in (
-      'clients_per_round',
-      'client_epochs_per_round',
-      'client_batch_size',
-      'max_elements_per_client',
-      'sequence_length',
-      'vocab_size',
-      'num_validation_examples',
-      'rounds_per_eval',
-      'rounds_per_checkpoint',
-      'personalize_clients',
-    ):
-      if getattr(self, name) < 1:
-        raise ConfigError(
-          f'--{name} must be at least 1, found {getattr(self, name)}.'
-        )
+    for words, (names, holds) in _RANGES.items():
+      for name in names:
+        value = getattr(self, name)
+        # Flags without a value have the default None.
+        if value is None and getattr(type(self), name) is None:
+          continue
+        if not holds(value):
+          raise ConfigError(f'--{name} must be {words}, found {value}.')
     if self.precision not in PRECISIONS:
       raise ConfigError(
         f'--precision={self.precision} must be one of {", ".join(PRECISIONS)}.'
@@ -314,50 +341,6 @@ class ExperimentConfig:
         '--reinitialized_variables has no effect without --initial_model; give '
         'both or leave it out.'
       )
-    for name in ('total_rounds', 'personalize_epochs'):
-      if getattr(self, name) < 0:
-        raise ConfigError(
-          f'--{name} must be at least 0, found {getattr(self, name)}.'
-        )
-    for name in ('client_learning_rate', 'server_learning_rate'):
-      value = getattr(self, name)
-      if not 0 <= value < float('inf'):
-        raise ConfigError(
-          f'--{name} must be a finite number of at least 0, found {value}.'
-        )
-    if not 0 <= self.server_momentum < 1:
-      raise ConfigError(
-        '--server_momentum must be at least 0 and below 1, found '
-        f'{self.server_momentum}.'
-      )
-
-    similarity = self.client_similarity
-    if similarity is not None and not 0 <= similarity <= 1:
-      raise ConfigError(
-        f'--client_similarity must be from 0 to 1, found {similarity}.'
-      )
-
-    for name, least, most in (
-      ('clip_norm', 0, None),
-      ('noise_multiplier', None, None),
-      ('target_epsilon', 0, None),
-      ('delta', 0, 1),
-      ('min_separation', 0, None),
-      ('max_participations', 0, None),
-      ('noise_cohort_size', 0, None),
-      ('personalize_learning_rate', 0, math.inf),
-    ):
-      value = getattr(self, name)
-      if value is not None and not (
-        (value >= 0 if least is None else value > least)
-        and (most is None or value < most)
-      ):
-        raise ConfigError(
-          f'--{name} must be '
-          + ('at least 0' if least is None else f'above {least}')
-          + (f' and below {most}' if most is not None else '')
-          + f', found {value}.'
-        )
     if self.noise_multiplier is not None and self.target_epsilon is not None:
       raise ConfigError(
         '--noise_multiplier and --target_epsilon exclude each other: the one '
@@ -379,17 +362,7 @@ class ExperimentConfig:
 
   @classmethod
   def from_json(cls, text: str) -> ExperimentConfig:
-    """Reads what `to_json` wrote.
-
-    Args:
-      text: JSON.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ConfigError: If the text is not such a configuration.
-    """
+    """Reads what `to_json` wrote; raises ConfigError if it is anything else."""
     try:
       values = json.loads(text)
       defaults: dict[str, Any] = {

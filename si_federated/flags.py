@@ -81,7 +81,7 @@ _HELP = {
   'rounds_per_checkpoint': 'Save every so many rounds.',
   'personalize_epochs': 'After the last round, have validation clients '
   'fine-tune the model on half of their text for so many epochs, and compare '
-  'on the other half. 0 for not. This and the next two may be changed on a '
+  'on the other half. 0 disables it. This and the next two may be changed on a '
   'finished run.',
   'personalize_clients': 'How many validation clients do so.',
   'personalize_learning_rate': 'The learning rate of their SGD; '
@@ -103,7 +103,7 @@ _HELP = {
   'max_participations': 'The promise that no client takes part more often. By '
   'default what --participation keeps to.',
   'noise_cohort_size': 'Simulate the noise of a cohort of this size: privacy '
-  'is then told for such a cohort, as simulated.',
+  'is then reported for such a cohort, as simulated.',
   'noise_seed': 'Seed of the noise, for a run that can be repeated; by '
   'default it is secret and random, as real privacy needs.',
   'model_seed': 'Seed of the initial weights.',
@@ -163,8 +163,8 @@ def define_config_flags(
   """Defines some of the flags of `ExperimentConfig`, with its defaults.
 
   Args:
-    names: Which.
-    flag_values: Where; absl's own by default.
+    names: The names of the flags.
+    flag_values: Where to define them; absl's own by default.
   """
   types = typing.get_type_hints(config.ExperimentConfig)
   names = set(names)
@@ -224,10 +224,9 @@ def numeric_experiment_flags() -> dict[str, bool]:
 
 def given_experiment_flags() -> dict[str, str]:
   """Returns those flags that determine a run and were given, as text."""
-  names = [f.name for f in dataclasses.fields(config.ExperimentConfig)]
   return {
     name: str(flags.FLAGS[name].value)
-    for name in [*names, 'ray_address']
+    for name in [*numeric_experiment_flags(), 'ray_address']
     if flags.FLAGS[name].present
   }
 
@@ -238,7 +237,7 @@ def experiment_from_arguments(
   """Reads flags as they stand on a command line of `experiments.train`.
 
   Args:
-    arguments: The flags; of one that stands twice the last holds.
+    arguments: The flags; the last one wins if a flag is repeated.
 
   Returns:
     The configuration.
@@ -263,8 +262,8 @@ def experiment_from_flags(
   """Reads the flags.
 
   Args:
-    flag_values: Which; absl's own by default.
-    **given: Values of what has no flag in this binary and no default.
+    flag_values: The flags; absl's own by default.
+    **given: Values without a flag in this binary and without a default.
 
   Returns:
     The configuration.
@@ -313,8 +312,8 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
 
   Args:
     main: The binary's work.
-    arguments: Whether `main` takes a list of what stands beside the flags;
-      otherwise nothing may stand there.
+    arguments: Whether `main` takes a list of positional arguments; without
+      it, they are an error.
   """
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -339,8 +338,8 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
     except config.ConfigError as error:
       _fail(str(error), 2, error)
     except BrokenPipeError:
-      # Whoever read the output, such as `head`, has enough. Python would
-      # complain again when it ends.
+      # The reader, such as `head`, has closed the pipe. Without this, Python
+      # would complain again at exit.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(128 + signal.SIGPIPE)
     except (OSError, ValueError) as error:
@@ -348,14 +347,14 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
     except KeyboardInterrupt:
       sys.stdout.flush()
       try:
-        # A runtime ends its processes so.
+        # Runtimes stop their processes in exit handlers.
         atexit._run_exitfuncs()
       finally:
         # Other threads may still be at a client's step: don't wait for them.
         os._exit(130)
 
-  # At every start TensorFlow tells of missing GPU libraries, and a package of
-  # its time of the packaging it uses.
+  # TensorFlow warns about missing GPU libraries at every start, and an old
+  # dependency warns about pkg_resources.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
   # Not `app.run`: TensorFlow, imported after it has begun, sets up its devices
