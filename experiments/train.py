@@ -15,9 +15,9 @@ NAME:option=value,option=value, as in --model=si_cifg:units=670; a wrong name or
 option is answered with the ones that exist. --help_models lists the models with
 their options, shapes and numbers of parameters.
 
-What it learns, and how well, goes to the folder runs/NAME: metrics.csv has a
-row a round, checkpoints/ the newest states (the same command again goes on from
-there), logdir/ is for TensorBoard. Then:
+Results go to the folder runs/NAME: metrics.csv has one row per round,
+checkpoints/ the newest states (the same command resumes from there), and
+logdir/ is for TensorBoard. Then:
 
   python -m experiments.report --runs=runs
   python -m experiments.predict --run=runs/first --text="this function returns"

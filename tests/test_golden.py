@@ -29,7 +29,7 @@ class Count(NamedTuple):
   published: float = 0.0
 
 
-# arXiv 2204.09715 has 4,000 subwords; padding and three special ids beside.
+# arXiv 2204.09715 has 4,000 subwords; we add padding and three special ids.
 SUBWORDS = 4_004
 WORDS = 10_004
 SMALL, LARGE = {'size': 'small'}, {'size': 'large'}

@@ -18,8 +18,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _OURS = 'si_federated'
 _FEDERATED = {'tensorflow_federated', 'tensorflow_privacy'}
 
-# Of each part: what of ours it may import beside itself, and what of others it
-# must not.
+# For each room: the rooms that it may import, and the packages of others that
+# it must not (None: the standard library only).
 _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'config': (set(), None),
   'files': (set(), None),
@@ -114,7 +114,7 @@ def test_imports_of_the_package(path):
 def test_imports_of_the_binaries(path):
   for name in _imports(path):
     top, *rest = name.split('.')
-    # Not each other; a folder may hold what one of them is made of.
+    # Not each other, but the folder that holds parts of a binary.
     assert top != 'experiments' or (_ROOT / top / rest[0]).is_dir(), (
       f'{path} imports {name}'
     )

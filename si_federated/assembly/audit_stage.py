@@ -1,4 +1,4 @@
-"""What a finished run's canaries say about its privacy."""
+"""The privacy audit of a finished run by its canaries."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def write(
   Args:
     folder: The run's folder, with the checkpoint of its last round.
     initial: The weights that it began with.
-    privacy: The ledger's summary: what was promised.
-    canaries: Which were added.
+    privacy: The ledger's summary, with the promised guarantee.
+    canaries: The canaries that took part.
 
   Returns:
-    What the file holds: the estimate beside the guarantee.
+    The content of the file: the estimate and the guarantee.
   """
   final = checkpoints.read_weights(folder.checkpoints.newest()[0])
   scores = canary_scores(

@@ -109,7 +109,7 @@ def _check_algorithm(experiment: config.ExperimentConfig) -> None:
       )
     if traits.releases_per_round > 1:
       raise config.ConfigError(
-        f'--algorithm={algorithm} releases a gradient beside the update, for '
+        f'--algorithm={algorithm} releases a gradient besides the update, for '
         f'which --aggregator={aggregator} has no accounting; choose another '
         'aggregator.'
       )
@@ -131,7 +131,7 @@ def _required(builder: Callable) -> set[str]:
 def _check_objective(experiment: config.ExperimentConfig) -> None:
   """Checks that task and model have one objective and fit in length."""
   task, model = experiment.task.name, experiment.model.name
-  if task not in TASKS:  # Pretraining on plain text names none.
+  if task not in TASKS:  # Pretraining on plain text has no such task.
     return
   kind: Any = typing.get_type_hints(TASKS[task]).get('return')
   if not hasattr(kind, 'MODEL_ARGUMENTS'):  # A user's, without annotations.

@@ -136,8 +136,8 @@ def _gradient_factory(
     return factory
   if not hasattr(factory, 'release'):
     raise config.ConfigError(
-      f'--algorithm={experiment.algorithm} releases a gradient beside the '
-      'update, and an audit sees to updates alone; audit fed_avg.'
+      f'--algorithm={experiment.algorithm} releases a gradient besides the '
+      'update, but an audit covers updates only; audit fed_avg.'
     )
   return dataclasses.replace(factory, release=1)
 

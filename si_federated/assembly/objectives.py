@@ -27,7 +27,7 @@ def build_functional_model(
     task: The task.
     keras_model_fn: Returns a new Keras model that fits it.
     count_tokens: Whether clients weigh by tokens, not by examples.
-    compute_dtype: What its layers compute in.
+    compute_dtype: The dtype that its layers compute in.
   """
   options: Mapping[str, Any] = task.objective_options
   return OBJECTIVES[task.OBJECTIVE](

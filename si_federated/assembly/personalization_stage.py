@@ -59,7 +59,7 @@ class _Run:
   """A run whose rounds are done.
 
   Attributes:
-    experiment: What was run.
+    experiment: The experiment that was run.
     folder: Its folder.
     model: The model as it was trained.
     task: The whole task, with those who have opted out.

@@ -1,4 +1,4 @@
-"""What the guarantee of a private run does not cover, for its ledger."""
+"""Disclosures: quantities that a private run's guarantee does not cover."""
 
 from __future__ import annotations
 

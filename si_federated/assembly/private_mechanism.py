@@ -135,7 +135,7 @@ def calibrate(
   if releases > 1:
     record = dataclasses.replace(record, releases=releases)
   if schedule is not None and schedule.amplification is not None:
-    # What this sampling does not amplify keeps its own, larger epsilon.
+    # Records that this sampling does not amplify keep their larger epsilon.
     with contextlib.suppress(TypeError, ValueError):
       record = dataclasses.replace(record, amplification=schedule.amplification)
   if experiment.target_epsilon is not None:

@@ -1,4 +1,4 @@
-"""What a run's data are, kept beside its results."""
+"""Keeps a description of a run's data with its results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def keep(
   num_parameters: int,
   initial_facts: Optional[Mapping[str, Any]],
 ) -> None:
-  """Writes what the run's data are, or checks that they still are the same.
+  """Describes the run's data, or checks that they have not changed.
 
   Args:
     folder: The run's folder.
     task: The data.
-    examples: What is evaluated on, `[N, T + 1]`.
-    num_parameters: How many numbers are trained.
-    initial_facts: What the run starts from, if it was read: `Start.facts`.
+    examples: The evaluation examples, `[N, T + 1]`.
+    num_parameters: The number of trained parameters.
+    initial_facts: `Start.facts` of the initial model, if one was read.
 
   Raises:
     config.ConfigError: If the run in the folder began with other data.

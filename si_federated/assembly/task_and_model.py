@@ -68,7 +68,7 @@ def build_model(
   Args:
     experiment: The experiment.
     vocab_size: The number of ids, special ones included.
-    **labels: What else the task tells: `num_classes` if it has classes.
+    **labels: Further arguments from the task: `num_classes` if it has classes.
 
   Returns:
     A new model.
@@ -86,7 +86,7 @@ def build_model(
 def prepare_model(
   experiment: config.ExperimentConfig, task: AnyTask, *, resumed: bool
 ) -> tuple[Optional[initial_model.Start], Callable[[], tf.keras.Model]]:
-  """Loads what of `--initial_model` an experiment's model begins with.
+  """Loads the initial weights of an experiment from `--initial_model`.
 
   Args:
     experiment: The experiment.
@@ -94,8 +94,8 @@ def prepare_model(
     resumed: Whether a checkpoint has the weights, so that nothing is read.
 
   Returns:
-    What it begins with, if anything was read; and a function that returns a new
-    model, which has these weights.
+    The initial weights, if any were read; and a function that returns a new
+    model with these weights.
 
   Raises:
     config.ConfigError: If the initial model can't be read or is another one.

@@ -138,7 +138,7 @@ def test_rounds_train_on_the_training_part_alone(built):
   assert checked > 5
 
 
-def test_privacy_is_told_of_those_in_the_rounds(built):
+def test_privacy_covers_the_clients_of_the_rounds(built):
   summary = built.ledger.summary()
   train = built.task.train
   assert built.ledger.facts['num_clients'] == len(train)
