@@ -150,7 +150,7 @@ class Actors:
 
   def _free(self) -> _Actor | None:
     free = [actor for actor in self._running if len(actor.tasks) < _QUEUE]
-    return min(free, key=lambda actor: len(actor.tasks), default=None)
+    return min(free, key=lambda actor: len(actor.tasks)) if free else None
 
   @property
   def free(self) -> bool:
