@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def _local_runtime():
   It would hold their output's pipe, and whoever reads that would wait forever.
   """
   runtime.set_local_context()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _drop_gradients():
+  """Frees the graphs that a module's tests have differentiated.
+
+  TensorFlow registers the gradient of every differentiated function, never
+  removes it, and so keeps its graphs: gigabytes over a few hundred tests.
+  """
+  from tensorflow.python.framework import ops
+
+  registry = ops.gradient_registry._registry
+  before = set(registry)
+  yield
+  for name in set(registry) - before:
+    if name.startswith('PartitionedCall-'):
+      del registry[name]
 
 
 @pytest.fixture
