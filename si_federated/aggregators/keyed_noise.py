@@ -13,7 +13,9 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-_ROW_BITS = 31
+# The second half of a key has the release from bit 62 on, the row from bit 31 on,
+# and the variable below, so that no two have the same key.
+_RELEASE_BITS, _ROW_BITS = 62, 31
 
 
 def check_seed(noise_seed: Optional[int]) -> None:
@@ -37,13 +39,18 @@ def initial_seed(noise_seed: Optional[int], release: int = 0) -> tf.Tensor:
       different data would reveal their difference. TensorFlow's own entropy has
       only 32 bits; it is combined with 128 bits of the system's, fixed in the
       graph.
-    release: The index of the sum among those released each round.
+    release: The index of the sum among those released each round, 0 or 1.
 
   Returns:
     Shape `[2]`, int64.
+
+  Raises:
+    ValueError: If there are more releases than keys have room for.
   """
+  if release not in (0, 1):
+    raise ValueError(f'release is {release}; a key has room for 0 and 1.')
   if noise_seed is not None:
-    return tf.constant([noise_seed, release], tf.int64)
+    return tf.constant([noise_seed, release << _RELEASE_BITS], tf.int64)
   secret = np.frombuffer(os.urandom(16), np.int64)
   return tf.bitwise.bitwise_xor(
     tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int64), secret

@@ -11,8 +11,8 @@ from si_federated.aggregators import keyed_noise
 _SHAPES = [tf.TensorShape([100, 100]), tf.TensorShape([10_000])]
 
 
-def _draw(noise_seed, row, **options):
-  seed = keyed_noise.initial_seed(noise_seed)
+def _draw(noise_seed, row, release=0, **options):
+  seed = keyed_noise.initial_seed(noise_seed, release)
   return [
     part.numpy().ravel()
     for part in keyed_noise.standard_normals(seed, row, _SHAPES, **options)
@@ -37,7 +37,8 @@ def test_all_other_keys_give_independent_noise():
     part
     for seed in (0, 1, 2**31, 2**62)
     for row in (0, 1, 2, 2**30)
-    for part in _draw(seed, row)
+    for release in (0, 1)
+    for part in _draw(seed, row, release)
   ]
   correlations = np.corrcoef(np.array(draws))
   np.fill_diagonal(correlations, 0)
@@ -66,6 +67,11 @@ def test_the_seed_of_keras_does_not_determine_the_noise():
     tf.keras.utils.set_random_seed(1)
     seeds.append(keyed_noise.initial_seed(None).numpy())
   assert (seeds[0] != seeds[1]).any()
+
+
+def test_more_releases_than_keys_are_rejected():
+  with pytest.raises(ValueError, match='release is 2'):
+    keyed_noise.initial_seed(0, 2)
 
 
 @pytest.mark.parametrize('seed', [-1, 2**63, 0.5, True, '3'])
