@@ -100,7 +100,6 @@ def _build(
     delta=private_mechanism.default_delta(experiment, len(task.train)),
     schedule=schedule,
     dimension=num_parameters,
-    releases=learning_process.traits_of(experiment).releases_per_round,
   )
   if canaries is not None:
     mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from si_federated import config, files
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
 from si_federated.assembly import privacy_disclosures
+from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.privacy import accounting, ledger, schedules
 
@@ -112,7 +113,6 @@ def calibrate(
   delta: Optional[float],
   schedule: Optional[schedules.Schedule] = None,
   dimension: Optional[int] = None,
-  releases: int = 1,
 ) -> Mechanism:
   """Returns a mechanism with as much noise as is asked for.
 
@@ -122,7 +122,6 @@ def calibrate(
     delta: For the noise of a target epsilon.
     schedule: Its sampling may amplify privacy.
     dimension: The number of trained weights, which some accounting needs.
-    releases: How many sums a round releases, each by such a mechanism.
 
   Raises:
     config.ConfigError: If no noise gives the epsilon.
@@ -132,7 +131,8 @@ def calibrate(
   record: Any = mechanism.record
   if record is None:
     return mechanism
-  if releases > 1:
+  # Each of a round's sums is released by such a mechanism.
+  if (releases := traits_of(experiment).releases_per_round) > 1:
     record = dataclasses.replace(record, releases=releases)
   if schedule is not None and schedule.amplification is not None:
     # Records that this sampling does not amplify keep their larger epsilon.

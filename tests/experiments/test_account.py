@@ -82,6 +82,29 @@ def test_noise_of_a_budget_and_the_comparison(account):
   assert rows['blt'][2] < rows['tree'][2] < rows['gaussian'][2]
 
 
+def test_two_releases_a_round_need_more_noise(account):
+  found = {}
+  for algorithm in ('fed_avg', 'mime_lite'):
+    code, out, _ = account(
+      f'--algorithm={algorithm}',
+      '--aggregator=gaussian',
+      '--target_epsilon=8',
+      '--total_rounds=100',
+      '--max_participations=4',
+      '--min_separation=25',
+      '--delta=1e-6',
+    )
+    assert not code
+    found[algorithm] = json.loads(out)
+  # Two releases are one of the square root of two times the sensitivity.
+  noise = {name: one['noise_multiplier'] for name, one in found.items()}
+  assert noise['fed_avg'] == pytest.approx(1.3059, abs=5e-4)
+  assert noise['mime_lite'] == pytest.approx(
+    2**0.5 * noise['fed_avg'], rel=1e-3
+  )
+  assert found['mime_lite']['epsilon'] == pytest.approx(8, rel=1e-3)
+
+
 def test_poisson_sampling_is_that_of_dp_accounting(account):
   code, output, errors = account(
     '--aggregator=gaussian',
