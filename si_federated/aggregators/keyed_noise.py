@@ -13,8 +13,8 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-# The second half of a key has the release from bit 62 on, the row from bit 31 on,
-# and the variable below, so that no two have the same key.
+# The second half of a key has the release from bit 62 on, the row from bit 31
+# on, and the variable below, so that no two have the same key.
 _RELEASE_BITS, _ROW_BITS = 62, 31
 
 
