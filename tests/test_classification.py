@@ -95,7 +95,13 @@ _PRIVATE = {
 }
 
 
-@pytest.mark.parametrize('name', _BERTS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    'distilbert',
+    *(pytest.param(n, marks=pytest.mark.slow) for n in _BERTS[:2]),
+  ],
+)
 def test_a_round_of_bert_models(data, name):
   pytest.importorskip('keras_nlp')
   _train_a_round(experiment.build(_config(data, name)))
@@ -105,8 +111,7 @@ def test_a_round_of_bert_models(data, name):
   'name',
   [
     'transformer_classifier',
-    'distilbert',
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ('albert', 'bert')),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in _BERTS),
   ],
 )
 def test_a_private_round(data, name):
@@ -140,7 +145,7 @@ def _slow(**changes):
   'changes',
   [
     # Their models are imported graphs, in which gradients were once lost.
-    {'algorithm': 'partial_training:fraction=0.5'},
+    _slow(algorithm='partial_training:fraction=0.5'),
     _slow(compression='upload=uniform:bits=8'),
     _slow(algorithm='fed_prox:proximal_strength=0.1'),
     _slow(algorithm='fed_sgd', aggregator='mean:weighting=tokens'),
@@ -156,6 +161,7 @@ def test_other_parts(data, changes):
   _train_a_round(experiment.build(_config(data, 'distilbert', **changes)))
 
 
+@pytest.mark.slow
 def test_equal_weights_by_hand(data):
   """The mean of the clients' models, whatever their numbers of examples."""
   settings = _config(data, client_epochs_per_round=2)
@@ -228,6 +234,7 @@ def test_resume_is_exact(run, data, tmp_path):
   assert one == other
 
 
+@pytest.mark.slow
 def test_other_data_are_not_resumed(run, data, tmp_path):
   experiment.run(_config(data, total_rounds=1), str(tmp_path))
   facts = json.loads((tmp_path / 'x' / 'task.json').read_text())

@@ -243,11 +243,8 @@ def test_algorithms_without_privacy(name):
 @pytest.mark.parametrize(
   'name',
   [
-    'si_cifg',
-    *(
-      pytest.param(n, marks=pytest.mark.slow)
-      for n in ('si_gru', 'si_conformer')
-    ),
+    pytest.param(n, marks=pytest.mark.slow)
+    for n in ('si_cifg', 'si_gru', 'si_conformer')
   ],
 )
 def test_models_in_bfloat16(name):

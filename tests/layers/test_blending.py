@@ -132,7 +132,7 @@ def test_text_form_of_kinds(text, mode, functions):
   [
     ('abu_soft', "no mode 'soft'.*softmax"),
     ('abu:relu+gelu', "no function 'gelu'.*swish"),
-    ('abu:relu+relu', 'each of them once'),
+    ('abu:relu+relu', 'one or more distinct functions'),
     ('abu:', "no function ''"),
   ],
 )
