@@ -196,9 +196,9 @@ def test_odd_docstrings_give_nothing(text):
   assert sentences(text) == []
 
 
-def test_long_lines_take_no_time_to_speak_of():
-  # Patterns that backtrack would not end here.
+def test_long_lines_without_sentences_give_nothing():
+  # Patterns that backtrack would take hours.
   for text in ('a ' * 30_000, '`' * 30_000, '(' * 30_000, 'a.' * 30_000,
                'word, ' * 20_000, '*' * 30_000, '<a ' * 20_000):  # fmt: skip
-    sentences(text)
-    sentences('Args:\n  ' + text)
+    assert sentences(text) == []
+    assert sentences('Args:\n  ' + text) == []
