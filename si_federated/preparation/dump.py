@@ -1,7 +1,7 @@
 """Reads dumps of Stack Exchange sites: Posts.xml and Comments.xml.
 
-The files have a row of attributes a line, as the schema on
-https://archive.org/details/stackexchange says.
+Each line has one row of attributes; the schema is on
+https://archive.org/details/stackexchange.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from si_federated.preparation.records import Counts, Record, open_source
 
 _CHUNK = 1 << 20
-# No post is longer than 30,000 characters; a file of another kind may be.
+# Posts have at most 30,000 characters; longer rows mean another kind of file.
 _MOST_BYTES = 1 << 26
 _ROW = b'<row'
 _KINDS = {'1': 'question', '2': 'answer'}
@@ -35,7 +35,7 @@ def find_files(path: str) -> tuple[str, str | None]:
     path: The folder, or its file of posts, `.xml` or `.xml.xz`.
 
   Returns:
-    The file of posts, and the file of comments beside it, if there is one.
+    The file of posts, and the file of comments in the same folder, if any.
 
   Raises:
     ValueError: If there is no file of posts.
@@ -68,15 +68,15 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
 
   Args:
     path: The file.
-    counts: Rows are counted here; those that are no record, too.
+    counts: Counts all rows and those left out.
 
   Raises:
-    ValueError: If the file holds no rows at all, or is damaged.
+    ValueError: If the file has no rows or is damaged.
   """
   for row, values in _rows(path, counts):
     kind = _KINDS.get(values.get('PostTypeId', ''))
     if kind is None:
-      # Wikis of tags, elections and such; unknown ones, too.
+      # Such as tag wikis and elections.
       counts.leave_out('neither a question nor an answer', path, row)
       continue
     try:
@@ -97,13 +97,13 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
       counts.leave_out(_BAD_VALUES, path, row)
       continue
     if record.client in ('', '-1'):
-      # The title of a question is still that of its answers.
+      # Answers take their title from it.
       counts.leave_out(_NO_USER, path, row)
     yield record
 
 
 def read_comments(path: str, counts: Counts) -> Iterator[Record]:
-  """Yields the comments of a file of comments; otherwise as `read_posts`."""
+  """Yields the comments of a file; see `read_posts`."""
   for row, values in _rows(path, counts):
     try:
       client = values.get('UserId', '')
@@ -125,13 +125,13 @@ def read_comments(path: str, counts: Counts) -> Iterator[Record]:
 
 
 def utc(date: str) -> str:
-  """Returns a date as TFF's Stack Overflow data have it.
+  """Returns a date in the format of TFF's Stack Overflow data.
 
   >>> utc('2008-08-10T08:28:52.100')
   '2008-08-10 08:28:52.1 UTC'
 
   Raises:
-    ValueError: If it is none, or not of universal time.
+    ValueError: If it is not a date in universal time.
   """
   found = _DATE.fullmatch(date)
   if not found:
@@ -142,7 +142,7 @@ def utc(date: str) -> str:
 
 
 def _tags(text: str) -> str:
-  """Returns `<a><b>`, or `|a|b|` of newer dumps, as `a|b`."""
+  """Converts `<a><b>`, or `|a|b|` in newer dumps, to `a|b`."""
   return '|'.join(tag for tag in re.split(r'[<>|]+', text) if tag)
 
 
@@ -154,7 +154,7 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
       found += 1
       counts.rows += 1
       try:
-        # Each by itself, so that one that is garbled costs no other.
+        # Parsed separately, so that a garbled row costs no other.
         yield found, ElementTree.fromstring(text).attrib
       except (ElementTree.ParseError, ValueError, LookupError):
         counts.leave_out(_BAD_XML, path, found)
@@ -166,12 +166,12 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def _split(stream: IO[bytes], path: str) -> Iterator[bytes]:
-  """Yields the text of each row; < stands for nothing else in such a file."""
+  """Yields the text of each row; `<` occurs nowhere else in such a file."""
   rest, begun = b'', False
   while chunk := stream.read(_CHUNK):
     *pieces, rest = (rest + chunk).split(_ROW)
     for piece in pieces:
-      # Before the first row stands the head of the file.
+      # The head of the file precedes the first row.
       if begun:
         yield _row_text(piece)
       begun = True

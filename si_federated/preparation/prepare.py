@@ -1,4 +1,4 @@
-"""Turns dumps and tables of text into client data for `stackoverflow`."""
+"""Converts dumps and tables of text to client data for `stackoverflow`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ _NAMES = ('Posts.xml', 'Comments.xml')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What to prepare, and how.
+  """The settings of a preparation.
 
   Attributes:
     source: One of `SOURCES`.
     input: The file or folder.
     output: The folder for the results.
     split: `date`, as TFF splits Stack Overflow: users whose number is a
-      multiple of 10 are held out, what others wrote from `split_date` on is for
-      tests; or `hash`, a tenth of the users each, by a hash of their names.
+      multiple of 10 are held out, and text that others wrote on `split_date` or
+      later is for tests; or `hash`, a tenth of the users each, by a hash of
+      their names.
     split_date: The day, as `2018-01-01`.
-    comments: Whether comments beside posts are taken, too.
-    min_sentences: Users with fewer are left out; 100 in TFF's data.
-    text_column: Of tables, the column with the text.
-    client_column: Of tables, the column with the user's name.
-    is_html: Of tables, whether texts have tags.
-    overwrite: Whether to replace what an earlier preparation has made.
+    comments: Whether the comments of a dump are used.
+    min_sentences: Users with fewer sentences are left out; 100 in TFF's data.
+    text_column: The column of a table with the text.
+    client_column: The column of a table with the user's name.
+    is_html: Whether the texts of a table have tags.
+    overwrite: Whether to replace the results of an earlier preparation.
   """
 
   source: str
@@ -84,18 +85,18 @@ class Settings:
 def prepare(settings: Settings) -> dict[str, Any]:
   """Writes client data, word and tag counts, and a summary.
 
-  Everything is read once, sorted by user on disk, and put under its final name
-  when it is complete; memory does not grow with the input.
+  The input is read once and sorted by user on disk. Results get their final
+  names when they are complete. Memory does not grow with the input.
 
   Args:
-    settings: What to prepare.
+    settings: The settings.
 
   Returns:
     The summary, as in `preparation.json`.
 
   Raises:
-    ValueError: If the input is missing, damaged, or holds no sentences, or the
-      output is there already.
+    ValueError: If the input is missing, damaged or without sentences, or if the
+      output exists.
     OSError: If a file cannot be written.
   """
   final = os.path.join(settings.output, DATABASE_NAME)
@@ -145,7 +146,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
     with open(os.path.join(work, SUMMARY_NAME), 'w', encoding='utf-8') as file:
       json.dump(summary, file, indent=2)
       file.write('\n')
-    # What is looked for first comes last.
+    # The file whose presence means success comes last.
     for name in (SUMMARY_NAME, TAG_COUNT_NAME, WORD_COUNT_NAME, DATABASE_NAME):
       source = os.path.join(work, name)
       with open(source, 'rb') as written:
@@ -185,7 +186,7 @@ def _splitter(settings: Settings) -> Callable[[str, str], str]:
   def by_date(client: str, date: str) -> str:
     if client.isdecimal() and int(client) % 10 == 0:
       return 'heldout'
-    # Dates of this form are ordered as their letters are.
+    # Dates of this form sort as strings.
     return 'train' if date < settings.split_date else 'test'
 
   return by_date if settings.split == 'date' else by_hash
@@ -220,7 +221,7 @@ def _sources(
 
 
 def _unpack(path: str, work: str) -> str:
-  """Unpacks the files of a dump into the work folder, which is returned."""
+  """Unpacks the files of a dump, and returns their folder."""
   try:
     import py7zr
   except ImportError:
@@ -244,9 +245,9 @@ def _unpack(path: str, work: str) -> str:
 
 @contextlib.contextmanager
 def _work_folder(output: str) -> Iterator[str]:
-  """Makes the folder for unfinished files, and removes it at the end.
+  """Creates the folder for unfinished files, and removes it at the end.
 
-  What a killed process has left there is removed, too.
+  Files that a killed process left there are removed first.
   """
   with open(os.path.join(output, '.lock'), 'w') as lock:
     try:

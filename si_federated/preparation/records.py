@@ -1,4 +1,4 @@
-"""What sources of text have in common: records, and counts of what is odd."""
+"""Records of text, and counts of rows that are left out."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ import tqdm
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """A text and who wrote it.
+  """A text and its author.
 
   Attributes:
     client: The user.
     text: The text, as HTML if `is_html`.
-    is_html: Whether tags are to be removed.
-    number: The number of a post, by which others name it; 0 for none.
-    parent: The number of the post that title, tags and score are taken from, if
-      it is another one; else 0.
-    creation_date: As `2010-01-08 09:34:05 UTC`; may be empty.
-    title: Its title.
-    tags: Its tags, with bars between them.
-    score: Its score.
-    kind: `question`, `answer`, `comment`, or what the source says.
+    is_html: Whether to remove tags.
+    number: The number by which other posts refer to this one; 0 for none.
+    parent: The number of the post that title, tags and score come from; 0 for
+      this one.
+    creation_date: Such as `2010-01-08 09:34:05 UTC`; may be empty.
+    title: The title.
+    tags: The tags, separated by bars.
+    score: The score.
+    kind: `question`, `answer`, `comment`, or the source's own word.
   """
 
   client: str
@@ -48,12 +48,12 @@ class Record:
 
 
 class Counts:
-  """How many rows were read, and how many left out, for which reason.
+  """Counts of the rows that were read and of those left out, by reason.
 
   Attributes:
-    rows: Rows read, good or bad.
-    left_out: Rows by the reason for which they were left out.
-    first: Of each reason the first row, as `FILE, row 7`.
+    rows: The number of rows read, good or bad.
+    left_out: The number of rows left out for each reason.
+    first: The first row of each reason, such as `FILE, row 7`.
   """
 
   def __init__(self):
@@ -65,9 +65,9 @@ class Counts:
     """Counts a row that is left out.
 
     Args:
-      reason: Why, as the end of "rows were left out: ".
+      reason: The end of the sentence "rows were left out: ".
       path: The file.
-      row: The row's number in it, the first being 1.
+      row: The row's number in the file, from 1.
     """
     self.left_out[reason] += 1
     self.first.setdefault(reason, f'{os.path.basename(path)}, row {row}')
@@ -82,23 +82,23 @@ class Counts:
 
 
 class DamagedFileError(ValueError):
-  """A file ends early or is no archive of its kind."""
+  """A file that ends early or is not an archive of its kind."""
 
 
 @contextlib.contextmanager
 def open_source(path: str) -> Iterator[IO[bytes]]:
   """Opens a file, unpacked if it is `.xz` or `.gz`, with a progress bar.
 
-  The bar counts the bytes of the file as it is on disk.
+  The bar counts bytes on disk.
 
   Args:
     path: The file.
 
   Yields:
-    The stream of its content.
+    A stream of the content.
 
   Raises:
-    DamagedFileError: If it can't be unpacked.
+    DamagedFileError: If unpacking fails.
   """
   size = os.path.getsize(path)
   with (
@@ -129,12 +129,12 @@ def open_source(path: str) -> Iterator[IO[bytes]]:
 
 
 def interval() -> float:
-  """Returns the least seconds between two states of a progress bar."""
+  """Returns the minimum number of seconds between updates of a progress bar."""
   return 0.2 if sys.stderr.isatty() else 10.0
 
 
 class _Counted(io.RawIOBase):
-  """A raw stream that tells a progress bar what is read from it."""
+  """A raw stream that reports to a progress bar what is read from it."""
 
   def __init__(self, raw: BinaryIO, bar: tqdm.tqdm):
     super().__init__()

@@ -1,4 +1,4 @@
-"""Sorts records by user on disk, and writes them in TFF's format."""
+"""Sorts records by user on disk and writes them in TFF's format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from si_federated import files
 from si_federated.preparation import text
 from si_federated.preparation.records import Record, interval
 
-# Memory that SQLite may take for pages, and for the runs that it sorts.
+# Memory that SQLite may use for pages and for sorting.
 _CACHE_KB = 1 << 16
-# Words counted in memory before they are added to those on disk.
+# Words counted in memory before they are added to the table.
 _MOST_WORDS = 1 << 19
 _BATCH = 1024
 
@@ -41,7 +41,7 @@ LEFT JOIN posts AS g ON g.number = p.parent
 WHERE s.client NOT IN (SELECT client FROM small)
 ORDER BY s.client, s.date, s.rowid
 """
-# What tff.simulation.datasets.save_to_sql_client_data makes.
+# The schema of tff.simulation.datasets.save_to_sql_client_data.
 _CLIENT_DATA = """
 CREATE TABLE examples (
   split_name TEXT NOT NULL, client_id TEXT NOT NULL,
@@ -55,15 +55,15 @@ _INDEX = 'CREATE INDEX by_client ON examples (split_name, client_id)'
 
 @contextlib.contextmanager
 def open_database(path: str) -> Iterator[sqlite3.Connection]:
-  """Opens a new database whose sorting uses the disk beside it.
+  """Opens a new database that sorts in its own folder.
 
-  A crash leaves garbage: it is for files that are renamed when complete.
+  A crash leaves garbage: use it for files that are renamed when complete.
 
   Args:
     path: The file.
 
   Raises:
-    OSError: If the disk is full, or the like.
+    OSError: If the file cannot be written, for example on a full disk.
   """
   before = os.environ.get('SQLITE_TMPDIR')
   os.environ['SQLITE_TMPDIR'] = os.path.dirname(os.path.abspath(path))
@@ -95,15 +95,15 @@ def stage(
   records: Iterable[Record],
   left_out: Callable[[str], None],
 ) -> int:
-  """Puts records on disk, cut into sentences.
+  """Writes records to disk, cut into sentences.
 
   Args:
     connection: A database that `create_staging` has prepared.
     records: The records.
-    left_out: Called with the reason when a record holds no words.
+    left_out: Called with the reason when a record has no words.
 
   Returns:
-    How many were put there.
+    The number of records written.
   """
   staged: list[tuple] = []
   posts: list[tuple] = []
@@ -122,7 +122,7 @@ def stage(
   for one in records:
     title = text.title(one.title)
     if one.number:
-      # An answer's title, tags and score are those of its question.
+      # An answer takes title, tags and score from its question.
       own = (title, one.tags, one.score) if not one.parent else (None,) * 3
       posts.append((one.number, one.parent, *own))
     if one.client not in ('', '-1'):
@@ -144,7 +144,7 @@ def stage(
 
 
 def create_staging(connection: sqlite3.Connection) -> None:
-  """Makes the tables that `stage` fills."""
+  """Creates the tables that `stage` fills."""
   connection.executescript(_STAGED)
 
 
@@ -173,17 +173,17 @@ def write_client_data(
   num_records: int,
   min_sentences: int,
 ) -> Totals:
-  """Writes TFF's client data, a client after the other.
+  """Writes TFF's client data, client by client.
 
   Args:
-    staging: What `stage` has filled.
+    staging: The database that `stage` has filled.
     path: The file to write.
-    split_of: From client and date to the name of the split.
-    num_records: How many records were staged, for the progress bar.
-    min_sentences: Clients with fewer are left out.
+    split_of: Maps client and date to the name of the split.
+    num_records: The number of staged records, for the progress bar.
+    min_sentences: Clients with fewer sentences are left out.
 
   Returns:
-    What was written.
+    The counts of what was written.
   """
   totals = Totals(staging)
   staging.execute(
@@ -257,10 +257,10 @@ def _example(values: Mapping[str, Any]) -> bytes:
 
 
 class UserCounts:
-  """Counts users by word; what is too much for memory goes to a table."""
+  """Counts users by word; counts that exceed memory go to a table."""
 
   def __init__(self, connection: sqlite3.Connection, table: str):
-    """Makes the table."""
+    """Creates the table."""
     self._connection = connection
     self._table = table
     self._held: dict[str, int] = {}
@@ -286,7 +286,7 @@ class UserCounts:
     self._held.clear()
 
   def ranked(self) -> Iterator[tuple[str, int]]:
-    """Yields words and counts, falling; equal ones by their UTF-8 bytes."""
+    """Yields words by falling count, equal counts by their UTF-8 bytes."""
     self._flush()
     yield from self._connection.execute(
       f'SELECT word, users FROM {self._table} ORDER BY users DESC, word'
@@ -294,10 +294,10 @@ class UserCounts:
 
 
 def write_counts(totals: Totals, words_path: str, tags_path: str) -> None:
-  """Writes word and tag counts as TFF's files have them.
+  """Writes word and tag counts in the formats of TFF's files.
 
   Args:
-    totals: What `write_client_data` counted.
+    totals: The counts of `write_client_data`.
     words_path: A line `word count` each, the most frequent first.
     tags_path: A JSON object of counts by tag.
   """

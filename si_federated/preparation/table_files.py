@@ -1,4 +1,4 @@
-"""Reads tables of texts and users: JSON lines, and CSV."""
+"""Reads tables of texts and users: JSON lines and CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from si_federated.preparation import dump
 from si_federated.preparation.records import Counts, Record, open_source
 
-# Of one field of a CSV file.
+# The limit of one CSV field.
 _MOST_BYTES = 1 << 26
 
 
@@ -22,7 +22,7 @@ def read_jsonl(
 
   Args:
     path: The file.
-    counts: Rows are counted here; those that are no record, too.
+    counts: Counts all rows and those left out.
     text: The entry with the text.
     client: The entry with the user's name.
     is_html: Whether texts have tags.
@@ -50,7 +50,7 @@ def read_csv(
 ) -> Iterator[Record]:
   """Yields a record for each row after the first, which names the columns.
 
-  Otherwise as `read_jsonl`.
+  See `read_jsonl`.
 
   Raises:
     ValueError: If a column is missing.
@@ -101,7 +101,7 @@ def _records(
   client: str,
   is_html: bool,
 ) -> Iterator[Record]:
-  """Yields the record of a row, if it is one."""
+  """Yields the record of a row, unless the row is left out."""
   if not isinstance(values.get(text), str):
     counts.leave_out(f'without a text in {text!r}', path, row)
     return

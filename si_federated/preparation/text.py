@@ -1,4 +1,4 @@
-"""From HTML or plain text to sentences of words as TFF's data have them."""
+"""Cuts HTML or plain text into sentences like those of TFF's data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from si_federated.tasks import tokenizer
 from si_federated.tasks.docstring_corpus import cleaning
 
-# Elements that stand by themselves: a sentence does not go on across them.
+# Block elements: sentences do not continue across them.
 _BLOCKS = frozenset(
   [
     'address', 'article', 'aside', 'blockquote', 'br', 'center', 'dd', 'div',
@@ -22,7 +22,7 @@ _LEFT_OUT = frozenset(['pre', 'script', 'style'])
 
 
 class _Paragraphs(html.parser.HTMLParser):
-  """Collects the text of HTML by paragraph, character references resolved."""
+  """Collects the text of HTML by paragraph, with references resolved."""
 
   def __init__(self):
     super().__init__(convert_charrefs=True)
@@ -50,10 +50,10 @@ def sentences(text: str, *, is_html: bool) -> Iterator[str]:
   """Yields the sentences of a text, words separated by single spaces.
 
   As in TFF's data: lower case, character references resolved, ASCII only,
-  punctuation marks as words of their own but for apostrophes and hyphens in
-  words, and a word for a web address. Differs from the data, as far as what is
-  published of them tells: blocks of code (`<pre>`) are left out, and sentences
-  are found by a rule of our own.
+  punctuation marks as separate words except for apostrophes and hyphens within
+  words, and one word in place of a web address. Differs from TFF's data, whose
+  rules are published only in part: code blocks (`<pre>`) are left out, and
+  sentences are found by our own rule.
 
   Args:
     text: The text.
@@ -75,5 +75,5 @@ def sentences(text: str, *, is_html: bool) -> Iterator[str]:
 
 
 def title(text: str) -> str:
-  """Returns a title in words, as `sentences` does with a text."""
+  """Returns the words of a title, separated by single spaces."""
   return ' '.join(tokenizer.tokenize(text))
