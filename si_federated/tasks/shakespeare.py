@@ -1,4 +1,4 @@
-"""Task `shakespeare`: the next character of speeches, one speaker a client."""
+"""Task `shakespeare`: next-character prediction, one client per speaker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from si_federated.tasks.vocabulary import CharacterVocabulary, visible
 
 DATABASE_NAME = 'shakespeare.sqlite'
 SPEECHES_NAMES = ('speeches.jsonl', 'speeches.jsonl.xz')
-# Raise it when stores kept from before must be built anew.
+# Increment to invalidate existing stores.
 _VERSION = 1
 
 
@@ -35,35 +35,36 @@ def shakespeare(
   sequence_length: int = 80,
   path: str | None = None,
 ) -> Task:
-  """Next-character prediction on plays; a client is a role of one play.
+  """Next-character prediction on plays; a client is one role in one play.
 
-  The text is a file of JSON lines, one speech a line with `text` and either
-  `client_id` or `play` and `speaker` (others are ignored), plain or as `.xz`;
-  or TFF's Shakespeare data (of LEAF, arXiv 1812.01097). The first use turns it
-  into token arrays beside it (in the user's cache folder if that cannot be
-  written), one for each `sequence_length`.
+  The input is a JSON Lines file, plain or `.xz`, with one speech per line:
+  `text` and either `client_id` or `play` and `speaker`; other fields are
+  ignored. TFF's Shakespeare data (from LEAF, arXiv 1812.01097) work, too. The
+  first use converts the input to token arrays, one store per `sequence_length`,
+  next to the input or, if that folder is read-only, in the user's cache folder.
 
-  A speech is cut into consecutive windows of `sequence_length` characters, the
-  last one shorter as a rule. Each window is an example: opened by the beginning
-  token, and closed by the end token if it is shorter, so that the end token
-  comes once after a speech (never after one whose last window is full). Every
-  character is a label exactly once.
+  Each speech is cut into consecutive windows of `sequence_length` characters;
+  the last is usually shorter. Each window is one example. It starts with the
+  beginning token; a shorter window also ends with the end token. A speech whose
+  last window is full therefore has no end token. Every character is a label
+  exactly once.
 
-  Differs from `tff.simulation.baselines.shakespeare`: there a speech with its
-  beginning and end token is cut into pieces of `sequence_length + 1`, so that a
-  later piece begins with a character of the text, which is never a label, and
-  the end token is never missing. Characters are those of the training clients
-  (code points, not bytes) instead of 86 fixed ones. Other clients are held out,
-  a tenth of all for validation and for test, by a hash of their names, where
-  TFF holds out the last speeches of every client (those are read too). Without
-  LEAF's filter of clients with a single line.
+  Differs from `tff.simulation.baselines.shakespeare`:
+    * TFF cuts a speech, including its beginning and end tokens, into pieces of
+      `sequence_length + 1`. There, the first character of each later piece is
+      never a label, and every speech has an end token.
+    * The characters are the training clients' code points, not 86 fixed bytes.
+    * Whole clients are held out by a hash of their names, a tenth for
+      validation and a tenth for test. TFF holds out the last speeches of every
+      client; this task reads those, too.
+    * Clients with a single line are kept; LEAF drops them.
 
   Args:
     data_dir: Folder with `speeches.jsonl`, `speeches.jsonl.xz` or
-      `shakespeare.sqlite`. None for TFF's own download in `~/.tff`.
-    vocab_size: The most characters that have an id of their own.
+      `shakespeare.sqlite`. None uses TFF's download in `~/.tff`.
+    vocab_size: Maximum number of characters with their own id.
     sequence_length: T, the number of characters in a window.
-    path: The file of speeches, in `data_dir` if that is given.
+    path: File of speeches, relative to `data_dir` if given.
 
   Returns:
     The task.
@@ -97,14 +98,12 @@ def shakespeare(
 
 
 def find_source(data_dir: str | None, path: str | None) -> str:
-  """Returns the file of speeches, TFF's if none is named.
+  """Returns the path of the speeches, by default TFF's file.
 
-  Args:
-    data_dir: As for `shakespeare`, as is `path`.
-    path: See there.
+  The arguments are those of `shakespeare`.
 
   Raises:
-    ValueError: There is none.
+    ValueError: No such file exists.
   """
   if path is not None:
     source = os.path.join(data_dir or '', str(path))
@@ -126,7 +125,7 @@ def find_source(data_dir: str | None, path: str | None) -> str:
     )
 
   def load() -> None:
-    # TFF is loaded only here: the other tasks do without it.
+    # Imported here because other tasks do not need TFF.
     from tensorflow_federated.python.simulation.datasets import (
       shakespeare as source,
     )
@@ -143,7 +142,7 @@ def find_source(data_dir: str | None, path: str | None) -> str:
 
 
 def _fill(writer: StoreWriter, source: str, length: int) -> None:
-  """Writes all clients, in the order of their first speech."""
+  """Writes all clients in order of their first speech."""
   clients: dict[str, list[str]] = {}
   for client_id, text in read_speeches(source):
     if text:
@@ -164,20 +163,20 @@ def _fill(writer: StoreWriter, source: str, length: int) -> None:
 
 
 def read_speeches(source: str) -> Iterator[tuple[str, str]]:
-  """Yields the client and the text of each speech.
+  """Yields the client name and text of each speech.
 
   Args:
-    source: What `find_source` returned.
+    source: A path returned by `find_source`.
 
   Raises:
-    ValueError: It is missing or damaged.
+    ValueError: The file is missing or damaged.
   """
   read = _tff_speeches if source.endswith('.sqlite') else _json_speeches
   return read(source)
 
 
 def _tff_speeches(path: str) -> Iterator[tuple[str, str]]:
-  """Yields clients and speeches, first those that TFF trains on."""
+  """Yields clients and speeches, TFF's training split first."""
   with contextlib.closing(ClientDatabase(path, 'snippets')) as database:
     for split in sorted(database.splits(), key=lambda name: name != 'train'):
       for client_id, speeches in database.clients(split):
@@ -186,7 +185,7 @@ def _tff_speeches(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _json_speeches(path: str) -> Iterator[tuple[str, str]]:
-  """Yields clients and speeches of a file of JSON lines."""
+  """Yields clients and speeches from a JSON Lines file."""
   try:
     with _open_text(path) as file:
       for number, line in enumerate(file, start=1):

@@ -1,4 +1,4 @@
-"""Assigns clients to training, validation and test by their names."""
+"""Assigns clients to training, validation and test by hashed names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def _hash(client_id: str) -> int:
 def split_of(client_id: str) -> str:
   """Returns the split of a client: 80 % train, 10 % validation, 10 % test.
 
-  It depends on the name alone, so that a client keeps its split when others
-  come or go, on every machine.
+  The split depends only on the name, so it is the same on every machine and
+  does not change when other clients are added or removed.
 
   >>> split_of('numpy.linalg')
   'train'
@@ -30,20 +30,20 @@ def split_all(
   *,
   held: tuple[str, ...] = ('validation', 'test'),
 ) -> Mapping[str, str]:
-  """Takes a tenth of the clients, one at least, for each held-out split.
+  """Holds out a tenth of the clients, at least one, for each split in `held`.
 
-  For populations that may be so small that `split_of` would leave a split
-  empty. The clients with the smallest hashes are held out.
+  Use this for small populations, where `split_of` may leave a split empty. The
+  clients with the smallest hashes are held out.
 
   Args:
     client_ids: All clients.
-    held: Which splits to fill.
+    held: The splits to fill.
 
   Returns:
-    The split of each client that is held out; the others are for training.
+    The split of each held-out client; all other clients are for training.
 
   Raises:
-    ValueError: There are too few clients for one in each split.
+    ValueError: There are too few clients to fill every split.
   """
   ordered = sorted(set(client_ids), key=lambda name: (_hash(name), name))
   if len(ordered) <= len(held):

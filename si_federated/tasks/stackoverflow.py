@@ -1,4 +1,4 @@
-"""Task `stackoverflow`: TFF's Stack Overflow data, or any file of its form."""
+"""Task `stackoverflow`: TFF's Stack Overflow data, or data in its format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from si_federated.tasks.token_store import open_or_build, progress_bar
 DATABASE_NAME = 'stackoverflow.sqlite'
 WORD_COUNT_NAME = 'stackoverflow.word_count'
 _LOGGER = logging.getLogger(__name__)
-# The names of the splits in the file.
+# Split names in this package -> in the file.
 _SPLIT_NAMES = {'train': 'train', 'validation': 'heldout', 'test': 'test'}
 
 
@@ -35,23 +35,23 @@ def stackoverflow(
   vocab_size: int = 10_000,
   sequence_length: int = 20,
 ) -> Task:
-  """Next-word prediction on Stack Overflow posts, one user a client.
+  """Next-word prediction on Stack Overflow posts, one client per user.
 
-  Splits, word counts and preprocessing are those of TFF's baseline (Reddi et
-  al. 2020, arXiv 2003.00295). The first use turns the SQLite file into token
-  arrays beside it (in the user's cache folder if that cannot be written).
+  Splits, word counts and preprocessing follow TFF's baseline (Reddi et al.
+  2020, arXiv 2003.00295). The first use converts the SQLite file to token
+  arrays next to it or, if that folder is read-only, in the user's cache folder.
 
-  A file without the splits `train`, `heldout` and `test` is split by a hash of
-  the clients' names: a tenth of the clients of `train`, or of the only split,
-  for each one that is missing.
+  The file should have the splits `train`, `heldout` and `test`. Each missing
+  split gets a tenth of the clients of `train`, or of the only split, chosen by
+  a hash of their names.
 
   Args:
     data_dir: Folder with `stackoverflow.sqlite` and `stackoverflow.word_count`
-      (or its `.tar.bz2`); without the latter the words are counted from the
-      training split, by the number of users who have them, equal ones in the
-      order of their UTF-8 bytes. None for TFF's own download in `~/.tff`.
-    vocab_size: V, how many words have an id of their own.
-    sequence_length: T, the number of words to which a sentence is cut.
+      (or its `.tar.bz2`). Without word counts, words are ranked by the number
+      of training users who use them, ties by their UTF-8 bytes. None uses TFF's
+      download in `~/.tff`.
+    vocab_size: V, the number of words with their own id.
+    sequence_length: T, the maximum number of words per sentence.
 
   Returns:
     The task.
@@ -77,7 +77,7 @@ def stackoverflow(
     with contextlib.closing(ClientDatabase(database)) as opened:
       _fill(writer, opened, database)
 
-  # A file of another size or time is another file.
+  # A change of size or modification time invalidates the store.
   key = {'database': stamp(database), 'counts': counts and stamp(counts)}
   folder = store_folder(database, suffix='.tokens', task='stackoverflow')
   store = open_or_build(folder, fill, key=key, words=words)
@@ -97,14 +97,14 @@ def _find_counts(folder: str) -> str | None:
 
 
 def _download() -> tuple[str, str | None]:
-  """Returns TFF's files, downloaded if they are not there yet."""
+  """Returns the paths of TFF's files, downloading them if necessary."""
   folder = tff_folder()
   keras_folder = os.path.join(os.path.expanduser('~'), '.keras', 'datasets')
 
   def counts() -> str | None:
     return _find_counts(folder) or _find_counts(keras_folder)
 
-  # TFF is loaded only here: the other tasks do without it.
+  # Imported here because other tasks do not need TFF.
   def load() -> None:
     from tensorflow_federated.python.simulation.datasets import (
       stackoverflow as source,
@@ -137,8 +137,8 @@ def _download() -> tuple[str, str | None]:
 
 
 def _read_words(path: str) -> list[str]:
-  """Reads the most frequent words of a file of lines `word count`."""
-  words: dict[str, None] = {}  # TFF too lets the first of equal lines stand.
+  """Reads the most frequent words from lines of `word count`."""
+  words: dict[str, None] = {}  # Like TFF, keep the first of duplicates.
   try:
     with _open_counts(path) as file:
       for number, line in enumerate(file, start=1):
@@ -168,7 +168,7 @@ def _open_counts(path: str) -> Iterator[io.TextIOBase]:
     for member in archive:
       if os.path.basename(member.name) == WORD_COUNT_NAME and member.isfile():
         content = archive.extractfile(member)
-        assert content is not None  # It is a file.
+        assert content is not None  # `isfile` is true.
         yield io.TextIOWrapper(content, encoding='utf-8')
         return
   raise ValueError(f'it holds no {WORD_COUNT_NAME}')
@@ -184,7 +184,7 @@ def _fill(writer: StoreWriter, database: ClientDatabase, path: str) -> None:
       for client_id, found in database.clients(name):
         place = held.get(client_id, split) if split == 'train' else split
         writer.add_client(place, client_id, found)
-        # One step a sentence, so that the time left is right.
+        # One step per sentence keeps the time estimate accurate.
         yield from found
 
   for _ in progress_bar(sentences(), total=total, label='Reading sentences'):
@@ -200,11 +200,11 @@ def _fill(writer: StoreWriter, database: ClientDatabase, path: str) -> None:
 def _plan_splits(
   database: ClientDatabase, present: Mapping[str, int], path: str
 ) -> tuple[dict[str, str], Mapping[str, str]]:
-  """Says which split of the file to read for each of ours.
+  """Maps the task's splits to those in the file.
 
   Returns:
-    Our split -> the file's split; and the clients of the training split that
-    are held out for splits that the file lacks.
+    Task split -> file split, and the split of each training client held out to
+    fill a split that the file lacks.
   """
   plan = {
     split: name for split, name in _SPLIT_NAMES.items() if name in present

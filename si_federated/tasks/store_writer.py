@@ -1,4 +1,4 @@
-"""Writes the files of a token store in one streaming pass over the clients."""
+"""Writes a token store in one streaming pass over the clients."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from si_federated.tasks.token_arrays import ARRAY_TYPES, MAX_WORDS, UNLISTED
 FORMAT_VERSION = 1
 SPLITS = ('train', 'validation', 'test')
 META_NAME, WORDS_NAME, COUNTS_NAME = 'meta.json', 'words.txt', 'word_counts.i8'
-# Bytes of tokens that are ranked at once; whole uint32 numbers.
+# Bytes of tokens ranked at a time; a multiple of the size of a uint32.
 _CHUNK = 1 << 22
 
 
 class StoreWriter:
-  """Takes clients one after the other and writes them out at once.
+  """Writes each client to disk as it is added.
 
-  Without a given list of words it counts, for each word, the training clients
-  that have it; words then stand by falling count, equal ones by their UTF-8
-  bytes. Kept in memory: the words and counts, and one client.
+  Without a list of words, words are ranked by the number of training clients
+  that use them, ties by their UTF-8 bytes. Memory holds only the words, their
+  counts and one client.
 
   Attributes:
-    num_empty: How many clients were left out because they have no sentence.
-    notes: Further counts to keep with the store.
+    num_empty: Number of clients skipped because they have no sentences.
+    notes: Additional counts to record in the store's metadata.
   """
 
   def __init__(self, folder: str, words: Sequence[str] | None):
-    """Starts empty files in a folder that exists."""
+    """Creates empty files in an existing folder."""
     self._folder = folder
     self._given = words
     self._ids: dict[bytes, int]
@@ -53,7 +53,7 @@ class StoreWriter:
     zero = np.zeros([1], '<i8').tobytes()
     for split in SPLITS:
       os.mkdir(os.path.join(folder, split))
-      # Open until `close`, through which every build ends.
+      # `close`, which every build calls, closes these files.
       self._files[split] = [
         open(os.path.join(folder, split, name), 'wb')  # noqa: SIM115
         for name in ARRAY_TYPES
@@ -65,13 +65,13 @@ class StoreWriter:
   def add_client(
     self, split: str, client_id: str, sentences: Sequence[bytes]
   ) -> None:
-    """Appends a client; one without sentences is only counted.
+    """Appends a client, or only counts it if it has no sentences.
 
     Args:
       split: One of `SPLITS`.
       client_id: The client's name.
-      sentences: UTF-8 words joined by single spaces. Between two spaces stands
-        an empty word, as for `tf.strings.split(sep=' ')`.
+      sentences: UTF-8 words joined by single spaces. Consecutive spaces enclose
+        an empty word, as in `tf.strings.split(sep=' ')`.
     """
     if not sentences:
       self.num_empty += 1
@@ -94,25 +94,23 @@ class StoreWriter:
     ranks: np.ndarray,
     sizes: Sequence[int] | np.ndarray,
   ) -> None:
-    """Appends a client whose sentences are ranks of the given words already.
+    """Appends a client whose sentences are already ranks of the given words.
 
     Args:
       split: One of `SPLITS`.
       client_id: The client's name.
-      ranks: `[n]` ranks, `UNLISTED` for what is no word, back to back.
-      sizes: The number of ranks of each sentence.
+      ranks: `[n]` concatenated ranks, `UNLISTED` for unlisted words.
+      sizes: The number of ranks in each sentence.
+
+    Raises:
+      ValueError: The writer was created without a list of words.
     """
     if self._given is None:
       raise ValueError('Ranks need a list of words; give one to the store.')
     self._append(split, client_id, np.asarray(ranks, '<u2'), sizes)
 
   def add_file(self, name: str, content: bytes) -> None:
-    """Adds a file of another kind to the store.
-
-    Args:
-      name: Its name in the store's folder.
-      content: Its bytes.
-    """
+    """Adds a file called `name` to the store's folder."""
     with open(os.path.join(self._folder, name), 'wb') as file:
       file.write(content)
     self._added.append(name)
@@ -139,7 +137,7 @@ class StoreWriter:
       file.write(block)
 
   def num_clients(self, split: str) -> int:
-    """Returns how many clients a split has so far."""
+    """Returns the number of clients added to a split so far."""
     return self._totals[split]['clients']
 
   def _count(self, ids: np.ndarray) -> None:
@@ -151,7 +149,11 @@ class StoreWriter:
     self._counts[present] += 1
 
   def finish(self, key: Any) -> None:
-    """Ranks the words and writes what makes the store complete."""
+    """Ranks the words and writes the word list and metadata.
+
+    Args:
+      key: A JSON value that identifies the source of the store.
+    """
     self.close()
     words, counts = self._given, None
     if words is None:
@@ -181,12 +183,12 @@ class StoreWriter:
       json.dump(meta, file, indent=1)
 
   def _rank(self) -> tuple[list[str], np.ndarray]:
-    """Sorts the words and rewrites the tokens, chunk by chunk."""
+    """Ranks the words and rewrites tokens as ranks, chunk by chunk."""
     counts = self._counts[: len(self._ids)]
     counts = np.pad(counts, (0, len(self._ids) - len(counts)))
     ranked = []
     for word, i in self._ids.items():
-      # Only words that can stand on a line of a UTF-8 file can be listed.
+      # The word list is a UTF-8 file with one word per line.
       with contextlib.suppress(UnicodeDecodeError):
         if counts[i] and word and not set(word) & {10, 13}:
           ranked.append((-int(counts[i]), word, i, word.decode()))
@@ -207,7 +209,7 @@ class StoreWriter:
     return [item[3] for item in ranked], counts[kept]
 
   def close(self) -> None:
-    """Closes the files; what was written does not make a store yet."""
+    """Closes the files without completing the store."""
     for files in self._files.values():
       for file in files:
         file.close()

@@ -1,4 +1,4 @@
-"""Subword vocabularies: SentencePiece models of the training clients' words."""
+"""Subword vocabularies: SentencePiece models of the training words."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from si_federated.tasks.token_store import (
 )
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
-# Opens each piece that begins a word; SentencePiece's stand-in for a space.
+# Prefix of pieces that begin a word; SentencePiece's symbol for a space.
 BOUNDARY = '\N{LOWER ONE EIGHTH BLOCK}'
-# Words that stay whole.
+# Words that are never split.
 _WHOLE = (tokenizer.URL_TOKEN, tokenizer.CODE_TOKEN)
-# Raise it when stores kept from before must be built anew.
+# Increment to invalidate existing stores.
 _VERSION = 1
 _CHUNK = 1 << 22
 
@@ -39,13 +39,13 @@ _CHUNK = 1 << 22
 class SubwordVocabulary(Vocabulary):
   """The pieces of a SentencePiece model, with the ids of `Vocabulary`.
 
-  Piece i of the model, from 1 on, has id i; a word with a character that no
-  piece has is out-of-vocabulary as a whole. Text is lower-cased and split into
-  words as the data are, and no piece has parts of two words.
+  Piece i of the model has id i, starting at 1. A word with a character that no
+  piece contains is out-of-vocabulary as a whole. Text is lower-cased and split
+  into words like the data; no piece spans two words.
 
   Attributes:
-    words: The V pieces; those that begin a word begin with `BOUNDARY`.
-    model: The model file's bytes.
+    words: The V pieces; `BOUNDARY` prefixes those that begin a word.
+    model: The bytes of the model file.
   """
 
   FILE_NAME: ClassVar[str] = 'vocabulary.model'
@@ -54,10 +54,11 @@ class SubwordVocabulary(Vocabulary):
 
   @classmethod
   def from_model(cls, model: bytes) -> SubwordVocabulary:
-    """Makes the vocabulary of a model that `train_model` returned.
+    """Returns the vocabulary of a model from `train_model`.
 
     Raises:
-      ValueError: It is no such model, or the package is missing.
+      ValueError: The model is of another kind, or the package sentencepiece is
+        missing.
     """
     processor = _processor(model)
     pieces = [processor.id_to_piece(i) for i in range(len(processor))]
@@ -72,7 +73,7 @@ class SubwordVocabulary(Vocabulary):
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray:
-    """`[size]` bool: whether an id is not the continuation of a word."""
+    """`[size]` bool: False for ids that continue a word."""
     begins = [piece.startswith(BOUNDARY) for piece in self.words]
     return np.array([True, *begins, True, True, True])
 
@@ -85,19 +86,15 @@ class SubwordVocabulary(Vocabulary):
     ]
 
   def encode(self, text: str) -> list[int]:
-    """Splits text into words and returns their pieces' ids.
-
-    Args:
-      text: Any text; it is lower-cased and split as the data are.
-    """
+    """Lower-cases text, splits it like the data and returns piece ids."""
     words = self.encode_words(tokenizer.tokenize(text))
     return [i for ids in words for i in ids]
 
   def text_of(self, ids: Iterable[int]) -> str:
-    """Returns ids as text: pieces joined to words, spaces between words.
+    """Joins pieces into words and words with spaces.
 
     Raises:
-      ValueError: An id lies outside 0..size - 1.
+      ValueError: An id is outside 0..size - 1.
     """
     ids = list(ids)
     parts = [
@@ -107,16 +104,16 @@ class SubwordVocabulary(Vocabulary):
     return ''.join(parts).replace(BOUNDARY, ' ').strip()
 
   def save(self, path: str) -> None:
-    """Writes the model, a file that SentencePiece reads."""
+    """Writes the model in SentencePiece's file format."""
     files.write_atomically(path, self.model)
 
   @classmethod
   def load(cls, path: str) -> SubwordVocabulary:
-    """Reads what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-      ValueError: The file is missing or no such model, or the package is
-        missing.
+      ValueError: The file is missing or not such a model, or the package
+        sentencepiece is missing.
     """
     _package()
     try:
@@ -133,28 +130,29 @@ class SubwordVocabulary(Vocabulary):
 def sentencepiece(*, size: int = 4096) -> Callable[[Any], Any]:
   """Subword pieces of a unigram model (Kudo 2018, arXiv 1804.10959).
 
-  The model is trained on the words of the training clients with their counts,
-  which is the same as on their sentences, as pieces do not cross words. It is
-  not private: privacy.json says so. The source are the words that the task's
-  store lists, 65,534 at most, whatever `--vocab_size` is; each word beyond
-  them becomes the unknown piece. All splits are then stored as pieces beside
-  the words' store, complete or absent.
+  The model is trained on the training clients' words and their counts. This is
+  equivalent to training on sentences because no piece spans two words. Training
+  it is not private, which privacy.json records. It uses all words listed in the
+  task's store, at most 65,534, regardless of `--vocab_size`; any other word
+  becomes the unknown piece. All splits are then stored as pieces next to the
+  word store.
 
-  Sentences are cut to `sequence_length` pieces. Losses and perplexities are
-  those of pieces; the perplexity of words is the one of pieces to the power of
-  `tokens_per_word` in the run's task.json.
+  Sentences are cut to `sequence_length` pieces. Losses and perplexities are per
+  piece; raise the perplexity to the power of `tokens_per_word` in the run's
+  task.json to get the perplexity per word.
 
   Args:
-    size: V, the number of pieces, special ids not counted: 4096 pieces are
-      4,100 ids. Fewer if the text does not give so many.
+    size: V, the maximum number of pieces without the special ids: 4096 pieces
+      give 4,100 ids. Short texts may give fewer pieces.
 
   Returns:
-    A function from a task of words to the task of its pieces.
+    A function that converts a task of words to a task of pieces.
 
   Raises:
     ValueError: `size` is out of range, or the package sentencepiece is missing.
-      The function too raises it: for a task of characters, for text with more
-      characters than `size`, and if the store cannot be written.
+      The returned function also raises it for a task of characters, for text
+      with more than `size` distinct characters, and if the store cannot be
+      written.
   """
   if not 1 <= size <= MAX_WORDS:
     raise ValueError(f'size must be from 1 to {MAX_WORDS}; got {size}.')
@@ -163,20 +161,19 @@ def sentencepiece(*, size: int = 4096) -> Callable[[Any], Any]:
 
 
 def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
-  """Trains a SentencePiece model; the same counts give the same model.
+  """Trains a SentencePiece model, deterministically.
 
   Args:
-    counts: Words with their number in the text.
-    size: The most pieces, the one for the unknown not counted.
+    counts: Words and their counts in the text.
+    size: The maximum number of pieces, without the unknown piece.
 
   Returns:
-    The model file's bytes.
+    The bytes of the model file.
 
   Raises:
-    ValueError: There are no words, or they have more characters than `size`.
+    ValueError: There are no words, or more than `size` distinct characters.
   """
-  # What holds white space was no word for the tokenizer, and a tabulator would
-  # end it here.
+  # Words contain no white space, and a tab would end the field in the TSV.
   counts = [
     (word, count)
     for word, count in counts
@@ -196,7 +193,7 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
       vocab_size=size + 1,
       hard_vocab_limit=False,
       normalization_rule_name='identity',
-      # Rare characters have no piece, except those that are ASCII.
+      # Rare characters get no piece unless they are ASCII.
       character_coverage=0.9995,
       required_chars=''.join(sorted(filter(str.isascii, characters))),
       user_defined_symbols=[BOUNDARY + w for w in _WHOLE if w in present],
@@ -204,7 +201,7 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
       bos_id=-1,
       eos_id=-1,
       pad_id=-1,
-      num_threads=1,  # Sums in another order would be another model.
+      num_threads=1,  # Several threads would make it nondeterministic.
       minloglevel=2,
     )
   except RuntimeError as error:
@@ -330,7 +327,7 @@ def _learn(
 
 
 class _PieceTable:
-  """The pieces of every word, as ranks, and last those of an unlisted one."""
+  """The pieces of each word as ranks; the last entry is for unlisted words."""
 
   def __init__(self, words: Sequence[str], vocabulary: SubwordVocabulary):
     unknown = vocabulary.out_of_vocabulary
@@ -343,16 +340,19 @@ class _PieceTable:
   def cut(
     self, ranks: np.ndarray, sizes: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ranks of the pieces of words, and sizes in pieces.
+    """Cuts words into pieces.
 
     Args:
-      ranks: `[n]` ranks of words, sentence after sentence.
-      sizes: The number of words of each sentence.
+      ranks: `[n]` ranks of the words of concatenated sentences.
+      sizes: `[sentences]` number of words in each sentence.
+
+    Returns:
+      The ranks of the pieces and the number of pieces in each sentence.
     """
     index = np.minimum(ranks, len(self._lengths) - 1)
     lengths = self._lengths[index]
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    # How far the pieces of each word stand from where they go.
+    # Offset of each piece's source from its position in the result.
     shifts = np.repeat(self._starts[index] - ends[:-1], lengths)
     result = self._ranks[np.arange(ends[-1]) + shifts]
     bounds = ends[np.concatenate([[0], np.cumsum(sizes)])]
@@ -362,7 +362,7 @@ class _PieceTable:
 def _clients(
   arrays: TokenArrays, table: _PieceTable
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-  """Yields name, ranks of pieces and sizes of sentences of every client."""
+  """Yields the name, piece ranks and sentence sizes of each client."""
   population = ClientPopulation(arrays, 1, 1)
   for index in range(len(population)):
     start, stop = arrays.client_offsets[index : index + 2].tolist()
