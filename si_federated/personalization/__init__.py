@@ -1,4 +1,4 @@
-"""Models of single clients: their evaluation, their experts, their store."""
+"""Models of single clients: evaluation, experts, storage."""
 
 from __future__ import annotations
 

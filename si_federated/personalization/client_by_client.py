@@ -1,4 +1,4 @@
-"""Personalises one client after the other, but for those that are done."""
+"""Personalizes clients one by one, resuming after those that are done."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def personalize_all(
   num_clients: int,
   on_client: Callable[[int, dict[str, Any]], None] = lambda done, result: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Personalises clients, but for those that the store has already.
+  """Personalizes clients that the store does not have yet.
 
   Args:
-    clients: In the order in which to take them.
-    personalizer: Trains them.
-    store: Where their state goes, each as soon as it is done.
-    fingerprint: Of all that results depend on beside the client; what the
-      store has under another is made anew.
-    num_clients: Of how many clients to have results; those that are too small
-      do not count.
-    on_client: Called after each, with the number done and its results.
+    clients: The clients, in order.
+    personalizer: Trains and evaluates their experts.
+    store: Gets the state of each client as soon as it is done.
+    fingerprint: A digest of everything but the client that results depend on;
+      stored results with another fingerprint are replaced.
+    num_clients: The number of clients to get results for; those that are too
+      small do not count.
+    on_client: Called after each client with the number done and its results.
 
   Returns:
-    The results of each, and the names of those that were too small.
+    The results of each client, and the names of those that were too small.
   """
   done: list[dict[str, Any]] = []
   too_small: list[str] = []
@@ -52,7 +52,7 @@ def personalize_all(
         state,
         {'fingerprint': fingerprint, 'results': results},
       )
-      # What is read back later is what JSON makes of it.
+      # Equal to what a resumed run reads from the store.
       results = json.loads(json.dumps(results))
     done.append(results)
     on_client(len(done), results)

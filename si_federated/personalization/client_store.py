@@ -1,8 +1,8 @@
-"""What is kept of each client: a file each, checked on reading.
+"""One file per client, checked on reading.
 
 A file is a zip of numpy arrays, named by a digest of the client's name, which
-itself may hold anything. It is written under a temporary name and renamed, so a
-client is there whole or not at all.
+may contain any character. It is written under a temporary name and renamed, so
+that a client is stored whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FORMAT = 1
 
 
 class StoreError(ValueError):
-  """A client's file can't be used; the message says which and why."""
+  """A file that can't be used; the message says which and why."""
 
 
 class ClientStore:
@@ -33,28 +33,28 @@ class ClientStore:
     """Initializes the store.
 
     Args:
-      folder: Where the files are; made when the first is written.
+      folder: The folder of the files; created with the first file.
     """
     self._folder = os.fspath(folder)
 
   def path(self, client_id: str) -> str:
-    """Returns the file of a client, there or not."""
+    """Returns the path of a client's file, which need not exist."""
     digest = hashlib.sha256(client_id.encode()).hexdigest()[:32]
     return os.path.join(self._folder, f'{digest}.npz')
 
   def has(self, client_id: str) -> bool:
-    """Tells whether a client has a file, whole or not."""
+    """Returns whether a client has a file, whole or not."""
     return os.path.exists(self.path(client_id))
 
   def write(
     self, client_id: str, arrays: Mapping[str, np.ndarray], facts: Any
   ) -> None:
-    """Writes a client's file, in the place of one that was there.
+    """Writes or replaces a client's file.
 
     Args:
       client_id: The client's name.
-      arrays: What to keep, by name.
-      facts: JSON values to keep with it.
+      arrays: The arrays by name.
+      facts: JSON values to store with them.
     """
     header = {'format': _FORMAT, 'client_id': client_id, 'facts': facts}
     with files.atomic_file(self.path(client_id)) as file:
@@ -67,15 +67,15 @@ class ClientStore:
 
     Args:
       client_id: The client's name.
-      shapes: The arrays that it must have, and their shapes.
+      shapes: The expected arrays and their shapes.
 
     Returns:
       The arrays and the facts.
 
     Raises:
-      FileNotFoundError: If the client has none.
-      StoreError: If it is truncated, garbled, another client's or of another
-        model.
+      FileNotFoundError: If the client has no file.
+      StoreError: If the file is truncated or garbled, or belongs to another
+        client or model.
     """
     path = self.path(client_id)
     try:

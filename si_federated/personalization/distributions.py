@@ -1,4 +1,4 @@
-"""A number of each client, as a distribution over clients."""
+"""Distributions of metrics over clients."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 QUANTILES = (10, 25, 50, 75, 90)
-# Of these metrics less is better; of all others more.
+# Lower is better for these metrics, higher for all others.
 _COSTS = ('loss', 'perplexity')
 
 
 def less_is_better(metric: str) -> bool:
-  """Tells whether a smaller value of a metric is the better one."""
+  """Returns whether lower values of a metric are better."""
   return metric in _COSTS
 
 
@@ -25,13 +25,13 @@ def describe(
 
   Args:
     values: The value of each client, at least one.
-    metric: Its name, which says which end is the worse.
+    metric: The name, which determines whether lower is better.
 
   Returns:
-    `mean`; `quantiles` by percent, between clients interpolated linearly; and
-    `worst_tenth`, the mean of the tenth of clients (at least one) for which it
-    is worst. Clients whose value is not a number count in `num_not_finite`
-    alone, if there are such.
+    `mean`; `quantiles` by percent, linearly interpolated; and `worst_tenth`,
+    the mean over the tenth of clients (at least one) with the worst values.
+    Values that are not finite are left out and counted in
+    `num_not_finite`, if any.
 
   Raises:
     ValueError: If there are no values.
@@ -70,9 +70,9 @@ def compare(
     after: The same clients' metrics later.
 
   Returns:
-    By metric `before`, `after` and `change` (after minus before), each as of
-    `describe`; of `change` the worst tenth are the clients that lost most.
-    `num_worse` is the number of clients for which the metric got worse.
+    For each metric `before`, `after` and `change` (after minus before), as
+    `describe` returns them; the worst tenth of `change` are the clients that
+    lost most. `num_worse` is the number of clients whose metric got worse.
   """
   result = {}
   for metric in before[0]:
@@ -81,7 +81,7 @@ def compare(
     with np.errstate(invalid='ignore'):
       change = new - old
     worse = change > 0 if less_is_better(metric) else change < 0
-    # What is no longer a number got worse, too.
+    # A value that is no longer finite got worse as well.
     worse |= np.isfinite(old) & ~np.isfinite(new)
     result[metric] = {
       'before': describe(old, metric=metric),

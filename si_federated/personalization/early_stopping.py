@@ -1,4 +1,4 @@
-"""Training on one client until its validation part says to stop."""
+"""Training on one client, stopped early by its validation part."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from si_federated.tasks.population_subset import hashed_permutation
 
 
 class EarlyStopping:
-  """Watches a validation loss.
+  """Decides from validation losses when to stop.
 
-  As in arXiv 2010.02056's code: training ends after `patience` validations in
-  a row without a loss that is lower by more than `min_drop` than the lowest
-  before that counted.
+  As in the code of arXiv 2010.02056: training ends after `patience` consecutive
+  validations whose loss is not lower by more than `min_drop` than the last loss
+  that made progress.
   """
 
   def __init__(self, *, patience: int, min_drop: float):
     """Initializes before the first validation.
 
     Args:
-      patience: How many validations without progress end it.
-      min_drop: How much lower a loss must be to be progress.
+      patience: The number of validations without progress.
+      min_drop: A loss makes progress if it drops by more than this.
     """
     self._patience = patience
     self._min_drop = min_drop
@@ -35,13 +35,13 @@ class EarlyStopping:
     self._without_progress = 0
 
   def update(self, loss: float) -> bool:
-    """Takes a validation's loss.
+    """Records the loss of a validation.
 
     Args:
       loss: The loss.
 
     Returns:
-      Whether it is the lowest so far, be it by less than `min_drop`.
+      Whether it is the lowest so far, even by less than `min_drop`.
     """
     if loss < self._reference - self._min_drop:
       self._reference = loss
@@ -55,7 +55,7 @@ class EarlyStopping:
 
   @property
   def should_stop(self) -> bool:
-    """Whether training is to end."""
+    """Whether to end training."""
     return self._without_progress >= self._patience
 
   @property
@@ -66,13 +66,13 @@ class EarlyStopping:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-  """What a training has found.
+  """The result of a training.
 
   Attributes:
     trained: The weights with the lowest validation loss.
-    epochs: How many epochs were trained.
-    best_epoch: After which of them the weights are from; 0 is the start.
-    validation_loss: Their loss.
+    epochs: The number of epochs trained.
+    best_epoch: The epoch after which the weights were taken; 0 is the start.
+    validation_loss: The validation loss of the weights.
   """
 
   trained: Any
@@ -98,26 +98,26 @@ def fit(
 ) -> Fitted:
   """Trains until the validation loss no longer drops.
 
-  The weights where training starts are validated, too, so that what comes back
-  is never worse on the validation part. Which weights the paper's authors keep
-  could not be found; here it is those of the lowest loss.
+  The initial weights are validated as well, so that the result is never worse
+  on the validation part. The paper does not say which weights its authors keep;
+  here they are those with the lowest loss.
 
   Args:
-    learner: Makes the steps.
-    trained: The weights to start from.
-    fixed: What is not trained.
-    train: The client's examples to learn from, `[N, T + 1]`.
-    validation: Those to stop by.
+    learner: Trains and evaluates.
+    trained: The initial weights.
+    fixed: The other weights.
+    train: The training examples, `[N, T + 1]`.
+    validation: The validation examples, `[M, T + 1]`.
     element_spec: The specs of a batch.
-    batch_size: Examples a step.
-    max_epochs: The most epochs.
-    epochs_per_validation: Epochs from one validation to the next.
+    batch_size: Examples per step.
+    max_epochs: The maximum number of epochs.
+    epochs_per_validation: The number of epochs between validations.
     patience: See `EarlyStopping`.
     min_drop: See `EarlyStopping`.
-    words: What the order of the examples depends on.
+    words: Determines the order of the examples.
 
   Returns:
-    The best weights and when they were found.
+    The best weights and their epoch.
   """
   held = examples_lib.batches(validation, element_spec, batch_size)
 

@@ -11,13 +11,12 @@ import tensorflow as tf
 def inputs_and_labels(
   examples: np.ndarray, element_spec: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Splits examples into what a model reads and what it is to say.
+  """Splits examples into inputs and labels.
 
   Args:
     examples: `[N, T + 1]`.
-    element_spec: The specs of a batch; the rank of the labels tells a label for
-      each position, one ahead of its input, from one label for the whole, the
-      last column.
+    element_spec: The specs of a batch. Labels of rank 2 are the ids one ahead
+      of the inputs; labels of rank 1 are the last column.
 
   Returns:
     Inputs `[N, T]`, and labels `[N, T]` or `[N]`.
@@ -31,12 +30,12 @@ def inputs_and_labels(
 def batches(
   examples: np.ndarray, element_spec: Any, batch_size: int
 ) -> tf.data.Dataset:
-  """Returns examples in their order as batches; the last may be smaller.
+  """Batches examples in order; the last batch may be smaller.
 
   Args:
     examples: `[N, T + 1]`.
     element_spec: The specs of a batch.
-    batch_size: Examples a batch.
+    batch_size: Examples per batch.
   """
   pair = inputs_and_labels(examples, element_spec)
   return tf.data.Dataset.from_tensor_slices(pair).batch(batch_size)

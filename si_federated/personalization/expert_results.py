@@ -1,4 +1,4 @@
-"""What came out for the clients with experts: rows, distributions, summary."""
+"""Results of clients' experts: rows, distributions, summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Returns a flat row for each client.
 
   Args:
-    results: As of `personalize_all`.
+    results: The results of `personalize_all`.
 
   Returns:
     Columns such as `client`, `num_test`, `own/mixture/loss`.
@@ -42,11 +42,11 @@ def describe(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Describes each model's metrics as distributions over clients.
 
   Args:
-    results: As of `personalize_all`, at least one.
+    results: The results of `personalize_all` for at least one client.
 
   Returns:
-    `own` and `overall`, by group (`all`, and `opted_in` and `opted_out` if both
-    are there), model and metric, as of `distributions.describe`.
+    `own` and `overall` by group (`all`, and `opted_in` and `opted_out` if both
+    exist), model and metric; see `distributions.describe`.
   """
   groups = {'all': list(results)}
   for name, wanted in (('opted_in', True), ('opted_out', False)):
@@ -72,15 +72,15 @@ def describe(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Says in a few numbers how the mixture does on clients' own test parts.
+  """Summarizes how the mixture does on clients' own test parts.
 
   Args:
-    results: As of `personalize_all`, at least one.
+    results: The results of `personalize_all` for at least one client.
 
   Returns:
-    The numbers of clients; median perplexity and accuracy of each model; of how
-    many clients the mixture's loss is at most the lower one of global and local
-    model, and the median of the difference.
+    The number of clients; the median perplexity and accuracy of each model; the
+    number of clients whose mixture's loss is at most the lower of the global
+    and local models', and the median of the difference.
   """
   losses = {
     model: np.array([one['own'][model]['loss'] for one in results])

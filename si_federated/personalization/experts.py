@@ -1,10 +1,9 @@
 """Each client's experts: fine-tuned, local, and mixed with the global model.
 
-Listo Zec et al. 2020, arXiv 2010.02056: the global model is trained by the
-clients that opted in; then each client fine-tunes a copy of it, trains a model
-of its own from scratch, and trains a copy and a gate jointly, the global model
-frozen. Adam throughout, each training stopped early on the client's validation
-part.
+Listo Zec et al. 2020, arXiv 2010.02056: clients that opted in train the global
+model. Each client then fine-tunes a copy of it, trains a local model from
+scratch, and trains a copy and a gate jointly with the global model frozen. All
+of these use Adam and stop early by the client's validation part.
 """
 
 from __future__ import annotations
@@ -24,35 +23,34 @@ from si_federated.personalization import (
 )
 from si_federated.personalization import examples as examples_lib
 
-# Of a client's examples: to train on, to stop by, to be judged on.
+# Shares of a client's examples for training, validation and test.
 FRACTIONS = (0.6, 0.2, 0.2)
 MODELS = ('global', 'fine_tuned', 'local', 'mixture')
 STARTS = ('fine_tuned', 'validated')
 _EVALUATION_BATCH = 64
-# Biases of the gate to choose from: the expert's weight is 0.2 % to 99.8 %.
+# Candidate biases of the gate: the expert's weight is 0.2 % to 99.8 %.
 _GATE_BIASES = (-6.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 6.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSettings:
-  """How clients train their experts.
+  """The settings of the clients' experts.
 
   Attributes:
-    learning_rate: Of Adam for the models.
-    gate_learning_rate: Of Adam for the gate.
-    batch_size: Examples a step.
-    max_epochs: The most epochs of each training.
-    epochs_per_validation: Epochs from one validation to the next.
-    patience: Validations without progress that end a training.
-    min_drop: How much lower a validation loss must be to be progress.
+    learning_rate: Adam's learning rate for the models.
+    gate_learning_rate: Adam's learning rate for the gate.
+    batch_size: Examples per step.
+    max_epochs: The maximum number of epochs of each training.
+    epochs_per_validation: The number of epochs between validations.
+    patience: Training ends after this many validations without progress.
+    min_drop: A validation loss makes progress if it drops by more than this.
     mix: See `mixture.mix_logits`.
-    start: What the mixture's training begins with. `'fine_tuned'`: the
-      fine-tuned weights, and a gate of one half. `'validated'`: those of the
-      fine-tuned and the local weights, and that constant gate, with which the
-      mixture's loss on the validation part is lowest.
+    start: The start of the mixture's training. `'fine_tuned'`: the fine-tuned
+      weights and a gate of one half. `'validated'`: the fine-tuned or local
+      weights and the constant gate with the lowest loss on the validation part.
     gate_embedding_size: See `mixture.initial_gate`.
-    gate_units: Of its hidden layer.
-    seed: Of the gate and of the order of examples.
+    gate_units: The units of the gate's hidden layer.
+    seed: The seed of the gate and of the order of examples.
   """
 
   learning_rate: float
@@ -96,12 +94,12 @@ class ExpertSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-  """A client that is to have experts.
+  """A client to train experts for.
 
   Attributes:
-    client_id: Its name.
-    opted_in: Whether its training part was in the global rounds.
-    examples: Returns all its examples, `[n, T + 1]`.
+    client_id: The name.
+    opted_in: Whether the training part was in the global rounds.
+    examples: Returns all examples, `[n, T + 1]`.
   """
 
   client_id: str
@@ -112,15 +110,15 @@ class Client:
 def rows(
   num_examples: int, client_id: str, *, seed: int
 ) -> list[np.ndarray] | None:
-  """Returns which examples are for training, validation and test.
+  """Splits a client's examples into training, validation and test parts.
 
   Args:
-    num_examples: How many the client has.
-    client_id: Its name.
-    seed: Makes another choice.
+    num_examples: The number of examples.
+    client_id: The client's name.
+    seed: The seed of the split.
 
   Returns:
-    The rows of each part; None if there are fewer than one for each.
+    The rows of each part; None if there are too few for three parts.
   """
   return client_hashing.split_rows(
     num_examples, FRACTIONS, 'experts', seed, client_id
@@ -128,7 +126,7 @@ def rows(
 
 
 class Personalizer:
-  """Trains and judges the experts of one client after the other."""
+  """Trains and evaluates experts, client by client."""
 
   def __init__(
     self,
@@ -142,18 +140,18 @@ class Personalizer:
     replace_logits: mixture.ReplaceLogits,
     global_examples: np.ndarray,
   ):
-    """Builds what all clients share.
+    """Builds the computations that all clients share.
 
     Args:
       model: The model of all experts.
-      global_weights: Those of the last round.
-      initial_weights: What a local model begins with, trainable weights alone;
-        what no model trains is the global one's.
+      global_weights: The weights after the last round.
+      initial_weights: The initial trainable weights of a local model; its other
+        weights are those of the global model.
       vocab_size: The number of ids, for the gate.
-      settings: How to train.
+      settings: The settings.
       read_output: See `mixture.ReadOutput`.
       replace_logits: See `mixture.ReplaceLogits`.
-      global_examples: Other clients' examples, to see what is lost on them.
+      global_examples: Other clients' examples, to measure forgetting.
     """
     self._settings = settings
     self._spec = model.input_spec
@@ -201,7 +199,7 @@ class Personalizer:
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """The shapes of what is kept of a client, by name."""
+    """The shapes of a client's stored arrays, by name."""
     return {
       name: array.shape
       for name, array in _flat(self._global, self._gate).items()
@@ -210,14 +208,14 @@ class Personalizer:
   def personalize(
     self, client: Client
   ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Trains and judges a client's experts.
+    """Trains and evaluates a client's experts.
 
     Args:
       client: The client.
 
     Returns:
-      Its state, which are the weights of its expert in the mixture and of its
-      gate, and its results; None if it has too few examples to be split.
+      The state, which has the weights of the mixture's expert and gate, and the
+      results; None if the client has too few examples to split.
     """
     settings = self._settings
     examples = client.examples()
@@ -294,10 +292,10 @@ class Personalizer:
   def _validated_start(
     self, candidates: Sequence[Any], validation: np.ndarray
   ) -> dict[str, Any]:
-    """Returns the expert and the constant gate of the lowest validation loss.
+    """Returns the expert and constant gate with the lowest validation loss.
 
-    Differs from the paper: the gate begins at one half there, which few
-    examples do not move where the global model is much worse, or much better.
+    Differs from the paper: its gate begins at one half, and few examples do not
+    move it where the global model is much worse or much better.
     """
     held = examples_lib.batches(validation, self._spec, _EVALUATION_BATCH)
     starts = [
@@ -312,7 +310,7 @@ class Personalizer:
       self._mixture.evaluate(start, self._mixture_fixed, held)['loss']
       for start in starts
     ]
-    # NaN, as of an expert that diverged, is never the lowest.
+    # NaN, from an expert that diverged, is never the lowest.
     return starts[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
 
 

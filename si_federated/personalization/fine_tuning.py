@@ -1,4 +1,4 @@
-"""Evaluation before and after local fine-tuning, by TFF's computation."""
+"""Evaluation of clients before and after fine-tuning, by TFF's computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from si_federated.personalization import client_hashing, learners, mixture
 from si_federated.personalization import examples as examples_lib
 from si_federated.tasks.population_subset import hashed_permutation
 
-# Of a client's examples: to fine-tune on, to be judged on.
+# Shares of a client's examples for fine-tuning and for evaluation.
 FRACTIONS = (0.5, 0.5)
 _EVALUATION_BATCH = 64
 _FINE_TUNED = 'fine_tuned'
@@ -24,14 +24,14 @@ _BEFORE = 'baseline_metrics'
 
 @dataclasses.dataclass(frozen=True)
 class ClientResult:
-  """A client before and after.
+  """The metrics of a client before and after fine-tuning.
 
   Attributes:
-    client: Its number.
-    num_train: Examples that it was fine-tuned on.
-    num_test: Examples that it was judged on.
+    client: The client's number.
+    num_train: The number of examples for fine-tuning.
+    num_test: The number of examples for evaluation.
     before: Metrics of the server's model.
-    after: Metrics of the fine-tuned one.
+    after: Metrics of the fine-tuned model.
   """
 
   client: int
@@ -50,19 +50,20 @@ def build_evaluation(
 ) -> tff.Computation:
   """Builds TFF's personalization evaluation with one strategy, fine-tuning.
 
-  TFF gathers clients' metrics by reservoir sampling, without saying whose they
-  are: so an example carries its client's number, which comes back as a metric.
+  TFF gathers clients' metrics by reservoir sampling, without their clients'
+  names. Each example therefore carries its client's number, which is returned
+  as a metric.
 
   Args:
     model: The model.
-    optimizer: Makes a client's steps.
-    batch_size: Examples a step.
-    max_clients: The most clients that are evaluated at once.
+    optimizer: The client optimizer.
+    batch_size: Examples per step.
+    max_clients: The maximum number of clients evaluated at once.
 
   Returns:
-    A computation from the server's weights and, of each client, `train_data`
-    and `test_data` (unbatched) to the weights and the metrics. The weights come
-    back so that it has the form of a round, which our runtimes run.
+    A computation from the server's weights and each client's `train_data` and
+    `test_data` (unbatched) to the weights and the metrics. It returns the
+    weights in order to have the form of a round, which our runtimes need.
   """
   inputs, labels = model.input_spec
   numbered = tff.learning.models.FunctionalModel(
@@ -153,19 +154,19 @@ def evaluate_clients(
 
   Args:
     evaluation: From `build_evaluation`.
-    weights: The server's.
+    weights: The server's weights.
     clients: The clients' numbers.
     examples: Returns all examples of a client, `[n, T + 1]`.
     client_id: Returns the name of a client.
     element_spec: The specs of a batch of the model.
-    epochs: How often a client goes through its fine-tuning part.
-    seed: With a client's name fixes its split and the order of its examples.
-    group_size: How many clients are evaluated at once.
+    epochs: The number of passes over a client's fine-tuning part.
+    seed: Determines, with a client's name, its split and order of examples.
+    group_size: The number of clients evaluated at once.
     on_group: Called with the number of clients done.
 
   Returns:
-    A result for each client, in the order given, and the clients that have too
-    few examples to be split.
+    A result for each client, in the order given, and the clients with too few
+    examples to split.
   """
 
   def dataset(rows: np.ndarray, client: int) -> tf.data.Dataset:
@@ -215,7 +216,7 @@ def evaluate_clients(
 
 
 def _by_client(metrics: Any) -> dict[int, dict[str, float]]:
-  """Returns the metrics of each client from lists of all clients' values."""
+  """Groups lists of all clients' values by client."""
   columns = {name: np.asarray(values) for name, values in metrics.items()}
   numbers = columns.pop('client')
   return {

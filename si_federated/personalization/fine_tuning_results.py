@@ -1,4 +1,4 @@
-"""What fine-tuning did for the clients: rows, distributions, summary."""
+"""Results of fine-tuning: rows, distributions, summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows(
   """Returns a flat row for each client.
 
   Args:
-    results: Of each client.
+    results: The results of each client.
     client_id: Returns the name of a client.
 
   Returns:
@@ -34,10 +34,10 @@ def rows(
 
 
 def describe(results: Sequence[ClientResult]) -> dict[str, Any]:
-  """Describes metrics before and after, as of `distributions.compare`.
+  """Describes metrics before and after; see `distributions.compare`.
 
   Args:
-    results: Of each client, at least one.
+    results: The results of at least one client.
   """
   return distributions.compare(
     [_judged(one.before) for one in results],
@@ -51,14 +51,14 @@ def _judged(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def summarize(described: Mapping[str, Any], num_clients: int) -> dict[str, Any]:
-  """Says in a few numbers what fine-tuning did.
+  """Summarizes the effect of fine-tuning.
 
   Args:
-    described: From `describe`.
+    described: The result of `describe`.
     num_clients: The number of clients.
 
   Returns:
-    The number of clients, of how many the loss got worse, and medians.
+    The number of clients, the number whose loss got worse, and medians.
   """
   return {
     'num_clients': num_clients,

@@ -1,9 +1,8 @@
-"""Training and evaluation on one client's batches, as TensorFlow.
+"""Training and evaluation on one client's batches, in TensorFlow.
 
-What is trained is a mapping of names, such as `model` and `gate`, to weights,
-each with an optimizer of its own; what is not trained is handed in beside it.
-Nothing here depends on a task: labels are the model's business, which has the
-loss and the metrics.
+Trained weights are mappings of parts, such as `model` and `gate`, each with an
+optimizer; other weights are passed separately. Nothing here depends on a task:
+the model has the loss and the metrics.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-# From what is trained, what is not, the inputs of a batch and whether this is
-# training, to what the model's `loss` takes.
+# Maps trained weights, fixed weights, the inputs of a batch and whether this is
+# training to the argument of the model's `loss`.
 Predict = Callable[[Mapping[str, Any], Mapping[str, Any], Any, bool], Any]
 Optimizers = Mapping[str, tff.learning.optimizers.Optimizer]
 
 
 def specs_of(weights: Any) -> Any:
-  """Returns the specs of nested arrays, sequences as tuples."""
+  """Returns the specs of nested arrays, with tuples for sequences."""
   if isinstance(weights, Mapping):
     return collections.OrderedDict(
       (name, specs_of(part)) for name, part in weights.items()
@@ -61,14 +60,14 @@ def train_on_batches(
   states: Mapping[str, Any],
   batches: tf.data.Dataset,
 ):
-  """Makes a step a batch; to be called in a graph of TFF's.
+  """Makes one step per batch; must be called in a TFF graph.
 
   Args:
-    model: Has the loss.
+    model: The model, for its loss.
     predict: See `Predict`.
     optimizers: The optimizer of each part.
     trained: The weights of each part.
-    fixed: What `predict` needs beside.
+    fixed: The other weights that `predict` needs.
     states: The optimizers' states.
     batches: Pairs of inputs and labels.
 
@@ -79,7 +78,7 @@ def train_on_batches(
   @tf.function
   def run():
     weights, optimizer_states = _as_tensors(trained), _as_tensors(states)
-    # An iterator's body is instantiated once, a reduction's once a call.
+    # An iterator's body is instantiated once, a reduction's once per call.
     for x, y in iter(batches):
       flat = tf.nest.flatten(weights)
       with tf.GradientTape() as tape:
@@ -119,9 +118,9 @@ def evaluate_on_batches(
   fixed: Mapping[str, Any],
   batches: tf.data.Dataset,
 ):
-  """Returns the model's metrics over batches; to be called in a graph of TFF's.
+  """Returns the model's metrics over batches; must be called in a TFF graph.
 
-  Arguments are those of `train_on_batches`.
+  See `train_on_batches` for the arguments.
   """
 
   @tf.function
@@ -144,7 +143,7 @@ def evaluate_on_batches(
 
 
 class Learner:
-  """Training and evaluation as computations that any TFF runtime runs.
+  """Training and evaluation as TFF computations.
 
   They are built once and take all weights as arguments, so that clients cost
   no tracing.
@@ -162,11 +161,11 @@ class Learner:
     """Builds the computations.
 
     Args:
-      model: Has the loss and the metrics, and the specs of a batch.
+      model: The model, for its loss, metrics and specs of a batch.
       predict: See `Predict`.
-      optimizers: The optimizer of each part that is trained.
+      optimizers: The optimizer of each trained part.
       trained: Arrays of each part, for their shapes.
-      fixed: Arrays that are not trained, for their shapes.
+      fixed: Other arrays, for their shapes.
     """
     trained_specs, fixed_specs = specs_of(trained), specs_of(fixed)
     trained_type = tff.types.tensorflow_to_type(trained_specs)
@@ -202,16 +201,16 @@ class Learner:
   def train(
     self, trained: Any, fixed: Any, states: Any, batches: tf.data.Dataset
   ) -> tuple[Any, Any]:
-    """Makes a step a batch.
+    """Makes one step per batch.
 
     Args:
       trained: The weights of each part.
-      fixed: What is not trained.
+      fixed: The other weights.
       states: The optimizers' states.
       batches: Pairs of inputs and labels.
 
     Returns:
-      Weights and states after the last step.
+      The weights and states after the last step.
     """
     weights, states = self._train(trained, fixed, states, batches)
     return weights, states
@@ -219,11 +218,11 @@ class Learner:
   def evaluate(
     self, trained: Any, fixed: Any, batches: tf.data.Dataset
   ) -> dict[str, float]:
-    """Returns the model's metrics over all batches; of tokens `perplexity`.
+    """Returns metrics over all batches, with `perplexity` for tokens.
 
     Args:
       trained: The weights of each part.
-      fixed: What is not trained.
+      fixed: The other weights.
       batches: Pairs of inputs and labels.
     """
     metrics = self._evaluate(trained, fixed, batches)
@@ -233,7 +232,7 @@ class Learner:
 
 
 def with_perplexity(metrics: Mapping[str, float]) -> dict[str, float]:
-  """Returns metrics, those of tokens with the exponential of their `loss`."""
+  """Adds the exponential of the `loss` to metrics of tokens."""
   loss = metrics['loss']
   if 'num_tokens' not in metrics:
     return dict(metrics)

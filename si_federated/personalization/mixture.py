@@ -18,11 +18,11 @@ from si_federated.personalization import learners
 MIXES = ('probabilities', 'log_probabilities')
 _PADDING = 0
 
-# From what a model returns for a batch to its logits, `[N, K]`, and the
-# positions in the batch that they belong to, `[N]`, counted row by row; no
-# positions if there is one prediction for each example.
+# Maps a model's output for a batch to its logits, `[N, K]`, and their positions
+# in the batch, `[N]`, counted row by row; the positions are None if there is
+# one prediction per example.
 ReadOutput = Callable[[Any], tuple[tf.Tensor, Any]]
-# The same output with other logits.
+# Returns a model's output with other logits.
 ReplaceLogits = Callable[[Any, tf.Tensor], Any]
 
 
@@ -31,17 +31,17 @@ def initial_gate(
 ) -> dict[str, np.ndarray]:
   """Draws the weights of a gate, which begins near one half everywhere.
 
-  Differs from the paper: its gate is the classifier's own architecture with one
-  output. Here it is small, so that a client can keep one: it reads ids through
-  an embedding of its own, and from that of a token and the mean of those up to
-  it a hidden layer and one number. For one prediction an example, both are the
+  Differs from the paper: its gate has the classifier's architecture with one
+  output. Here the gate is small, so that a client can store it. It embeds ids;
+  a hidden layer reads the embedding of a token and the mean of those up to it,
+  and gives one number. With one prediction per example, both inputs are the
   mean over all tokens.
 
   Args:
     vocab_size: The number of ids.
     embedding_size: E.
-    units: H, of the hidden layer.
-    seed: Fixes the draw.
+    units: H, the units of the hidden layer.
+    seed: The seed of the draw.
 
   Returns:
     `embedding` `[V, E]`, `kernel` `[2 E, H]`, `bias` `[H]`, `output_kernel`
@@ -69,15 +69,15 @@ def gate_logits(
 ) -> tf.Tensor:
   """Returns the logits of g, the weight of the local expert.
 
-  What a position gets depends on the ids up to it alone, as in the models.
+  The value at a position depends only on the ids up to it, as in the models.
 
   Args:
-    gate: Weights as of `initial_gate`.
+    gate: The weights; see `initial_gate`.
     ids: `[B, T]`, padded with 0.
-    positions: `[N]`, counted row by row; or None, for one gate an example.
+    positions: `[N]`, counted row by row; None for one value per example.
 
   Returns:
-    `[N, 1]`, or `[B, 1]`.
+    `[N, 1]` or `[B, 1]`.
   """
   vectors = tf.gather(gate['embedding'], ids)
   present = tf.cast(tf.not_equal(ids, _PADDING), vectors.dtype)[..., tf.newaxis]
@@ -103,26 +103,26 @@ def mix_logits(
   logits_of_gate: tf.Tensor,
   mix: str,
 ) -> tf.Tensor:
-  """Returns logits of the mixture, which are its log-probabilities.
+  """Returns the logits of the mixture, which are its log-probabilities.
 
   Args:
     local_logits: `[N, K]`.
     global_logits: `[N, K]`.
-    logits_of_gate: `[N, 1]`, of g.
-    mix: `'probabilities'`, as in the paper's equation; or
-      `'log_probabilities'`, as in the authors' code, which weighs outputs of a
-      log-softmax. Differs from the authors' code: the sum is normalised, so
-      that it is a distribution, whose perplexity can be compared.
+    logits_of_gate: The logits of g, `[N, 1]`.
+    mix: `'probabilities'`, as in the paper's equation, or
+      `'log_probabilities'`, as in the authors' code, which mixes outputs of a
+      log-softmax. Differs from the authors' code: the sum is normalized, so
+      that it is a distribution with a comparable perplexity.
 
   Returns:
-    `[N, K]`; their exponentials add up to 1.
+    `[N, K]`, whose exponentials add up to 1.
   """
   local = tf.nn.log_softmax(local_logits)
   overall = tf.nn.log_softmax(global_logits)
   if mix == 'log_probabilities':
     g = tf.sigmoid(logits_of_gate)
     return tf.nn.log_softmax(g * local + (1.0 - g) * overall)
-  # In logarithms, for a probability may be too small for a float.
+  # In logarithms, since a probability may underflow.
   return tf.reduce_logsumexp(
     tf.stack(
       [
@@ -144,22 +144,22 @@ def build_predict(
   """Builds the prediction of the mixture.
 
   Args:
-    model: Both experts' model, whose loss takes logits.
+    model: The model of both experts, whose loss takes logits.
     read_output: See `ReadOutput`.
     replace_logits: See `ReplaceLogits`.
     mix: See `mix_logits`.
 
   Returns:
     A function for a `Learner` that trains `model`, the local expert, and
-    `gate`; beside it `global`, the global model's trainable weights, and
-    `frozen`, what no model trains.
+    `gate`. Its fixed weights are `global`, the global model's trainable
+    weights, and `frozen`, the weights that no model trains.
   """
 
   def predict(trained, fixed, x, training):
     local = model.predict_on_batch(
       (trained['model'], fixed['frozen']), x, training
     )
-    # It is not trained: nothing in it is dropped.
+    # Not in training mode, since it is frozen: no dropout.
     overall = model.predict_on_batch(
       (fixed['global'], fixed['frozen']), x, False
     )
@@ -182,7 +182,7 @@ def build_single_predict(
   """Builds the prediction of one model, for a `Learner` that trains `model`.
 
   Args:
-    model: The model; beside what is trained, `frozen` is what is not.
+    model: The model; `frozen` are its other weights.
   """
 
   def predict(trained, fixed, x, training):
