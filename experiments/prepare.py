@@ -1,21 +1,23 @@
-"""Turns text by many users into data for --task=stackoverflow.
+"""Converts text by many users to data for --task=stackoverflow.
 
-A dump of a Stack Exchange site (https://archive.org/details/stackexchange), its
-Posts.xml, plain or .xz, with Comments.xml beside it if there is one; or .7z:
+Input can be a dump of a Stack Exchange site
+(https://archive.org/details/stackexchange): Posts.xml, plain or .xz, optionally
+with Comments.xml in the same folder; or a .7z archive:
 
   python -m experiments.prepare --source=stackexchange --input=dump/coffee \\
     --output=data/coffee
   python -m experiments.train --experiment_name=coffee --task=stackoverflow \\
     --data_dir=data/coffee
 
-A table, a text and a user in each row, as JSON lines or CSV, plain, .xz or .gz:
+Or a table with a text and a user in each row, as JSON Lines or CSV, plain, .xz
+or .gz:
 
   python -m experiments.prepare --source=jsonl --input=messages.jsonl \\
     --text_column=text --client_column=user --output=data/messages
 
-Columns creation_date, title, score, tags and type are kept, where there are
-any. The folder gets stackoverflow.sqlite, client data as TFF reads it, and the
-word and tag counts of the training users.
+The columns creation_date, title, score, tags and type are kept if present. The
+output folder contains stackoverflow.sqlite, client data in TFF's format, and
+the word and tag counts of the training users.
 """
 
 from __future__ import annotations
@@ -68,8 +70,8 @@ for _name in ('source', 'input', 'output'):
 
 
 def main() -> None:
-  """Prepares the data and says what came out."""
-  # TensorFlow takes seconds to load: wrong flags are answered before.
+  """Prepares the data and prints a summary."""
+  # TensorFlow takes seconds to load; report invalid flags first.
   from si_federated import preparation
 
   default = 'date' if _SOURCE.value == 'stackexchange' else 'hash'

@@ -173,7 +173,8 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
   Raises:
     ValueError: There are no words, or more than `size` distinct characters.
   """
-  # Words contain no white space, and a tab would end the field in the TSV.
+  # Skip entries with white space: the tokenizer yields none, and a tab would
+  # end the field.
   counts = [
     (word, count)
     for word, count in counts
@@ -201,7 +202,7 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
       bos_id=-1,
       eos_id=-1,
       pad_id=-1,
-      num_threads=1,  # Several threads would make it nondeterministic.
+      num_threads=1,  # The order of summation changes the model.
       minloglevel=2,
     )
   except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Task `synthetic`: sentences of Markov chains whose entropy is known."""
+"""Task `synthetic`: sentences from Markov chains of known entropy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from si_federated.tasks.task import Task, check_sizes
 from si_federated.tasks.token_arrays import TokenArrays
 from si_federated.tasks.vocabulary import Vocabulary
 
-# State 0 stands for the beginning of a sentence as a source and for its end as
-# a target; states 1..W are words.
+# State 0 is the beginning of a sentence as a source and its end as a target;
+# states 1..W are words.
 _BOUNDARY = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainMixture:
-  """A mixture of Markov chains: each sentence is from one of them.
+  """A mixture of Markov chains; each sentence comes from one chain.
 
   Attributes:
     prior: `[K]` probability of each chain.
-    transitions: `[K, W + 1, W + 1]` from state, to state; rows add up to 1.
+    transitions: `[K, W + 1, W + 1]` probabilities from state, to state; rows
+      sum to 1.
   """
 
   prior: np.ndarray
@@ -44,7 +45,7 @@ class ChainMixture:
     shape = [num_chains, num_words + 1]
     words = generator.dirichlet(np.full([num_words], concentration), shape)
     stop = np.full([*shape, 1], 1.0 / mean_words)
-    stop[:, _BOUNDARY] = 0.0  # No sentence is empty.
+    stop[:, _BOUNDARY] = 0.0  # Sentences are not empty.
     return cls(
       prior=np.full([num_chains], 1.0 / num_chains),
       transitions=np.concatenate([stop, (1.0 - stop) * words], axis=-1),
@@ -53,18 +54,18 @@ class ChainMixture:
   def sample(
     self, chains: np.ndarray, max_words: int, generator: np.random.Generator
   ) -> np.ndarray:
-    """Draws a sentence for each entry of `chains`.
+    """Draws one sentence per entry of `chains`.
 
     Args:
-      chains: `[n]` which chain each sentence is from.
-      max_words: Sentences that have not ended by then are cut.
+      chains: `[n]` index of the chain of each sentence.
+      max_words: Length at which sentences are cut.
       generator: Source of randomness.
 
     Returns:
-      `[n, max_words]` states, 0 after the end.
+      `[n, max_words]` states, 0 after the end of a sentence.
     """
     cumulative = np.cumsum(self.transitions, axis=-1)
-    cumulative[..., -1] = 1.0  # Against rounding.
+    cumulative[..., -1] = 1.0  # Guards against rounding.
     states = np.zeros([len(chains), max_words], np.int64)
     state = np.zeros([len(chains)], np.int64)
     alive = np.ones([len(chains)], bool)
@@ -78,14 +79,15 @@ class ChainMixture:
   def log_likelihoods(
     self, states: np.ndarray, steps: np.ndarray
   ) -> np.ndarray:
-    """Log-probability of sentences when the chain is not known.
+    """Returns the log-likelihood of sentences whose chains are unknown.
 
-    Forward filtering: the best prediction of a word weighs the chains by their
-    probability given the words before it.
+    Uses forward filtering: the optimal prediction of a word weights each chain
+    by its posterior probability given the preceding words.
 
     Args:
-      states: `[n, T]` states to be predicted, one after the other.
-      steps: `[n, T]` which of them count; each row is True, then False.
+      states: `[n, T]` states to predict, in order.
+      steps: `[n, T]` bool mask of the steps that count; True values precede
+        False values in each row.
 
     Returns:
       `[n]` sums of the log-probabilities of the steps that count.
@@ -118,26 +120,26 @@ def synthetic(
   concentration: float = 0.05,
   seed: int = 0,
 ) -> Task:
-  """A small generated task whose lowest possible perplexity is known.
+  """A small generated task with a known lowest possible perplexity.
 
-  Each client mixes the chains in its own way; sizes are uneven, and about one
-  client in ten has a single sentence. Nothing is read or written.
+  Each client has its own mixture of the chains. Clients differ in size, and
+  about one in ten has a single sentence. No files are read or written.
 
   Args:
-    data_dir: Not used; here because every task takes it.
-    vocab_size: At most this many words are generated.
-    sequence_length: T, the number of words to which a sentence is cut.
-    num_clients: Clients of all three splits together, three at least.
-    num_chains: Markov chains that are mixed.
-    num_words: Words of the chains.
-    sentences_per_client: Typical size of a client.
+    data_dir: Ignored; accepted because all tasks take it.
+    vocab_size: Upper limit on `num_words`.
+    sequence_length: T, the maximum number of words per sentence.
+    num_clients: Total number of clients in the three splits, at least three.
+    num_chains: Number of Markov chains in the mixture.
+    num_words: Number of distinct words.
+    sentences_per_client: Typical number of sentences per client.
     concentration: Dirichlet parameter of the transitions; small values make
-      the next word easy to guess.
-    seed: Fixes the chains and the sentences.
+      the next word more predictable.
+    seed: Determines the chains and the sentences.
 
   Returns:
-    The task; its reference line `floor` is the perplexity of the best predictor
-    that knows the chains but not the client.
+    The task. Its reference line `floor` is the perplexity of the optimal
+    predictor that knows the chains but not the client.
 
   Raises:
     ValueError: A number is out of range.

@@ -1,4 +1,4 @@
-"""The record that a language task hands to training and evaluation."""
+"""The data and objective of a language task."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from si_federated.tasks.vocabulary import Vocabulary
 class Task:
   """Next-word prediction on the sentences of many clients.
 
-  Checked when made, so that what does not fit shows before the first round.
+  The constructor raises ValueError if the parts are inconsistent, so that
+  errors surface before the first round.
 
   Attributes:
     name: The task's name in `TASKS`.
-    vocabulary: The words and ids of all three populations.
-    sequence_length: T, the number of words to which sentences are cut.
-    train: Clients to train on.
-    validation: Other clients, to choose by.
-    test: Other clients, for the last number.
-    reference_lines: Further reference perplexities, `[N, T + 1]` examples ->
-      perplexity, by name.
+    vocabulary: The vocabulary of all three populations.
+    sequence_length: T, the maximum number of words per sentence.
+    train: Training clients.
+    validation: Held-out clients for model selection.
+    test: Held-out clients for the final evaluation.
+    reference_lines: Additional reference perplexities by name: functions from
+      `[N, T + 1]` examples to a perplexity.
   """
 
-  # What it tells the builder of a model, and how the model is to be trained.
+  # The arguments it passes to model builders, and its training objective.
   MODEL_ARGUMENTS: ClassVar[tuple[str, ...]] = ('vocab_size',)
   OBJECTIVE: ClassVar[str] = 'next_token'
-  # Names of what it tells apart: nothing.
+  # Class names; only classification tasks have any.
   classes: ClassVar[tuple[str, ...]] = ()
 
   name: str
@@ -83,18 +84,18 @@ class Task:
 
   @property
   def loss(self) -> tf.keras.losses.Loss:
-    """Mean negative log-likelihood of labels, from logits, without padding."""
+    """Mean negative log-likelihood from logits, without padding."""
     return objective.NextWordLoss()
 
   @property
   def ignored_labels(self) -> dict[str, tuple[int, ...]]:
-    """Accuracies by name, with the labels that each leaves out."""
+    """The labels that each accuracy ignores, by the accuracy's name."""
     return objective.ignored_labels(self.vocabulary)
 
   def metrics(
     self,
   ) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
-    """Returns constructors of the metrics, by name."""
+    """Returns metric constructors by name."""
     return objective.metric_constructors(self.vocabulary)
 
   @property
@@ -104,7 +105,7 @@ class Task:
 
   @property
   def objective_options(self) -> dict[str, Any]:
-    """What the objective needs to know of the labels."""
+    """The label ids that the objective needs."""
     return {
       'end_of_sentence': self.vocabulary.end,
       'ignored_labels': self.ignored_labels,
@@ -112,35 +113,35 @@ class Task:
 
   @staticmethod
   def inputs_and_labels(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids and labels, `[N, T]` each, of `[N, T + 1]` examples."""
+    """Splits `[N, T + 1]` examples into ids and labels, each `[N, T]`."""
     return next_tokens(examples)
 
   def facts(self, examples: np.ndarray) -> dict[str, Any]:
-    """Returns what there is to know of the data, as plain values.
+    """Returns facts about the data as plain values.
 
     Args:
-      examples: What is evaluated on, `[N, T + 1]`.
+      examples: `[N, T + 1]` evaluation examples.
     """
     return {
       'num_words': len(self.vocabulary.words),
       'tokens_per_word': self.tokens_per_word(examples),
-      # These take a pass over the training text.
+      # Takes a pass over the training text.
       'reference_perplexity': self.reference_perplexities(examples),
     }
 
   def tokens_per_word(self, examples: np.ndarray) -> float:
-    """Returns labels for each word, counting the end of a sentence as a word.
+    """Returns labels per word, where the end of a sentence counts as a word.
 
-    The perplexity of tokens to this power is the perplexity of words.
+    The perplexity per token to this power is the perplexity per word.
 
     Args:
       examples: `[N, T + 1]` ids.
 
     Returns:
-      1 unless tokens are pieces of words; for characters 1, too.
+      1 for words and for characters; 1 or more for subword pieces.
 
     Raises:
-      ValueError: The examples hold no label.
+      ValueError: The examples contain no labels.
     """
     labels = self._labels(examples)
     return labels.size / int(self.vocabulary.begins_word[labels].sum())
@@ -155,18 +156,20 @@ class Task:
     return labels
 
   def reference_perplexities(self, examples: np.ndarray) -> dict[str, float]:
-    """Returns perplexities to compare a model with on the same examples.
+    """Returns baseline perplexities on the given examples.
+
+    Each call takes a pass over the training sentences.
 
     Args:
-      examples: `[N, T + 1]` ids, as `ClientPopulation.sample_examples` gives.
+      examples: `[N, T + 1]` ids, as from `ClientPopulation.sample_examples`.
 
     Returns:
-      `unigram`: of the word frequencies of the training clients, one added to
-      each count, over the words, out-of-vocabulary and end. Some tasks have
-      more lines. Computed when asked, with a pass over the training sentences.
+      `unigram`: the perplexity under the training clients' word frequencies,
+      with add-one smoothing over words, out-of-vocabulary and end. Some tasks
+      add further lines.
 
     Raises:
-      ValueError: The examples hold no label.
+      ValueError: The examples contain no labels.
     """
     examples = np.asarray(examples)
     labels = self._labels(examples)
@@ -180,7 +183,7 @@ class Task:
 
 
 def check_sizes(vocab_size: int, sequence_length: int) -> None:
-  """Refuses sizes that no store serves, before any data are built.
+  """Checks sizes before any data are built.
 
   Raises:
     ValueError: `vocab_size` or `sequence_length` is out of range.
@@ -199,13 +202,13 @@ def check_sizes(vocab_size: int, sequence_length: int) -> None:
 def task_from_store(
   name: str, store: TokenStore, *, vocab_size: int, sequence_length: int
 ) -> Task:
-  """Makes a task of a store, with its `vocab_size` most frequent words.
+  """Returns a task on a store, with its `vocab_size` most frequent words.
 
   Args:
     name: The task's name.
-    store: Words and splits.
-    vocab_size: V; fewer if the store lists fewer words.
-    sequence_length: T.
+    store: The words and splits.
+    vocab_size: V, limited to the number of words that the store lists.
+    sequence_length: T, the maximum number of words per sentence.
 
   Returns:
     The task.

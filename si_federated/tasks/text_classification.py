@@ -1,4 +1,4 @@
-"""Task `text_classification`: the class of texts, shared out among clients."""
+"""Task `text_classification`: labelled texts distributed among clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from si_federated.tasks.task import check_sizes
 _SOURCES = ('docstrings', 'roles', 'plays')
 _BY_CLIENT = 'client'
 _DEFAULT_CLASSES = 10
-_CHOICE = 3  # Of the random streams; the splits have 1 and 2.
+_CHOICE = 3  # Random stream; the splits use 1 and 2.
 
 
 def text_classification(
@@ -45,44 +45,44 @@ def text_classification(
 ) -> ClassificationTask:
   """Classification of texts, as in Hilmkil et al., arXiv 2102.00875.
 
-  The texts are those of a file, of JSON lines or of comma-separated values; or
-  docstring sentences by package, or speeches of Shakespeare by role or by play.
-  Of each class a part is held out for validation and as much for test; what is
-  left is shared out among clients. All of it depends on the data and on `seed`
-  alone.
+  The texts come from a JSON Lines or CSV file; or they are docstring sentences
+  labelled by package, or Shakespeare's speeches labelled by role or play. A
+  fraction of each class is held out for validation and another for test; the
+  rest is distributed among the clients. The result depends only on the data,
+  the options and `seed`.
 
   Args:
-    data_dir: The folder of `path`; without a path that of the task `docstrings`
-      or `shakespeare`, whose data are then used.
-    vocab_size: V, how many words of the training texts have an id.
-    sequence_length: T, the ids to which a text is cut, those of its beginning
-      and end included.
-    data: Without a path: `docstrings` (classes are packages), `roles` or
+    data_dir: The folder of `path`. Without a path, the `data_dir` of the task
+      `docstrings` or `shakespeare`, which then provides the data.
+    vocab_size: V, the number of words of the training texts with their own id.
+    sequence_length: T, the maximum number of ids per text, including its
+      beginning and end.
+    data: Source without a path: `docstrings` (classes are packages), `roles` or
       `plays`.
-    path: A file `.csv` or `.jsonl`, plain or with `.gz` or `.xz` after that.
-    text: Its column of texts.
-    label: Its column of classes.
-    client: Its column of clients, for `split=client`.
+    path: A `.csv` or `.jsonl` file, optionally compressed as `.gz` or `.xz`.
+    text: The file's column of texts.
+    label: The file's column of classes.
+    client: The file's column of clients, for `split=client`.
     split: `iid`; `label`, which sorts by class and cuts into chunks;
-      `dirichlet`; `majority`, where each client has two classes of which it
-      has most; or `client`, by the column (for other data: modules, or
-      roles). By default `iid`, or `client` if that column is named.
+      `dirichlet`; `majority`, where two classes dominate each client; or
+      `client`, which uses the column `client` (without a path: modules or
+      roles). The default is `client` if that column is given, else `iid`.
     num_clients: The number of clients, 10 by default; not for `split=client`.
-    alpha: The concentration of `split=dirichlet`, 0.5 by default.
-    majority: The part of a client's texts that is of its two classes, with
-      `split=majority`; 0.8 by default.
-    num_classes: Without a path: how many classes, 10 by default, those of the
-      most texts.
-    examples_per_class: At most so many texts of each class, chosen at random.
-    held_out: The part of each class that is for validation, and for test.
-    seed: Fixes what is chosen, held out and shared out.
+    alpha: The concentration for `split=dirichlet`, 0.5 by default.
+    majority: The fraction of each client's texts that come from its two main
+      classes, for `split=majority`; 0.8 by default.
+    num_classes: Without a path: the number of classes, 10 by default; those
+      with the most texts are used.
+    examples_per_class: Maximum number of texts per class, chosen at random.
+    held_out: The fraction of each class for validation, and again for test.
+    seed: Determines the choice, hold-out and distribution of texts.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: An option is out of range or has no effect, the data cannot be
-      used, or there are too few of them.
+    ValueError: An option is out of range or has no effect, or the data are
+      unusable or too few.
   """
   check_sizes(vocab_size, sequence_length)
   if sequence_length < MIN_LENGTH:
@@ -189,7 +189,7 @@ def _read(
 
 
 def _choose(labels: np.ndarray, most: int | None, seed: int) -> np.ndarray:
-  """Returns the numbers of the texts to use, at most so many of each class."""
+  """Returns sorted indices of at most `most` random texts per class."""
   if most is None:
     return np.arange(len(labels))
   chosen = []

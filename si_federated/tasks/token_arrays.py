@@ -8,11 +8,12 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-# The rank of every word beyond the stored list; ranks 0..65,533 are words.
+# The rank of all unlisted words; ranks 0..65,533 are listed words.
 UNLISTED = 65_535
 MAX_WORDS = 65_534
 
-# The files of a split, in the order of the fields of `TokenArrays`.
+# The files of a split, in the order of the fields of `TokenArrays`, and their
+# dtypes.
 ARRAY_TYPES: Mapping[str, str] = {
   'tokens.u2': '<u2',
   'sentence_offsets.i8': '<i8',
@@ -24,16 +25,17 @@ ARRAY_TYPES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class TokenArrays:
-  """The sentences of a split, back to back, client after client.
+  """The concatenated sentences of a split, grouped by client.
 
   Attributes:
-    tokens: `[words]` uint16, the rank of each word by frequency, 0 for the
-      most frequent, `UNLISTED` for a word beyond the stored list.
+    tokens: `[words]` uint16, frequency rank of each word, 0 for the most
+      frequent and `UNLISTED` for unlisted words.
     sentence_offsets: `[sentences + 1]` int64, starts of sentences in `tokens`.
-    client_offsets: `[clients + 1]` int64, starts of clients among sentences.
-    client_ids: `[bytes]` uint8, the clients' names in UTF-8, back to back.
-    client_id_offsets: `[clients + 1]` int64, where names start.
-    folder: Where the arrays are mapped from; None for arrays in memory.
+    client_offsets: `[clients + 1]` int64, index of each client's first
+      sentence.
+    client_ids: `[bytes]` uint8, the concatenated client names in UTF-8.
+    client_id_offsets: `[clients + 1]` int64, starts of names in `client_ids`.
+    folder: The folder of memory-mapped arrays; None for arrays in memory.
   """
 
   tokens: np.ndarray
@@ -45,7 +47,7 @@ class TokenArrays:
 
   @classmethod
   def map_folder(cls, folder: str) -> TokenArrays:
-    """Maps the files of one split without reading them."""
+    """Memory-maps the files of one split."""
     arrays: dict[str, np.ndarray] = {}
     for name, kind in ARRAY_TYPES.items():
       path = os.path.join(folder, name)
@@ -67,7 +69,7 @@ class TokenArrays:
   def from_clients(
     cls, clients: Mapping[str, Sequence[Sequence[int]]]
   ) -> TokenArrays:
-    """Lays out small data in memory: client name -> sentences of ranks."""
+    """Returns in-memory arrays from client name -> sentences of ranks."""
     names = [name.encode() for name in clients]
     groups = list(clients.values())
     sentences = [sentence for group in groups for sentence in group]
@@ -85,7 +87,7 @@ class TokenArrays:
     )
 
   def __reduce__(self):
-    # Sent to another process, mapped arrays travel as their folder's name.
+    # Pickle mapped arrays by their folder's name.
     if self.folder is not None:
       return TokenArrays.map_folder, (self.folder,)
     return TokenArrays, tuple(

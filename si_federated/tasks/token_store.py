@@ -1,4 +1,4 @@
-"""Builds and opens folders of token arrays: complete or absent."""
+"""Builds and opens folders of token arrays, atomically."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _T = TypeVar('_T')
 _LOGGER = logging.getLogger(__name__)
 _LOCK = 'building.lock'
 _BUILDING = '.building-'
-# A folder without a lock file is left over if it is older than this.
+# A temporary folder without a lock file is stale after this time.
 _STALE_SECONDS = 3600.0
 
 
 class TokenStoreError(ValueError):
-  """A folder holds no complete store of the expected kind."""
+  """A folder does not contain a complete store of the expected kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-  """An opened store: the list of words and the arrays of three splits."""
+  """An open store: the word list and the arrays of the three splits."""
 
   folder: str
   words: tuple[str, ...]
@@ -48,18 +48,18 @@ class TokenStore:
 
 
 def open_store(folder: str, *, key: Any = None) -> TokenStore:
-  """Opens a complete store; nothing but the list of words is read.
+  """Opens a complete store; reads only its metadata and word list.
 
   Args:
-    folder: What `build_store` made.
-    key: What the store must have been built from; None accepts any.
+    folder: A folder that `build_store` wrote.
+    key: The key that the store must have; None accepts any.
 
   Returns:
     The store.
 
   Raises:
-    TokenStoreError: The folder is missing, of another format or key, or a file
-      in it has not the size that was written.
+    TokenStoreError: The folder is missing, has another format or key, or
+      contains a file whose size has changed.
   """
   try:
     with open(os.path.join(folder, META_NAME), encoding='utf-8') as file:
@@ -114,14 +114,15 @@ def build_store(
 ) -> TokenStore:
   """Builds a store under a temporary name and renames it when complete.
 
-  A build that is killed leaves no store, only a temporary folder that the next
-  build removes. Of two builds at once the first to end stays, and both return.
+  A killed build leaves only a temporary folder, which the next build removes.
+  If two builds run concurrently, the first to finish is kept and both return
+  it.
 
   Args:
-    folder: Where the store goes. A store of another key there is replaced.
-    fill: Called with the writer; adds all clients.
-    key: A JSON value that says what the store is made from.
-    words: The words by rank; None counts them from the training split.
+    folder: Where to put the store; a store with another key is replaced.
+    fill: Adds all clients to the given writer.
+    key: A JSON value that identifies the source of the store.
+    words: The words by rank; None ranks the words of the training split.
 
   Returns:
     The opened store.
@@ -156,12 +157,12 @@ def open_or_build(
   key: Any,
   words: Sequence[str] | None = None,
 ) -> TokenStore:
-  """Opens a store, or builds it where it is missing, damaged or outdated.
+  """Opens a store, or builds it if it is missing, damaged or outdated.
 
-  Arguments and result are those of `build_store`.
+  Args and Returns are those of `build_store`.
 
   Raises:
-    ValueError: The store cannot be written, or `fill` refuses its data.
+    ValueError: The store cannot be written, or `fill` raises it.
   """
   try:
     return open_store(folder, key=key)
@@ -181,24 +182,24 @@ def open_or_build(
 def progress_bar(
   items: Iterable[_T], *, total: int, label: str
 ) -> Iterable[_T]:
-  """Shows the progress of a build on stderr, sparingly if it is no terminal."""
+  """Shows progress on stderr, less often if it is not a terminal."""
   interval = 0.2 if sys.stderr.isatty() else 10.0
   return tqdm.tqdm(items, desc=label, total=total, mininterval=interval)
 
 
 @contextlib.contextmanager
 def _held_lock(folder: str):
-  """Marks a temporary folder as in use while this process lives."""
+  """Marks a temporary folder as in use by this process."""
   path = os.path.join(folder, _LOCK)
   with open(path + '.new', 'w') as file:
-    with contextlib.suppress(OSError):  # Some network folders have no locks.
+    with contextlib.suppress(OSError):  # Some network file systems lack locks.
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.rename(path + '.new', path)  # Locked before anyone can see it.
+    os.rename(path + '.new', path)  # Visible only once locked.
     yield
 
 
 def _remove_leftovers(parent: str) -> None:
-  """Deletes temporary folders whose builder has died."""
+  """Deletes temporary folders of builds that died."""
   for name in os.listdir(parent):
     if not name.startswith('.') or _BUILDING not in name:
       continue
@@ -214,7 +215,7 @@ def _remove_leftovers(parent: str) -> None:
 
 
 def _put_in_place(temporary: str, folder: str, key: Any) -> None:
-  """Renames a complete store, unless another builder was first."""
+  """Renames a complete store unless another build finished first."""
   for _ in range(20):
     try:
       os.rename(temporary, folder)
@@ -224,7 +225,7 @@ def _put_in_place(temporary: str, folder: str, key: Any) -> None:
         raise
     if try_open_store(folder, key=key) is not None:
       return
-    # What is there is damaged or of another key: move it away and try again.
+    # The existing folder is damaged or has another key: move it and retry.
     away = tempfile.mkdtemp(
       prefix=f'.{os.path.basename(folder)}{_BUILDING}',
       dir=os.path.dirname(folder),

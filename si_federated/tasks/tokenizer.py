@@ -1,4 +1,4 @@
-"""Splits English text into the words and marks that the language tasks use."""
+"""Splits English text into words and punctuation marks."""
 
 from __future__ import annotations
 
@@ -31,30 +31,25 @@ _ASCII = str.maketrans(
 
 
 def to_ascii(text: str) -> str:
-  """Maps typographic marks to plain ones and drops what is not ASCII."""
+  """Maps typographic marks to ASCII and drops other non-ASCII characters."""
   if text.isascii():
     return text
   return text.translate(_ASCII).encode('ascii', 'ignore').decode('ascii')
 
 
 def replace_urls(text: str) -> str:
-  """Puts the token `<URL>` in the place of every web address."""
+  """Replaces every web address with the token `<URL>`."""
   if '://' not in text and 'www.' not in text:
     return text
   return _URL.sub(f' {URL_TOKEN} ', text)
 
 
 def tokenize(text: str) -> list[str]:
-  """Splits text as the Stack Overflow data are split.
+  """Tokenizes text like the Stack Overflow data.
 
-  Lower case, ASCII only, a token for a web address, and every punctuation mark
-  a token of its own except apostrophes and hyphens inside a word.
-
-  Args:
-    text: Any text.
-
-  Returns:
-    Its tokens, in order; the empty list for blank text.
+  Tokens are lower-case ASCII, except `<URL>` for web addresses and `<CODE>`.
+  Each punctuation mark is a token, except apostrophes and hyphens inside a
+  word. Blank text gives an empty list.
 
   >>> tokenize("Don't re-read https://x.org/a, it's 2.5 MB!")
   ["don't", 're-read', '<URL>', ',', "it's", '2', '.', '5', 'mb', '!']

@@ -1,4 +1,4 @@
-"""The words, or characters, of a language task and their ids."""
+"""The words or characters of a language task and their ids."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OUT_OF_VOCABULARY_WORD = '<UNK>'
 BEGINNING_WORD = '<BOS>'
 END_WORD = '<EOS>'
 
-# How characters are written that cannot stand alone on a line or between
-# spaces.
+# Visible symbols for white space, which files of one token per line, and text
+# split at spaces, cannot represent.
 _PICTURES = {
   ' ': '\N{SYMBOL FOR SPACE}',
   '\n': '\N{SYMBOL FOR LINE FEED}',
@@ -32,19 +32,19 @@ _FROM_PICTURES = str.maketrans({v: k for k, v in _PICTURES.items()})
 class Vocabulary:
   """The most frequent words and four special ids.
 
-  Padding is 0, words are 1..V in the order of `words`, then come
-  out-of-vocabulary V + 1, beginning V + 2 and end V + 3, as in the Stack
-  Overflow baseline of TensorFlow Federated.
+  Padding is 0, words are 1..V in the order of `words`, out-of-vocabulary is
+  V + 1, beginning V + 2 and end V + 3, as in TensorFlow Federated's Stack
+  Overflow baseline.
 
   >>> v = Vocabulary(('the', 'cat'))
   >>> v.size, v.encode('The black cat'), v.decode([1, 3, 2])
   (6, [1, 3, 2], ['the', '<UNK>', 'cat'])
 
   Attributes:
-    words: The V words, the most frequent first.
+    words: The V words, most frequent first.
   """
 
-  # The file in a run's folder; each kind of vocabulary has its own.
+  # File name in a run's folder, different for each kind of vocabulary.
   FILE_NAME: ClassVar[str] = 'vocabulary.txt'
 
   words: tuple[str, ...]
@@ -63,12 +63,12 @@ class Vocabulary:
 
   @property
   def padding(self) -> int:
-    """Id that fills a sentence up to the common length."""
+    """Id that pads sentences to a common length."""
     return 0
 
   @property
   def out_of_vocabulary(self) -> int:
-    """Id of every word that is not in `words`."""
+    """Id of all words that are not in `words`."""
     return len(self.words) + 1
 
   @property
@@ -78,22 +78,22 @@ class Vocabulary:
 
   @property
   def end(self) -> int:
-    """Id that closes a sentence that is not cut."""
+    """Id that closes a sentence unless it is cut."""
     return len(self.words) + 3
 
   @property
   def size(self) -> int:
-    """Number of ids: V + 4, the `vocab_size` of a model."""
+    """Number of ids, V + 4: the `vocab_size` of a model."""
     return len(self.words) + 4
 
   @property
   def never_suggested(self) -> list[int]:
-    """Ids that are no text to write: all special ones but the end."""
+    """Ids to exclude from suggestions: all special ids except the end."""
     return [self.padding, self.out_of_vocabulary, self.beginning]
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray:
-    """`[size]` bool: whether an id is not the continuation of a word."""
+    """`[size]` bool: False for ids that continue a word."""
     return np.ones([self.size], bool)
 
   @functools.cached_property
@@ -111,26 +111,22 @@ class Vocabulary:
     return {word: index for index, word in enumerate(self.words, start=1)}
 
   def encode(self, text: str) -> list[int]:
-    """Splits text into words and returns their ids, without special ids.
+    """Lower-cases text, splits it like the data and returns word ids.
 
-    Args:
-      text: Any text; it is lower-cased and split as the data are.
-
-    Returns:
-      One id for each token.
+    Adds no beginning or end; unlisted words are out-of-vocabulary.
     """
     ids, unknown = self._ids, self.out_of_vocabulary
     return [ids.get(word, unknown) for word in tokenizer.tokenize(text)]
 
   def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Yields `encode` of each text."""
+    """Yields the ids of each text, as from `encode`."""
     return map(self.encode, texts)
 
   def decode(self, ids: Iterable[int]) -> list[str]:
-    """Returns the word of each id; special ids become `<PAD>`, `<UNK>`...
+    """Returns the word of each id, with special ids as `<PAD>`, `<UNK>`, etc.
 
     Raises:
-      ValueError: An id lies outside 0..size - 1.
+      ValueError: An id is outside 0..size - 1.
     """
     ids = [int(i) for i in np.asarray(ids, dtype=np.int64).ravel()]
     for i in ids:
@@ -139,23 +135,23 @@ class Vocabulary:
     return [self._names[i] for i in ids]
 
   def text_of(self, ids: Iterable[int]) -> str:
-    """Returns ids as text for people, the words with spaces between them.
+    """Returns ids as readable text, with spaces between words.
 
     Raises:
-      ValueError: An id lies outside 0..size - 1.
+      ValueError: An id is outside 0..size - 1.
     """
     return ' '.join(self.decode(ids))
 
   def save(self, path: str) -> None:
-    """Writes the words to a UTF-8 file, one a line."""
+    """Writes the words to a UTF-8 file, one per line."""
     files.write_atomically(path, ''.join(word + '\n' for word in self.words))
 
   @classmethod
   def load(cls, path: str) -> Vocabulary:
-    """Reads what `save` wrote.
+    """Reads a file that `save` wrote.
 
     Raises:
-      ValueError: The file is missing, not UTF-8 or not a list of words.
+      ValueError: The file is missing, not UTF-8 or not a valid word list.
     """
     try:
       with open(path, encoding='utf-8', newline='\n') as file:
@@ -178,8 +174,8 @@ class Vocabulary:
 class CharacterVocabulary(Vocabulary):
   """The characters of a task whose tokens are characters.
 
-  Upper and lower case differ. Space, line feed, carriage return and tabulator
-  are written as their Unicode pictures, in `words` as well as in the file.
+  Case is preserved. Unicode control pictures represent space, line feed,
+  carriage return and tab, both in `words` and in the file.
 
   >>> v = CharacterVocabulary(('a', '\N{SYMBOL FOR SPACE}'))
   >>> v.encode('a aA'), v.text_of([1, 2, 1])
@@ -195,25 +191,21 @@ class CharacterVocabulary(Vocabulary):
         raise ValueError(f'{word!r} is no single visible character.')
 
   def encode(self, text: str) -> list[int]:
-    """Returns the id of each character, without special ids.
-
-    Args:
-      text: Any text.
-    """
+    """Returns the id of each character; adds no beginning or end."""
     ids, unknown = self._ids, self.out_of_vocabulary
     return [ids.get(character, unknown) for character in visible(text)]
 
   def text_of(self, ids: Iterable[int]) -> str:
-    """Returns ids as text, nothing between the characters.
+    """Returns ids as text, with white space restored.
 
     Raises:
-      ValueError: An id lies outside 0..size - 1.
+      ValueError: An id is outside 0..size - 1.
     """
     return ''.join(self.decode(ids)).translate(_FROM_PICTURES)
 
 
 def visible(text: str) -> str:
-  """Returns text with spaces, line ends and tabulators as pictures.
+  """Replaces spaces, line ends and tabs with Unicode control pictures.
 
   >>> visible('a b') == 'a\N{SYMBOL FOR SPACE}b'
   True

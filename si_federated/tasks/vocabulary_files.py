@@ -1,4 +1,4 @@
-"""The kinds of vocabularies, and the file of each in a run's folder."""
+"""Saves and loads the vocabulary of a run, of any kind."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS: tuple[type[Vocabulary], ...] = (
 
 
 def words() -> Callable[[Any], Any]:
-  """Leaves a task with its own tokens: words, or characters."""
+  """Keeps the task's own tokens: words or characters."""
   return lambda task: task
 
 
 def save_vocabulary(vocabulary: Vocabulary, folder: str) -> None:
-  """Writes a vocabulary into the folder of a run, and removes another.
+  """Writes the vocabulary of a run and removes those of other kinds.
 
   Args:
-    vocabulary: Of any kind.
+    vocabulary: A vocabulary of any kind.
     folder: The run's folder.
   """
   vocabulary.save(os.path.join(folder, vocabulary.FILE_NAME))
@@ -37,17 +37,11 @@ def save_vocabulary(vocabulary: Vocabulary, folder: str) -> None:
 
 
 def load_vocabulary(folder: str) -> Vocabulary:
-  """Reads the vocabulary of a run, of whatever kind it is.
-
-  Args:
-    folder: The run's folder.
-
-  Returns:
-    The vocabulary.
+  """Reads the vocabulary of any kind from the folder of a run.
 
   Raises:
-    ValueError: There is none, it is damaged, or a package is missing that it
-      needs.
+    ValueError: The folder has no vocabulary, the file is damaged, or a package
+      that it needs is missing.
   """
   for kind in _KINDS:
     path = os.path.join(folder, kind.FILE_NAME)
