@@ -1,4 +1,4 @@
-"""Splits of labelled examples: what is held out, and who has the rest."""
+"""Splits of labelled examples into held-out sets and clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from si_federated.tasks.populations import permutation
 
-# In whichever order a random stream is used for, it is one of its own.
+# Holding out and distributing use separate random streams.
 _HOLD_OUT, _SHARE_OUT = 1, 2
 
 
@@ -19,21 +19,20 @@ def hold_out(
   classes: Sequence[str],
   seed: int,
 ) -> list[np.ndarray]:
-  """Takes a part of every class out of the training data.
+  """Holds out a fraction of every class from training.
 
   Args:
-    labels: `[N]` the class of each example.
-    fractions: The part of each class that goes to each held-out set, at least
-      one example.
-    classes: The names of the classes, for the message.
-    seed: Fixes the choice.
+    labels: The class of each example, `[N]`.
+    fractions: The fraction of each class for each held-out set, at least one
+      example.
+    classes: The names of the classes, for error messages.
+    seed: The seed of the choice.
 
   Returns:
-    The numbers of the examples left for training, then those of each held-out
-    set, sorted.
+    The sorted numbers of the training examples, then of each held-out set.
 
   Raises:
-    ValueError: A class has too few examples.
+    ValueError: If a class has too few examples.
   """
   parts: list[list[np.ndarray]] = [[] for _ in range(len(fractions) + 1)]
   for label, name in enumerate(classes):
@@ -56,15 +55,15 @@ def hold_out(
 
 
 def iid(labels: np.ndarray, num_clients: int, *, seed: int) -> list[np.ndarray]:
-  """Shares examples out at random, the same number to each client or one more.
+  """Distributes examples at random; sizes of clients differ by at most one.
 
   Args:
-    labels: `[n]` classes.
+    labels: Classes, `[n]`.
     num_clients: The number of clients.
-    seed: Fixes the split.
+    seed: The seed of the split.
 
   Returns:
-    Of each client the positions of its examples in `labels`.
+    The positions in `labels` of each client's examples.
   """
   return np.array_split(_shuffled(labels, seed), num_clients)
 
@@ -74,8 +73,7 @@ def by_label(
 ) -> list[np.ndarray]:
   """Sorts by class and cuts into contiguous chunks (arXiv 2102.00875).
 
-  A client has one class or few of them. Arguments and result are those of
-  `iid`.
+  A client has one class or a few. See `iid` for arguments and result.
   """
   order = _shuffled(labels, seed)
   order = order[np.argsort(labels[order], kind='stable')]
@@ -85,23 +83,22 @@ def by_label(
 def dirichlet(
   labels: np.ndarray, num_clients: int, *, seed: int, alpha: float = 0.5
 ) -> list[np.ndarray]:
-  """Shares each class out in Dirichlet proportions (arXiv 1905.12022).
+  """Distributes each class in Dirichlet proportions (arXiv 1905.12022).
 
-  Small values of `alpha` give clients of few classes and unequal sizes, large
-  ones the same mixture to all. A client without any example gets one of the
-  largest client's.
+  Small values of `alpha` give clients few classes and unequal sizes, large ones
+  the same mixture. A client without examples gets one of the largest client's.
 
   Args:
-    labels: As for `iid`, as are `num_clients` and `seed`.
-    num_clients: The number of clients.
-    seed: Fixes the split.
+    labels: See `iid`.
+    num_clients: See `iid`.
+    seed: See `iid`.
     alpha: The concentration.
 
   Returns:
-    As of `iid`.
+    See `iid`.
 
   Raises:
-    ValueError: `alpha` is not positive.
+    ValueError: If `alpha` is not positive and finite.
   """
   if not 0 < alpha < np.inf:
     raise ValueError(f'alpha must be positive and finite; got {alpha}.')
@@ -126,25 +123,26 @@ def dirichlet(
 def by_majority(
   labels: np.ndarray, num_clients: int, *, seed: int, majority: float = 0.8
 ) -> list[np.ndarray]:
-  """Gives each client two classes of which it has most (arXiv 2010.02056).
+  """Gives each client two majority classes (arXiv 2010.02056).
 
-  A part of a client's examples comes from two classes, half and half, the rest
-  from all others alike; clients are of one size, the largest that the classes
-  allow. Each class is among the two of as many clients as any other, or one
-  more. Examples that are then too many of their class are left out.
+  A fraction of a client's examples comes from two classes in equal parts, the
+  rest from all other classes in equal parts. All clients have the same size,
+  the largest that the classes allow. The numbers of clients for which two
+  classes are in the majority differ by at most one. Surplus examples are left
+  out.
 
   Args:
-    labels: As for `iid`, as are `num_clients` and `seed`.
-    num_clients: The number of clients.
-    seed: Fixes the split.
-    majority: The part from the two classes; 2 / C of C classes is no skew.
+    labels: See `iid`.
+    num_clients: See `iid`.
+    seed: See `iid`.
+    majority: The fraction from the two classes; 2 / C of C classes is no skew.
 
   Returns:
-    As of `iid`.
+    See `iid`.
 
   Raises:
-    ValueError: `majority` is out of range, there are fewer than three classes,
-      or too few examples of one.
+    ValueError: If `majority` is out of range, there are fewer than three
+      classes, or a class has too few examples.
   """
   if not 0 < majority <= 1:
     raise ValueError(f'majority must be above 0 and at most 1; got {majority}.')
@@ -168,7 +166,7 @@ def by_majority(
   size = min(
     len(pool) // share for pool, share in zip(pools, wanted) if share > 0
   )
-  # Not below a whole number for the sake of its last bit.
+  # Rounding errors must not lower a whole number.
   counts = np.floor(size * shares + 1e-6).astype(int)
   if not counts.sum(axis=1).all():
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Populations of clients whose examples are texts with a label each."""
+"""Populations of clients whose examples are labelled texts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from si_federated.tasks.populations import (
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPopulation(Population):
-  """The clients of one split; its methods are those of `ClientPopulation`.
+  """The clients of one split; see `Population`.
 
   Attributes:
-    ids: `[N, T]` integers, the ids of every text, padded with 0.
-    labels: `[N]` int32, the class of each.
-    clients: Of each client its name and the `[n]` numbers of its texts.
+    ids: `[N, T]` ids of every text, padded with 0.
+    labels: `[N]` int32 classes.
+    clients: The name of each client and the `[n]` numbers of its texts.
   """
 
   ids: np.ndarray
@@ -65,7 +65,7 @@ class LabelledPopulation(Population):
       index: The client.
 
     Returns:
-      `[n, T + 1]` int32: ids, and last the label.
+      `[n, T + 1]` int32: the ids, then the label.
     """
     return self.rows(self._client(index)[1])
 
@@ -96,14 +96,14 @@ class LabelledPopulation(Population):
     return dataclasses.replace(self, clients=tuple(clients))
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
-    """Returns a fixed random subset of the texts of all clients.
+    """Returns a random subset of the texts of all clients.
 
     Args:
-      max_examples: The most texts; all of them if there are no more.
-      seed: Fixes the choice.
+      max_examples: The maximum number of texts.
+      seed: The seed of the choice.
 
     Returns:
-      `[n, T + 1]` int32, in stored order.
+      `[n, T + 1]` int32 in stored order.
     """
     check_at_least_one('max_examples', max_examples)
     numbers = np.concatenate([numbers for _, numbers in self.clients])

@@ -1,8 +1,8 @@
-"""Clients made more alike: a part of their sentences is exchanged.
+"""Makes clients more similar by exchanging a part of their sentences.
 
-The knob of heterogeneity of Karimireddy et al. 2020 (SCAFFOLD, arXiv
-1910.06378), who give clients s % of independent and identically distributed
-data. Here clients keep their sizes, and every sentence stays with one client.
+Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378) control heterogeneity by
+giving clients s % of independent and identically distributed data. Here clients
+keep their sizes, and every sentence belongs to one client.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROUNDS = 6
 
 
 def _hash(values: Any, key: int) -> np.ndarray:
-  """Returns 64 bits that look random for each value (SplitMix64's finish)."""
+  """Returns 64 pseudorandom bits for each value (finalizer of SplitMix64)."""
   x = np.asarray(values).astype(np.uint64)
   x = x + np.uint64(key % 2**64) * np.uint64(0x9E3779B97F4A7C15)
   for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -30,16 +30,16 @@ def _hash(values: Any, key: int) -> np.ndarray:
 def permute(values: np.ndarray, size: int, seed: int) -> np.ndarray:
   """Permutes 0 to size - 1 without a table, at chosen values.
 
-  A Feistel network on the next power of four, followed until it comes back
+  A Feistel network on the next power of four, iterated until the result is
   below `size`.
 
   Args:
-    values: `[n]` int64, in 0 to size - 1.
-    size: How many numbers are permuted.
+    values: `[n]` int64, from 0 to size - 1.
+    size: The size of the permutation.
     seed: Chooses the permutation.
 
   Returns:
-    `[n]` int64: where each value goes.
+    The image of each value, `[n]` int64.
   """
   half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
   mask = (np.uint64(1) << half) - np.uint64(1)
@@ -59,17 +59,18 @@ def permute(values: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MixedPopulation(ClientPopulation):
-  """Clients of whose sentences a part is exchanged with all the others.
+  """Clients that exchange a part of their sentences with all others.
 
-  Which sentences, and for which others, depends on the seed alone: a client has
-  the same sentences in every round. Those of it that go are spread evenly over
-  its text. Memory grows with the number of clients, not of sentences.
+  The exchange depends on the seed alone: a client has the same sentences in
+  every round. The sentences that a client gives away are spread evenly over its
+  text. Memory grows with the number of clients, not of sentences.
 
   Attributes:
-    similarity: The part of each client's sentences that is exchanged, from 0 to
-      1; where that is no whole number, it is rounded at random.
-    seed: Fixes the exchange.
-    slots: `[clients + 1]` sentences that go of all clients before; derived.
+    similarity: The fraction of each client's sentences that is exchanged, from
+      0 to 1; numbers of sentences are rounded at random.
+    seed: The seed of the exchange.
+    slots: `[clients + 1]` numbers of sentences that all clients before give
+      away; derived.
   """
 
   similarity: float = 0.0
@@ -89,18 +90,18 @@ class MixedPopulation(ClientPopulation):
     counts = np.minimum(
       np.floor(self.similarity * sizes + uniform).astype(np.int64), sizes
     )
-    # The number of the first sentence that each client gives away.
+    # The number of the first slot of each client.
     slots = np.concatenate([[0], np.cumsum(counts)])
     object.__setattr__(self, 'slots', slots)
 
   def _shift(self, clients: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Where among a client's sentences those that go begin, 0 to size - 1."""
+    """Returns where the sentences given away begin, from 0 to size - 1."""
     with np.errstate(over='ignore'):
       draws = _hash(clients, 2 * self.seed + 2)
     return (draws % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64)
 
   def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
-    """Returns which sentences of the whole a client's are; see the base."""
+    """Returns the numbers of a client's sentences; see the base class."""
     own = super().sentence_numbers(index, order)
     slots = self.slots
     count = int(slots[index + 1] - slots[index])
@@ -109,7 +110,7 @@ class MixedPopulation(ClientPopulation):
       return own
     order = np.asarray(order, np.int64)
     shift = int(self._shift(np.array([index]), np.array([size]))[0])
-    # The j-th that goes is number (j * size + shift) // count.
+    # The j-th sentence given away is number (j * size + shift) // count.
     j = -((shift - order * count) // size)
     goes = (j >= 0) & (j < count) & ((j * size + shift) // count == order)
     others = permute(slots[index] + j[goes], int(slots[-1]), self.seed)
@@ -127,12 +128,12 @@ class MixedPopulation(ClientPopulation):
 
 
 def mix(task: Task, similarity: Optional[float], seed: int) -> Task:
-  """Returns a task whose training clients are more alike.
+  """Returns a task with more similar training clients.
 
   Args:
-    task: The task; clients to validate and test on stay as they are.
-    similarity: See `MixedPopulation`; None or 0 for the task as it is.
-    seed: Fixes the exchange.
+    task: The task; validation and test clients do not change.
+    similarity: See `MixedPopulation`; None or 0 returns the task itself.
+    seed: The seed of the exchange.
 
   Raises:
     ValueError: If the task's clients are of another kind.

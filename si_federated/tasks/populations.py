@@ -135,13 +135,13 @@ class Population(Protocol):
 class ClientPopulation(Population):
   """The clients of one split, as sentences of ids of a fixed length.
 
-  Nothing is read before a client is asked for, and nothing is kept after, so
-  that the cost of a round is the cost of its cohort.
+  A client is read when it is needed and not kept afterwards, so that the cost
+  of a round is that of its cohort.
 
   Attributes:
     arrays: The sentences as word ranks.
-    num_words: V, the number of words with an id of their own.
-    sequence_length: T, the number of words to which a sentence is cut.
+    num_words: V, the number of words with an id.
+    sequence_length: T, the number of words to which sentences are cut.
   """
 
   arrays: TokenArrays
@@ -204,11 +204,11 @@ class ClientPopulation(Population):
     return self.select(index, np.arange(self.num_examples(index)))
 
   def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
-    """Returns which sentences of the whole split some of a client's are.
+    """Returns numbers within the split of some of a client's sentences.
 
     Args:
       index: The client.
-      order: `[n]` numbers among its own sentences, from 0.
+      order: `[n]` numbers within the client, from 0.
 
     Returns:
       `[n]` numbers for `ids_of`.
@@ -254,14 +254,14 @@ class ClientPopulation(Population):
     return PopulationSubset(self, np.asarray(members, np.int64), rows)
 
   def sample_examples(self, max_examples: int, *, seed: int) -> np.ndarray:
-    """Returns a fixed random subset of all sentences of all clients.
+    """Returns a random subset of the sentences of all clients.
 
     Args:
-      max_examples: At most this many; all sentences if there are no more.
-      seed: Fixes the choice.
+      max_examples: The maximum number of sentences.
+      seed: The seed of the choice.
 
     Returns:
-      `[n, T + 1]` int32 in stored order, no sentence twice.
+      `[n, T + 1]` int32 in stored order, each sentence at most once.
     """
     check_at_least_one('max_examples', max_examples)
     total = self.num_sentences
@@ -280,10 +280,10 @@ class ClientPopulation(Population):
     return self.ids_of(np.sort(chosen))
 
   def label_counts(self, chunk: int = 200_000) -> np.ndarray:
-    """Counts how often each id is a label in one pass over all sentences.
+    """Counts the ids of all labels in one pass over all sentences.
 
     Args:
-      chunk: How many sentences are held in memory at once.
+      chunk: The number of sentences in memory at once.
 
     Returns:
       `[V + 4]` int64; padding and the beginning token are 0.
@@ -312,11 +312,11 @@ def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
   """Returns a dataset of the batches of arrays `[n, ...]`.
 
   Args:
-    arrays: A structure of them.
-    batch_size: Rows a batch; the last may have fewer.
+    arrays: A structure of arrays.
+    batch_size: Rows per batch; the last batch may have fewer.
 
   Raises:
-    ValueError: The batch size is below 1.
+    ValueError: If the batch size is below 1.
   """
   check_at_least_one('batch_size', batch_size)
   return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
@@ -330,17 +330,17 @@ def training_order(
   max_elements: int | None = None,
   seed: int | Sequence[int] | None = None,
 ) -> np.ndarray:
-  """Returns in which order a client's examples are used, `[m]`.
+  """Returns the order of a client's examples in a training pass, `[m]`.
 
   Args:
-    size: The number of its examples.
+    size: The number of examples.
     index: The client.
-    epochs: How often each example is seen.
+    epochs: The number of passes over the examples.
     max_elements: At most this many over all epochs; None for all.
-    seed: With the client's index fixes the order; None for stored order.
+    seed: Determines the order, with the client's index; None for stored order.
 
   Raises:
-    ValueError: A number is out of range.
+    ValueError: If a number is out of range.
   """
   if epochs < 1:
     raise ValueError(f'epochs must be 1 or more; got {epochs}.')
@@ -360,7 +360,7 @@ def training_order(
 
 
 def permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
-  """Returns a random order of so many, the same with every NumPy."""
-  # Sorted raw output, because NumPy keeps the stream of a bit generator the
-  # same from version to version but not that of `Generator.permutation`.
+  """Returns a random order of `size` items, the same with every NumPy."""
+  # Sorted raw output, because NumPy guarantees the stream of a bit generator
+  # but not that of `Generator.permutation`.
   return np.argsort(generator.random_raw(size), kind='stable')
