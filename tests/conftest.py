@@ -34,8 +34,9 @@ def _local_runtime():
 def _drop_gradients():
   """Frees the graphs that a module's tests have differentiated.
 
-  TensorFlow registers the gradient of every differentiated function, never
-  removes it, and so keeps its graphs: gigabytes over a few hundred tests.
+  TensorFlow registers the gradient of each differentiated function, and of each
+  custom gradient in a graph, never removes it, and so keeps the graphs:
+  gigabytes over a few hundred tests.
   """
   from tensorflow.python.framework import ops
 
@@ -43,7 +44,7 @@ def _drop_gradients():
   before = set(registry)
   yield
   for name in set(registry) - before:
-    if name.startswith('PartitionedCall-'):
+    if name.startswith(('CustomGradient-', 'PartitionedCall-')):
       del registry[name]
 
 

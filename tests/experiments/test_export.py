@@ -59,8 +59,10 @@ def _sentences(trained):
   'name',
   [
     'si_cifg',
-    'si_transformer',
-    pytest.param('si_conformer', marks=pytest.mark.slow),
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('si_transformer', 'si_conformer')
+    ),
   ],
 )
 def test_same_next_words_as_the_checkpoint(runs, name, tmp_path):

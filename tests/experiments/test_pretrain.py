@@ -30,6 +30,7 @@ def _run(binary, *args, **options):
   return tiny.run_binary(binary, *args, **options)
 
 
+@pytest.mark.slow
 def test_pretrained_then_trained_federatedly(tmp_path):
   where = f'--root_output_dir={tmp_path}'
   done = _run('pretrain', *_TINY, *_STEPS, where, '--experiment_name=before')

@@ -88,6 +88,7 @@ class _Killed(BaseException):
   """Leaves no time to save."""
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_as_if_never_stopped(
   whole, tmp_path, monkeypatch
 ):

@@ -136,6 +136,7 @@ def test_interrupted_saves_and_leaves_no_process(whole, tmp_path, how):
   tiny.assert_same_run(tmp_path / 'x', whole)
 
 
+@pytest.mark.slow
 def test_tffs_runtime_gives_the_same_and_leaves_no_process(whole, tmp_path):
   process = _start(tmp_path, '--runtime=tff', '--total_rounds=1')
   output, _ = process.communicate(timeout=300)

@@ -42,6 +42,7 @@ def pieces(tmp_path_factory):
   return root / 'x', summary
 
 
+@pytest.mark.slow
 def test_speeches_train_a_round_and_suggest_characters(tmp_path):
   clients = [f'PLAY_ROLE_{i}' for i in range(8)]
   (tmp_path / 'speeches.jsonl').write_text(

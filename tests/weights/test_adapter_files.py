@@ -138,6 +138,7 @@ def test_starts_from_merged_adapters(root):
     np.testing.assert_array_equal(learned.weights[name[:-2]], weight)
 
 
+@pytest.mark.slow
 def test_resumes_to_the_same_weights(root, tmp_path):
   shutil.copytree(root / 'lora', tmp_path / 'lora')
   (newest,) = (tmp_path / 'lora' / 'checkpoints').glob('*0002.npz')
