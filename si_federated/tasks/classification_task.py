@@ -1,4 +1,4 @@
-"""The record that a task of telling texts apart hands to training."""
+"""The task of classifying texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from si_federated.tasks.labelled_population import (
 )
 from si_federated.tasks.vocabulary import Vocabulary
 
-# Numbers of the texts of each client, by the client's name.
+# The numbers of each client's texts, by the client's name.
 Clients = Mapping[str, np.ndarray]
 # The beginning and end tokens, and a word between them.
 MIN_LENGTH = 3
@@ -24,19 +24,19 @@ MIN_LENGTH = 3
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationTask:
-  """The class of each text of many clients; a sibling of `Task`.
+  """Classification of the texts of many clients; a sibling of `Task`.
 
-  A text is its beginning token, its tokens cut to T - 2, its end token, zeros.
+  A text is the beginning token, at most T - 2 tokens, the end token, and zeros.
 
   Attributes:
     name: The task's name in `TASKS`.
     vocabulary: The words and ids of all three populations.
-    sequence_length: T, the most ids of a text.
+    sequence_length: T, the maximum number of ids of a text.
     classes: The names of the C classes, by label.
     texts: All texts, by number.
-    train: Clients to train on.
-    validation: Texts to choose by, as of one client.
-    test: Texts for the last number, as of one client.
+    train: The training clients.
+    validation: The validation texts, as one client.
+    test: The test texts, as one client.
   """
 
   MODEL_ARGUMENTS: ClassVar[tuple[str, ...]] = ('vocab_size', 'num_classes')
@@ -98,7 +98,7 @@ class ClassificationTask:
 
   @property
   def objective_options(self) -> dict[str, Any]:
-    """What the objective needs to know of the labels."""
+    """The options of the objective that depend on the labels."""
     return {'num_classes': len(self.classes)}
 
   @staticmethod
@@ -107,10 +107,10 @@ class ClassificationTask:
     return text_and_label(examples)
 
   def facts(self, examples: np.ndarray) -> dict[str, Any]:
-    """Returns what there is to know of the data, as plain values.
+    """Returns facts about the data as plain values.
 
     Args:
-      examples: What is evaluated on, `[N, T + 1]`.
+      examples: The examples for evaluation, `[N, T + 1]`.
     """
     _, labels = self.inputs_and_labels(examples)
     numbers = np.concatenate([numbers for _, numbers in self.train.clients])
@@ -129,11 +129,10 @@ class ClassificationTask:
   def recode(
     self, learn: Callable[[Mapping[str, int]], Vocabulary]
   ) -> ClassificationTask:
-    """Returns the same task in other tokens.
+    """Returns the same task with another vocabulary.
 
     Args:
-      learn: Makes their vocabulary from the words of the training texts and
-        their numbers.
+      learn: Builds the vocabulary from word counts of the training texts.
     """
     splits = {
       split: dict(getattr(self, split).clients)
@@ -168,14 +167,14 @@ def build_task(
     labels: `[N]` int32 classes.
     classes: The names of the classes.
     splits: The clients of `train`, `validation` and `test`.
-    learn: As for `ClassificationTask.recode`.
+    learn: See `ClassificationTask.recode`.
     sequence_length: T.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: A split is empty, or the length too small.
+    ValueError: If a split is empty or the length too small.
   """
   counts: collections.Counter[str] = collections.Counter()
   for numbers in splits['train'].values():
@@ -200,11 +199,11 @@ def most_frequent(counts: Mapping[str, int], size: int) -> Vocabulary:
   """Returns the vocabulary of the most frequent words.
 
   Args:
-    counts: Words and their numbers.
-    size: V, the most words.
+    counts: The count of each word.
+    size: V, the maximum number of words.
 
   Raises:
-    ValueError: There are no words.
+    ValueError: If there are no words.
   """
   if not counts:
     raise ValueError('The training texts hold no words; give texts that do.')
@@ -218,13 +217,13 @@ def encode_texts(
   """Returns the ids of texts, padded with 0.
 
   Args:
-    vocabulary: Their tokens.
+    vocabulary: The vocabulary.
     texts: N texts.
     sequence_length: T.
 
   Returns:
-    `[N, T]` unsigned integers: the beginning token, the tokens cut to T - 2,
-    the end token.
+    `[N, T]` unsigned integers: the beginning token, at most T - 2 tokens, the
+    end token.
   """
   kind = np.uint16 if vocabulary.size <= 1 << 16 else np.uint32
   ids = np.zeros([len(texts), sequence_length], kind)

@@ -15,13 +15,13 @@ _COLUMNS = {
   'client_metadata': ('split_name', 'client_id', 'num_examples'),
 }
 _FORMS = {'tokens': ', words separated by spaces'}
-# Sentences parsed at once: enough to make the cost of a call vanish.
+# Sentences parsed at once, so that the cost of a call does not matter.
 _BATCH = 8192
 _RUN = 100_000
 
 
 class ClientDatabase:
-  """A SQLite file of `tf.train.Example`s by client, opened to read.
+  """A read-only SQLite file of `tf.train.Example`s by client.
 
   All methods raise ValueError with one sentence when the file is damaged,
   locked or of another format.
@@ -71,7 +71,7 @@ class ClientDatabase:
       ) from error
 
   def splits(self) -> dict[str, int]:
-    """Returns the number of sentences of each split, as its table says."""
+    """Returns the number of sentences of each split, from the metadata."""
     query = (
       'SELECT split_name, total(num_examples) FROM client_metadata '
       'GROUP BY split_name'
@@ -92,8 +92,8 @@ class ClientDatabase:
   def clients(self, split: str) -> Iterator[tuple[str, list[bytes]]]:
     """Yields each client with its sentences in stored order.
 
-    Clients come in the order of their names, those without sentences too. Only
-    names and row numbers are sorted (by SQLite, on disk if need be), so that
+    Clients come in the order of their names, including those without sentences.
+    SQLite sorts names and row numbers only, on disk if necessary, so that
     memory does not grow with the file.
 
     Args:
@@ -102,7 +102,7 @@ class ClientDatabase:
     Yields:
       The client's name and the texts of its examples.
     """
-    # A client of the table of clients without examples gets a NULL row.
+    # A client without examples gets a NULL row.
     query = (
       'SELECT m.client_id, e.rowid FROM (SELECT DISTINCT client_id FROM '
       'client_metadata WHERE split_name = ?1) AS m LEFT JOIN examples AS e '
@@ -127,7 +127,7 @@ class ClientDatabase:
     if not rows:
       return
     select = 'SELECT serialized_example_proto FROM examples WHERE rowid '
-    if rows[-1] - rows[0] + 1 == len(rows):  # Written one after the other.
+    if rows[-1] - rows[0] + 1 == len(rows):  # Consecutive rows.
       found = self._connection.execute(
         select + 'BETWEEN ? AND ? ORDER BY rowid', (rows[0], rows[-1])
       )
@@ -149,7 +149,7 @@ class ClientDatabase:
       start += size
 
   def _texts(self, messages: list[bytes]) -> list[bytes]:
-    # Parsing the one feature that is needed is what makes this quick.
+    # Parsing a single feature is fast.
     spec = {self._feature: tf.io.FixedLenFeature([], tf.string)}
     try:
       parsed = tf.io.parse_example(tf.constant(messages, tf.string), spec)

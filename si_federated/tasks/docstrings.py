@@ -1,4 +1,4 @@
-"""Task `docstrings`: English that every Python installation holds."""
+"""Task `docstrings`: the English of a Python installation."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def docstrings(
   sequence_length: int = 20,
   min_sentences: int = 16,
 ) -> Task:
-  """Next-word prediction on the docstrings of what is installed.
+  """Next-word prediction on the docstrings of installed packages.
 
-  One module is one client, so that clients are naturally unlike in topic and
-  size. The first use reads all installed packages and the standard library
-  without importing them and keeps the result; it is built anew when packages
-  are installed, changed or removed.
+  A client is a module, so that clients differ naturally in topic and size. The
+  first use reads all installed packages and the standard library, without
+  importing them, and keeps the result until packages are installed, changed or
+  removed.
 
   Args:
-    data_dir: Folder for the result; None for `si_federated` in the user's cache
-      folder (`$XDG_CACHE_HOME` or `~/.cache`).
-    vocab_size: V, how many words have an id of their own. Words stand by the
+    data_dir: The folder for the result; None for `si_federated` in the user's
+      cache folder (`$XDG_CACHE_HOME` or `~/.cache`).
+    vocab_size: V, the number of words with an id. Words are ranked by the
       number of training clients that use them.
-    sequence_length: T, the number of words to which a sentence is cut.
+    sequence_length: T, the number of words to which sentences are cut.
     min_sentences: Modules with fewer sentences are left out.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: A number is out of range, hardly anything is installed, or the
-      folder cannot be written.
+    ValueError: If a number is out of range, too few packages are installed, or
+      the folder cannot be written.
   """
   check_sizes(vocab_size, sequence_length)
   store = open_corpus(
@@ -61,21 +61,21 @@ def docstrings(
 def open_corpus(
   folder: str, roots: Sequence[str], *, min_sentences: int
 ) -> TokenStore:
-  """Opens the store of all modules below some folders; builds it if need be.
+  """Opens or builds the store of all modules below some folders.
 
-  Sentences are kept once, in the first module that has them, so that vendored
-  copies, licences and other boilerplate vanish.
+  A sentence is kept once, in the first module that has it, which removes
+  vendored copies, licences and other boilerplate.
 
   Args:
-    folder: Where stores are kept, one for each state of the installation.
+    folder: The folder of the stores, one per state of the installation.
     roots: Folders with packages at their top level.
-    min_sentences: Modules with fewer sentences of their own are left out.
+    min_sentences: Modules with fewer distinct sentences are left out.
 
   Returns:
     The store.
 
   Raises:
-    ValueError: As for `docstrings`.
+    ValueError: See `docstrings`.
   """
   if min_sentences < 1:
     raise ValueError(f'min_sentences must be 1 or more; got {min_sentences}.')

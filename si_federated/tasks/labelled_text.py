@@ -1,4 +1,4 @@
-"""Texts with a label each: from a file, from docstrings, from Shakespeare."""
+"""Labelled texts from a file, from docstrings or from Shakespeare."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from si_federated.tasks.shakespeare import find_source, read_speeches
 from si_federated.tasks.store_writer import SPLITS
 from si_federated.tasks.token_arrays import UNLISTED
 
-_MIN_DOCSTRINGS = 16  # As the task `docstrings` has it, whose store this is.
+# The default of the task `docstrings`, to share its store.
+_MIN_DOCSTRINGS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledText:
-  """Texts, each with a label and perhaps with the client that wrote it.
+  """Texts with labels and, optionally, with their clients.
 
   Attributes:
-    source: What it was read from, for messages.
+    source: Their origin, for messages.
     texts: The texts.
-    labels: The class of each, by name.
-    clients: The client of each; None if there are none.
+    labels: The name of each text's class.
+    clients: The client of each text; None if unknown.
   """
 
   source: str
@@ -57,17 +58,17 @@ def read_file(
   """Reads a file of JSON lines or of comma-separated values with a header.
 
   Args:
-    path: The file, `.csv` or `.jsonl`, plain or with `.gz` or `.xz` after that.
+    path: The file, `.csv` or `.jsonl`, optionally compressed as `.gz` or `.xz`.
     text: The column (or key) of the text.
-    label: The column of the label; text or a whole number.
-    client: The column of the client's name; None to read none.
+    label: The column of the label, which is text or a whole number.
+    client: The column of the client's name; None to read no clients.
 
   Returns:
-    What it holds.
+    The texts.
 
   Raises:
-    ValueError: It is missing or damaged, lacks a column, or a line cannot be
-      used; the message names file and line.
+    ValueError: If the file is missing or damaged, lacks a column, or has a line
+      that cannot be used; the message names file and line.
   """
   stem = path[: -len('.gz')] if path.endswith(('.gz', '.xz')) else path
   readers = {'.csv': _csv_rows, '.jsonl': _json_rows, '.json': _json_rows}
@@ -169,17 +170,17 @@ def _json_rows(
 
 
 def read_docstrings(data_dir: str | None, *, num_classes: int) -> LabelledText:
-  """Takes docstring sentences, labelled with the package that they are from.
+  """Returns docstring sentences, labelled with their packages.
 
   Args:
-    data_dir: Where the store of the task `docstrings` is kept.
-    num_classes: How many packages; those of the most sentences.
+    data_dir: The folder of the store of the task `docstrings`.
+    num_classes: The number of packages; the largest are used.
 
   Returns:
-    The sentences of these packages, the modules as clients.
+    The sentences of these packages, with modules as clients.
 
   Raises:
-    ValueError: As for the task `docstrings`, or there are fewer packages.
+    ValueError: If there are fewer packages; see also the task `docstrings`.
   """
   store = open_corpus(
     data_dir or files.cache_folder(),
@@ -205,18 +206,19 @@ def read_docstrings(data_dir: str | None, *, num_classes: int) -> LabelledText:
 def read_shakespeare(
   data_dir: str | None, *, num_classes: int, by_play: bool
 ) -> LabelledText:
-  """Takes speeches, labelled with the role that says them or with the play.
+  """Returns speeches, labelled with their roles or plays.
 
   Args:
-    data_dir: As for the task `shakespeare`.
-    num_classes: How many roles or plays; those of the most speeches.
-    by_play: Whether plays are told apart, and not roles.
+    data_dir: See the task `shakespeare`.
+    num_classes: The number of roles or plays; those with the most speeches are
+      used.
+    by_play: Whether to classify plays instead of roles.
 
   Returns:
-    The speeches, the roles as clients.
+    The speeches, with roles as clients.
 
   Raises:
-    ValueError: As for the task `shakespeare`, or there are fewer classes.
+    ValueError: If there are fewer classes; see also the task `shakespeare`.
   """
   source = find_source(data_dir, None)
   found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)

@@ -1,4 +1,4 @@
-"""Losses, and the metrics of next-word prediction, padding left out."""
+"""Losses, and the metrics of next-word prediction without padding."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def cross_entropy(
 ) -> tuple[tf.Tensor, Callable]:
   """Returns the softmax cross-entropy of each label, from logits.
 
-  `tf.nn.sparse_softmax_cross_entropy_with_logits` in plain operations, which
-  take half its time on a CPU and keep one array of the logits' size for the
+  Equals `tf.nn.sparse_softmax_cross_entropy_with_logits`, in plain operations
+  that are faster on a CPU and keep one array of the logits' size for the
   gradient. First derivatives only.
 
   Args:
@@ -51,8 +51,8 @@ def cross_entropy(
 class NextWordLoss(tf.keras.losses.Loss):
   """Mean negative log-likelihood of the labels that are not padding (0).
 
-  The labels alone decide what counts, whether or not the logits carry a Keras
-  mask. With weights it is the weighted mean. A batch of padding gives 0.
+  Only the labels determine what counts, whether or not the logits carry a Keras
+  mask. Sample weights make it a weighted mean. A batch of padding gives 0.
   """
 
   def __init__(self, name: str = 'next_word_loss'):
@@ -84,7 +84,7 @@ class NextWordLoss(tf.keras.losses.Loss):
     if sample_weight is not None:
       sample_weight = tf.cast(sample_weight, losses.dtype)
       missing = weights.shape.rank - sample_weight.shape.rank
-      for _ in range(missing):  # One weight an example: spread over its labels.
+      for _ in range(missing):  # A weight per example holds for all its labels.
         sample_weight = sample_weight[..., tf.newaxis]
       weights *= sample_weight
     return tf.math.divide_no_nan(
@@ -112,7 +112,7 @@ class ClassLoss(tf.keras.losses.Loss):
 
   @tf.autograph.experimental.do_not_convert
   def __call__(self, y_true, y_pred, sample_weight=None):
-    """Returns the scalar mean, weighted if weights are given; 0 of none."""
+    """Returns the scalar mean, weighted if weights are given."""
     losses = self.call(y_true, tf.convert_to_tensor(y_pred))
     weights = tf.ones_like(losses)
     if sample_weight is not None:
@@ -143,7 +143,7 @@ class TokenCount(tf.keras.metrics.Metric):
 
 
 class MaskedAccuracy(tf.keras.metrics.Metric):
-  """Share of labels that have the largest logit, some labels left out."""
+  """Fraction of labels with the largest logit, without some labels."""
 
   def __init__(
     self, ignored: Sequence[int] = (0,), name: str = 'accuracy', dtype=None
@@ -166,7 +166,7 @@ class MaskedAccuracy(tf.keras.metrics.Metric):
     self._count.assign_add(tf.math.count_nonzero(counted, dtype=tf.float32))
 
   def result(self):
-    """Returns the share; 0 if there was no label."""
+    """Returns the fraction; 0 if there was no label."""
     return tf.math.divide_no_nan(
       self._correct.read_value(), self._count.read_value()
     )
@@ -177,7 +177,7 @@ class MaskedAccuracy(tf.keras.metrics.Metric):
 
 
 def ignored_labels(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
-  """Returns the field's three accuracies with the labels each leaves out."""
+  """Returns the three usual accuracies and the labels that each leaves out."""
   padding, unknown = vocabulary.padding, vocabulary.out_of_vocabulary
   return {
     'accuracy': (padding,),
@@ -189,7 +189,7 @@ def ignored_labels(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
 def metric_constructors(
   vocabulary: Vocabulary,
 ) -> collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]:
-  """Returns what `functional_model_from_keras` takes as its metrics."""
+  """Returns the metrics for `functional_model_from_keras`."""
   metrics: collections.OrderedDict[str, Callable[[], tf.keras.metrics.Metric]]
   metrics = collections.OrderedDict(
     (name, functools.partial(MaskedAccuracy, labels, name=name))

@@ -1,4 +1,4 @@
-"""Plain text files as training data, in their own words or in a task's."""
+"""Plain text files as training data, with their own or a task's vocabulary."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from si_federated.tasks.token_store import (
 from si_federated.tasks.tokenizer import tokenize
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
-# Raise it when stores kept from before must be built anew.
+# Raising it rebuilds existing stores.
 _VERSION = 1
-# A long file is several documents, so that parts of it can be held out.
+# Lines of a document: parts of a long file can be held out.
 _LINES = 200
 
 
@@ -45,19 +45,19 @@ def text_task(
 ) -> Task:
   """Makes a task of plain text.
 
-  Documents are files, or some 200 lines of longer ones; a tenth of them is held
-  out for validation and for test. They are split into sentences, and these into
-  words as those of the task `docstrings`, or as the vocabulary does it. The
-  first use keeps the result in the user's cache folder.
+  Documents are files, or some 200 lines of longer files; a tenth of them each
+  is held out for validation and test. They are split into sentences, and
+  sentences into words by the rules of the task `docstrings` or by the
+  vocabulary. The result is kept in the user's cache folder.
 
   Args:
-    pattern: The files, with wildcards; `**` for all folders below. `.gz` and
-      `.xz` files are unpacked.
-    vocab_size: V, how many words have an id of their own.
-    sequence_length: T, the number of words to which a sentence is cut.
-    vocabulary: Given, its tokens are used, and `vocab_size` is not.
-    by_line: Whether sentences end at line ends, too. Otherwise lines are of
-      wrapped text, and an empty one ends a paragraph.
+    pattern: The files, with wildcards; `**` matches all folders below. `.gz`
+      and `.xz` files are unpacked.
+    vocab_size: V, the number of words with an id.
+    sequence_length: T, the number of words to which sentences are cut.
+    vocabulary: If given, it replaces one of `vocab_size` words.
+    by_line: Whether sentences also end at line ends. Otherwise lines are
+      wrapped text, and an empty line ends a paragraph.
 
   Returns:
     The task.
@@ -91,18 +91,18 @@ def text_task(
 
 
 def train_on_text(task: Task, pattern: str, *, by_line: bool = False) -> Task:
-  """Puts plain text in the place of a task's training clients.
+  """Replaces a task's training clients by plain text.
 
   Args:
-    task: What is evaluated, and whose vocabulary the text is written in.
-    pattern: The files, as for `text_task`; all of them are trained on.
-    by_line: As for `text_task`.
+    task: The task, whose vocabulary and evaluation stay.
+    pattern: See `text_task`; nothing is held out.
+    by_line: See `text_task`.
 
   Returns:
-    The task with other training clients, each a document.
+    The task with documents as training clients.
 
   Raises:
-    ValueError: If there are no such files, or no text in them.
+    ValueError: If there are no such files or no text.
   """
   vocabulary, length = task.vocabulary, task.sequence_length
   store = _encoded(
@@ -113,16 +113,16 @@ def train_on_text(task: Task, pattern: str, *, by_line: bool = False) -> Task:
 
 
 def find_text(pattern: str) -> list[list[Any]]:
-  """Returns path, size and time of each of the files that a pattern names.
+  """Returns path, size and time of the files that match a pattern.
 
   Args:
-    pattern: As for `text_task`.
+    pattern: See `text_task`.
 
   Returns:
-    `[path, bytes, nanoseconds]` of each, sorted.
+    Sorted `[path, bytes, nanoseconds]`.
 
   Raises:
-    ValueError: If there are none.
+    ValueError: If no file matches.
   """
   return [[path, *stamp(path)] for path in _find(pattern)]
 
@@ -148,8 +148,8 @@ def _encoded(
 ) -> TokenStore:
   """Opens or builds the store of text in the tokens of a vocabulary.
 
-  Text of characters is cut into windows, so that all of it is used, as the task
-  `shakespeare` does it; of other text the beginnings of sentences are used.
+  Characters are cut into windows, so that all text is used, as in the task
+  `shakespeare`; other sentences are cut to their beginnings.
   """
   window = length if isinstance(vocabulary, CharacterVocabulary) else None
   unknown = vocabulary.out_of_vocabulary
@@ -231,7 +231,7 @@ def _documents(
         lines: list[str] = []
         first = 1
         for number, line in enumerate(file, start=1):
-          # Not in the midst of a paragraph, unless that has no end.
+          # Not within a paragraph, unless it is very long.
           may_end = by_line or not line.strip()
           if len(lines) >= (_LINES if may_end else 10 * _LINES):
             yield f'{path}:{first}', lines
