@@ -86,7 +86,7 @@ class ComponentSpec:
       if not equals or not _NAME.fullmatch(key) or not value:
         raise ConfigError(f'{part!r} in {text!r} is not of the form key=value.')
       if key in options:
-        raise ConfigError(f'{key!r} stands twice in {text!r}.')
+        raise ConfigError(f'{key!r} occurs twice in {text!r}.')
       options[key] = _parse_value(value)
     return cls(name, tuple(options.items()))
 
@@ -181,7 +181,7 @@ class CompressionSpec:
       name, equals, rest = part.strip().partition('=')
       if equals and name in ('upload', 'download'):
         if name in ways:
-          raise ConfigError(f'{name!r} stands twice in {text!r}.')
+          raise ConfigError(f'{name!r} occurs twice in {text!r}.')
         way = name
         ways[way] = rest
       elif index == 0:

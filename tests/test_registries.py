@@ -309,7 +309,7 @@ def test_a_client_of_partial_training_sends_what_it_trained_alone():
     ),
     ({'compression': 'ternery'}, "did you mean 'ternary'"),
     ({'compression': 'upload=uniform:bit=8'}, "did you mean 'bits'"),
-    ({'compression': 'upload=ternary,upload=uniform'}, 'stands twice'),
+    ({'compression': 'upload=ternary,upload=uniform'}, 'occurs twice'),
   ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):

@@ -36,7 +36,7 @@ from si_federated.training import checkpoints, run_folder
 
 _GROUP = 16
 _NOT_COVERED = (
-  'What is told of single clients, and the files in clients/, are made from '
+  'Results for single clients, and the files in clients/, are made from '
   'the data of these clients alone: no guarantee of privacy.json covers them, '
   'and outside a simulation they stay with the client.'
 )

@@ -65,6 +65,6 @@ def _stored(client, personalizer, store, fingerprint):
   except FileNotFoundError:
     return None
   except client_store.StoreError as error:
-    logging.warning('%s It is made anew.', error)
+    logging.warning('%s Training its experts again.', error)
     return None
   return facts['results'] if facts.get('fingerprint') == fingerprint else None

@@ -135,7 +135,7 @@ def utc(date: str) -> str:
   """
   found = _DATE.fullmatch(date)
   if not found:
-    raise ValueError(f'{date!r} is no date such as 2008-08-10T08:28:52.100')
+    raise ValueError(f'{date!r} is not a date such as 2008-08-10T08:28:52.100')
   day, time, fraction = found.groups()
   fraction = '' if fraction in (None, '.') else fraction
   return f'{day} {time}{fraction} UTC'
@@ -179,8 +179,8 @@ def _split(stream: IO[bytes], path: str) -> Iterator[bytes]:
       rest = rest[-len(_ROW) :]
     if len(rest) > _MOST_BYTES:
       raise ValueError(
-        f'{path} has a row of more than {_MOST_BYTES >> 20} MB; it is no dump '
-        'of a Stack Exchange site.'
+        f'{path} has a row of more than {_MOST_BYTES >> 20} MB; it is not a '
+        'dump of a Stack Exchange site.'
       )
   if begun:
     yield _row_text(rest)

@@ -103,7 +103,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
   if os.path.exists(final) and not settings.overwrite:
     raise ValueError(
       f'There is a {final} already; give another --output, or --overwrite to '
-      'have it made anew.'
+      'replace it.'
     )
   if not os.path.exists(settings.input):
     raise ValueError(

@@ -38,7 +38,7 @@ def read_jsonl(
       try:
         values = json.loads(line)
         if not isinstance(values, dict):
-          raise ValueError('it is no object')
+          raise ValueError('not an object')
       except (ValueError, RecursionError):
         counts.leave_out('not a JSON object', path, row)
         continue
@@ -64,12 +64,12 @@ def read_csv(
     try:
       header = next(rows, [])
     except csv.Error as error:
-      raise ValueError(f'{path} is no CSV file ({error}).') from error
+      raise ValueError(f'{path} is not a CSV file ({error}).') from error
     for flag, column in (('text', text), ('client', client)):
       if column not in header:
         raise ValueError(
           f'{path} has no column {column!r} but {", ".join(header) or "none"}; '
-          f'name the one that is meant by --{flag}_column.'
+          f'name the right one by --{flag}_column.'
         )
     row = 1
     while True:

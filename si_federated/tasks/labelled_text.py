@@ -89,7 +89,7 @@ def read_file(
   except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
     raise ValueError(f'{path} cannot be read ({error}).') from error
   except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is no text in UTF-8 ({error}).') from error
+    raise ValueError(f'{path} is not UTF-8 text ({error}).') from error
   parts = tuple(zip(*values)) or ((),) * len(columns)
   return LabelledText(path, *parts)
 
@@ -105,7 +105,7 @@ def _value(path: str, number: int, name: str, value: Any) -> str:
     value = str(value)
   if not isinstance(value, str):
     raise ValueError(
-      f'{path}:{number}: {name} is no text; give every example one.'
+      f'{path}:{number}: {name} is not text; give every example one.'
     )
   if not value.strip():
     raise ValueError(
@@ -142,7 +142,7 @@ def _csv_rows(
       yield reader.line_num, dict(zip(header, row))
   except csv.Error as error:
     raise ValueError(
-      f'{path}:{reader.line_num}: it is no CSV ({error}); mend or remove the '
+      f'{path}:{reader.line_num}: it is not CSV ({error}); mend or remove the '
       'line.'
     ) from error
 
@@ -157,11 +157,11 @@ def _json_rows(
       row = json.loads(line)
     except ValueError as error:
       raise ValueError(
-        f'{path}:{number}: it is no JSON ({error}); mend or remove the line.'
+        f'{path}:{number}: it is not JSON ({error}); mend or remove the line.'
       ) from error
     if not isinstance(row, dict):
       raise ValueError(
-        f'{path}:{number}: it is no JSON object; give one a line.'
+        f'{path}:{number}: it is not a JSON object; give one per line.'
       )
     missing = [name for name in columns if name not in row]
     if missing:
@@ -226,7 +226,7 @@ def read_shakespeare(
     play, slash, _ = role.rpartition('/')
     if by_play and not slash:
       raise ValueError(
-        f'{source} tells the role of a speech but not its play; leave out '
+        f'{source} has the role of a speech but not its play; leave out '
         'data=plays, or give a file with `play` and `speaker`.'
       )
     if text.strip():

@@ -187,9 +187,9 @@ class PretrainedVocabulary(Vocabulary):
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(
-        f'{path} is no vocabulary of a pretrained model ({error}); a training '
-        f'run with --vocabulary=pretrained writes it as {cls.FILE_NAME} into '
-        'its folder.'
+        f'{path} is not a vocabulary of a pretrained model ({error}); a '
+        f'training run with --vocabulary=pretrained writes it as '
+        f'{cls.FILE_NAME} into its folder.'
       ) from error
 
 
@@ -257,7 +257,7 @@ def _of_file(path: str, is_list: bool, lowercase: bool) -> Any:
   except Exception as error:
     reason = str(error).split('\n')[0].rstrip('.')
     raise ValueError(
-      f'{path} is no vocabulary of a pretrained model ({reason}).'
+      f'{path} is not a vocabulary of a pretrained model ({reason}).'
     ) from error
 
 

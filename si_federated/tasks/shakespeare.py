@@ -198,7 +198,7 @@ def _json_speeches(path: str) -> Iterator[tuple[str, str]]:
         yield speech
   except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
     raise ValueError(
-      f'{path} is no file of speeches ({error}); give JSON lines in UTF-8, '
+      f'{path} is not a file of speeches ({error}); give JSON lines in UTF-8, '
       'plain or as .xz, each with `text` and either `client_id` or `play` and '
       '`speaker`.'
     ) from error

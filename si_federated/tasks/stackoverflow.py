@@ -152,7 +152,7 @@ def _read_words(path: str) -> list[str]:
       raise ValueError('it is empty')
   except (OSError, EOFError, ValueError, tarfile.TarError) as error:
     raise ValueError(
-      f'{path} is no list of word counts ({error}); delete it to have the '
+      f'{path} is not a list of word counts ({error}); delete it to have the '
       'words counted from the training split, or download it again.'
     ) from error
   return list(words)

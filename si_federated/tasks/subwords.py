@@ -121,7 +121,7 @@ class SubwordVocabulary(Vocabulary):
         return cls.from_model(file.read())
     except (OSError, ValueError) as error:
       raise ValueError(
-        f'{path} is no vocabulary of pieces ({error}); a training run with '
+        f'{path} is not a vocabulary of pieces ({error}); a training run with '
         f'--vocabulary=sentencepiece writes it as {cls.FILE_NAME} into its '
         'folder.'
       ) from error

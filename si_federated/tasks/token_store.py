@@ -71,7 +71,7 @@ def open_store(folder: str, *, key: Any = None) -> TokenStore:
       if actual != size:
         raise TokenStoreError(
           f'{os.path.join(folder, name)} has {actual} bytes instead of {size}: '
-          'the token store is damaged; delete the folder to have it built anew.'
+          'the token store is damaged; delete the folder to rebuild it.'
         )
     if key is not None and meta['key'] != json.loads(json.dumps(key)):
       raise TokenStoreError(f'{folder} was built from other data.')
@@ -87,7 +87,7 @@ def open_store(folder: str, *, key: Any = None) -> TokenStore:
       if found != (expected['clients'], expected['words']):
         raise TokenStoreError(
           f'{META_NAME} and the {split} files in {folder} do not agree; '
-          'delete the folder to have it built anew.'
+          'delete the folder to rebuild it.'
         )
   except TokenStoreError:
     raise
@@ -168,7 +168,7 @@ def open_or_build(
     return open_store(folder, key=key)
   except TokenStoreError as error:
     if os.path.exists(folder):
-      _LOGGER.warning('%s Building it anew.', error)
+      _LOGGER.warning('%s Rebuilding it.', error)
   try:
     return build_store(folder, fill, key=key, words=words)
   except OSError as error:

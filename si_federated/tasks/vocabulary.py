@@ -53,7 +53,7 @@ class Vocabulary:
     if not self.words:
       raise ValueError('A vocabulary needs one word at least; got none.')
     if len(set(self.words)) != len(self.words):
-      raise ValueError('A word stands twice in the vocabulary; list it once.')
+      raise ValueError('A word occurs twice in the vocabulary; list it once.')
     for word in self.words:
       if not word or '\n' in word or '\r' in word:
         raise ValueError(
@@ -131,7 +131,9 @@ class Vocabulary:
     ids = [int(i) for i in np.asarray(ids, dtype=np.int64).ravel()]
     for i in ids:
       if not 0 <= i < self.size:
-        raise ValueError(f'{i} is no id of this vocabulary of {self.size} ids.')
+        raise ValueError(
+          f'{i} is not an id of this vocabulary of {self.size} ids.'
+        )
     return [self._names[i] for i in ids]
 
   def text_of(self, ids: Iterable[int]) -> str:
@@ -166,7 +168,7 @@ class Vocabulary:
       ) from None
     except ValueError as error:
       raise ValueError(
-        f'{path} is no vocabulary (one word a line in UTF-8): {error}'
+        f'{path} is not a vocabulary (one word per line in UTF-8): {error}'
       ) from None
 
 
@@ -188,7 +190,7 @@ class CharacterVocabulary(Vocabulary):
     super().__post_init__()
     for word in self.words:
       if len(word) != 1 or word in _PICTURES:
-        raise ValueError(f'{word!r} is no single visible character.')
+        raise ValueError(f'{word!r} is not a single visible character.')
 
   def encode(self, text: str) -> list[int]:
     """Returns the id of each character; adds no beginning or end."""

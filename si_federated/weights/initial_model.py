@@ -127,7 +127,7 @@ class InitialModel:
       f'{what} {_some(names)}'
       for what, names in (
         ('it lacks', [n for n in wanted if n not in self.weights]),
-        ('it has besides', additional),
+        ('it also has', additional),
         (
           'it has other shapes of',
           [

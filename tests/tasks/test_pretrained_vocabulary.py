@@ -124,7 +124,7 @@ def test_a_run_keeps_it(kind, tmp_path, request):
 def test_a_damaged_file_is_told(content, tmp_path):
   path = tmp_path / 'pretrained_vocabulary.json'
   path.write_text(content)
-  with pytest.raises(ValueError, match='is no vocabulary of a pretrained'):
+  with pytest.raises(ValueError, match='is not a vocabulary of a pretrained'):
     vocabulary_files.load_vocabulary(str(tmp_path))
 
 
@@ -146,9 +146,9 @@ def test_wrong_options(options, message):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('a.txt', 'the\napple\n', 'no vocabulary of a pretrained model'),
+    ('a.txt', 'the\napple\n', 'not a vocabulary of a pretrained model'),
     ('a.txt', '[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\n', 'padding has id 3'),
-    ('a.model', 'nonsense', 'no vocabulary of a pretrained model'),
+    ('a.model', 'nonsense', 'not a vocabulary of a pretrained model'),
   ],
 )
 def test_other_files_are_refused(name, content, message, tmp_path):

@@ -236,7 +236,7 @@ def test_truncated_archive_is_one_sentence(tmp_path):
   path = tmp_path / 'speeches.jsonl.xz'
   write_speeches(path)
   path.write_bytes(path.read_bytes()[:-20])
-  with pytest.raises(ValueError, match='no file of speeches'):
+  with pytest.raises(ValueError, match='not a file of speeches'):
     load(tmp_path)
 
 

@@ -331,7 +331,7 @@ def test_unknown_splits_are_named(tmp_path):
 @pytest.mark.parametrize('content', ['the\n', 'the many\n', '', 'a b 3\n'])
 def test_bad_word_counts(folder, content):
   (folder / 'stackoverflow.word_count').write_text(content)
-  with pytest.raises(ValueError, match='no list of word counts'):
+  with pytest.raises(ValueError, match='not a list of word counts'):
     load(folder)
 
 

@@ -176,7 +176,7 @@ def test_quoted_fields_and_numbers(tmp_path):
     (_csv() + 'a,b\n', {}, r'pets.csv:32: it has 2 fields, the header 3'),
     (_csv() + ' ,cat,x\n', {}, r'pets.csv:32: text is empty'),
     (_csv() + 'cat,,x\n', {}, r'pets.csv:32: label is empty'),
-    (_csv() + '"cat,b,x\n', {}, r'pets.csv:3\d: it is no CSV'),
+    (_csv() + '"cat,b,x\n', {}, r'pets.csv:3\d: it is not CSV'),
     (_csv(_ROWS[::3]), {}, "are of one class, 'cat'"),
     (_csv([]), {}, 'has no examples'),
     ('', {}, 'has no column text and no column label; it has none'),
@@ -216,7 +216,7 @@ def test_bad_input(tmp_path, content, options, message):
     (_jsonl() + '{"text": "a"}', r'pets.jsonl:31 has no column label'),
     (
       _jsonl() + '{"text": 1.5, "label": "a"}',
-      r'pets.jsonl:31: text is no text',
+      r'pets.jsonl:31: text is not text',
     ),
   ],
 )
@@ -237,7 +237,7 @@ def test_missing_and_damaged_files(tmp_path):
   with pytest.raises(ValueError, match=r'cut\.jsonl\.xz cannot be read'):
     _task(str(tmp_path / 'cut.jsonl.xz'))
   (tmp_path / 'latin.csv').write_bytes(_csv().encode() + b'caf\xe9,cat,x\n')
-  with pytest.raises(ValueError, match='no text in UTF-8'):
+  with pytest.raises(ValueError, match='not UTF-8 text'):
     _task(str(tmp_path / 'latin.csv'))
 
 

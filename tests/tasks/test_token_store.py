@@ -102,7 +102,7 @@ def all_files():
 
 
 @pytest.mark.parametrize('name', list(all_files()))
-def test_truncated_file_is_noticed_and_built_anew(folder, name, caplog):
+def test_truncated_file_is_noticed_and_rebuilt(folder, name, caplog):
   build_store(folder, fill, key='k')
   path = os.path.join(folder, name)
   size = os.path.getsize(path)
@@ -110,7 +110,7 @@ def test_truncated_file_is_noticed_and_built_anew(folder, name, caplog):
   with pytest.raises(TokenStoreError, match=f'{size - 1} bytes instead of'):
     open_store(folder, key='k')
   store = open_or_build(folder, fill, key='k')
-  assert 'anew' in caplog.text
+  assert 'Rebuilding' in caplog.text
   assert store.splits['train'].tokens.tolist() == [2, 0, 2, 0, 0, 3, 1]
   assert os.listdir(os.path.dirname(folder)) == ['store']
 

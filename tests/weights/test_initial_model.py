@@ -179,7 +179,7 @@ def test_another_model_is_refused_with_the_difference(source, tmp_path):
   assert 'recurrent_1/cifg_cell/kernel (4, 24) (here (4, 27))' in message
   message = _refused(initial_model=path, model='lstm:units=8,embedding_size=4')
   assert 'lacks recurrent_1/lstm_cell/kernel' in message
-  assert 'has besides recurrent_1/cifg_cell/kernel' in message
+  assert 'it also has recurrent_1/cifg_cell/kernel' in message
   for wrong, what in (
     (tmp_path / 'missing', 'no such file'),
     (tmp_path, 'config.json'),

@@ -308,7 +308,7 @@ def sentences(docstring: str) -> list[str]:
 
   Code blocks, doctests, tables, directives, signatures and the names and types
   of arguments are left out; the descriptions of arguments stay. Web addresses
-  become `<URL>`, quoted code that is no plain name `<CODE>`.
+  become `<URL>`, quoted code that is not a plain name `<CODE>`.
 
   Args:
     docstring: The docstring as written in the source.

@@ -19,7 +19,7 @@ from typing import Iterator, Sequence
 from si_federated.tasks.docstring_corpus import cleaning
 
 # Raise it when the cleaning or the choice of modules changes, so that corpora
-# kept from before are built anew.
+# are rebuilt.
 CLEANER_VERSION = 1
 
 _SITE_NAMES = ('site-packages', 'dist-packages')
