@@ -211,8 +211,8 @@ def test_bad_input(tmp_path, content, options, message):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (_jsonl() + '{"text": "a"', r'pets.jsonl:31: it is no JSON \('),
-    (_jsonl() + '["a"]', r'pets.jsonl:31: it is no JSON object'),
+    (_jsonl() + '{"text": "a"', r'pets.jsonl:31: it is not JSON \('),
+    (_jsonl() + '["a"]', r'pets.jsonl:31: it is not a JSON object'),
     (_jsonl() + '{"text": "a"}', r'pets.jsonl:31 has no column label'),
     (
       _jsonl() + '{"text": 1.5, "label": "a"}',
