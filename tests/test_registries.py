@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -159,11 +158,6 @@ _ELSEWHERE = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def _built(model):
-  return _build(**{'model': _small_model(model), **_ROUNDS[model]})
-
-
 def test_every_part_trains_a_round():
   for flag, registry in experiment.REGISTRIES.items():
     if flag == 'client_optimizer':  # The registry of server optimizers.
@@ -178,7 +172,7 @@ def test_every_part_trains_a_round():
 def test_rounds(model):
   if 'vocabulary' in _ROUNDS[model]:
     pytest.importorskip('sentencepiece')
-  built = _built(model)
+  built = _build(**{'model': _small_model(model), **_ROUNDS[model]})
   try:
     _train_a_round(built)
     if 'clip_norm' in _ROUNDS[model]:

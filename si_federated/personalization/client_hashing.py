@@ -21,7 +21,7 @@ def has_opted_out(client_id: str, *, seed: int, fraction: float) -> bool:
 
   Args:
     client_id: The client's name.
-    seed: Makes another choice.
+    seed: The seed of the choice.
     fraction: The share of clients that opt out, from 0 to 1.
   """
   return hashed_number('opt out', seed, client_id) < fraction * 2.0**64
@@ -32,7 +32,7 @@ def order_clients(client_ids: Sequence[str], *, seed: int) -> list[int]:
 
   Args:
     client_ids: The clients' names.
-    seed: Makes another order.
+    seed: The seed of the order.
   """
   return sorted(
     range(len(client_ids)),

@@ -71,8 +71,9 @@ def compare(
 
   Returns:
     For each metric `before`, `after` and `change` (after minus before), as
-    `describe` returns them; the worst tenth of `change` are the clients that
-    lost most. `num_worse` is the number of clients whose metric got worse.
+    `describe` returns them; the worst tenth of `change` is the mean over the
+    clients that lost most. `num_worse` is the number of clients whose metric
+    got worse.
   """
   result = {}
   for metric in before[0]:

@@ -97,7 +97,7 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
       counts.leave_out(_BAD_VALUES, path, row)
       continue
     if record.client in ('', '-1'):
-      # Answers take their title from it.
+      # Still yielded: answers take their title from it.
       counts.leave_out(_NO_USER, path, row)
     yield record
 

@@ -57,7 +57,8 @@ _INDEX = 'CREATE INDEX by_client ON examples (split_name, client_id)'
 def open_database(path: str) -> Iterator[sqlite3.Connection]:
   """Opens a new database that sorts in its own folder.
 
-  A crash leaves garbage: use it for files that are renamed when complete.
+  A crash leaves a corrupt file: use it for files that are renamed when
+  complete.
 
   Args:
     path: The file.
