@@ -34,7 +34,7 @@ test test-slow coverage: export TF_NUM_INTEROP_THREADS ?= 2
 test test-slow coverage: export OMP_NUM_THREADS ?= 1
 test test-slow coverage: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo reproduce test test-slow coverage bench bench-peers lint format lock environment clean
+.PHONY: help demo reproduce test test-slow coverage bench bench-peers accelerator lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
@@ -45,6 +45,8 @@ help:
 	@echo 'make coverage   run both and report the lines that they cover'
 	@echo 'make bench      measure speed and memory (make bench-peers first, to'
 	@echo '                compare with FedJAX and pfl-research as well)'
+	@echo 'make accelerator  the newest JAX for a GPU or TPU, in .venv-jax'
+	@echo '                (PLUGIN=cuda12, cuda13 or tpu)'
 	@echo 'make lint       check style, format and types'
 	@echo 'make format     format the code'
 	@echo 'make lock       resolve requirements.lock again (needs uv)'
@@ -102,6 +104,15 @@ bench-peers: environment .venv-fedjax/.complete .venv-pfl/.complete
 	  --only-binary :all: $(PEER_PIP_FLAGS) -r $<
 	touch $@
 
+# The process that owns the device needs JAX and NumPy alone, in any version.
+PLUGIN ?= cuda12
+accelerator: environment
+	$(VENV_PYTHON) -m venv --clear .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --upgrade 'jax[$(PLUGIN)]'
+	@.venv-jax/bin/python -c 'import jax; print(jax.__version__, jax.devices())'
+	@echo 'Now: python -m experiments.train \'
+	@echo '  --runtime=jax:python=.venv-jax/bin/python ...'
+
 lint: environment
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
@@ -127,6 +138,6 @@ environment:
 	@.ci/setup_environment
 
 clean:
-	rm -rf .venv .venv-fedjax .venv-pfl build dist ./*.egg-info \
+	rm -rf .venv .venv-fedjax .venv-jax .venv-pfl build dist ./*.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

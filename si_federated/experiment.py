@@ -27,7 +27,8 @@ from si_federated.assembly.task_and_model import (
   build_task,
   prepare_model,
 )
-from si_federated.runtime import ClientError
+from si_federated.layers.static_shapes import static_shapes
+from si_federated.runtime import STATIC_SHAPES, ClientError, UnsupportedError
 from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
@@ -63,7 +64,8 @@ def build(
     config.ConfigError: If a part, an option or the data does not exist.
   """
   check(experiment)
-  return _build(experiment, canaries, resumed=resumed)
+  with static_shapes(experiment.runtime.name in STATIC_SHAPES):
+    return _build(experiment, canaries, resumed=resumed)
 
 
 def _build(
@@ -154,7 +156,8 @@ def run(
   try:
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())
-    built = _build(experiment, canaries, resumed=resumed)
+    with static_shapes(experiment.runtime.name in STATIC_SHAPES):
+      built = _build(experiment, canaries, resumed=resumed)
     run_data.keep(
       folder,
       built.task,
@@ -188,7 +191,7 @@ def run(
       summary.update(personal)
       folder.write_json('summary.json', summary)
     return summary
-  except ClientError as error:
+  except (ClientError, UnsupportedError) as error:
     raise ValueError(str(error)) from error
   finally:
     folder.close()

@@ -28,7 +28,7 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'models': ({'layers'}, {'absl', *_FEDERATED}),
   'tasks': ({'files'}, {'absl'}),
   'aggregators': ({'privacy'}, {'absl'}),
-  'algorithms': (set(), {'absl'}),
+  'algorithms': ({'layers'}, {'absl'}),
   'compression': (set(), {'absl'}),
   'runtime': (set(), {'absl'}),
   'training': ({'config', 'files', 'privacy'}, set()),

@@ -116,7 +116,7 @@ def test_lock_holds_the_overrides():
 
 def test_lock_pins_one_jax_that_is_published():
   locked = _lock_entries()
-  assert locked['jax'][0] == locked['jaxlib'][0] == '0.4.18'
+  assert locked['jax'][0] == locked['jaxlib'][0] == '0.4.30'
 
 
 def test_lock_has_sha256_hashes_for_every_entry():

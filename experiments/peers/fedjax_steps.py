@@ -14,8 +14,7 @@ import numpy as np
 # FedJAX 0.0.17 uses names that JAX has dropped since.
 for _name in ('tree_map', 'tree_leaves'):
   setattr(jax, _name, getattr(jax.tree_util, _name))
-if not hasattr(jnp, 'NINF'):
-  jnp.NINF = -jnp.inf
+vars(jnp).setdefault('NINF', -jnp.inf)
 
 import fedjax  # noqa: E402
 from fedjax.algorithms import fed_avg  # noqa: E402

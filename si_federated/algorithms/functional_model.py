@@ -12,6 +12,7 @@ import tensorflow_federated as tff
 
 from si_federated.algorithms import frozen_variables, packed_tokens
 from si_federated.algorithms.variable_creation import Recording, zero_values
+from si_federated.layers.static_shapes import shapes_are_static
 
 _PADDING = 0
 
@@ -70,6 +71,8 @@ def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   `argmax`, which is slow on a CPU and picks the first of equal logits, is only
   computed for the few rows whose label reaches the maximum.
   """
+  if shapes_are_static():
+    return tf.equal(tf.argmax(logits, -1, output_type=labels.dtype), labels)
   chosen = tf.gather(logits, labels[:, tf.newaxis], batch_dims=1)
   maxima = tf.reduce_max(logits, axis=-1, keepdims=True)
   rows = tf.where(tf.equal(chosen, maxima))[:, 0]
@@ -219,6 +222,9 @@ def build_functional_model(
     model_weights = cast_like(model_weights, computing.initial_weights)
     positions, logits = computing.predict_on_batch(model_weights, x, training)
     # TFF counts the rows of the first tensor of a prediction.
+    if shapes_are_static():
+      counted = positions >= 0 if count_tokens else tf.reduce_any(x > 0, -1)
+      return tf.where(counted, name='counted_rows'), positions, logits
     return (positions, logits) if count_tokens else (x, positions, logits)
 
   def loss_fn(output, label, sample_weight=None):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from si_federated.layers.static_shapes import shapes_are_static
+
 _PADDING = 0
 
 
@@ -24,6 +26,10 @@ class _LabelledPositions(tf.keras.layers.Layer):
     labelled = tf.not_equal(flat, _PADDING) & tf.not_equal(
       flat, self._end_of_sentence
     )
+    if shapes_are_static():
+      # One position a token; those without a label are negative.
+      positions = tf.range(tf.size(flat))
+      return tf.where(labelled, positions, -1 - positions)
     return tf.cast(tf.where(labelled)[:, 0], tf.int32)
 
 
@@ -45,7 +51,7 @@ def gather_tokens(values: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
   shape = tf.concat([[-1], tf.shape(values)[2:]], axis=0)
   flat = tf.reshape(values, shape)
   flat.set_shape([None, *values.shape[2:]])
-  return tf.gather(flat, positions)
+  return flat if shapes_are_static() else tf.gather(flat, positions)
 
 
 def _is_position_wise(layer: tf.keras.layers.Layer) -> bool:

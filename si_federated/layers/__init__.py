@@ -12,6 +12,7 @@ from si_federated.layers.lora import LoRADense
 from si_federated.layers.lstm import LSTM, SILSTM, LSTMCell, SILSTMCell
 from si_federated.layers.normalization import Gain, LayerNormalization
 from si_federated.layers.position import PositionEmbedding
+from si_federated.layers.static_shapes import static_shapes
 from si_federated.layers.transformer import TransformerBlock
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
   'normalized_relu',
   'si_sigmoid',
   'si_tanh',
+  'static_shapes',
 ]

@@ -11,6 +11,8 @@ from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
+from si_federated.layers.static_shapes import shapes_are_static
+
 MAX_UNROLLED_STEPS = 32
 
 
@@ -122,6 +124,7 @@ def scan(
     )
   if unroll is None:
     unroll = bool(steps) and steps <= MAX_UNROLLED_STEPS
+    unroll = unroll and not shapes_are_static()
   valid = None if mask is None else tf.cast(mask, x.dtype)[..., tf.newaxis]
   batch = tf.shape(x)[1]
   if initial_state is None and not unroll:
@@ -244,9 +247,11 @@ def _outer(
 
   Where the mask is false, the right factor is zero, and no work is spent.
   """
+  if mask is not None and shapes_are_static():
+    right = tf.where(mask[..., tf.newaxis], right, tf.zeros_like(right))
   left = tf.reshape(left, [-1, left.shape[-1]])
   right = tf.reshape(right, [-1, right.shape[-1]])
-  if mask is not None:
+  if mask is not None and not shapes_are_static():
     rows = tf.where(tf.reshape(mask, [-1]))[:, 0]
     left, right = tf.gather(left, rows), tf.gather(right, rows)
   return tf.matmul(left, right, transpose_a=True)

@@ -6,12 +6,15 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
+from si_federated.layers.static_shapes import shapes_are_static
+
 
 class Packing:
   """Converts between `[B, T, D]` and the `[M, D]` of the M valid tokens.
 
   Sentences are padded to a common length. Position-wise layers, most of the
-  work of a Transformer, need not compute the padding.
+  work of a Transformer, need not compute the padding. Within `static_shapes`
+  all B*T tokens are kept, and only `unpack` makes the padding zero.
 
   Args:
     inputs: `[B, T, D]`.
@@ -25,7 +28,10 @@ class Packing:
     self._static = inputs.shape[:2]
     self.mask = mask if mask is None else tf.cast(mask, tf.bool)
     self._rows = None
-    if mask is not None:
+    self._valid = None
+    if mask is not None and shapes_are_static():
+      self._valid = tf.reshape(self.mask, [-1, 1])
+    elif mask is not None:
       valid = tf.where(tf.reshape(self.mask, [-1]))[:, 0]
       self._rows = tf.cast(valid, tf.int32)
 
@@ -41,5 +47,8 @@ class Packing:
     if self._rows is not None:
       shape = [self.batch * self.length, size]
       x = tf.scatter_nd(self._rows[:, tf.newaxis], x, shape)
+    if self._valid is not None:
+      # Not a product: padding may hold anything, NaN included.
+      x = tf.where(self._valid, x, tf.zeros_like(x))
     x = tf.reshape(x, [self.batch, self.length, size])
     return tf.ensure_shape(x, [*self._static, size])

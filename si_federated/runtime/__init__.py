@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from si_federated.runtime.local import LocalContext, set_local_context
-from si_federated.runtime.rounds import ClientError
+from si_federated.runtime.rounds import ClientError, UnsupportedError
 from si_federated.runtime.tff_worker import set_tff_context
 
 
@@ -48,7 +48,52 @@ def set_ray_context(
   return ray.start(num_actors, address, device)
 
 
+def set_jax_context(
+  python: str | None = None,
+  device: str | None = None,
+  clients_per_group: int | None = None,
+  matmul_precision: str = 'highest',
+) -> Any:
+  """Makes TFF run the clients of its computations by JAX, many at once.
+
+  The clients of a cohort are one program, vectorized over clients, in a process
+  of its own. Build learning processes within `layers.static_shapes()`.
+
+  Args:
+    python: A Python whose JAX knows the device, such as `.venv-jax/bin/python`
+      after `make accelerator`; by default this one, on the CPU.
+    device: JAX's name of the platform: cpu, cuda or tpu; by default JAX
+      chooses.
+    clients_per_group: How many clients to run at once, rounded up to a power of
+      two; fewer if the device's memory is too small.
+    matmul_precision: 'highest' computes matrix products in float32; 'default'
+      is faster, in TF32 on NVIDIA's GPUs, and agrees with other runtimes to
+      three digits only.
+
+  Returns:
+    The context, now TFF's default.
+
+  Raises:
+    ModuleNotFoundError: If tf2jax is not installed.
+    ValueError: If JAX does not start, or an option is out of range.
+  """
+  try:
+    from si_federated.runtime import jax_context
+  except ModuleNotFoundError as error:
+    if error.name not in ('jax', 'tf2jax'):
+      raise
+    raise ModuleNotFoundError(
+      "The JAX runtime needs tf2jax: pip install 'si_federated[jax]'.",
+      name=error.name,
+    ) from error
+  return jax_context.start(python, device, clients_per_group, matmul_precision)
+
+
+# These trace client work without data-dependent shapes.
+STATIC_SHAPES = frozenset({'jax'})
+
 RUNTIMES: dict[str, Callable[..., Any]] = {
+  'jax': set_jax_context,
   'local': set_local_context,
   'ray': set_ray_context,
   'tff': set_tff_context,
@@ -56,8 +101,11 @@ RUNTIMES: dict[str, Callable[..., Any]] = {
 
 __all__ = [
   'RUNTIMES',
+  'STATIC_SHAPES',
   'ClientError',
   'LocalContext',
+  'UnsupportedError',
+  'set_jax_context',
   'set_local_context',
   'set_ray_context',
   'set_tff_context',

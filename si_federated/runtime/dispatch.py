@@ -33,14 +33,23 @@ class Dispatcher:
   warning that names the reason.
   """
 
-  def __init__(self, run_clients: rounds.RunClients, device: str | None = None):
+  def __init__(
+    self,
+    run_clients: rounds.RunClients,
+    device: str | None = None,
+    prepare: Callable[[rounds.Round], None] | None = None,
+  ):
     """Initializes the dispatcher.
 
     Args:
       run_clients: Runs the clients of a round.
       device: The TensorFlow device for this process's operations.
+      prepare: Gets each round when it is compiled; raises an
+        `UnsupportedError` if `run_clients` can't run its clients. Its graphs
+        are then as they were traced.
     """
     self._run_clients = run_clients
+    self._prepare = prepare
     self._device = device
     self._compiled: dict[int, tuple[tff.Computation, Callable]] = {}
 
@@ -85,7 +94,9 @@ class Dispatcher:
         'initialize',
       )
     else:
-      compiled = rounds.Round(comp)
+      compiled = rounds.Round(comp, optimized=self._prepare is None)
+      if self._prepare is not None:
+        self._prepare(compiled)
       return lambda arg: compiled(arg, self._run_clients)
     return lambda arg: function(
       [] if arg is None else values.flatten(arg, signature.parameter)

@@ -23,6 +23,10 @@ class ClientError(RuntimeError):
   """A client's computation failed; the message names the client."""
 
 
+class UnsupportedError(RuntimeError):
+  """A runtime can't run a computation, and no other runtime takes its place."""
+
+
 def client_error(
   clients: Sequence[Any], position: int, problem: object
 ) -> ClientError:
@@ -94,6 +98,13 @@ class ClientPart:
       for part, name in zip(self._computations, ('work', 'zero', 'accumulate'))
     )
     self._result_type = work.type_signature.result
+
+  @property
+  def computations(
+    self,
+  ) -> tuple[tff.Computation, tff.Computation, tff.Computation]:
+    """Work, zero and accumulate."""
+    return self._computations
 
   @property
   def client_type(self) -> tff.Type:
@@ -180,19 +191,24 @@ RunClients = Callable[
 class Round:
   """One compiled computation with a client part, such as `process.next`."""
 
-  def __init__(self, computation: tff.Computation):
+  def __init__(self, computation: tff.Computation, *, optimized: bool = True):
     """Compiles a computation from server state and clients' data.
 
     Args:
       computation: The computation.
+      optimized: Whether TensorFlow optimizes the graphs, which takes branches
+        apart into operations that other compilers don't know.
 
     Raises:
       NotImplementedError: If it or a part of it can't be lowered.
       TypeError: Likewise.
       ValueError: Likewise.
     """
+    options = tf.compat.v1.ConfigProto()
+    rewrites = options.graph_options.rewrite_options
+    rewrites.disable_meta_optimizer = not optimized
     form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
-      computation
+      computation, options
     )
 
     def function(part: str) -> tensorflow_function.TensorFlowFunction:

@@ -121,15 +121,16 @@ def _run_initializer_first(
       node.input.append(f'^{initializer}')
 
 
-class TensorFlowFunction:
-  """A local TFF computation that runs in this process.
+class Graph:
+  """The TensorFlow graph of a local TFF computation.
 
   Attributes:
     type_signature: The computation's `tff.FunctionType`.
+    num_outputs: The number of tensors of the result.
   """
 
   def __init__(self, computation: tff.Computation, name: str):
-    """Builds the function.
+    """Reads the graph.
 
     Args:
       computation: A TFF computation whose body is plain TensorFlow, such as a
@@ -147,37 +148,67 @@ class TensorFlowFunction:
         f'{proto.WhichOneof("computation")!r}.'
       )
     self.type_signature = computation.type_signature
-    body = proto.tensorflow
-    graph_def = tf.compat.v1.GraphDef()
-    body.graph_def.Unpack(graph_def)
+    self._body = proto.tensorflow
+    self._graph_def = tf.compat.v1.GraphDef()
+    self._body.graph_def.Unpack(self._graph_def)
     _function_count += 1
-    _rename_functions(graph_def, f'tff_{_function_count}_')
-    if body.initialize_op:
-      _run_initializer_first(graph_def, body.initialize_op)
-    inputs = list(_tensor_names(body.parameter))
-    outputs = list(_tensor_names(body.result))
-    self._num_outputs = len(outputs)
-    specs = [
+    _rename_functions(self._graph_def, f'tff_{_function_count}_')
+    if self._body.initialize_op:
+      _run_initializer_first(self._graph_def, self._body.initialize_op)
+    self._inputs = list(_tensor_names(self._body.parameter))
+    self._outputs = list(_tensor_names(self._body.result))
+    self.num_outputs = len(self._outputs)
+
+  def specs(self) -> list[tf.TensorSpec]:
+    """Returns the specs of the tensors of the parameter."""
+    return [
       tf.TensorSpec([], tf.variant)
       if isinstance(leaf, tff.SequenceType)
       else tf.TensorSpec(leaf.shape, leaf.dtype)
       for leaf in leaf_types(self.type_signature.parameter)
     ]
 
-    def import_graph(*arguments):
-      input_map = dict(zip(inputs, arguments))
-      if body.session_token_tensor_name:
-        input_map[body.session_token_tensor_name] = tf.constant('local')
-      # An operation may depend on a parameter without reading it.
-      input_map = graph_utils.add_control_dep_mappings(input_map)
-      imported = tf.graph_util.import_graph_def(
-        graph_def, input_map=input_map, return_elements=outputs, name='tff'
-      )
-      return [tf.identity(tensor) for tensor in imported]
+  def build(self, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Imports the graph into the current one.
 
+    Args:
+      arguments: The tensors of the parameter, flattened in the order of its
+        type; for a dataset its variant tensor.
+
+    Returns:
+      The tensors of the result, flattened in the same way.
+    """
+    input_map = dict(zip(self._inputs, arguments))
+    if self._body.session_token_tensor_name:
+      input_map[self._body.session_token_tensor_name] = tf.constant('local')
+    # An operation may depend on a parameter without reading it.
+    input_map = graph_utils.add_control_dep_mappings(input_map)
+    imported = tf.graph_util.import_graph_def(
+      self._graph_def,
+      input_map=input_map,
+      return_elements=self._outputs,
+      name='tff',
+    )
+    return [tf.identity(tensor) for tensor in imported]
+
+
+class TensorFlowFunction:
+  """A local TFF computation that runs in this process.
+
+  Attributes:
+    type_signature: The computation's `tff.FunctionType`.
+  """
+
+  def __init__(self, computation: tff.Computation, name: str):
+    """Builds the function; see `Graph`."""
+    graph = Graph(computation, name)
+    self.type_signature = graph.type_signature
+    self._num_outputs = graph.num_outputs
     # Imported graphs have explicit control dependencies; the automatic ones of
     # `tf.function` would only serialize stateful operations.
-    self._function = tf.compat.v1.wrap_function(import_graph, specs)
+    self._function = tf.compat.v1.wrap_function(
+      lambda *arguments: graph.build(arguments), graph.specs()
+    )
 
   def __call__(
     self,

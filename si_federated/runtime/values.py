@@ -171,6 +171,19 @@ def _dataset(
   )
 
 
+def component_specs(type_spec: tff.SequenceType) -> list[tf.TensorSpec]:
+  """Returns the specs of the components of a dataset's elements.
+
+  A variant holds the components in TensorFlow's order, without a structure.
+
+  Args:
+    type_spec: The type of the dataset.
+  """
+  return tf.nest.flatten(
+    type_conversions.type_to_tf_structure(type_spec.element)
+  )
+
+
 def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
   """Reads a value into memory, to send it to another process.
 
@@ -226,10 +239,7 @@ def _to_variant(
   items: Sequence[Sequence[np.ndarray]], type_spec: tff.SequenceType
 ) -> tf.Tensor:
   """Makes a dataset: one slice per run of elements of equal shapes."""
-  # A variant holds the flat components of its elements, without a structure.
-  specs = tf.nest.flatten(
-    type_conversions.type_to_tf_structure(type_spec.element)
-  )
+  specs = component_specs(type_spec)
 
   def slices(group):
     return tf.data.Dataset.from_tensor_slices(

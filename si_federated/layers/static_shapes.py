@@ -1,0 +1,37 @@
+"""Graphs whose shapes don't depend on the data, as XLA compiles them.
+
+On a processor, layers gather the valid tokens of a batch, so that padding costs
+nothing. How many there are is known only when the graph runs, and a compiler
+such as XLA can't work with that. Graphs traced within `static_shapes` compute
+the padding as well, and multiply it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from typing import Iterator
+
+_static = contextvars.ContextVar('static_shapes', default=False)
+
+
+@contextlib.contextmanager
+def static_shapes(enabled: bool = True) -> Iterator[None]:
+  """Traces graphs without data-dependent shapes.
+
+  Results agree with those of other graphs to rounding. Time loops stay loops,
+  which compile much faster than unrolled steps.
+
+  Args:
+    enabled: Whether to; otherwise the scope changes nothing.
+  """
+  token = _static.set(enabled or _static.get())
+  try:
+    yield
+  finally:
+    _static.reset(token)
+
+
+def shapes_are_static() -> bool:
+  """Returns whether `static_shapes` is in effect."""
+  return _static.get()

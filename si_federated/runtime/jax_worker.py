@@ -1,0 +1,182 @@
+"""Runs exported JAX programs in a process of its own.
+
+One file that needs JAX and NumPy alone: any Python with a JAX that knows the
+device can run it, whatever the JAX of the package is. It reads messages from
+its standard input and answers on its standard output. A message is a line of
+JSON and the bytes of its arrays.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+
+# The environment variable that names the driver's `flatbuffers`.
+FLATBUFFERS = 'SI_FEDERATED_FLATBUFFERS'
+
+# `jax` must not be another module of this file's folder.
+if __name__ == '__main__':
+  here = os.path.dirname(os.path.abspath(__file__))
+  sys.path[:] = [p for p in sys.path if os.path.abspath(p or '.') != here]
+
+
+def send(stream, message, arrays=()):
+  """Writes a message.
+
+  Args:
+    stream: A binary stream.
+    message: What JSON can hold.
+    arrays: NumPy arrays.
+  """
+  arrays = [np.asarray(array, order='C') for array in arrays]
+  message = {
+    **message,
+    'arrays': [[array.dtype.name, array.shape] for array in arrays],
+  }
+  text = json.dumps(message).encode()
+  stream.write(struct.pack('<q', len(text)) + text)
+  for array in arrays:
+    if array.size:
+      stream.write(array.reshape([-1]).view(np.uint8).data)
+  stream.flush()
+
+
+def receive(stream):
+  """Reads a message.
+
+  Args:
+    stream: A binary stream.
+
+  Returns:
+    The message and its arrays.
+
+  Raises:
+    EOFError: If the stream has ended.
+  """
+  message = json.loads(_read(stream, struct.unpack('<q', _read(stream, 8))[0]))
+  arrays = []
+  for dtype, shape in message.pop('arrays'):
+    array: Any = np.empty(shape, np.dtype(dtype))
+    if array.size:
+      array.reshape([-1]).view(np.uint8)[:] = np.frombuffer(
+        _read(stream, array.nbytes), np.uint8
+      )
+    arrays.append(array)
+  return message, arrays
+
+
+def _read(stream, size):
+  data = stream.read(size)
+  if len(data) < size:
+    raise EOFError('The stream has ended.')
+  return data
+
+
+def _use_flatbuffers():
+  """Makes the package `flatbuffers` of the driver importable.
+
+  JAX reads exported programs with this small package in plain Python, but does
+  not depend on it.
+  """
+  folder = os.environ.get(FLATBUFFERS)
+  if folder is None or importlib.util.find_spec('flatbuffers') is not None:
+    return
+  spec: Any = importlib.util.spec_from_file_location(
+    'flatbuffers',
+    os.path.join(folder, '__init__.py'),
+    submodule_search_locations=[folder],
+  )
+  module = importlib.util.module_from_spec(spec)
+  sys.modules['flatbuffers'] = module
+  spec.loader.exec_module(module)
+
+
+class _Worker:
+  """The programs, and the values of the current round, on the device."""
+
+  def __init__(self, jax):
+    self._jax = jax
+    self._programs = {}
+    self._broadcast: tuple[Any, ...] = ()
+    self._total: tuple[Any, ...] = ()
+
+  def hello(self, message, arrays):
+    del message, arrays
+    device = self._jax.devices()[0]
+    memory = getattr(device, 'memory_stats', lambda: None)() or {}
+    return {
+      'jax': self._jax.__version__,
+      'platform': device.platform,
+      'device': device.device_kind,
+      'num_devices': len(self._jax.devices()),
+      'memory': memory.get('bytes_limit'),
+    }, ()
+
+  def load(self, message, arrays):
+    """Takes a serialized program."""
+    try:
+      from jax import export
+    except ImportError:
+      import jax.export as export
+    program = export.deserialize(bytearray(arrays[0].tobytes()))
+    # The sums so far are given up: their memory serves the new ones.
+    self._programs[message['key']] = self._jax.jit(
+      program.call, donate_argnums=1
+    )
+    return {}, ()
+
+  def begin(self, message, arrays):
+    """Takes what the server broadcasts, and the sums of no clients."""
+    number = message['num_broadcast']
+    self._broadcast = tuple(map(self._jax.device_put, arrays[:number]))
+    self._total = tuple(map(self._jax.device_put, arrays[number:]))
+    return {}, ()
+
+  def add(self, message, arrays):
+    """Adds the updates of a group of clients to the sums."""
+    program = self._programs[message['key']]
+    self._total = program(self._broadcast, self._total, tuple(arrays))
+    return {}, ()
+
+  def end(self, message, arrays):
+    """Returns the sums."""
+    del message, arrays
+    total, self._total = self._total, ()
+    return {}, list(map(np.asarray, total))
+
+
+def main():
+  """Answers messages until standard input ends."""
+  # Ctrl-C is the driver's, which then closes the stream.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  requests = sys.stdin.buffer
+  answers = os.fdopen(os.dup(1), 'wb')
+  os.dup2(2, 1)  # what libraries print must not get between answers
+  worker = None
+  while True:
+    try:
+      message, arrays = receive(requests)
+    except EOFError:
+      return
+    try:
+      if worker is None:
+        _use_flatbuffers()
+        import jax
+
+        worker = _Worker(jax)
+      answer = getattr(worker, message['command'])(message, arrays)
+    except Exception as error:  # the driver decides what it means
+      text = str(error).strip() or type(error).__name__
+      answer = {'error': text.splitlines()[0], 'kind': type(error).__name__}, ()
+    send(answers, *answer)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,310 @@
+"""Clients as one JAX program: the same results as elsewhere, and faults."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import signal
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from si_federated import experiment, layers, runtime
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
+
+_SLOW = pytest.mark.slow
+_PRIVATE = {
+  'clip_norm': 0.1,
+  'noise_multiplier': 0.0,
+  'min_separation': 1,
+  'max_participations': 3,
+}
+
+
+def _sums(client_fn, sequence_type, server_type=np.float32):
+  """Returns a round that sums `client_fn(server value, data)` over clients."""
+  work = tff.tensorflow.computation(client_fn, server_type, sequence_type)
+
+  @tff.federated_computation(
+    tff.FederatedType(server_type, tff.SERVER),
+    tff.FederatedType(sequence_type, tff.CLIENTS),
+  )
+  def next_round(state, data):
+    at_clients = tff.federated_broadcast(state)
+    return state, tff.federated_sum(tff.federated_map(work, (at_clients, data)))
+
+  return next_round
+
+
+_PAIRS = tff.SequenceType(tff.TensorType(np.float32, [2]))
+
+
+def _dataset(*rows):
+  return tf.data.Dataset.from_tensor_slices(
+    np.array(rows, np.float32).reshape([-1, 2])
+  )
+
+
+def _by_reduction(server, data):
+  return data.reduce(
+    tf.zeros([2]), lambda total, pair: total * server + tf.sin(pair)
+  )
+
+
+def _by_iterator(server, data):
+  @tf.function
+  def loop(data):
+    total = tf.zeros([2])
+    for pair in iter(data):
+      total = total * server + tf.sin(pair)
+    return total
+
+  return loop(data)
+
+
+def _expected(server, clients):
+  result = np.zeros(2)
+  for rows in clients:
+    total = np.zeros(2)
+    for row in rows:
+      total = total * server + np.sin(row)
+    result += total
+  return result
+
+
+@pytest.mark.parametrize('client_fn', [_by_reduction, _by_iterator])
+def test_loops_over_unequal_clients(client_fn):
+  # 1 to 5 elements and none, in groups of 2: steps and clients are padded.
+  runtime.set_jax_context(clients_per_group=2)
+  generator = np.random.default_rng(0)
+  clients = [generator.normal(size=[n, 2]) for n in (3, 1, 5, 0, 2, 3, 3)]
+  next_round = _sums(client_fn, _PAIRS)
+  _, total = next_round(0.5, [_dataset(*rows) for rows in clients])
+  np.testing.assert_allclose(total, _expected(0.5, clients), rtol=1e-6)
+  # Another server value and cohort through the same programs.
+  _, total = next_round(2.0, [_dataset(*rows) for rows in clients[:4]])
+  np.testing.assert_allclose(total, _expected(2.0, clients[:4]), rtol=1e-6)
+  _, total = next_round(2.0, [])
+  np.testing.assert_array_equal(total, [0, 0])
+
+
+def test_a_clients_nan_stays_with_it():
+  # The second client's value is NaN, and counts as 0 as in TFF's guard.
+  def client_fn(server, data):
+    total = _by_reduction(server, data)
+    is_finite = tf.reduce_all(tf.math.is_finite(total))
+    return tf.cond(is_finite, lambda: total, lambda: tf.zeros([2]))
+
+  runtime.set_jax_context(clients_per_group=4)
+  next_round = _sums(client_fn, _PAIRS)
+  good = [[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6]]]
+  _, expected = next_round(0.5, [_dataset(*rows) for rows in good])
+  bad = [good[0], [[np.nan, 1.0]], good[1]]
+  _, total = next_round(0.5, [_dataset(*rows) for rows in bad])
+  np.testing.assert_array_equal(total, expected)
+
+
+def test_components_keep_their_names():
+  # TensorFlow orders components by name, TFF as they are written.
+  sequence_type = tff.SequenceType(
+    collections.OrderedDict(b=np.float32, a=np.float32)
+  )
+
+  def client_fn(server, data):
+    return data.reduce(
+      tf.zeros([]), lambda total, x: total + server * x['b'] - x['a']
+    )
+
+  runtime.set_jax_context()
+  dataset = tf.data.Dataset.from_tensor_slices(
+    collections.OrderedDict(
+      b=np.array([1, 2], np.float32), a=np.array([10, 20], np.float32)
+    )
+  )
+  _, total = _sums(client_fn, sequence_type)(100.0, [dataset, dataset])
+  assert total == 2 * (300 - 30)
+
+
+def test_an_operation_that_jax_lacks_is_named():
+  def client_fn(server, data):
+    text = tf.strings.as_string(server)
+    number = tf.strings.to_number(text)
+    return data.reduce(tf.zeros([2]), lambda total, pair: total + number * pair)
+
+  runtime.set_jax_context()
+  with pytest.raises(runtime.UnsupportedError, match=r'AsString.*local'):
+    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
+
+
+def test_batches_of_any_size_are_refused_where_rows_of_padding_count():
+  sequence_type = tff.SequenceType(tff.TensorType(np.float32, [None, 2]))
+
+  def client_fn(server, data):
+    return data.reduce(
+      tf.zeros([]), lambda total, x: total + server * tf.reduce_mean(x)
+    )
+
+  runtime.set_jax_context()
+  with pytest.raises(runtime.UnsupportedError, match='any number of rows'):
+    _sums(client_fn, sequence_type)(1.0, [_dataset([1, 2]).batch(2)])
+
+
+def test_a_client_whose_data_fail_is_named():
+  runtime.set_jax_context()
+  broken = _dataset([1, 2]).map(
+    lambda pair: tf.debugging.check_numerics(pair / 0.0, 'not finite')
+  )
+  with pytest.raises(runtime.ClientError, match='number 1.*not finite'):
+    _sums(_by_reduction, _PAIRS)(1.0, [_dataset([1, 2]), broken])
+
+
+def test_a_python_that_does_not_exist():
+  with pytest.raises(ValueError, match="'/no/python'.*path of a Python"):
+    runtime.set_jax_context(python='/no/python')
+
+
+def test_a_python_without_jax(tmp_path):
+  # Isolated from the packages of this environment.
+  path = tmp_path / 'python'
+  path.write_text(
+    f'#!/bin/sh\nexec {pathlib.Path(sys.executable).resolve()} -S "$@"\n'
+  )
+  path.chmod(0o755)
+  with pytest.raises(ValueError, match='Install JAX'):
+    runtime.set_jax_context(python=path)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'matmul_precision': 'low'}, "'low' is not one of default, high"),
+    ({'clients_per_group': 0}, 'must be 1 or more; got 0'),
+    ({'device': 'abacus'}, 'JAX does not start'),
+  ],
+)
+def test_options_out_of_range(options, message):
+  with pytest.raises(ValueError, match=message):
+    runtime.set_jax_context(**options)
+
+
+def test_a_killed_process_is_one_sentence():
+  context = runtime.set_jax_context()
+  next_round = _sums(_by_reduction, _PAIRS)
+  next_round(1.0, [_dataset([1, 2])])
+  os.kill(context.worker_pid, signal.SIGKILL)
+  with pytest.raises(runtime.UnsupportedError, match='process has ended'):
+    next_round(1.0, [_dataset([1, 2])])
+
+
+def _run(name, rounds=3, **changes):
+  """Returns weights and metrics after some rounds, and an evaluation."""
+  options = {
+    'model': 'cifg:units=8,embedding_size=4',
+    'clients_per_round': 5,
+    'sequence_length': 5,
+    'total_rounds': 3,
+    # Adam would make large steps of differences in the last digit.
+    'server_optimizer': 'sgd',
+    'server_learning_rate': 1.0,
+    'client_learning_rate': 0.1,
+    **changes,
+  }
+  built = experiment.build(tiny.tiny_config(runtime=name, **options))
+  state = built.process.initialize()
+  metrics = []
+  for round_num in range(1, rounds + 1):
+    output = built.process.next(state, built.sample_cohort(round_num))
+    state = output.state
+    metrics.append(output.metrics['client_work']['train'])
+  weights = built.process.get_model_weights(state)
+  return (
+    [*weights.trainable, *weights.non_trainable],
+    metrics,
+    built.evaluate(weights),
+  )
+
+
+def _assert_close(got, expected):
+  for some, others in zip(got[:1], expected[:1]):
+    scale = max(np.abs(array).max() for array in others)
+    for one, other in zip(some, others):
+      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
+  for one, other in zip(got[1], expected[1]):
+    assert set(one) == set(other)
+    for key, value in other.items():
+      np.testing.assert_allclose(one[key], value, rtol=1e-5)
+  assert set(got[2]) == set(expected[2])
+  for key, value in expected[2].items():
+    np.testing.assert_allclose(got[2][key], value, rtol=1e-5)
+
+
+def test_a_round_equals_that_of_the_local_runtime():
+  options = {'rounds': 1, 'clients_per_round': 3}
+  _assert_close(_run('jax', **options), _run('local', **options))
+
+
+@_SLOW
+def test_two_runs_are_equal_to_the_bit():
+  got = _run('jax:clients_per_group=2')
+  _assert_close(got, _run('local'))
+  again = _run('jax:clients_per_group=2')
+  for one, other in zip(got[0], again[0]):
+    np.testing.assert_array_equal(one, other)
+
+
+@_SLOW
+@pytest.mark.parametrize(
+  'model',
+  [
+    'lstm:units=8,embedding_size=4',
+    'gru:units=8,embedding_size=4',
+    'si_cifg:units=8,embedding_size=4',
+    'cifg:units=8,embedding_size=4,projection_units=4,num_layers=2',
+    'si_lstm:units=8,embedding_size=4',
+    'si_gru:units=8,embedding_size=4',
+    'transformer:embedding_size=8,num_heads=2,intermediate_dim=8,num_layers=1',
+    'si_transformer:embedding_size=8,num_heads=2,intermediate_dim=8,'
+    'num_layers=1',
+    'conformer:embedding_size=8,num_heads=2,num_layers=1',
+    'si_conformer:embedding_size=8,num_heads=2,num_layers=1',
+  ],
+)
+def test_models(model):
+  _assert_close(_run('jax', model=model), _run('local', model=model))
+
+
+@_SLOW
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'algorithm': 'fed_prox'},
+    {'algorithm': 'fed_sgd', 'aggregator': 'mean:weighting=tokens'},
+    {'algorithm': 'mime_lite'},
+    {'client_optimizer': 'adam'},
+    {'client_optimizer': 'sgd:gradient_clip_norm=0.1,weight_decay=0.01'},
+    {'client_epochs_per_round': 2},
+    {'transform': 'lora:rank=2'},
+    {'transform': 'freeze:variables=embedding'},
+    {'aggregator': 'mean:weighting=uniform'},
+    {'aggregator': 'blt', **_PRIVATE},
+    {'aggregator': 'tree', **_PRIVATE},
+    {'aggregator': 'gaussian', **_PRIVATE},
+    {'aggregator': 'adaptive_gaussian', **_PRIVATE},
+  ],
+  ids=lambda options: '-'.join(map(str, options.values())),
+)
+def test_other_parts(options):
+  _assert_close(_run('jax', **options), _run('local', **options))
+
+
+def test_static_shapes_change_no_result_elsewhere():
+  expected = _run('local', rounds=1)
+  with layers.static_shapes():
+    got = _run('local', rounds=1)
+  _assert_close(got, expected)
