@@ -17,6 +17,7 @@ from si_federated.algorithms import (
   weight_decay,
   wrapped_optimizer,
 )
+from si_federated.layers.static_shapes import shapes_are_static
 
 
 def build_training(
@@ -53,11 +54,16 @@ def build_training(
     state, (weight,) = single[index].next(state, (weight,), (gradient,))
     return state, weight
 
+  def nothing(weight):
+    """Returns a flat gradient that adds nothing to the norm."""
+    size = weight.shape.num_elements() if shapes_are_static() else 0
+    return tf.zeros([size], weight.dtype)
+
   def next_variables(trained, states, weights, gradients):
     """Makes a step for the trained variables."""
     if clip_norm is not None:
       computed = [
-        tf.cond(is_trained, gradient, lambda w=weight: tf.zeros([0], w.dtype))
+        tf.cond(is_trained, gradient, lambda w=weight: nothing(w))
         for is_trained, gradient, weight in zip(
           trained,
           [lambda g=g: tf.reshape(g(), [-1]) for g in gradients],

@@ -45,8 +45,8 @@ class Dispatcher:
       run_clients: Runs the clients of a round.
       device: The TensorFlow device for this process's operations.
       prepare: Gets each round when it is compiled; raises an
-        `UnsupportedError` if `run_clients` can't run its clients. Its graphs
-        are then as they were traced.
+        `UnsupportedError` if `run_clients` can't run its clients. With it the
+        graphs are as they were traced, and nothing goes to TFF's runtime.
     """
     self._run_clients = run_clients
     self._prepare = prepare
@@ -66,6 +66,11 @@ class Dispatcher:
     try:
       run = self._lower(comp)
     except (NotImplementedError, TypeError, ValueError) as error:
+      if self._prepare is not None:
+        raise rounds.UnsupportedError(
+          f"A computation can't be lowered to plain TensorFlow: {error} Use "
+          '--runtime=local.'
+        ) from error
       warnings.warn(
         "A computation goes to TFF's own runtime because it can't be "
         f'lowered to plain TensorFlow: {error}',

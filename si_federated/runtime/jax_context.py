@@ -173,7 +173,7 @@ class JaxContext(context_base.SyncContext):
   def _convert(self, compiled: rounds.Round) -> None:
     try:
       programs = jax_programs.ClientPrograms(compiled.client_part)
-    except NotImplementedError as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
       raise rounds.UnsupportedError(
         f'--runtime=jax can not run this computation: {error} Use '
         '--runtime=local.'
@@ -190,10 +190,15 @@ class JaxContext(context_base.SyncContext):
       return None
     programs = self._programs[id(compiled)]
     part = compiled.client_part
-    data = []
+    data: list[list[Any]] = []
+    drawn: list[list[np.ndarray]] = []
     for position in range(len(clients)):
       try:
-        data.append(values.to_arrays(clients[position], part.client_type))
+        client = clients[position]
+        data.append(values.to_arrays(client, part.client_type))
+        if programs.draw is not None:
+          tensors = values.flatten(client, part.client_type)
+          drawn.append([t.numpy() for t in programs.draw(*tensors, *broadcast)])
       except Exception as error:
         raise rounds.client_error(clients, position, error) from error
     empty = part.empty()
@@ -207,7 +212,7 @@ class JaxContext(context_base.SyncContext):
     arrays = [np.asarray(tensor) for tensor in broadcast]
     while True:
       try:
-        total = self._sum(programs, arrays, zeros, data)
+        total = self._sum(programs, arrays, zeros, data, drawn)
         break
       except _OutOfMemoryError as error:
         if self._clients_per_group == 1:
@@ -226,16 +231,14 @@ class JaxContext(context_base.SyncContext):
           f'{error}; the rounds before this one are saved: start again to go '
           'on.'
         ) from error
-    tensors = [
-      tf.convert_to_tensor(array.astype(zero.dtype))
-      for array, zero in zip(total, zeros)
-    ]
-    count = len(empty.accumulator)
-    rest = iter(tensors[count:])
-    return rounds.Partial(
-      tensors[:count],
-      [[next(rest) for _ in kind] for kind in empty.secure_sums],
-    )
+    partial = None
+    for start in range(0, len(total), len(zeros)):
+      tensors = [
+        tf.convert_to_tensor(array.astype(zero.dtype))
+        for array, zero in zip(total[start:], zeros)
+      ]
+      partial = compiled.merge(partial, part.partial(tensors))
+    return partial
 
   def _sum(
     self,
@@ -243,15 +246,24 @@ class JaxContext(context_base.SyncContext):
     broadcast: list[np.ndarray],
     zeros: list[np.ndarray],
     data: Sequence[Sequence[Any]],
+    drawn: Sequence[Sequence[np.ndarray]],
   ) -> list[np.ndarray]:
-    """Returns the sums over all clients."""
+    """Returns the sums over clients of each device, one after the other."""
+    num_devices = min(self._worker.facts['num_devices'], len(data))
     self._worker.ask(
-      {'command': 'begin', 'num_broadcast': len(broadcast)},
+      {
+        'command': 'begin',
+        'num_broadcast': len(broadcast),
+        'num_devices': num_devices,
+      },
       [*broadcast, *zeros],
     )
-    for group in client_arrays.groups(
-      data, programs.sequence_types, self._clients_per_group
-    ):
+    size = min(
+      self._clients_per_group,
+      client_arrays.power_of_two(-(-len(data) // num_devices)),
+    )
+    groups = client_arrays.groups(data, programs.sequence_types, size, drawn)
+    for number, group in enumerate(groups):
       key = f'{id(programs)} {group.shapes}'
       if key not in self._loaded:
         program = programs.export(
@@ -265,7 +277,10 @@ class JaxContext(context_base.SyncContext):
           {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
         )
         self._loaded.add(key)
-      self._worker.ask({'command': 'add', 'key': key}, group.arrays)
+      self._worker.ask(
+        {'command': 'add', 'key': key, 'device': number % num_devices},
+        group.arrays,
+      )
     return self._worker.ask({'command': 'end'})[1]
 
 

@@ -15,6 +15,7 @@ from tf2jax._src import ops
 
 from si_federated.runtime import (
   client_arrays,
+  host_part,
   jax_operations,
   tensorflow_function,
 )
@@ -30,11 +31,6 @@ RANDOM_OPERATIONS = frozenset(
     'RandomStandardNormal',
     'RandomUniform',
     'RandomUniformInt',
-    'StatelessMultinomial',
-    'StatelessRandomNormalV2',
-    'StatelessRandomUniformFullIntV2',
-    'StatelessRandomUniformIntV2',
-    'StatelessRandomUniformV2',
     'TruncatedNormal',
   }
 )
@@ -53,12 +49,15 @@ class JaxFunction:
     function: From the tensors of the parameter but its sequences, flat, and the
       sequences as `jax_operations.Batches`, to the tensors of the result, flat.
     sequence_types: The types of the sequences.
+    draw: A TensorFlow function from all tensors of the parameter to more
+      tensors, which `function` takes after the others; None if it needs none.
   """
 
   function: Callable[
     [Sequence[Any], Sequence[jax_operations.Batches]], list[Any]
   ]
   sequence_types: list[tff.SequenceType]
+  draw: Callable[..., list[tf.Tensor]] | None
 
 
 def convert(computation: tff.Computation, name: str) -> JaxFunction:
@@ -75,7 +74,7 @@ def convert(computation: tff.Computation, name: str) -> JaxFunction:
   Raises:
     NotImplementedError: If it can't be converted.
   """
-  graph = tensorflow_function.Graph(computation, name)
+  graph: Any = tensorflow_function.Graph(computation, name)
   leaves = list(
     tensorflow_function.leaf_types(computation.type_signature.parameter)
   )
@@ -86,28 +85,54 @@ def convert(computation: tff.Computation, name: str) -> JaxFunction:
     if not kind
   ]
 
+  sequence_types = [leaf for leaf, kind in zip(leaves, is_sequence) if kind]
+  if any(map(client_arrays.rows_vary, sequence_types)) and not any(
+    node.name.rpartition('/')[2].startswith(COUNTED_ROWS)
+    for node in graph.nodes()
+  ):
+    raise NotImplementedError(
+      f'{name} takes batches of any number of rows, but shapes must be known: '
+      'build a language model within `layers.static_shapes()`, which leaves '
+      'out rows of padding, or give all batches one size.'
+    )
+  split = None
+  if any(node.op in host_part.SEEDED_OPERATIONS for node in graph.nodes()):
+    split = host_part.SplitGraph(
+      graph,
+      early=[
+        not client_arrays.rows_vary(leaf)
+        if kind
+        else np.issubdtype(leaf.dtype, np.integer)
+        for leaf, kind in zip(leaves, is_sequence)
+      ],
+    )
+    specs += split.drawn
+
   @tf.function(autograph=False, input_signature=specs)
   def call(*tensors):
-    given = iter(tensors)
-    return graph.build(
-      [
-        # A number in place of a dataset; see `_ReduceDataset`.
-        tf.raw_ops.RangeDataset(
-          start=np.int64(sum(is_sequence[:i])),
-          stop=np.int64(0),
-          step=np.int64(1),
-          output_types=[tf.int64],
-          output_shapes=[[]],
-        )
-        if kind
-        else next(given)
-        for i, kind in enumerate(is_sequence)
-      ]
-    )
+    given = list(tensors)
+    arguments = [
+      # A number in place of a dataset; see `_ReduceDataset`.
+      tf.raw_ops.RangeDataset(
+        start=np.int64(sum(is_sequence[:i])),
+        stop=np.int64(0),
+        step=np.int64(1),
+        output_types=[tf.int64],
+        output_shapes=[[]],
+      )
+      if kind
+      else given.pop(0)
+      for i, kind in enumerate(is_sequence)
+    ]
+    if split is None:
+      return graph.build(arguments)
+    return split.build(arguments, given)
 
-  graph_def = call.get_concrete_function().graph.as_graph_def()
-  sequence_types = [leaf for leaf, kind in zip(leaves, is_sequence) if kind]
-  _check(graph_def, sequence_types, name)
+  traced = call.get_concrete_function()
+  nodes = _needed(
+    traced.graph.as_graph_def(), [tensor.op.name for tensor in traced.outputs]
+  )
+  _check(nodes, name)
   for key, value in _CONFIG.items():
     tf2jax.update_config(key, value)
   converted = tf2jax.convert_functional(
@@ -120,17 +145,43 @@ def convert(computation: tff.Computation, name: str) -> JaxFunction:
       warnings.filterwarnings('ignore', message='Explicitly requested dtype')
       return list(converted(*tensors))
 
-  return JaxFunction(function, sequence_types)
+  return JaxFunction(
+    function,
+    sequence_types,
+    None if split is None else split.draw_function(),
+  )
 
 
-def _check(
-  graph_def: Any, sequence_types: Sequence[tff.SequenceType], name: str
-) -> None:
+def _needed(graph_def: Any, outputs: Sequence[str]) -> list[Any]:
+  """Returns the nodes that outputs need, those of functions included."""
+  by_name = {node.name: node for node in graph_def.node}
+  functions = {f.signature.name: f for f in graph_def.library.function}
+  found: dict[str, Any] = {}
+  waiting = list(outputs)
+  needed: list[Any] = []
+  while waiting:
+    name = waiting.pop()
+    if name in found:
+      continue
+    if name in functions:
+      found[name] = functions[name]
+      nodes = functions[name].node_def
+    else:
+      found[name] = by_name[name]
+      nodes = [by_name[name]]
+      waiting += [
+        edge.lstrip('^').partition(':')[0] for edge in by_name[name].input
+      ]
+    needed += nodes
+    for node in nodes:
+      for attribute in node.attr.values():
+        called = (attribute.func, *attribute.list.func)
+        waiting += [f.name for f in called if f.name in functions]
+  return needed
+
+
+def _check(nodes: Sequence[Any], name: str) -> None:
   """Raises a NotImplementedError if a graph can't be converted."""
-  nodes = [
-    *graph_def.node,
-    *(n for f in graph_def.library.function for n in f.node_def),
-  ]
   unknown = ops.get_unsupported_operations([node.op for node in nodes])
   if unknown:
     raise NotImplementedError(
@@ -142,12 +193,4 @@ def _check(
     raise NotImplementedError(
       f'{name} draws random numbers ({", ".join(random)}), which JAX draws '
       'otherwise: leave out dropout and random compression.'
-    )
-  if any(map(client_arrays.rows_vary, sequence_types)) and not any(
-    node.name.rpartition('/')[2] == COUNTED_ROWS for node in nodes
-  ):
-    raise NotImplementedError(
-      f'{name} takes batches of any number of rows, but shapes must be known: '
-      'build a language model within `layers.static_shapes()`, which leaves '
-      'out rows of padding, or give all batches one size.'
     )

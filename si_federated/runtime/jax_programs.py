@@ -42,6 +42,7 @@ class ClientPrograms:
     self._accumulate = jax_conversion.convert(accumulate, 'the aggregation')
     self._check_secure_sums()
     self.sequence_types = self._work.sequence_types
+    self.draw = self._work.draw
     self.num_accumulators = sum(
       1 for _ in tensorflow_function.leaf_types(zero.type_signature.result)
     )
@@ -83,7 +84,8 @@ class ClientPrograms:
       for number in num_components:
         components = tuple(rest.pop(0) for _ in range(number))
         sequences.append(jax_operations.Batches(components, rest.pop(0)))
-      return self._work.function(broadcast, sequences)
+      # What is left was drawn.
+      return self._work.function([*broadcast, *rest], sequences)
 
     def add(total, update):
       update, is_client = update

@@ -104,8 +104,9 @@ class _Worker:
   def __init__(self, jax):
     self._jax = jax
     self._programs = {}
-    self._broadcast: tuple[Any, ...] = ()
-    self._total: tuple[Any, ...] = ()
+    # Of each device.
+    self._broadcast: list[tuple[Any, ...]] = []
+    self._total: list[tuple[Any, ...]] = []
 
   def hello(self, message, arrays):
     del message, arrays
@@ -135,21 +136,30 @@ class _Worker:
   def begin(self, message, arrays):
     """Takes what the server broadcasts, and the sums of no clients."""
     number = message['num_broadcast']
-    self._broadcast = tuple(map(self._jax.device_put, arrays[:number]))
-    self._total = tuple(map(self._jax.device_put, arrays[number:]))
+    put = self._jax.device_put
+    devices = self._jax.devices()[: message['num_devices']]
+    self._broadcast = [
+      tuple(put(a, d) for a in arrays[:number]) for d in devices
+    ]
+    self._total = [tuple(put(a, d) for a in arrays[number:]) for d in devices]
     return {}, ()
 
   def add(self, message, arrays):
-    """Adds the updates of a group of clients to the sums."""
-    program = self._programs[message['key']]
-    self._total = program(self._broadcast, self._total, tuple(arrays))
+    """Adds the updates of a group of clients to the sums of a device."""
+    device = message['device']
+    where = self._jax.devices()[device]
+    self._total[device] = self._programs[message['key']](
+      self._broadcast[device],
+      self._total[device],
+      tuple(self._jax.device_put(array, where) for array in arrays),
+    )
     return {}, ()
 
   def end(self, message, arrays):
-    """Returns the sums."""
+    """Returns the sums of all devices, one after the other."""
     del message, arrays
-    total, self._total = self._total, ()
-    return {}, list(map(np.asarray, total))
+    total, self._total = self._total, []
+    return {}, [np.asarray(array) for part in total for array in part]
 
 
 def main():

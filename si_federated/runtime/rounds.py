@@ -159,6 +159,17 @@ class ClientPart:
       update[1:] if partial is None else _add(partial.secure_sums, update[1:]),
     )
 
+  def partial(self, tensors: Sequence[tf.Tensor]) -> Partial:
+    """Returns the partial of the tensors of its parts, one after the other."""
+    kinds = tff.structure.to_elements(self._result_type)[1:]
+    rest = list(tensors)
+    secure_sums: list[values.Tensors] = []
+    for _, element in reversed(kinds):
+      count = sum(1 for _ in tensorflow_function.leaf_types(element))
+      secure_sums.insert(0, rest[len(rest) - count :])
+      del rest[len(rest) - count :]
+    return Partial(rest, secure_sums)
+
   def empty(self) -> Partial:
     """Returns the partial of no clients."""
     return Partial(

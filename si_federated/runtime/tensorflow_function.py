@@ -159,6 +159,11 @@ class Graph:
     self._outputs = list(_tensor_names(self._body.result))
     self.num_outputs = len(self._outputs)
 
+  def nodes(self) -> Iterator[Any]:
+    """Yields the nodes, those in functions included."""
+    functions = (f.node_def for f in self._graph_def.library.function)
+    return itertools.chain(self._graph_def.node, *functions)
+
   def specs(self) -> list[tf.TensorSpec]:
     """Returns the specs of the tensors of the parameter."""
     return [

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import experiment, layers, runtime
+from si_federated.runtime import jax_programs
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -287,6 +288,11 @@ def test_models(model):
     {'algorithm': 'fed_sgd', 'aggregator': 'mean:weighting=tokens'},
     {'algorithm': 'mime_lite'},
     {'client_optimizer': 'adam'},
+    {'algorithm': 'partial_training'},
+    {
+      'algorithm': 'partial_training:by=block,fraction=0.5',
+      'client_optimizer': 'sgd:gradient_clip_norm=0.05',
+    },
     {'client_optimizer': 'sgd:gradient_clip_norm=0.1,weight_decay=0.01'},
     {'client_epochs_per_round': 2},
     {'transform': 'lora:rank=2'},
@@ -308,3 +314,70 @@ def test_static_shapes_change_no_result_elsewhere():
   with layers.static_shapes():
     got = _run('local', rounds=1)
   _assert_close(got, expected)
+
+
+def test_all_devices_of_the_machine(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+  runtime.set_jax_context(clients_per_group=1)
+  generator = np.random.default_rng(0)
+  clients = [generator.normal(size=[n, 2]) for n in (3, 1, 5, 2)]
+  next_round = _sums(_by_reduction, _PAIRS)
+  _, total = next_round(0.5, [_dataset(*rows) for rows in clients])
+  np.testing.assert_allclose(total, _expected(0.5, clients), rtol=1e-6)
+  _, total = next_round(0.5, [_dataset(*clients[0])])
+  np.testing.assert_allclose(total, _expected(0.5, clients[:1]), rtol=1e-6)
+
+
+@_SLOW
+def test_programs_hold_no_frozen_weights(monkeypatch):
+  sizes = []
+  export = jax_programs.ClientPrograms.export
+
+  def exported(self, broadcast, *args, **options):
+    program = export(self, broadcast, *args, **options)
+    sizes.append((len(program), sum(array.nbytes for array in broadcast)))
+    return program
+
+  monkeypatch.setattr(jax_programs.ClientPrograms, 'export', exported)
+  _run(
+    'jax',
+    rounds=1,
+    clients_per_round=1,
+    vocab_size=20,
+    model='cifg:units=256,embedding_size=64',
+    transform='lora:rank=1',
+  )
+  assert sizes
+  for program, weights in sizes:
+    assert weights > 2**20
+    assert program < weights / 4
+
+
+@_SLOW
+def test_a_killed_process_in_a_round_loses_no_round(tmp_path, monkeypatch):
+  experiment_of = tiny.tiny_config(
+    'killed',
+    runtime='jax',
+    total_rounds=3,
+    rounds_per_checkpoint=1,
+    clients_per_round=2,
+  )
+  experiment.run(experiment_of, str(tmp_path / 'whole'))
+  add = jax_programs.ClientPrograms.export
+  calls = []
+
+  def killing(self, *args, **options):
+    calls.append(self)
+    if len(calls) == 2:
+      context = tff.framework.get_context_stack().current
+      os.kill(context.worker_pid, signal.SIGKILL)
+    return add(self, *args, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(jax_programs.ClientPrograms, 'export', killing)
+    with pytest.raises(ValueError, match='process has ended.*saved'):
+      experiment.run(experiment_of, str(tmp_path / 'cut'))
+  experiment.run(experiment_of, str(tmp_path / 'cut'))
+  tiny.assert_same_run(
+    tmp_path / 'whole' / 'killed', tmp_path / 'cut' / 'killed'
+  )
