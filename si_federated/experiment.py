@@ -27,7 +27,7 @@ from si_federated.assembly.task_and_model import (
   build_task,
   prepare_model,
 )
-from si_federated.layers.static_shapes import static_shapes
+from si_federated.layers.static_graphs import static_shapes
 from si_federated.runtime import STATIC_SHAPES, ClientError, UnsupportedError
 from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib

@@ -12,7 +12,7 @@ import tensorflow_federated as tff
 
 from si_federated.algorithms import frozen_variables, packed_tokens
 from si_federated.algorithms.variable_creation import Recording, zero_values
-from si_federated.layers.static_shapes import shapes_are_static
+from si_federated.layers.static_graphs import shapes_are_static
 
 _PADDING = 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from si_federated.layers.static_shapes import shapes_are_static
+from si_federated.layers.static_graphs import shapes_are_static
 
 _PADDING = 0
 

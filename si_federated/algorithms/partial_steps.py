@@ -17,7 +17,7 @@ from si_federated.algorithms import (
   weight_decay,
   wrapped_optimizer,
 )
-from si_federated.layers.static_shapes import shapes_are_static
+from si_federated.layers.static_graphs import shapes_are_static
 
 
 def build_training(

@@ -12,7 +12,7 @@ from si_federated.layers.lora import LoRADense
 from si_federated.layers.lstm import LSTM, SILSTM, LSTMCell, SILSTMCell
 from si_federated.layers.normalization import Gain, LayerNormalization
 from si_federated.layers.position import PositionEmbedding
-from si_federated.layers.static_shapes import static_shapes
+from si_federated.layers.static_graphs import static_shapes
 from si_federated.layers.transformer import TransformerBlock
 
 __all__ = [

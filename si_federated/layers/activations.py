@@ -73,6 +73,33 @@ def inverse_maximum(maximum: tf.Tensor) -> tf.Tensor:
   return positive / tf.maximum(maximum, tiny)
 
 
+def first_derivative_only(x: tf.Tensor) -> tf.Tensor:
+  """Returns a tensor of a gradient that must not be differentiated again.
+
+  With a dead slope the gradient is not that of the output. Differentiated
+  again, it would give numbers that are no one's derivative.
+
+  Args:
+    x: The tensor.
+
+  Returns:
+    The same values; differentiating them raises a `NotImplementedError`.
+  """
+
+  @tf.custom_gradient
+  def identity(x):
+    def gradient(_):
+      raise NotImplementedError(
+        'SI-sigma with a nonzero dead slope has no second derivative: set '
+        'dead_gate_slope=0 in layers (dead_slope=0 in si_sigmoid) to '
+        'differentiate gradients.'
+      )
+
+    return tf.identity(x), gradient
+
+  return identity(x)
+
+
 def _normalize(
   x: Any, axis: int, rectify: bool, dead_slope: float
 ) -> tf.Tensor:
@@ -80,9 +107,10 @@ def _normalize(
 
   @tf.custom_gradient
   def apply(x):
-    y, maximum = max_normalize(x, rectify=rectify, axis=axis)
+    y, largest = max_normalize(x, rectify=rectify, axis=axis)
 
     def gradient(upstream):
+      maximum = first_derivative_only(largest) if dead_slope else largest
       inner = tf.reduce_sum(upstream * y, axis=axis, keepdims=True)
       flow = upstream - max_share(y, axis) * inner
       if rectify:
@@ -142,8 +170,9 @@ def si_sigmoid(x: Any, axis: int = -1, dead_slope: float = 0.0) -> tf.Tensor:
     x: Floating-point tensor of any shape.
     axis: Axis over which the maximum is taken: the hidden units.
     dead_slope: Slope of the gradient for rows without a positive entry, where
-      the output is zero: dL/dx = dead_slope * dL/dy there. Differs from the
-      paper: it does not define such rows.
+      the output is zero: dL/dx = dead_slope * dL/dy there. Such a gradient
+      can't be differentiated again. Differs from the paper: it does not define
+      such rows.
 
   Returns:
     Tensor shaped like `x` with entries in [0, 1].

@@ -50,6 +50,8 @@ def _pointwise(function, scale):
 
 def _rules(dead_slope: float) -> Dict[Callable, Rule]:
   def rectified_scale(y, maximum):
+    if dead_slope:
+      maximum = activations.first_derivative_only(maximum)
     scale = tf.sign(y) * activations.inverse_maximum(maximum)
     if dead_slope:
       scale += dead_slope * tf.cast(maximum <= 0, y.dtype)

@@ -11,7 +11,7 @@ from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
-from si_federated.layers.static_shapes import shapes_are_static
+from si_federated.layers import static_graphs
 
 MAX_UNROLLED_STEPS = 32
 
@@ -94,7 +94,7 @@ def scan(
   """Runs a gated cell over time.
 
   z_t = x_t + h_{t-1} U; m_t, c_t = gates(z_t, c_{t-1}); h_t = m_t P + b_p, or
-  m_t without a projection. First derivatives only.
+  m_t without a projection.
 
   Args:
     x: `[T, B, K*H]` input products of all steps, bias included.
@@ -124,7 +124,7 @@ def scan(
     )
   if unroll is None:
     unroll = bool(steps) and steps <= MAX_UNROLLED_STEPS
-    unroll = unroll and not shapes_are_static()
+    unroll = unroll and not static_graphs.is_requested()
   valid = None if mask is None else tf.cast(mask, x.dtype)[..., tf.newaxis]
   batch = tf.shape(x)[1]
   if initial_state is None and not unroll:
@@ -247,11 +247,11 @@ def _outer(
 
   Where the mask is false, the right factor is zero, and no work is spent.
   """
-  if mask is not None and shapes_are_static():
+  if mask is not None and static_graphs.shapes_are_static():
     right = tf.where(mask[..., tf.newaxis], right, tf.zeros_like(right))
   left = tf.reshape(left, [-1, left.shape[-1]])
   right = tf.reshape(right, [-1, right.shape[-1]])
-  if mask is not None and not shapes_are_static():
+  if mask is not None and not static_graphs.shapes_are_static():
     rows = tf.where(tf.reshape(mask, [-1]))[:, 0]
     left, right = tf.gather(left, rows), tf.gather(right, rows)
   return tf.matmul(left, right, transpose_a=True)

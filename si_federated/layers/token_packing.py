@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from si_federated.layers.static_shapes import shapes_are_static
+from si_federated.layers.static_graphs import shapes_are_static
 
 
 class Packing:

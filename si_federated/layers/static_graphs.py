@@ -2,8 +2,8 @@
 
 On a processor, layers gather the valid tokens of a batch, so that padding costs
 nothing. How many there are is known only when the graph runs, and a compiler
-such as XLA can't work with that. Graphs traced within `static_shapes` compute
-the padding as well, and multiply it away.
+such as XLA can't work with that. Graphs traced within `static_shapes`, or for
+XLA, compute the padding as well, and leave it out of results.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from typing import Iterator
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 _static = contextvars.ContextVar('static_shapes', default=False)
 
@@ -32,6 +35,17 @@ def static_shapes(enabled: bool = True) -> Iterator[None]:
     _static.reset(token)
 
 
-def shapes_are_static() -> bool:
+def is_requested() -> bool:
   """Returns whether `static_shapes` is in effect."""
   return _static.get()
+
+
+def shapes_are_static() -> bool:
+  """Returns whether shapes must not depend on the data.
+
+  They must not within `static_shapes`, and in functions that TensorFlow
+  compiles with XLA (`jit_compile=True`).
+  """
+  return is_requested() or control_flow_util.GraphOrParentsInXlaContext(
+    tf.compat.v1.get_default_graph()
+  )
