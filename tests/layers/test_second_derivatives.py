@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from si_federated import layers
 
-_LAYERS = {
+_LAYERS: dict[str, Callable[..., Any]] = {
   'SICIFG': lambda slope: layers.SICIFG(
     3, return_sequences=True, dead_gate_slope=slope, dtype='float64'
   ),

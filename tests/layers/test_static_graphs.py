@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from si_federated import layers
 
-_LAYERS = {
+_LAYERS: dict[str, Callable[..., Any]] = {
   'TransformerBlock': lambda: layers.TransformerBlock(
     intermediate_dim=8, num_heads=2
   ),
