@@ -4,8 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import tensorflow as tf
+
+
+def centred_count(clipped: Any, was_clipped: tf.Tensor) -> tf.Tensor:
+  """Returns what a client adds to the count of updates below the clip norm.
+
+  As in TensorFlow Privacy, counts are centred at one half. Differs from it: an
+  update of zeros adds nothing, as an absent client does, so that the
+  sensitivity is 1/2 whether neighbours differ by a client or by a client whose
+  updates are zero. Otherwise it would be 1 for the latter.
+
+  Args:
+    clipped: The clipped update.
+    was_clipped: Whether it was scaled down.
+
+  Returns:
+    1/2 below the norm, -1/2 for a clipped update, 0 for one of zeros.
+  """
+  is_zero = tf.reduce_all(
+    [tf.reduce_all(tf.equal(part, 0)) for part in tf.nest.flatten(clipped)]
+  )
+  return tf.where(is_zero, 0.0, 0.5 - tf.cast(was_clipped, tf.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +66,9 @@ class AdaptiveClip:
   ) -> tuple[float, float]:
     """Divides the privacy budget of a noise multiplier among sum and count.
 
-    The count, of sensitivity 1/2, takes its share of the budget, so that the
-    sum needs slightly more noise than alone (theorem 1 of the paper).
+    The count, of sensitivity 1/2 (see `centred_count`), takes its share of the
+    budget, so that the sum needs slightly more noise than alone (theorem 1 of
+    the paper).
 
     Args:
       noise_multiplier: Of both together.

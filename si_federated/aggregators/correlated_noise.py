@@ -132,12 +132,15 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     @tff.tensorflow.computation(value_type, tf.float32)
     def at_client(update, clip_norm):
       clipped, was_clipped, is_finite = clipping.clip_update(update, clip_norm)
-      return collections.OrderedDict(
+      result = collections.OrderedDict(
         update=clipped,
         clipped=tf.cast(was_clipped, tf.float32),
         nonfinite=1 - tf.cast(is_finite, tf.float32),
         clients=tf.constant(1.0),
       )
+      if self.adaptive is not None:
+        result['centred'] = adaptive_clip.centred_count(clipped, was_clipped)
+      return result
 
     @tff.tensorflow.computation(state_type, at_client.type_signature.result)
     def at_server(state, total):
@@ -215,10 +218,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     (unit,) = keyed_noise.standard_normals(
       state['seed'], t, [tf.TensorShape([])], first_stream=stream
     )
-    # As in TensorFlow Privacy, counts are centred at one half, so that their
-    # sensitivity is 1/2.
-    count = 0.5 * total['clients'] - total['clipped']
-    part = count / self.settings.clients_per_round
+    part = total['centred'] / self.settings.clients_per_round
     unclipped = 0.5 + part + count_noise * unit
     assert self.adaptive is not None
     return self.adaptive.update(state['clip_norm'], unclipped)

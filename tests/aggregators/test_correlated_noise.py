@@ -172,7 +172,7 @@ def test_without_noise_the_adaptive_clip_is_tffs(run):
     noise_multiplier=0.0, clients_per_round=4, initial_l2_norm_clip=0.5
   )
   ours = _factory(clip_norm=0.5, adaptive=adaptive_clip.AdaptiveClip())
-  updates = [_update(v) for v in (0.1, 0.3, 0.5, 0.0)]
+  updates = [_update(v) for v in (0.1, 0.3, 0.5, 0.01)]
   histories = []
   for factory in (theirs, ours):
     initialize, step = run(factory, _SHAPES)
@@ -195,7 +195,7 @@ def test_the_noise_of_the_adaptive_clip(run):
   assert noise == pytest.approx(1 / np.sqrt(15 / 16))
   assert count_noise == 0.5
   initialize, step = run(factory, _SHAPES)
-  state, result, measurements = step(initialize(), _zeros(4))
+  state, result, measurements = step(initialize(), [_update(1e-9)] * 4)
   z = _standard_normals(11, 1)[0]
   np.testing.assert_allclose(
     _concatenated(result), noise * 2.0 * z / 4, rtol=1e-5
@@ -207,6 +207,30 @@ def test_the_noise_of_the_adaptive_clip(run):
   )
   part = np.clip(1 + 0.5 * unit.numpy(), 0, 1)
   assert state['clip_norm'] == pytest.approx(2 * np.exp(-0.2 * (part - 0.5)))
+
+
+def test_the_count_of_the_adaptive_clip_has_sensitivity_one_half(run):
+  # Without noise, the next clip norm shows the count.
+  clip = adaptive_clip.AdaptiveClip(learning_rate=1.0, count_noise=0.5)
+  initialize, step = run(_factory(adaptive=clip), _SHAPES)
+  others = [_update(0.1), _update(5.0)]
+
+  def count(client):
+    updates = others if client is None else [*others, _update(client)]
+    state, _, _ = step(initialize(), updates)
+    return -4 * np.log(state['clip_norm'] / 2.0)
+
+  # Absent, and present with updates of zeros, below the norm of 2, above it,
+  # and not finite.
+  absent = count(None)
+  for client, added in [
+    (0.0, 0.0),
+    (0.1, 0.5),
+    (5.0, -0.5),
+    (np.nan, 0.0),
+    (np.inf, 0.0),
+  ]:
+    assert count(client) - absent == pytest.approx(added, abs=1e-5)
 
 
 def test_the_noise_of_a_process_is_the_dense_product(run):
