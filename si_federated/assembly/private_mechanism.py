@@ -28,9 +28,10 @@ def build_schedule(
     The schedule.
 
   Raises:
-    config.ConfigError: If the schedule does not exist or can't be kept.
+    config.ConfigError: If the schedule does not exist or can't be kept, or does
+      not have clients for all rounds.
   """
-  return build_part(
+  schedule = build_part(
     experiment,
     'participation',
     num_clients=num_clients,
@@ -39,6 +40,14 @@ def build_schedule(
     min_separation=experiment.min_separation,
     max_participations=experiment.max_participations,
   )
+  if experiment.total_rounds:
+    try:
+      schedule.check_rounds(experiment.total_rounds)
+    except ValueError as error:
+      raise config.ConfigError(
+        f'--participation={experiment.participation}: {error}'
+      ) from error
+  return schedule
 
 
 def build_mechanism(

@@ -84,11 +84,29 @@ class Schedule(abc.ABC):
     """The number of whole cohorts in the population."""
     return self.num_clients // self.clients_per_round
 
+  def check_rounds(self, rounds: int) -> None:
+    """Raises unless all rounds have their clients.
+
+    Cohorts are a function of the seed, so that this is known before training.
+
+    Args:
+      rounds: The number of rounds to run.
+
+    Raises:
+      ValueError: If a round lacks clients; the message says which changes give
+        all rounds theirs.
+    """
+    # Schedules of which no client ever retires always have enough of them.
+    del rounds
+
   def cohort(self, round_num: int) -> np.ndarray:
     """Returns the distinct indices of a round's clients.
 
     Args:
       round_num: The round, from 1 on.
+
+    Raises:
+      ValueError: If the round is below 1, or lacks clients.
     """
     if round_num < 1:
       raise ValueError(f'Rounds are numbered from 1; found {round_num}.')
@@ -184,6 +202,10 @@ class FixedCycles(Schedule):
     return _cyclic_contract(rounds, self.min_separation)
 
 
+class _TooFewClientsError(ValueError):
+  """A round lacks clients."""
+
+
 @dataclasses.dataclass(eq=False)
 class MinSeparation(Schedule):
   """Random check-in by a device timer, as in Gboard (Xu et al. 2023).
@@ -222,7 +244,7 @@ class MinSeparation(Schedule):
         self._available[returning] = True
       candidates = np.flatnonzero(self._available)
       if len(candidates) < self.clients_per_round:
-        raise ValueError(
+        raise _TooFewClientsError(
           f'Only {len(candidates)} clients are left for round {current}, whose '
           f'cohort needs {self.clients_per_round}: the others have taken part '
           f'{self.max_participations} times or too recently; raise '
@@ -233,6 +255,29 @@ class MinSeparation(Schedule):
       self._counts[drawn] += 1
       self._cohorts.append(drawn)
     return self._cohorts[round_num - 1].copy()
+
+  def check_rounds(self, rounds):
+    """Raises unless all rounds have their clients; see `Schedule`."""
+    size, timer = self.clients_per_round, self.min_separation
+    most = self.max_participations
+    # Before the last round, clients are missing that retired or took part in
+    # the timer - 1 rounds before. At most (timer - 1) size have only done the
+    # latter, which leaves (rounds - timer) size participations for the former.
+    later = max(rounds - timer, 0) * size
+    spare = self.num_clients - timer * size
+    if most is None or later // most <= spare:
+      return
+    try:
+      self._cohort(rounds)
+    except _TooFewClientsError as error:
+      times = min(later // (spare + 1) + 1, -(-rounds // timer))
+      raise ValueError(
+        f'{self.num_clients} clients of at most {most} participations, {timer} '
+        f'rounds or more apart, make {len(self._cohorts)} of the {rounds} '
+        f'cohorts of {size}; run no more than these, or take '
+        f'max_participations={times} or {later // most + timer * size} '
+        'clients, which are enough for every seed.'
+      ) from error
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""

@@ -107,6 +107,18 @@ def _cache(monkeypatch, tmp_path):
       },
       'bands is 31',
     ),
+    # 120 clients, twice each, are 60 cohorts of 4, but not 80.
+    (
+      {
+        'aggregator': 'blt',
+        'participation': 'min_separation',
+        **_PRIVATE,
+        'min_separation': 10,
+        'max_participations': 2,
+        'total_rounds': 80,
+      },
+      r'--participation=min_separation: .* of the 80 cohorts',
+    ),
     (
       {'aggregator': 'gaussian', **_PRIVATE, 'noise_cohort_size': 3},
       'noise_cohort_size is 3',
@@ -163,6 +175,7 @@ def test_the_contract_is_what_the_schedule_keeps_to():
     participation='min_separation',
     min_separation=20,
     max_participations=2,
+    clients_per_round=3,
     **_PRIVATE,
   )
   assert mechanism.contract == Participation(60, 2, 20)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -133,6 +135,64 @@ def test_running_out_of_clients_is_reported():
   schedule.cohort(5)
   with pytest.raises(ValueError, match='Only 0 clients are left for round 6'):
     schedule.cohort(6)
+
+
+def _lasts(rounds, **sizes):
+  """Returns whether a schedule has clients for all rounds, by asking."""
+  schedule = schedules.MinSeparation(**sizes)
+  try:
+    for round_num in range(1, rounds + 1):
+      assert len(schedule.cohort(round_num)) == sizes['clients_per_round']
+  except ValueError:
+    return False
+  return True
+
+
+@pytest.mark.parametrize('most', [1, 2, 3])
+def test_it_is_known_before_the_first_round_whether_all_have_clients(most):
+  found = set()
+  for seed in range(4):
+    for clients in (12, 16, 23, 30):
+      sizes = {
+        'num_clients': clients,
+        'clients_per_round': 3,
+        'seed': seed,
+        'min_separation': 4,
+        'max_participations': most,
+      }
+      for rounds in (3, 8, 11, 13, 20):
+        lasts = _lasts(rounds, **sizes)
+        found.add(lasts)
+        schedule = schedules.MinSeparation(**sizes)
+        if lasts:
+          schedule.check_rounds(rounds)
+          continue
+        with pytest.raises(ValueError, match='enough for every seed') as raised:
+          schedule.check_rounds(rounds)
+        words = re.fullmatch(
+          r'.* make (\d+) of .* max_participations=(\d+) or (\d+) clients,.*',
+          str(raised.value),
+        )
+        assert words
+        most_rounds, enough_times, enough_clients = map(int, words.groups())
+        assert _lasts(most_rounds, **sizes)
+        assert not _lasts(most_rounds + 1, **sizes)
+        # Enough for other seeds as well.
+        for other in range(3):
+          for change in (
+            {'max_participations': enough_times},
+            {'num_clients': enough_clients},
+          ):
+            assert _lasts(rounds, **{**sizes, **change, 'seed': other})
+  assert found == {False, True}
+
+
+@pytest.mark.parametrize('name', sorted({*_SCHEDULES} - {'limited'}))
+def test_schedules_of_which_no_client_retires_last(name):
+  schedule = _SCHEDULES[name](0)
+  schedule.check_rounds(200)
+  sizes = [len(schedule.cohort(round_num)) for round_num in range(1, 201)]
+  assert 'poisson' in name or set(sizes) == {5}
 
 
 @pytest.mark.parametrize(
