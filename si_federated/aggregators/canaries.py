@@ -10,16 +10,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.aggregators import correlated_noise, keyed_noise
+from si_federated.privacy import schedules
 
 # Distinct from the keys of noise, whose rows are smaller.
 _STREAM = 1 << 62
+# Keeps the samples apart from other numbers drawn from the same seed.
+_SAMPLING = 1
 
 
 def direction(
@@ -45,18 +48,27 @@ def direction(
 
 
 def schedule(
-  *, num_canaries: int, rounds: int, participations: int, separation: int
+  *,
+  num_canaries: int,
+  rounds: int,
+  participations: int,
+  separation: int,
+  amplification: Optional[schedules.Amplification] = None,
+  canary_seed: int = 0,
 ) -> np.ndarray:
   """Returns which canaries take part in each round.
 
   A canary takes part as often as the contract allows, at the least separation;
-  first rounds are spread evenly.
+  first rounds are spread evenly. Where the accounting counts on sampling,
+  canaries are sampled as clients are, independently of them.
 
   Args:
     num_canaries: The number of canaries.
     rounds: The number of rounds.
     participations: The most rounds of one client.
     separation: The least distance of two rounds of a client.
+    amplification: The sampling of clients, if the accounting counts on it.
+    canary_seed: The seed of all canaries, which determines the samples.
 
   Returns:
     The indices of canaries, shape `[rounds, most of a round]`, padded with -1.
@@ -68,6 +80,8 @@ def schedule(
     raise ValueError(
       f'num_canaries is {num_canaries}; an audit needs at least 2.'
     )
+  if amplification is not None:
+    return _table(_sampled(num_canaries, rounds, amplification, canary_seed))
   span = (min(participations, -(-rounds // separation)) - 1) * separation
   firsts = max(rounds - span, 1)
   cohorts: list[list[int]] = [[] for _ in range(rounds)]
@@ -75,7 +89,29 @@ def schedule(
     first = canary * firsts // num_canaries
     for time in range(first, min(first + span, rounds - 1) + 1, separation):
       cohorts[time].append(canary)
-  table = np.full((rounds, max(map(len, cohorts))), -1, np.int32)
+  return _table(cohorts)
+
+
+def _sampled(
+  num_canaries: int,
+  rounds: int,
+  amplification: schedules.Amplification,
+  canary_seed: int,
+) -> list[np.ndarray]:
+  """Returns the cohorts of Poisson sampling, within groups that take turns."""
+  generator = np.random.default_rng([canary_seed, _SAMPLING])
+  group = np.arange(num_canaries) % amplification.groups
+  return [
+    np.flatnonzero(
+      (generator.random(num_canaries) < amplification.probability)
+      & (group == time % amplification.groups)
+    )
+    for time in range(rounds)
+  ]
+
+
+def _table(cohorts: Sequence[Any]) -> np.ndarray:
+  table = np.full((len(cohorts), max(1, *map(len, cohorts))), -1, np.int32)
   for row, cohort in zip(table, cohorts):
     row[: len(cohort)] = cohort
   return table

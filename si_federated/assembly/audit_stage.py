@@ -53,6 +53,11 @@ def write(
     'std_score_unseen': dimension**-0.5,
     'what': 'A one-shot estimate from the final model (arXiv 2302.03098), '
     'without confidence; who sees every round may learn more.',
+    'not_covered': [
+      'clipping: canaries are added to the clipped sum, as long as the clip '
+      'norm',
+      'compression: canaries are not compressed',
+    ],
   }
   folder.write_json('audit.json', result)
   return result

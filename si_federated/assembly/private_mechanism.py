@@ -182,7 +182,8 @@ def add_canaries(
   Args:
     experiment: The experiment.
     mechanism: Calibrated.
-    added: The canaries, which take part as often as the contract allows.
+    added: The canaries, which take part as often as the contract allows, or
+      are sampled as clients are where the accounting counts on it.
 
   Raises:
     config.ConfigError: If the mechanism can't be audited.
@@ -205,6 +206,8 @@ def add_canaries(
           rounds=contract.rounds,
           participations=contract.participations,
           separation=contract.min_separation,
+          amplification=record.amplification,
+          canary_seed=added.seed,
         ),
       ),
     )

@@ -158,13 +158,12 @@ def restarted_variances(
     raise ValueError('The full decoder is for a single tree.')
   carried, parts = 0.0, []
   for size in steps:
-    variances = prefix_variances(size, kind)
+    variances = prefix_variances(size, kind).copy()
+    if complete:
+      # The last round releases the sum of the completed tree.
+      variances[-1] = node_variance((size - 1).bit_length(), kind)
     parts.append(carried + variances)
-    carried += (
-      node_variance((size - 1).bit_length(), kind)
-      if complete
-      else variances[-1]
-    )
+    carried += variances[-1]
   return np.concatenate(parts)
 
 

@@ -99,6 +99,7 @@ class Ledger:
     """Returns epsilon of all rounds so far; infinite without noise.
 
     It is that of the observed participation, which is at most the contract's.
+    Under sampling it is a bound, at most the epsilon of the whole run.
     """
     if self._record is None or not self._record.noise_multiplier:
       return math.inf
@@ -109,9 +110,17 @@ class Ledger:
   def _epsilon_after(self, observed: participation.Participation) -> float:
     assert self._record is not None
     record = self._record.after(observed)
-    # Under sampling, privacy loss distributions take seconds a round.
-    method = 'exact' if record.amplification is None else 'rdp'
-    return record.epsilon(self._delta, method=method)
+    if record.amplification is None:
+      return record.epsilon(self._delta)
+    # Privacy loss distributions take seconds a round, Renyi bounds are looser.
+    bound = record.epsilon(self._delta, method='rdp')
+    return min(bound, self._promised_epsilon)
+
+  @functools.cached_property
+  def _promised_epsilon(self) -> float:
+    """The epsilon of all rounds of the run."""
+    assert self._record is not None
+    return self._record.epsilon(self._delta)
 
   def row(self) -> dict[str, float]:
     """Returns the privacy columns of a row of metrics."""
@@ -124,7 +133,7 @@ class Ledger:
       return []
     if not record.noise_multiplier:
       return ['Updates are clipped but get no noise: there is no privacy.']
-    promised = record.epsilon(self._delta)
+    promised = self._promised_epsilon
     simulated = ' (simulated)' if self._simulated else ''
     lines = [
       f'Privacy{simulated}: at most epsilon {promised:.4g} at delta '

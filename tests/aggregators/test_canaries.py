@@ -11,7 +11,13 @@ from si_federated.aggregators import (
   build_gaussian,
   canaries,
 )
-from si_federated.privacy import accounting, auditing
+from si_federated.privacy import (
+  accounting,
+  auditing,
+  participation,
+  schedules,
+  strategies,
+)
 
 _SHAPES = [[3, 2], [], [5]]
 
@@ -68,6 +74,64 @@ def test_schedule(rounds, participations, separation, expected):
     taken = np.flatnonzero((table == canary).any(axis=1))
     assert len(taken) == min(participations, -(-rounds // separation))
     assert set(np.diff(taken)) <= {separation}
+
+
+@pytest.mark.parametrize('groups', [1, 4])
+def test_sampled_canaries_take_part_as_clients_do(groups):
+  kind = 'cyclic_poisson' if groups > 1 else 'poisson'
+  rounds, count, probability = 40, 500, 0.2
+  table = canaries.schedule(
+    num_canaries=count,
+    rounds=rounds,
+    participations=rounds // groups,
+    separation=groups,
+    amplification=schedules.Amplification(kind, probability, groups),
+    canary_seed=7,
+  )
+  taken = np.zeros([rounds, count])
+  for time, cohort in enumerate(table):
+    taken[time, cohort[cohort >= 0]] = 1
+  turn = np.arange(count) % groups == np.arange(rounds)[:, None] % groups
+  assert not taken[~turn].any()
+  chances = turn.sum()
+  assert chances == rounds * count / groups
+  deviation = np.sqrt(chances * probability * (1 - probability))
+  assert abs(taken.sum() - chances * probability) < 4 * deviation
+  # Rounds differ, and no two canaries always go together.
+  assert len({tuple(row) for row in taken}) == rounds
+  assert len({tuple(column) for column in taken.T}) > 0.9 * count / groups
+
+
+def test_the_estimate_under_sampling_respects_amplification(run):
+  shapes, count, rounds, noise = [[200, 100], [10_000]], 400, 20, 0.7
+  amplification = schedules.Amplification('poisson', 0.1)
+  contract = participation.Participation(rounds, rounds, 1)
+  inner = _factory(rounds, noise_multiplier=noise)
+
+  def estimate(amplification):
+    table = canaries.schedule(
+      num_canaries=count,
+      rounds=rounds,
+      participations=rounds,
+      separation=1,
+      amplification=amplification,
+      canary_seed=5,
+    )
+    initialize, step = run(canaries.CanaryFactory(inner, 5, table), shapes)
+    zero = [np.zeros(shape, np.float32) for shape in shapes]
+    state, change = initialize(), [np.zeros(shape) for shape in shapes]
+    for _ in range(rounds):
+      state, result, _ = step(state, [zero])
+      change = [total + part for total, part in zip(change, result)]
+    scores = canaries.scores(change, canary_seed=5, num_canaries=count)
+    return auditing.estimate_epsilon(scores, 1e-5, dimension=30_000)
+
+  promised = accounting.PrivacyRecord(
+    strategies.identity(rounds), noise, contract, amplification
+  ).epsilon(1e-5)
+  assert estimate(amplification) < promised
+  # Canaries in every round would have called a right mechanism wrong.
+  assert estimate(None) > promised
 
 
 def test_the_mean_has_the_rounds_canaries(run):
