@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow_federated as tff
 
 from si_federated import config, files
-from si_federated.training import checkpoints
+from si_federated.training import checkpoints, event_files
 
 COLUMNS = (
   'train/loss',
@@ -139,7 +139,8 @@ class RunFolder:
   def open_metrics(self, round_num: int) -> None:
     """Opens the metrics to continue them after a round.
 
-    Later rows, which a killed run wrote after its last checkpoint, are removed.
+    Later rows, which a killed run wrote after its last checkpoint, are removed,
+    from TensorBoard's files as well.
 
     Args:
       round_num: The round of the checkpoint; -1 for a new run.
@@ -158,6 +159,7 @@ class RunFolder:
     self._metrics = tff.program.CSVFileReleaseManager(
       path, tff.program.CSVSaveMode.WRITE, 'round_num'
     )
+    event_files.remove_later_steps(self._file('logdir'), round_num)
     self._tensorboard = tff.program.TensorBoardReleaseManager(
       self._file('logdir')
     )
