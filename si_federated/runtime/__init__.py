@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from si_federated.runtime.errors import ClientError, UnsupportedError
 from si_federated.runtime.local import LocalContext, set_local_context
-from si_federated.runtime.rounds import ClientError, UnsupportedError
 from si_federated.runtime.tff_worker import set_tff_context
 
 

@@ -11,7 +11,7 @@ import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from si_federated.runtime import interrupts, rounds
+from si_federated.runtime import errors, interrupts, rounds
 
 # Cohorts of up to `_MIN_CHUNKS` clients have one client per chunk. A chunk's
 # data and its partial accumulator are sent as a whole, hence the maximum.
@@ -93,7 +93,7 @@ def run(
     The result of each chunk, in order.
 
   Raises:
-    rounds.ClientError: If a client failed, or too many actors died while they
+    errors.ClientError: If a client failed, or too many actors died while they
       ran the same chunk.
   """
   cohort = cut(len(clients))
@@ -148,7 +148,7 @@ def _count_death(
   chunk = error.chunks[0]
   deaths[chunk] += 1
   if deaths[chunk] >= _MAX_DEATHS:
-    raise rounds.ClientError(
+    raise errors.ClientError(
       f'{_MAX_DEATHS} actors died of the clients at positions '
       f'{cohort[chunk][0]} to {cohort[chunk][-1]} of the cohort, which may '
       f'need too much memory; the last: {error}'

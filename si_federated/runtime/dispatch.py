@@ -12,6 +12,7 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_analysis
 
 from si_federated.runtime import (
+  errors,
   interrupts,
   rounds,
   tensorflow_function,
@@ -67,7 +68,7 @@ class Dispatcher:
       run = self._lower(comp)
     except (NotImplementedError, TypeError, ValueError) as error:
       if self._prepare is not None:
-        raise rounds.UnsupportedError(
+        raise errors.UnsupportedError(
           f"A computation can't be lowered to plain TensorFlow: {error} Use "
           '--runtime=local.'
         ) from error

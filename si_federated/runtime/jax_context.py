@@ -24,6 +24,7 @@ from tensorflow_federated.python.core.impl.context_stack import (
 from si_federated.runtime import (
   client_arrays,
   dispatch,
+  errors,
   jax_programs,
   jax_worker,
   rounds,
@@ -174,7 +175,7 @@ class JaxContext(context_base.SyncContext):
     try:
       programs = jax_programs.ClientPrograms(compiled.client_part)
     except (NotImplementedError, TypeError, ValueError) as error:
-      raise rounds.UnsupportedError(
+      raise errors.UnsupportedError(
         f'--runtime=jax can not run this computation: {error} Use '
         '--runtime=local.'
       ) from error
@@ -216,7 +217,7 @@ class JaxContext(context_base.SyncContext):
         break
       except _OutOfMemoryError as error:
         if self._clients_per_group == 1:
-          raise rounds.UnsupportedError(
+          raise errors.UnsupportedError(
             f'One client does not fit the memory of {self.device}: use a '
             'smaller model or smaller batches.'
           ) from error
@@ -227,7 +228,7 @@ class JaxContext(context_base.SyncContext):
           stacklevel=2,
         )
       except WorkerError as error:
-        raise rounds.UnsupportedError(
+        raise errors.UnsupportedError(
           f'{error}; the rounds before this one are saved: start again to go '
           'on.'
         ) from error

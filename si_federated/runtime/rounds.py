@@ -16,20 +16,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import computation_pb2
 
-from si_federated.runtime import tensorflow_function, values
-
-
-class ClientError(RuntimeError):
-  """A client's computation failed; the message names the client."""
-
-
-class UnsupportedError(RuntimeError):
-  """A runtime can't run a computation, and no other runtime takes its place."""
+from si_federated.runtime import errors, tensorflow_function, values
 
 
 def client_error(
   clients: Sequence[Any], position: int, problem: object
-) -> ClientError:
+) -> errors.ClientError:
   """Returns an error that names a client.
 
   Args:
@@ -42,7 +34,7 @@ def client_error(
     An exception to raise.
   """
   name_of = getattr(clients, 'client_name', lambda i: f'number {i}')
-  return ClientError(
+  return errors.ClientError(
     f'Client {name_of(position)} of the cohort failed: {_reason(problem)}'
   )
 
@@ -247,7 +239,7 @@ class Round:
       The result, flat.
 
     Raises:
-      ClientError: If a client failed.
+      errors.ClientError: If a client failed.
       TypeError: If the argument is not of the computation's type.
     """
     (_, state_type), (_, clients_type) = tff.structure.to_elements(

@@ -20,9 +20,7 @@ from tensorflow.python.eager.cancellation import CancellationManager
 from tensorflow_federated.proto.v0 import computation_pb2
 from tensorflow_federated.python.tensorflow_libs import graph_utils
 
-# A handle with this name is private to one execution of its operation, and is
-# freed with its last reference (tensorflow/core/framework/resource_handle.cc).
-_ANONYMOUS = 'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
+from si_federated.runtime import private_resources
 
 _function_count = 0
 
@@ -85,38 +83,27 @@ def _rename_functions(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
     )
 
 
-def _node_name(tensor_or_control: str) -> str:
-  return tensor_or_control.lstrip('^').split(':')[0]
-
-
 def _run_initializer_first(
-  graph_def: tf.compat.v1.GraphDef, initializer: str
+  graph_def: tf.compat.v1.GraphDef, initializer: str, resources: set[str]
 ) -> None:
-  """Makes variables private to a call, and initializes them before other uses.
+  """Initializes variables and tables before their other uses.
 
   A session runs the initializer in a separate call. A function is one call,
-  hence the control dependencies. Anonymous handles let two threads run the
-  function at once.
+  hence the control dependencies.
   """
+  node_name = private_resources.node_name
   nodes = {node.name: node for node in graph_def.node}
-  initializer = _node_name(initializer)
+  initializer = node_name(initializer)
   before: set[str] = set()
   pending = [initializer]
   while pending:
     name = pending.pop()
     if name not in before:
       before.add(name)
-      pending.extend(_node_name(edge) for edge in nodes[name].input)
-  handles = {
-    node.name
-    for node in graph_def.node
-    if node.op in ('VarHandleOp', 'HashTableV2', 'MutableHashTableV2')
-  }
+      pending.extend(node_name(edge) for edge in nodes[name].input)
   for node in graph_def.node:
-    if node.op == 'VarHandleOp':
-      node.attr['shared_name'].s = _ANONYMOUS.encode()
     if node.name not in before and any(
-      _node_name(edge) in handles for edge in node.input
+      node_name(edge) in resources for edge in node.input
     ):
       node.input.append(f'^{initializer}')
 
@@ -138,7 +125,8 @@ class Graph:
       name: Its name in error messages.
 
     Raises:
-      NotImplementedError: If the body is not plain TensorFlow.
+      NotImplementedError: If the body is not plain TensorFlow, or a resource
+        in it can't be made private to one call.
     """
     global _function_count
     proto: computation_pb2.Computation = computation.to_building_block().proto
@@ -153,8 +141,11 @@ class Graph:
     self._body.graph_def.Unpack(self._graph_def)
     _function_count += 1
     _rename_functions(self._graph_def, f'tff_{_function_count}_')
+    resources = private_resources.make_private(self._graph_def)
     if self._body.initialize_op:
-      _run_initializer_first(self._graph_def, self._body.initialize_op)
+      _run_initializer_first(
+        self._graph_def, self._body.initialize_op, resources
+      )
     self._inputs = list(_tensor_names(self._body.parameter))
     self._outputs = list(_tensor_names(self._body.result))
     self.num_outputs = len(self._outputs)

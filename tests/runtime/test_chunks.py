@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from si_federated.runtime import chunks, rounds
+from si_federated import runtime
+from si_federated.runtime import chunks
 
 
 class _Actors:
@@ -93,7 +94,7 @@ def test_a_chunk_that_keeps_killing_actors_ends_the_round():
 def test_a_failure_names_the_client():
   actors = _Actors(fails=[5])
   results = _run(actors, 64)
-  with pytest.raises(rounds.ClientError, match='number 11 .*no luck'):
+  with pytest.raises(runtime.ClientError, match='number 11 .*no luck'):
     for expected in range(6):
       assert next(results) == [2 * expected, 2 * expected + 1]
   assert actors.forgotten
@@ -103,5 +104,5 @@ def test_a_failure_names_the_client():
       raise OSError('no disk')
     return client
 
-  with pytest.raises(rounds.ClientError, match='number 40 .*no disk'):
+  with pytest.raises(runtime.ClientError, match='number 40 .*no disk'):
     list(_run(_Actors(), 64, draw))
