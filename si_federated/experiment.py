@@ -25,6 +25,7 @@ from si_federated.assembly.registries import REGISTRIES, build_part
 from si_federated.assembly.task_and_model import (
   build_model,
   build_task,
+  frozen_at_random,
   prepare_model,
 )
 from si_federated.layers.static_graphs import static_shapes
@@ -96,10 +97,11 @@ def _build(
     compute_dtype=experiment.precision,
   )
   num_parameters = sum(weight.size for weight in model.initial_weights[0])
+  delta = private_mechanism.default_delta(experiment, len(task.train))
   mechanism = private_mechanism.calibrate(
     experiment,
     mechanism,
-    delta=private_mechanism.default_delta(experiment, len(task.train)),
+    delta=delta,
     schedule=schedule,
     dimension=num_parameters,
   )
@@ -125,6 +127,14 @@ def _build(
     num_parameters=num_parameters,
     whole_task=whole_task,
     start=start,
+    notices=[
+      *(
+        frozen_at_random(keras_model_fn())
+        if model.initial_weights[1] and start is None and not resumed
+        else []
+      ),
+      *private_mechanism.delta_notices(mechanism, delta, len(task.train)),
+    ],
   )
 
 
@@ -176,6 +186,7 @@ def run(
       rounds_per_checkpoint=experiment.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
       callbacks=[
+        callbacks.Notices(built.notices),
         callbacks.PrivacyAccounting(built.ledger),
         *([recorder] if recorder is not None else []),
       ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -36,6 +36,7 @@ class Experiment:
     num_parameters: The number of trained parameters.
     whole_task: The data, with clients that have opted out of the rounds.
     start: The weights of `--initial_model`, if they were read.
+    notices: What a user should know before the first round.
   """
 
   config: config.ExperimentConfig
@@ -51,6 +52,7 @@ class Experiment:
   num_parameters: int
   whole_task: AnyTask
   start: Optional[initial_model.Start] = None
+  notices: Sequence[str] = ()
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
     """Returns the datasets of a round's clients."""

@@ -231,6 +231,25 @@ def default_delta(
   return float(max(num_clients, 2)) ** -1.1
 
 
+def delta_notices(
+  mechanism: Mechanism, delta: float, num_clients: int
+) -> list[str]:
+  """Returns a sentence if a delta is too large to mean privacy, else nothing.
+
+  Args:
+    mechanism: The aggregator.
+    delta: Its delta.
+    num_clients: The number of training clients.
+  """
+  if mechanism.record is None or delta <= 1 / num_clients:
+    return []
+  return [
+    f'--delta={delta:.3g} is above 1/{num_clients}, one over the number of '
+    'clients: publishing the data of a few clients would satisfy it. Choose a '
+    'smaller one, or leave the flag out.'
+  ]
+
+
 def build_ledger(
   experiment: config.ExperimentConfig,
   mechanism: Mechanism,

@@ -9,8 +9,12 @@ import tensorflow as tf
 
 from si_federated import config
 from si_federated.assembly.registries import build_part
+from si_federated.models.transforms import stable_names
 from si_federated.tasks import AnyTask, mixing
 from si_federated.weights import initial_model
+
+# At most so many names are listed in a message.
+_LISTED = 4
 
 
 def build_task(experiment: config.ExperimentConfig) -> AnyTask:
@@ -114,3 +118,27 @@ def prepare_model(
     experiment.reinitialized_variables,
   )
   return start, lambda: start.build(new_model)
+
+
+def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
+  """Returns a sentence that names the weights frozen at random values, if any.
+
+  Args:
+    keras_model: A model whose weights come from no other one. FFA-LoRA's first
+      factors are meant to be random, and are not named.
+  """
+  names = [
+    name
+    for name in stable_names(w.name for w in keras_model.non_trainable_weights)
+    if not name.rpartition('/')[2].startswith('lora_a')
+  ]
+  if not names:
+    return []
+  more = len(names) - _LISTED
+  listed = ', '.join(names[:_LISTED]) + (
+    f' and {more} more' if more > 0 else ''
+  )
+  return [
+    f'Without --initial_model these weights stay at random values: {listed}. '
+    'Name a trained model by --initial_model, or train them: --transform=none.'
+  ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
 import numpy as np
@@ -83,6 +83,17 @@ class Callback:
     """Returns entries of the run's summary, once all rounds are done."""
     del folder
     return {}
+
+
+class Notices(Callback):
+  """Shows messages when a run starts."""
+
+  def __init__(self, messages: Sequence[str]):
+    self._messages = list(messages)
+
+  def notices(self):
+    """Returns the messages."""
+    return self._messages
 
 
 class PrivacyAccounting(Callback):
