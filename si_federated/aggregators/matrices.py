@@ -96,7 +96,7 @@ def build_blt(
   settings: PrivateSettings,
   *,
   cache_dir: Optional[str] = None,
-  num_buffers: int = 4,
+  num_buffers: Optional[int] = None,
   momentum: float = 0.0,
   cool_down: float = 0.0,
   objective: str = 'rms',
@@ -107,7 +107,8 @@ def build_blt(
     settings: The fields of `PrivateSettings`, as keyword arguments;
       `min_separation` is required.
     cache_dir: A folder that keeps optimised strategies.
-    num_buffers: The number of buffers, each of the size of the model.
+    num_buffers: The number of buffers, each of the size of the model; by
+      default the fewest, up to 4, whose error is within 0.1 % of the best.
     momentum: The momentum of server SGD that the strategy is optimised for.
     cool_down: The fraction of the rounds, at the end, in which the server's
       learning rate decreases.

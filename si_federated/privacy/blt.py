@@ -17,6 +17,18 @@ from si_federated.privacy import participation, toeplitz, workloads
 
 # The strength of the logarithmic barrier that keeps decays away from 0 and 1.
 _BARRIER = 1e-8
+# Without a number of buffers, the fewest whose error is this near to the best.
+_MOST_BUFFERS = 4
+_NEAR = 1e-3
+# Losses that differ by less are equal up to the optimizer's accuracy.
+_TIE = 1e-6
+# Decays that differ by less, relative to the gaps to 0 and 1, count as equal:
+# one buffer in their place has the same error.
+_LEAST_GAP = 1e-3
+# scale / decay of a further buffer that brings nothing.
+_LEAST_WEIGHT = 1e-9
+# How near to 1 sum(scale / decay) comes, where the optimum lies at the limit.
+_MARGIN = 1e-12
 
 
 def check_parameters(
@@ -61,7 +73,7 @@ def coefficients(
 def optimize_blt(
   contract: participation.Participation,
   *,
-  num_buffers: int = 4,
+  num_buffers: Optional[int] = None,
   workload: Optional[np.ndarray] = None,
   objective: str = 'rms',
   max_iterations: int = 1000,
@@ -74,23 +86,47 @@ def optimize_blt(
 
   Args:
     contract: The participation contract.
-    num_buffers: The number of buffers d.
+    num_buffers: The number of buffers d; by default the fewest, up to 4, whose
+      error is within 0.1 % of the best. Buffers that bring nothing, if forced,
+      have almost no weight.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'`, see `toeplitz.error_form`.
     max_iterations: Of the optimizer, from each starting point.
 
   Returns:
-    Decays in decreasing order, and scales.
+    Decays in decreasing order, all different, and scales.
 
   Raises:
     ValueError: If the number of buffers is not between 1 and 20.
   """
   n = contract.rounds
-  if not 1 <= num_buffers <= 20:
+  if num_buffers is not None and not 1 <= num_buffers <= 20:
     raise ValueError(f'num_buffers is {num_buffers}; take 1 to 20.')
   if workload is None:
     workload = workloads.prefix_sum(n)
   form = toeplitz.error_form(workloads.check_workload(workload, n), objective)
+
+  found = []
+  for count in range(1, (num_buffers or _MOST_BUFFERS) + 1):
+    decay, scale = _optimize(contract, count, form, max_iterations)
+    # Where buffers coincide, fewer do the same.
+    if count == 1 or _differ(decay):
+      column = coefficients(decay, scale, n)
+      loss, _ = toeplitz.loss_and_gradient(column, contract, form)
+      found.append((loss, decay, scale))
+  best = min(loss for loss, _, _ in found)
+  # Losses are logarithms of squares.
+  near = [one for one in found if one[0] <= best + 2 * np.log1p(_NEAR)]
+  if num_buffers is None:
+    return check_parameters(*near[0][1:])
+  # More buffers may end in a worse local optimum.
+  near = [one for one in near if one[0] <= best + _TIE]
+  return check_parameters(*_filled(*near[-1][1:], num_buffers))
+
+
+def _optimize(contract, num_buffers, form, max_iterations):
+  """Returns decays, decreasing, some perhaps almost equal, and scales."""
+  n = contract.rounds
 
   def loss(x):
     decay, scale, decay_jacobian, scale_jacobian = _parameters(x, n)
@@ -107,7 +143,7 @@ def optimize_blt(
     return value, gradient
 
   best: Any = None
-  for slowest in (n, max(contract.min_separation, 4)):
+  for slowest in (max(n, 4), max(contract.min_separation, 4)):
     found = optimize.minimize(
       loss,
       _start(num_buffers, slowest),
@@ -119,7 +155,30 @@ def optimize_blt(
       best = found
   decay, scale, _, _ = _parameters(best.x, n)
   order = np.argsort(-decay)
-  return check_parameters(decay[order], scale[order])
+  # Without a gradient (two rounds), a decay can underflow.
+  return _inside(np.maximum(decay[order], _MARGIN), scale[order])
+
+
+def _inside(decay, scale):
+  """Moves parameters that rounding put on the limit back inside."""
+  scale = np.maximum(scale, _MARGIN**2 * decay)
+  most, total = 1 - _MARGIN, (scale / decay).sum()
+  return decay, scale * most / total if total > most else scale
+
+
+def _differ(decay):
+  """Returns whether decreasing decays are far enough apart to be distinct."""
+  gaps = np.diff(special.logit(decay))
+  return bool((gaps < -_LEAST_GAP).all())
+
+
+def _filled(decay, scale, num_buffers):
+  """Adds buffers of almost no weight, of ever smaller decays."""
+  more = num_buffers - len(decay)
+  smaller = decay[-1] * 0.5 ** np.arange(1, more + 1)
+  return _inside(
+    np.append(decay, smaller), np.append(scale, _LEAST_WEIGHT * smaller)
+  )
 
 
 def _parameters(x, rounds):

@@ -102,7 +102,7 @@ def build(
   contract: participation.Participation,
   *,
   bands: Optional[int] = None,
-  num_buffers: int = 4,
+  num_buffers: Optional[int] = None,
   workload: Optional[np.ndarray] = None,
   objective: str = 'rms',
   restart_every: Optional[int] = None,
@@ -114,7 +114,7 @@ def build(
     mechanism: One of `MECHANISMS`.
     contract: The participation contract.
     bands: Of the banded strategies; by default as many as the separation.
-    num_buffers: Of blt.
+    num_buffers: Of blt; by default as few as are nearly the best.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
     restart_every: Of restarted trees; by default the separation, which is an

@@ -16,6 +16,8 @@ import numpy as np
 from si_federated.privacy import strategies
 
 _Path = Union[str, os.PathLike]
+# Of the optimisers by kind, if not 1; one that changes gets the next.
+_VERSIONS = {'blt': 2}
 
 
 def save(path: _Path, strategy: strategies.Strategy) -> None:
@@ -117,8 +119,8 @@ def cached(
   """
   if folder is None:
     return build()
-  # The version changes when the optimisers do.
-  text = json.dumps({'version': 1, **parameters}, sort_keys=True)
+  version = _VERSIONS.get(str(parameters.get('kind')), 1)
+  text = json.dumps({'version': version, **parameters}, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:20]
   path = os.path.join(
     folder, f'{parameters.get("kind", "strategy")}-{digest}.npz'

@@ -114,6 +114,46 @@ def test_blt_of_one_participation_is_within_a_percent():
   assert found.decay.shape == (4,)
 
 
+_BLT_CONTRACTS = [
+  # Three buffers meet the limit sum(scale / decay) < 1.
+  (100, 4, 25),
+  (201, 2, 106),
+  # Buffers coincide.
+  (20, 2, 10),
+  (100, 1, 100),
+  # Correlated noise brings nothing.
+  (16, 16, 1),
+  # More buffers end in a worse optimum.
+  (191, 5, 21),
+  (15, 4, 2),
+  (3, 1, 2),
+  (2, 2, 1),
+  (1, 1, 1),
+]
+
+
+@pytest.mark.parametrize('contract', _BLT_CONTRACTS)
+def test_any_contract_has_a_blt_of_so_many_buffers(contract):
+  contract = Participation(*contract)
+  losses = []
+  for count in (1, 2, 3, 4, 5):
+    found = privacy.build('blt', contract, num_buffers=count)
+    assert isinstance(found, strategies.Blt)
+    assert found.decay.shape == (count,)
+    assert (np.diff(found.decay) < 0).all()
+    # Decays that differ in their last digits only are equal.
+    log_odds = np.log(found.decay / (1 - found.decay))
+    assert (np.diff(log_odds) < -9e-4).all()
+    losses.append(_loss(found, contract))
+  assert (np.diff(losses) < 1e-5 * losses[0]).all()
+  # By default the fewest within 0.1 % of the best.
+  near = losses[: 1 + np.argmax(np.array(losses) <= 1.001 * min(losses[:4]))]
+  chosen = privacy.build('blt', contract)
+  assert isinstance(chosen, strategies.Blt)
+  assert len(chosen.decay) == len(near)
+  assert _loss(chosen, contract) == pytest.approx(near[-1], rel=1e-9)
+
+
 def test_banded_optimum_keeps_its_constraints():
   matrix = gram.optimize_banded(_CONTRACT, bands=5)
   assert not np.triu(matrix, 1).any()
