@@ -20,7 +20,7 @@ from si_federated.assembly import (
   run_data,
 )
 from si_federated.assembly.built_experiment import Experiment
-from si_federated.assembly.checks import check
+from si_federated.assembly.checks import check, planned_for_rounds
 from si_federated.assembly.registries import REGISTRIES, build_part
 from si_federated.assembly.task_and_model import (
   build_model,
@@ -162,7 +162,7 @@ def run(
   check(experiment)
   path = os.path.join(root, experiment.experiment_name)
   folder = run_folder_lib.RunFolder(path)
-  folder.open(experiment)
+  folder.open(experiment, planned_for_rounds(experiment))
   try:
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())

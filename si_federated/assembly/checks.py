@@ -41,6 +41,21 @@ def check(experiment: config.ExperimentConfig) -> None:
   expert_options.check(experiment)
 
 
+def planned_for_rounds(experiment: config.ExperimentConfig) -> list[str]:
+  """Returns the parts that depend on the number of rounds, as phrases.
+
+  Args:
+    experiment: The experiment.
+  """
+  planned = []
+  if is_private(experiment.aggregator.name):
+    planned.append(f'the guarantee of --aggregator={experiment.aggregator}')
+  schedule = experiment.server_learning_rate_schedule
+  if schedule.name != type(experiment).server_learning_rate_schedule.name:
+    planned.append(f'--server_learning_rate_schedule={schedule}')
+  return planned
+
+
 def _parameters(
   experiment: config.ExperimentConfig, flag: str
 ) -> Mapping[str, inspect.Parameter]:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import csv
+import dataclasses
 import fcntl
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -80,11 +82,19 @@ class RunFolder:
   def _file(self, name: str) -> str:
     return os.path.join(self.path, name)
 
-  def open(self, experiment: config.ExperimentConfig) -> bool:
+  def open(
+    self,
+    experiment: config.ExperimentConfig,
+    planned_for_rounds: Sequence[str] = (),
+  ) -> bool:
     """Locks the folder for an experiment, new or resumed.
+
+    A run may go on for more rounds than it was begun for.
 
     Args:
       experiment: The experiment.
+      planned_for_rounds: What depends on the number of rounds, and forbids
+        more, as phrases.
 
     Returns:
       Whether the folder already held this experiment.
@@ -105,6 +115,14 @@ class RunFolder:
     differences = experiment.differences(held) if held is not None else []
     # A run that failed before its first row, for example for lack of data,
     # leaves nothing to resume.
+    if held is not None and self.has('metrics.csv'):
+      longer = dataclasses.replace(held, total_rounds=experiment.total_rounds)
+      if (
+        experiment.total_rounds > held.total_rounds
+        and not experiment.differences(longer)
+      ):
+        self._check_more_rounds(experiment, held, planned_for_rounds)
+        differences = []
     if differences and self.has('metrics.csv'):
       raise config.ConfigError(
         f'{self.path} holds an experiment with other flags '
@@ -114,6 +132,20 @@ class RunFolder:
     if held is None or held.to_json() != experiment.to_json():
       files.write_atomically(self._file('config.json'), experiment.to_json())
     return held is not None and not differences
+
+  def _check_more_rounds(
+    self,
+    experiment: config.ExperimentConfig,
+    held: config.ExperimentConfig,
+    planned_for_rounds: Sequence[str],
+  ) -> None:
+    if planned_for_rounds:
+      raise config.ConfigError(
+        f'{self.path} holds a run of {held.total_rounds} rounds, for which '
+        f'{" and ".join(planned_for_rounds)} were made: it can not go on to '
+        f'--total_rounds={experiment.total_rounds}. Start a run of another '
+        f'--experiment_name from its weights by --initial_model={self.path}.'
+      )
 
   def close(self) -> None:
     """Unlocks the folder."""
