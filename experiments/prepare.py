@@ -62,6 +62,12 @@ _CLIENT_COLUMN = absl_flags.DEFINE_string(
 _IS_HTML = absl_flags.DEFINE_bool(
   'html', False, 'Texts of a table are HTML; those of dumps always are.'
 )
+_ENCODING = absl_flags.DEFINE_string(
+  'encoding',
+  None,
+  'The encoding of a table, such as latin-1 or cp1252, if it is not UTF-8 and '
+  'has no byte order mark that says so.',
+)
 _OVERWRITE = absl_flags.DEFINE_bool(
   'overwrite', False, 'Replace what is in the output folder.'
 )
@@ -87,6 +93,7 @@ def main() -> None:
       text_column=_TEXT_COLUMN.value,
       client_column=_CLIENT_COLUMN.value,
       is_html=_IS_HTML.value,
+      encoding=_ENCODING.value,
       overwrite=_OVERWRITE.value,
     )
   except ValueError as error:

@@ -6,26 +6,34 @@ https://archive.org/details/stackexchange.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import IO
 from xml.etree import ElementTree
 
-from si_federated.preparation.records import Counts, Record, open_source
+from si_federated.preparation import dates
+from si_federated.preparation.records import Counts, Record, progress
+from si_federated.tasks import table_rows, text_files
 
 _CHUNK = 1 << 20
 # Posts have at most 30,000 characters; longer rows mean another kind of file.
 _MOST_BYTES = 1 << 26
 _ROW = b'<row'
 _KINDS = {'1': 'question', '2': 'answer'}
-_DATE = re.compile(
-  r'(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:(\.\d*?)0*)?(?:Z|\+00:00| UTC)?'
-)
 _ENDINGS = ('', '.xz')
 _BAD_XML = 'not well-formed XML'
 _NO_USER = 'without a user'
-_BAD_VALUES = 'an attribute is missing or garbled'
+_HEAD = 1 << 10
+_DECLARED = re.compile(
+  rb'(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding=["\']([A-Za-z0-9._-]+)'
+)
+# Where one begins, all up to its end is no other.
+_ENDS = {b'<!--': b'-->', b'<![CDATA[': b']]>', b'<?': b'?>', _ROW: b'<'}
+_MARKUP = re.compile(rb'<!--|<!\[CDATA\[|<\?|<row(?=[\s/>])')
+_REFERENCE = re.compile(rb'&#(?:x([0-9a-fA-F]+)|([0-9]+));')
+_FORBIDDEN = re.compile(rb'[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]')
 
 
 def find_files(path: str) -> tuple[str, str | None]:
@@ -68,7 +76,7 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
 
   Args:
     path: The file.
-    counts: Counts all rows and those left out.
+    counts: Counts all rows, those left out, and optional values left out.
 
   Raises:
     ValueError: If the file has no rows or is damaged.
@@ -79,66 +87,85 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
       # Such as tag wikis and elections.
       counts.leave_out('neither a question nor an answer', path, row)
       continue
-    try:
-      client = values.get('OwnerUserId', '')
-      record = Record(
-        client=str(int(client)) if client else '',
-        text=values['Body'],
-        is_html=True,
-        number=int(values['Id']),
-        parent=int(values['ParentId']) if kind == 'answer' else 0,
-        creation_date=utc(values['CreationDate']),
-        title=values.get('Title', ''),
-        tags=_tags(values.get('Tags', '')),
-        score=int(values.get('Score', '0')),
-        kind=kind,
-      )
-    except (KeyError, ValueError):
-      counts.leave_out(_BAD_VALUES, path, row)
-      continue
-    if record.client in ('', '-1'):
-      # Still yielded: answers take their title from it.
-      counts.leave_out(_NO_USER, path, row)
-    yield record
+    record = _record(
+      path, row, values, counts, user='OwnerUserId', text='Body',
+      number='Id', parent='ParentId' if kind == 'answer' else '',
+      is_html=True, kind=kind,
+    )  # fmt: skip
+    if record is not None:
+      yield record
 
 
 def read_comments(path: str, counts: Counts) -> Iterator[Record]:
   """Yields the comments of a file; see `read_posts`."""
   for row, values in _rows(path, counts):
-    try:
-      client = values.get('UserId', '')
-      record = Record(
-        client=str(int(client)) if client else '',
-        text=values['Text'],
-        parent=int(values['PostId']),
-        creation_date=utc(values['CreationDate']),
-        score=int(values.get('Score', '0')),
-        kind='comment',
-      )
-    except (KeyError, ValueError):
-      counts.leave_out(_BAD_VALUES, path, row)
-      continue
-    if record.client in ('', '-1'):
-      counts.leave_out(_NO_USER, path, row)
-    else:
+    record = _record(
+      path, row, values, counts, user='UserId', text='Text', number='',
+      parent='PostId', is_html=False, kind='comment',
+    )  # fmt: skip
+    if record is not None and record.client:
       yield record
 
 
-def utc(date: str) -> str:
-  """Returns a date in the format of TFF's Stack Overflow data.
+def _record(
+  path: str,
+  row: int,
+  values: Mapping[str, str],
+  counts: Counts,
+  *,
+  user: str,
+  text: str,
+  number: str,
+  parent: str,
+  is_html: bool,
+  kind: str,
+) -> Record | None:
+  """Returns the record of a row, without optional values that are odd.
 
-  >>> utc('2008-08-10T08:28:52.100')
-  '2008-08-10 08:28:52.1 UTC'
-
-  Raises:
-    ValueError: If it is not a date in universal time.
+  A row that is left out is still a record without client if others take their
+  title from it.
   """
-  found = _DATE.fullmatch(date)
-  if not found:
-    raise ValueError(f'{date!r} is not a date such as 2008-08-10T08:28:52.100')
-  day, time, fraction = found.groups()
-  fraction = '' if fraction in (None, '.') else fraction
-  return f'{day} {time}{fraction} UTC'
+  place = (path, row, 'row')
+
+  def whole(name: str) -> int:
+    read = table_rows.whole_number
+    what = f'{name}, which is no whole number of 64 bits'
+    return counts.optional(read, values.get(name), what, place) or 0
+
+  def needed(name: str) -> int:
+    # Without it the text stands for itself.
+    if name and table_rows.is_missing(values.get(name)):
+      counts.drop(f'their {name}, which is missing', *place)
+    return whole(name) if name else 0
+
+  client = ''
+  if text not in values:
+    counts.leave_out(f'without {text}', path, row)
+  else:
+    with contextlib.suppress(ValueError):
+      client = str(table_rows.whole_number(values.get(user)) or '')
+    if client in ('', '-1'):
+      client = ''
+      counts.leave_out(_NO_USER, path, row)
+  if not client and not number:
+    return None
+  what = 'CreationDate, which is no date'
+  date = counts.optional(dates.utc, values.get('CreationDate'), what, place)
+  if client and table_rows.is_missing(values.get('CreationDate')):
+    counts.drop('their CreationDate, which is missing', *place)
+  return Record(
+    client=client,
+    text=values.get(text, ''),
+    is_html=is_html,
+    number=needed(number),
+    parent=needed(parent),
+    creation_date=date or '',
+    title=values.get('Title', ''),
+    tags=_tags(values.get('Tags', '')),
+    score=whole('Score'),
+    kind=kind,
+    row=row,
+  )
 
 
 def _tags(text: str) -> str:
@@ -149,15 +176,32 @@ def _tags(text: str) -> str:
 def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
   """Yields the number and the attributes of every row that can be parsed."""
   found = 0
-  with open_source(path) as stream:
-    for text in _split(stream, path):
+  with (
+    progress(path) as file,
+    text_files.open_binary(path, file) as stream,
+  ):
+    head = stream.read(_HEAD)
+    encoding = text_files.detect(head)
+    if not encoding.startswith('utf-8'):
+      raise ValueError(
+        f'{path} is {encoding.upper()} text; convert it by '
+        f'`iconv -f {encoding} -t utf8 {path} > NEW`.'
+      )
+    declared = _DECLARED.match(head)
+    encoding = declared[1].decode() if declared else 'utf-8'
+    for text in _split(head, stream, path):
       found += 1
       counts.rows += 1
-      try:
-        # Parsed separately, so that a garbled row costs no other.
-        yield found, ElementTree.fromstring(text).attrib
-      except (ElementTree.ParseError, ValueError, LookupError):
-        counts.leave_out(_BAD_XML, path, found)
+      # Parsed separately, so that a garbled row costs no other.
+      attributes = _parse(text, encoding)
+      if attributes is None:
+        plain = _without_forbidden(text)
+        attributes = None if plain == text else _parse(plain, encoding)
+        if attributes is None:
+          counts.leave_out(_BAD_XML, path, found)
+          continue
+        counts.drop('characters that XML forbids', path, found)
+      yield found, attributes
   if not found:
     raise ValueError(
       f'{path} has no rows of a Stack Exchange dump (<row ... />); give its '
@@ -165,27 +209,75 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
     )
 
 
-def _split(stream: IO[bytes], path: str) -> Iterator[bytes]:
-  """Yields the text of each row; `<` occurs nowhere else in such a file."""
-  rest, begun = b'', False
-  while chunk := stream.read(_CHUNK):
-    *pieces, rest = (rest + chunk).split(_ROW)
-    for piece in pieces:
-      # The head of the file precedes the first row.
-      if begun:
-        yield _row_text(piece)
-      begun = True
-    if not begun:
-      rest = rest[-len(_ROW) :]
-    if len(rest) > _MOST_BYTES:
-      raise ValueError(
-        f'{path} has a row of more than {_MOST_BYTES >> 20} MB; it is not a '
-        'dump of a Stack Exchange site.'
-      )
-  if begun:
-    yield _row_text(rest)
+def _parse(text: bytes, encoding: str) -> Mapping[str, str] | None:
+  """Returns the attributes of one element; None if it is not well formed."""
+  try:
+    parser = ElementTree.XMLParser(encoding=encoding)
+    return ElementTree.fromstring(text, parser=parser).attrib
+  except (ElementTree.ParseError, ValueError, LookupError):
+    return None
+
+
+def _without_forbidden(text: bytes) -> bytes:
+  """Removes the characters that XML 1.0 allows in no form (section 2.2)."""
+
+  def reference(found: re.Match) -> bytes:
+    digits, decimal = found.groups()
+    try:
+      number = int(digits, 16) if digits else int(decimal)
+    except ValueError:  # More digits than Python takes.
+      return b''
+    is_allowed = (
+      number in (0x9, 0xA, 0xD)
+      or 0x20 <= number <= 0xD7FF
+      or 0xE000 <= number <= 0xFFFD
+      or 0x10000 <= number <= 0x10FFFF
+    )
+    return found[0] if is_allowed else b''
+
+  return _FORBIDDEN.sub(b'', _REFERENCE.sub(reference, text))
+
+
+def _split(head: bytes, stream: IO[bytes], path: str) -> Iterator[bytes]:
+  """Yields the text of each row outside comments.
+
+  A row ends where the next markup begins: values hold no `<`.
+
+  Args:
+    head: What has been read already.
+    stream: The rest.
+    path: The file, for messages.
+  """
+  text, start, ended = head, 0, False
+  while True:
+    found = _MARKUP.search(text, start)
+    if found is not None:
+      end = text.find(_ENDS[found[0]], found.end())
+      if end < 0 and not ended and len(text) - found.start() > _MOST_BYTES:
+        raise ValueError(
+          f'{path} has a row or a comment of more than {_MOST_BYTES >> 20} MB; '
+          'it is not a dump of a Stack Exchange site.'
+        )
+      if found[0] == _ROW and (end >= 0 or ended):
+        start = end if end >= 0 else len(text)
+        yield _row_text(text[found.start() : start])
+        continue
+      if end >= 0 or ended:
+        # A comment that never ends is none: the rows in it count.
+        start = found.end() if end < 0 else end + len(_ENDS[found[0]])
+        continue
+      start = found.start()
+    elif ended:
+      return
+    else:
+      # The beginning of markup may be at the end.
+      start = max(start, len(text) - len(b'<![CDATA['))
+    chunk = stream.read(_CHUNK)
+    text, start, ended = text[start:] + chunk, 0, not chunk
 
 
 def _row_text(piece: bytes) -> bytes:
-  end = piece.rfind(b'/>')
-  return _ROW + (piece[: end + 2] if end >= 0 else piece)
+  """Closes an element that ends by an end tag of its own."""
+  piece = piece.rstrip()
+  is_open = piece.endswith(b'>') and not piece.endswith(b'/>')
+  return piece[:-1] + b'/>' if is_open else piece

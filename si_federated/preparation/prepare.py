@@ -11,7 +11,7 @@ import lzma
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Optional
 
 from si_federated.preparation import dump, store, table_files
 from si_federated.preparation.records import Counts, Record
@@ -24,6 +24,10 @@ SUMMARY_NAME = 'preparation.json'
 SOURCES = ('stackexchange', 'jsonl', 'csv')
 SPLITS = ('date', 'hash')
 _WORK = '.preparing'
+_LONELY = (
+  'the title, tags and score of their question, which the dump lacks or which '
+  'cannot be read'
+)
 _SPLIT_NAMES = {'train': 'train', 'validation': 'heldout', 'test': 'test'}
 _NAMES = ('Posts.xml', 'Comments.xml')
 
@@ -46,6 +50,8 @@ class Settings:
     text_column: The column of a table with the text.
     client_column: The column of a table with the user's name.
     is_html: Whether the texts of a table have tags.
+    encoding: The encoding of a table, such as `latin-1`; None for UTF-8, or
+      what a byte order mark says.
     overwrite: Whether to replace the results of an earlier preparation.
   """
 
@@ -59,6 +65,7 @@ class Settings:
   text_column: str = 'text'
   client_column: str = 'client_id'
   is_html: bool = False
+  encoding: Optional[str] = None
   overwrite: bool = False
 
   def __post_init__(self):
@@ -115,12 +122,15 @@ def prepare(settings: Settings) -> dict[str, Any]:
     with store.open_database(os.path.join(work, 'staging')) as staging:
       store.create_staging(staging)
       num_records = 0
+      unit = 'row' if settings.source == 'stackexchange' else 'line'
       for path, records in _sources(settings, work, counts):
 
-        def left_out(reason: str, path: str = path) -> None:
-          counts.leave_out(reason, path, counts.rows)
+        def left_out(reason: str, record: Record, path: str = path) -> None:
+          counts.leave_out(reason, path, record.row, unit)
 
         num_records += store.stage(staging, records, left_out)
+      if lonely := store.orphans(staging):
+        counts.dropped[_LONELY] = lonely
       totals = store.write_client_data(
         staging,
         os.path.join(work, DATABASE_NAME),
@@ -139,6 +149,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
       'settings': dataclasses.asdict(settings),
       'rows': counts.rows,
       'left_out': dict(counts.left_out),
+      'dropped': dict(counts.dropped),
       'first_left_out': counts.first,
       'clients': totals.clients,
       'sentences': totals.sentences,
@@ -198,17 +209,16 @@ def _sources(
   """Yields the files to read and their records."""
   path = settings.input
   if settings.source != 'stackexchange':
-    read = {'jsonl': table_files.read_jsonl, 'csv': table_files.read_csv}[
-      settings.source
-    ]
     yield (
       path,
-      read(
+      table_files.read_table(
         path,
         counts,
+        kind=settings.source,
         text=settings.text_column,
         client=settings.client_column,
         is_html=settings.is_html,
+        encoding=settings.encoding,
       ),
     )
     return

@@ -5,16 +5,17 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import gzip
 import io
-import lzma
 import os
 import sys
-import zlib
-from collections.abc import Iterator
-from typing import IO, BinaryIO, cast
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Optional, TypeVar
 
 import tqdm
+
+from si_federated.tasks import table_rows
+
+_Value = TypeVar('_Value')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Record:
   """A text and its author.
 
   Attributes:
-    client: The user.
+    client: The user; empty for a post that only gives its title to others.
     text: The text, as HTML if `is_html`.
     is_html: Whether to remove tags.
     number: The number by which other posts refer to this one; 0 for none.
@@ -33,6 +34,7 @@ class Record:
     tags: The tags, separated by bars.
     score: The score.
     kind: `question`, `answer`, `comment`, or the source's own word.
+    row: The number of its row or line in the file.
   """
 
   client: str
@@ -45,87 +47,113 @@ class Record:
   tags: str = ''
   score: int = 0
   kind: str = ''
+  row: int = 0
 
 
 class Counts:
-  """Counts of the rows that were read and of those left out, by reason.
+  """Counts rows that are read, and what is left out of them, by reason.
 
   Attributes:
     rows: The number of rows read, good or bad.
     left_out: The number of rows left out for each reason.
+    dropped: The number of optional values left out for each reason, without
+      their rows.
     first: The first row of each reason, such as `FILE, row 7`.
   """
 
   def __init__(self):
     self.rows = 0
     self.left_out: collections.Counter[str] = collections.Counter()
+    self.dropped: collections.Counter[str] = collections.Counter()
     self.first: dict[str, str] = {}
 
-  def leave_out(self, reason: str, path: str, row: int) -> None:
+  def leave_out(
+    self, reason: str, path: str, row: int, unit: str = 'row'
+  ) -> None:
     """Counts a row that is left out.
 
     Args:
       reason: The end of the sentence "rows were left out: ".
       path: The file.
       row: The row's number in the file, from 1.
+      unit: What the number counts: `row` or `line`.
     """
     self.left_out[reason] += 1
-    self.first.setdefault(reason, f'{os.path.basename(path)}, row {row}')
+    self.first.setdefault(reason, f'{os.path.basename(path)}, {unit} {row}')
+
+  def drop(self, reason: str, path: str, row: int, unit: str = 'row') -> None:
+    """Counts an optional value that is left out of a row that stays.
+
+    Args:
+      reason: The end of the sentence "rows are used without ".
+      path: See `leave_out`.
+      row: See `leave_out`.
+      unit: See `leave_out`.
+    """
+    self.dropped[reason] += 1
+    self.first.setdefault(reason, f'{os.path.basename(path)}, {unit} {row}')
+
+  def optional(
+    self,
+    read: Callable[[Any], _Value],
+    value: Any,
+    what: str,
+    place: tuple[str, int, str],
+  ) -> Optional[_Value]:
+    """Reads an optional value, and counts it if it is of no use.
+
+    Args:
+      read: Returns the value, or raises ValueError.
+      value: What is given.
+      what: Its name and kind, as in "rows are used without WHAT".
+      place: The file, the row and the unit, as in `drop`.
+
+    Returns:
+      The value; None if it is missing or of no use.
+    """
+    if table_rows.is_missing(value):
+      return None
+    try:
+      return read(value)
+    except ValueError:
+      self.drop(f'their {what}', *place)
+      return None
 
   def sentences(self) -> list[str]:
-    """Returns a sentence for each reason."""
-    return [
-      f'{number:,} of {self.rows:,} rows were left out: {reason} (the first: '
-      f'{self.first[reason]}).'
-      for reason, number in self.left_out.most_common()
-    ]
-
-
-class DamagedFileError(ValueError):
-  """A file that ends early or is not an archive of its kind."""
+    """Returns a sentence for each reason, rows that are left out first."""
+    found = []
+    for counter, what in (
+      (self.left_out, 'were left out: '),
+      (self.dropped, 'are used without '),
+    ):
+      for reason, number in counter.most_common():
+        first = self.first.get(reason)
+        where = f' (the first: {first})' if first else ''
+        found.append(f'{number:,} of {self.rows:,} rows {what}{reason}{where}.')
+    return found
 
 
 @contextlib.contextmanager
-def open_source(path: str) -> Iterator[IO[bytes]]:
-  """Opens a file, unpacked if it is `.xz` or `.gz`, with a progress bar.
-
-  The bar counts bytes on disk.
+def progress(path: str) -> Iterator[BinaryIO]:
+  """Opens a file with a progress bar, which counts bytes on disk.
 
   Args:
     path: The file.
 
   Yields:
-    A stream of the content.
-
-  Raises:
-    DamagedFileError: If unpacking fails.
+    The file, for the functions of `si_federated.tasks.text_files`.
   """
-  size = os.path.getsize(path)
   with (
     open(path, 'rb') as raw,
     tqdm.tqdm(
-      total=size,
+      total=os.path.getsize(path),
       desc=f'Reading {os.path.basename(path)}',
       unit='B',
       unit_scale=True,
       mininterval=interval(),
     ) as bar,
   ):
-    counted = _Counted(raw, bar)
-    stream: BinaryIO = io.BufferedReader(counted, 1 << 20)
-    try:
-      if path.endswith('.xz'):
-        with lzma.open(stream) as unpacked:
-          yield unpacked
-      elif path.endswith('.gz'):
-        with gzip.open(stream) as unpacked:
-          yield cast(IO[bytes], unpacked)
-      else:
-        yield stream
-    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-      raise DamagedFileError(
-        f'{path} is damaged or incomplete ({error}); fetch it again.'
-      ) from error
+    yield io.BufferedReader(_Counted(raw, bar), 1 << 20)
 
 
 def interval() -> float:

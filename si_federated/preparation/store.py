@@ -94,14 +94,14 @@ def open_database(path: str) -> Iterator[sqlite3.Connection]:
 def stage(
   connection: sqlite3.Connection,
   records: Iterable[Record],
-  left_out: Callable[[str], None],
+  left_out: Callable[[str, Record], None],
 ) -> int:
   """Writes records to disk, cut into sentences.
 
   Args:
     connection: A database that `create_staging` has prepared.
     records: The records.
-    left_out: Called with the reason when a record has no words.
+    left_out: Called with the reason and the record when one has no words.
 
   Returns:
     The number of records written.
@@ -126,7 +126,7 @@ def stage(
       # An answer takes title, tags and score from its question.
       own = (title, one.tags, one.score) if not one.parent else (None,) * 3
       posts.append((one.number, one.parent, *own))
-    if one.client not in ('', '-1'):
+    if one.client:
       found = list(text.sentences(one.text, is_html=one.is_html))
       if found:
         total += 1
@@ -137,11 +137,25 @@ def stage(
           )
         )  # fmt: skip
       else:
-        left_out('without words')
+        left_out('without words', one)
     if len(staged) >= _BATCH or len(posts) >= _BATCH:
       flush()
   flush()
   return total
+
+
+def orphans(connection: sqlite3.Connection) -> int:
+  """Returns how many staged records name a post that is not there.
+
+  They have no title, tags and score of a question.
+  """
+  ((number,),) = connection.execute(
+    'SELECT count(*) FROM staged AS s LEFT JOIN posts AS p '
+    'ON p.number = s.parent LEFT JOIN posts AS g ON g.number = p.parent '
+    'WHERE s.parent != 0 AND '
+    '(p.number IS NULL OR (p.parent != 0 AND g.number IS NULL))'
+  )
+  return number
 
 
 def create_staging(connection: sqlite3.Connection) -> None:

@@ -1,128 +1,120 @@
-"""Reads tables of texts and users: JSON lines and CSV."""
+"""Makes records of tables of texts and users: JSON lines and CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, TypeVar
 
-from si_federated.preparation import dump
-from si_federated.preparation.records import Counts, Record, open_source
+from si_federated.preparation import dates
+from si_federated.preparation.records import Counts, Record, progress
+from si_federated.tasks import table_rows, text_files
 
-# The limit of one CSV field.
-_MOST_BYTES = 1 << 26
+_Value = TypeVar('_Value')
+_NO_DATE = 'no date such as 2018-01-01 or 2018-01-01T10:00:00+01:00'
 
 
-def read_jsonl(
-  path: str, counts: Counts, *, text: str, client: str, is_html: bool
+def read_table(
+  path: str,
+  counts: Counts,
+  *,
+  kind: str,
+  text: str,
+  client: str,
+  is_html: bool,
+  encoding: Optional[str] = None,
 ) -> Iterator[Record]:
-  """Yields a record for each line, a JSON object.
+  """Yields a record for each row that has a text and a user.
 
   Args:
     path: The file.
-    counts: Counts all rows and those left out.
-    text: The entry with the text.
-    client: The entry with the user's name.
+    counts: Counts all rows, those left out, and optional values left out.
+    kind: `jsonl`, an object per line; or `csv`, whose first row names the
+      columns.
+    text: The column (or key) with the text.
+    client: The column with the user's name.
     is_html: Whether texts have tags.
+    encoding: See `text_files.open_text`.
 
   Raises:
-    ValueError: If the file is damaged.
+    ValueError: If the file is damaged, of another encoding or without these
+      columns.
   """
-  with open_source(path) as stream:
-    for row, line in enumerate(stream, start=1):
-      if not line.strip():
-        continue
-      counts.rows += 1
-      try:
-        values = json.loads(line)
-        if not isinstance(values, dict):
-          raise ValueError('not an object')
-      except (ValueError, RecursionError):
-        counts.leave_out('not a JSON object', path, row)
-        continue
-      yield from _records(values, path, row, counts, text, client, is_html)
-
-
-def read_csv(
-  path: str, counts: Counts, *, text: str, client: str, is_html: bool
-) -> Iterator[Record]:
-  """Yields a record for each row after the first, which names the columns.
-
-  See `read_jsonl`.
-
-  Raises:
-    ValueError: If a column is missing.
-  """
-  csv.field_size_limit(_MOST_BYTES)
-  with open_source(path) as stream:
-    lines = io.TextIOWrapper(
-      stream, encoding='utf-8-sig', errors='replace', newline=''
-    )
-    rows = csv.reader(lines)
+  is_csv = kind == 'csv'
+  with (
+    progress(path) as stream,
+    text_files.open_text(
+      path,
+      encoding=encoding,
+      option='--encoding',
+      newline='' if is_csv else '\n',
+      stream=stream,
+    ) as file,
+  ):
     try:
-      header = next(rows, [])
-    except csv.Error as error:
-      raise ValueError(f'{path} is not a CSV file ({error}).') from error
-    for flag, column in (('text', text), ('client', client)):
-      if column not in header:
-        raise ValueError(
-          f'{path} has no column {column!r} but {", ".join(header) or "none"}; '
-          f'name the right one by --{flag}_column.'
-        )
-    row = 1
-    while True:
-      row += 1
-      try:
-        cells = next(rows)
-      except StopIteration:
-        return
-      except csv.Error:
+      for row in (
+        table_rows.csv_rows(file, path, (text, client))
+        if is_csv
+        else table_rows.json_rows(file, path)
+      ):
         counts.rows += 1
-        counts.leave_out('not a row of CSV', path, row)
-        continue
-      if not cells:
-        continue
-      counts.rows += 1
-      if len(cells) != len(header):
-        counts.leave_out('with more or fewer fields than columns', path, row)
-        continue
-      values = dict(zip(header, cells))
-      yield from _records(values, path, row, counts, text, client, is_html)
+        if row.problem:
+          counts.leave_out(row.problem, path, row.line, 'line')
+          continue
+        record = _record(row, path, counts, text, client, is_html)
+        if record is not None:
+          yield record
+    except table_rows.MissingColumnsError as error:
+      flags = {text: '--text_column', client: '--client_column'}
+      options = ' and '.join(flags[name] for name in error.missing)
+      raise ValueError(f'{error}: name yours by {options}.') from error
 
 
-def _records(
-  values: Mapping[str, Any],
+def _record(
+  row: table_rows.Row,
   path: str,
-  row: int,
   counts: Counts,
   text: str,
   client: str,
   is_html: bool,
-) -> Iterator[Record]:
-  """Yields the record of a row, unless the row is left out."""
-  if not isinstance(values.get(text), str):
-    counts.leave_out(f'without a text in {text!r}', path, row)
-    return
-  user = values.get(client)
-  if not isinstance(user, (str, int)) or not str(user).strip():
-    counts.leave_out(f'without a user in {client!r}', path, row)
-    return
+) -> Optional[Record]:
+  """Returns the record of a row; None if the row is left out."""
+  values = row.values
+  place = (path, row.line, 'line')
   try:
-    date = values.get('creation_date') or ''
-    tags = values.get('tags') or ''
-    record = Record(
-      client=str(user).strip(),
-      text=values[text],
-      is_html=is_html,
-      creation_date=dump.utc(date) if date else '',
-      title=str(values.get('title') or ''),
-      tags='|'.join(map(str, tags)) if isinstance(tags, list) else str(tags),
-      score=int(values.get('score') or 0),
-      kind=str(values.get('type') or ''),
-    )
-  except (TypeError, ValueError):
-    counts.leave_out('with a garbled creation_date or score', path, row)
-    return
-  yield record
+    body = table_rows.text(values.get(text))
+  except table_rows.OddValueError:
+    counts.leave_out(f'without a text in {text!r}', *place)
+    return None
+  try:
+    user = table_rows.name(values.get(client)).strip()
+  except table_rows.OddValueError:
+    user = ''
+  if not user:
+    counts.leave_out(f'without a user in {client!r}', *place)
+    return None
+
+  def optional(read: Callable[[Any], _Value], column: str, what: str):
+    value = values.get(column)
+    return counts.optional(read, value, f'{column}, which is {what}', place)
+
+  name = table_rows.name
+  number = 'no whole number of 64 bits'
+  return Record(
+    client=user,
+    text=body,
+    is_html=is_html,
+    creation_date=optional(dates.utc, 'creation_date', _NO_DATE) or '',
+    title=optional(name, 'title', 'no text') or '',
+    tags=optional(_tags, 'tags', 'neither text nor a list of them') or '',
+    score=optional(table_rows.whole_number, 'score', number) or 0,
+    kind=optional(name, 'type', 'no text') or '',
+    row=row.line,
+  )
+
+
+def _tags(value: Any) -> str:
+  if not isinstance(value, list):
+    return table_rows.name(value)
+  return '|'.join(
+    table_rows.name(tag) for tag in value if not table_rows.is_missing(tag)
+  )

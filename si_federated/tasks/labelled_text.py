@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import gzip
-import json
-import lzma
 import os
-import zlib
-from typing import Any, Iterable, Iterator, Mapping, TextIO
+from typing import Mapping, Sequence
 
 from si_federated import files
+from si_federated.tasks import table_rows, text_files
 from si_federated.tasks.docstring_corpus import mining
 from si_federated.tasks.docstrings import open_corpus
 from si_federated.tasks.populations import ClientPopulation
@@ -53,15 +49,21 @@ class LabelledText:
 
 
 def read_file(
-  path: str, *, text: str, label: str, client: str | None
+  path: str,
+  *,
+  text: str,
+  label: str,
+  client: str | None,
+  encoding: str | None = None,
 ) -> LabelledText:
   """Reads a file of JSON lines or of comma-separated values with a header.
 
   Args:
     path: The file, `.csv` or `.jsonl`, optionally compressed as `.gz` or `.xz`.
     text: The column (or key) of the text.
-    label: The column of the label, which is text or a whole number.
+    label: The column of the label: text, a number, or true or false.
     client: The column of the client's name; None to read no clients.
+    encoding: See `text_files.open_text`.
 
   Returns:
     The texts.
@@ -71,102 +73,63 @@ def read_file(
       that cannot be used; the message names file and line.
   """
   stem = path[: -len('.gz')] if path.endswith(('.gz', '.xz')) else path
-  readers = {'.csv': _csv_rows, '.jsonl': _json_rows, '.json': _json_rows}
-  reader = readers.get(os.path.splitext(stem)[1])
-  if reader is None:
+  kind = os.path.splitext(stem)[1]
+  if kind not in ('.csv', '.jsonl', '.json'):
     raise ValueError(
       f'{path} is neither .csv nor .jsonl (nor one of them with .gz or .xz); '
       'name such a file.'
     )
   columns = [text, label] + ([client] if client is not None else [])
+  is_csv = kind == '.csv'
   values: list[list[str]] = []
-  try:
-    with _open(path) as file:
-      for number, row in reader(file, path, columns):
-        values.append(
-          [_value(path, number, name, row.get(name)) for name in columns]
-        )
-  except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-    raise ValueError(f'{path} cannot be read ({error}).') from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is not UTF-8 text ({error}).') from error
+  with text_files.open_text(
+    path,
+    encoding=encoding,
+    option='encoding',
+    newline='' if is_csv else '\n',
+  ) as file:
+    try:
+      for row in (
+        table_rows.csv_rows(file, path, columns)
+        if is_csv
+        else table_rows.json_rows(file, path)
+      ):
+        values.append(_example(path, row, columns, label))
+    except table_rows.MissingColumnsError as error:
+      raise ValueError(
+        f'{error}: name yours by the options text, label and client of '
+        '--task=text_classification.'
+      ) from error
   parts = tuple(zip(*values)) or ((),) * len(columns)
   return LabelledText(path, *parts)
 
 
-def _open(path: str) -> TextIO:
-  openers: Mapping[str, Any] = {'.gz': gzip.open, '.xz': lzma.open}
-  opener = openers.get(os.path.splitext(path)[1], open)
-  return opener(path, 'rt', encoding='utf-8', newline='')
-
-
-def _value(path: str, number: int, name: str, value: Any) -> str:
-  if isinstance(value, int) and not isinstance(value, bool):
-    value = str(value)
-  if not isinstance(value, str):
-    raise ValueError(
-      f'{path}:{number}: {name} is not text; give every example one.'
-    )
-  if not value.strip():
-    raise ValueError(
-      f'{path}:{number}: {name} is empty; fill it in or remove the example.'
-    )
-  return value.encode(errors='replace').decode()
-
-
-def _missing(path: str, names: Iterable[str], known: Iterable[str]) -> str:
-  return (
-    f'{path} has no column {" and no column ".join(names)}; it has '
-    f'{", ".join(known) or "none"}: name yours by the options text, label and '
-    'client of --task=text_classification.'
-  )
-
-
-def _csv_rows(
-  file: TextIO, path: str, columns: list[str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-  reader = csv.reader(file, strict=True)
-  try:
-    header = [name.lstrip('\ufeff') for name in next(reader, [])]
-    missing = [name for name in columns if name not in header]
-    if missing:
-      raise ValueError(_missing(path, missing, header))
-    for row in reader:
-      if not row:
-        continue
-      if len(row) != len(header):
-        raise ValueError(
-          f'{path}:{reader.line_num}: it has {len(row)} fields, the header '
-          f'{len(header)}; mend or remove the line.'
-        )
-      yield reader.line_num, dict(zip(header, row))
-  except csv.Error as error:
-    raise ValueError(
-      f'{path}:{reader.line_num}: it is not CSV ({error}); mend or remove the '
-      'line.'
-    ) from error
-
-
-def _json_rows(
-  file: TextIO, path: str, columns: list[str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-  for number, line in enumerate(file, start=1):
-    if not line.strip():
-      continue
+def _example(
+  path: str, row: table_rows.Row, columns: Sequence[str], label: str
+) -> list[str]:
+  """Returns the text, the label and the client of a row."""
+  place = f'{path}:{row.line}'
+  if row.problem:
+    raise ValueError(f'{place}: {row.clause}; mend it.')
+  missing = [name for name in columns if name not in row.values]
+  if missing:
+    raise table_rows.MissingColumnsError(place, missing, tuple(row.values))
+  found = []
+  for index, name in enumerate(columns):
+    value = row.values[name]
+    if table_rows.is_missing(value):
+      raise ValueError(f'{place}: {name} is empty; fill it in.')
     try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise ValueError(
-        f'{path}:{number}: it is not JSON ({error}); mend or remove the line.'
-      ) from error
-    if not isinstance(row, dict):
-      raise ValueError(
-        f'{path}:{number}: it is not a JSON object; give one per line.'
+      found.append(
+        table_rows.name(value, booleans=name == label)
+        if index
+        else table_rows.text(value)
       )
-    missing = [name for name in columns if name not in row]
-    if missing:
-      raise ValueError(_missing(f'{path}:{number}', missing, row))
-    yield number, row
+    except table_rows.OddValueError as error:
+      raise ValueError(
+        f'{place}: {name} is {error}; give every example one.'
+      ) from error
+  return found
 
 
 def read_docstrings(data_dir: str | None, *, num_classes: int) -> LabelledText:

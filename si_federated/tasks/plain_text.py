@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import gzip
 import hashlib
-import lzma
 import os
-import zlib
-from typing import Any, Iterable, Iterator, Mapping, Sequence, TextIO
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from si_federated import files
+from si_federated.tasks import text_files
 from si_federated.tasks.docstring_corpus.cleaning import split_sentences
 from si_federated.tasks.docstring_corpus.source_files import stamp
 from si_federated.tasks.populations import ClientPopulation
@@ -30,7 +28,7 @@ from si_federated.tasks.tokenizer import tokenize
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
 # Raising it rebuilds existing stores.
-_VERSION = 1
+_VERSION = 2
 # Lines of a document: parts of a long file can be held out.
 _LINES = 200
 
@@ -52,7 +50,8 @@ def text_task(
 
   Args:
     pattern: The files, with wildcards; `**` matches all folders below. `.gz`
-      and `.xz` files are unpacked.
+      and `.xz` files are unpacked. They are in UTF-8, or what a byte order mark
+      says.
     vocab_size: V, the number of words with an id.
     sequence_length: T, the number of words to which sentences are cut.
     vocabulary: If given, it replaces one of `vocab_size` words.
@@ -63,7 +62,8 @@ def text_task(
     The task.
 
   Raises:
-    ValueError: If there are no such files, or too little text.
+    ValueError: If there are no such files, too little text, or text in another
+      encoding.
   """
   check_sizes(vocab_size, sequence_length)
   paths = _find(pattern)
@@ -215,32 +215,23 @@ def _open(
   return open_or_build(folder, fill, key=key, words=words)
 
 
-def _open_file(path: str) -> TextIO:
-  openers: dict[str, Any] = {'.gz': gzip.open, '.xz': lzma.open}
-  opener = openers.get(os.path.splitext(path)[1], open)
-  return opener(path, 'rt', encoding='utf-8', errors='replace')
-
-
 def _documents(
   paths: Iterable[str], by_line: bool
 ) -> Iterator[tuple[str, list[str]]]:
   """Yields names and lines of documents."""
   for path in paths:
-    try:
-      with _open_file(path) as file:
-        lines: list[str] = []
-        first = 1
-        for number, line in enumerate(file, start=1):
-          # Not within a paragraph, unless it is very long.
-          may_end = by_line or not line.strip()
-          if len(lines) >= (_LINES if may_end else 10 * _LINES):
-            yield f'{path}:{first}', lines
-            lines, first = [], number
-          lines.append(line)
-        if lines:
+    with text_files.open_text(path) as file:
+      lines: list[str] = []
+      first = 1
+      for number, line in enumerate(file, start=1):
+        # Not within a paragraph, unless it is very long.
+        may_end = by_line or not line.strip()
+        if len(lines) >= (_LINES if may_end else 10 * _LINES):
           yield f'{path}:{first}', lines
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-      raise ValueError(f'{path} cannot be read ({error}).') from error
+          lines, first = [], number
+        lines.append(line)
+      if lines:
+        yield f'{path}:{first}', lines
 
 
 def _progress(

@@ -20,6 +20,7 @@ from typing import (
 import numpy as np
 
 from si_federated import files
+from si_federated.tasks import text_files
 from si_federated.tasks.classification_task import ClassificationTask
 from si_federated.tasks.vocabulary import Vocabulary
 
@@ -176,7 +177,7 @@ class PretrainedVocabulary(Vocabulary):
     """
     models = _package().models
     try:
-      with open(path, encoding='utf-8') as file:
+      with open(path, encoding='utf-8-sig') as file:
         content = json.load(file)
       if content['kind'] == WORDPIECE:
         return cls.from_tokenizer(
@@ -251,7 +252,9 @@ def _of_file(path: str, is_list: bool, lowercase: bool) -> Any:
     raise ValueError(f'there is no file {path}.')
   try:
     if is_list:
-      return models.BertTokenizer(path, lowercase=lowercase)
+      with text_files.open_text(path, newline='\n') as lines:
+        pieces = [line.rstrip() for line in lines]
+      return models.BertTokenizer(pieces, lowercase=lowercase)
     with open(path, 'rb') as model:
       return models.AlbertTokenizer(model.read())
   except Exception as error:

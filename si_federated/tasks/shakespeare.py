@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import lzma
 import os
-from typing import Iterator, TextIO
+from typing import Iterator
 
+from si_federated.tasks import table_rows, text_files
 from si_federated.tasks.client_database import ClientDatabase
 from si_federated.tasks.docstring_corpus.source_files import (
   stamp,
@@ -37,7 +36,7 @@ def shakespeare(
 ) -> Task:
   """Next-character prediction on plays; a client is one role in one play.
 
-  The input is a JSON Lines file, plain or `.xz`, with one speech per line:
+  The input is a JSON Lines file, plain, `.xz` or `.gz`, a speech per line:
   `text` and either `client_id` or `play` and `speaker`; other fields are
   ignored. TFF's Shakespeare data (from LEAF, arXiv 1812.01097) work, too. The
   first use converts the input to token arrays, one store per `sequence_length`,
@@ -186,37 +185,31 @@ def _tff_speeches(path: str) -> Iterator[tuple[str, str]]:
 
 def _json_speeches(path: str) -> Iterator[tuple[str, str]]:
   """Yields clients and speeches from a JSON Lines file."""
+  with text_files.open_text(path, newline='\n') as file:
+    for row in table_rows.json_rows(file, path):
+      try:
+        speech = _speech(row)
+      except ValueError as error:
+        raise ValueError(
+          f'{path} is not a file of speeches (line {row.line}: {error}); give '
+          'JSON lines, plain or as .xz or .gz, each with `text` and either '
+          '`client_id` or `play` and `speaker`.'
+        ) from error
+      yield speech
+
+
+def _speech(row: table_rows.Row) -> tuple[str, str]:
+  record = row.values
+  if row.problem:
+    raise ValueError(row.clause)
+  fields = ['client_id'] if 'client_id' in record else ['play', 'speaker']
+  for name in ('text', *fields):
+    if name not in record or (
+      name != 'text' and table_rows.is_missing(record[name])
+    ):
+      raise ValueError(f'it has no `{name}`')
   try:
-    with _open_text(path) as file:
-      for number, line in enumerate(file, start=1):
-        if not line.strip():
-          continue
-        try:
-          speech = _speech(json.loads(line))
-        except ValueError as error:
-          raise ValueError(f'line {number}: {error}') from error
-        yield speech
-  except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-    raise ValueError(
-      f'{path} is not a file of speeches ({error}); give JSON lines in UTF-8, '
-      'plain or as .xz, each with `text` and either `client_id` or `play` and '
-      '`speaker`.'
-    ) from error
-
-
-def _open_text(path: str) -> TextIO:
-  if path.endswith('.xz'):
-    return lzma.open(path, 'rt', encoding='utf-8', newline='\n')
-  return open(path, encoding='utf-8', newline='\n')
-
-
-def _speech(record: object) -> tuple[str, str]:
-  if not isinstance(record, dict):
-    raise ValueError('it is no JSON object')
-  fields = ['text']
-  fields += ['client_id'] if 'client_id' in record else ['play', 'speaker']
-  for name in fields:
-    if not isinstance(record.get(name), str):
-      raise ValueError(f'it has no text as `{name}`')
-  client = '/'.join(record[name] for name in fields[1:])
-  return client.encode(errors='replace').decode(), record['text']
+    client = '/'.join(table_rows.name(record[name]) for name in fields)
+    return client, table_rows.text(record['text'])
+  except table_rows.OddValueError as error:
+    raise ValueError(f'a field is {error}') from error

@@ -7,8 +7,9 @@ import io
 import logging
 import os
 import tarfile
-from typing import Iterator, Mapping
+from typing import IO, Iterator, Mapping
 
+from si_federated.tasks import text_files
 from si_federated.tasks.client_database import ClientDatabase
 from si_federated.tasks.docstring_corpus.source_files import (
   stamp,
@@ -152,16 +153,16 @@ def _read_words(path: str) -> list[str]:
       raise ValueError('it is empty')
   except (OSError, EOFError, ValueError, tarfile.TarError) as error:
     raise ValueError(
-      f'{path} is not a list of word counts ({error}); delete it to have the '
-      'words counted from the training split, or download it again.'
+      f'{path} is not a list of word counts ({error}); mend it, or rename it '
+      'to have the words counted from the training split.'
     ) from error
   return list(words)
 
 
 @contextlib.contextmanager
-def _open_counts(path: str) -> Iterator[io.TextIOBase]:
+def _open_counts(path: str) -> Iterator[IO[str]]:
   if not path.endswith('.tar.bz2'):
-    with open(path, encoding='utf-8') as file:
+    with text_files.open_text(path) as file:
       yield file
     return
   with tarfile.open(path, 'r:bz2') as archive:
@@ -169,7 +170,7 @@ def _open_counts(path: str) -> Iterator[io.TextIOBase]:
       if os.path.basename(member.name) == WORD_COUNT_NAME and member.isfile():
         content = archive.extractfile(member)
         assert content is not None  # `isfile` is true.
-        yield io.TextIOWrapper(content, encoding='utf-8')
+        yield io.TextIOWrapper(content, encoding='utf-8-sig')
         return
   raise ValueError(f'it holds no {WORD_COUNT_NAME}')
 

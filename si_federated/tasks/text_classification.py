@@ -34,6 +34,7 @@ def text_classification(
   text: str = 'text',
   label: str = 'label',
   client: str | None = None,
+  encoding: str | None = None,
   split: str | None = None,
   num_clients: int | None = None,
   alpha: float | None = None,
@@ -63,6 +64,8 @@ def text_classification(
     text: The file's column of texts.
     label: The file's column of classes.
     client: The file's column of clients, for `split=client`.
+    encoding: The file's encoding, such as `latin-1`; UTF-8 by default, or what
+      a byte order mark says.
     split: `iid`; `label`, which sorts by class and cuts into chunks;
       `dirichlet`; `majority`, where two classes dominate each client; or
       `client`, which uses the column `client` (without a path: modules or
@@ -92,7 +95,9 @@ def text_classification(
   if split is None:
     split = _BY_CLIENT if client is not None else 'iid'
   _check(locals())
-  found = _read(data_dir, data, path, text, label, client, num_classes)
+  found = _read(
+    data_dir, data, path, text, label, client, encoding, num_classes
+  )
   found.check()
   classes = tuple(sorted(set(found.labels)))
   by_name = {name: index for index, name in enumerate(classes)}
@@ -156,6 +161,7 @@ def _check(options: dict) -> None:
     ('majority', split == 'majority', f'split={split}'),
     ('client', split == _BY_CLIENT, f'split={split}'),
     ('client', has_file, f'data={options["data"]}'),
+    ('encoding', has_file, f'data={options["data"]}'),
     ('num_classes', not has_file, 'path, whose classes are all used'),
   ):
     if options[name] is not None and not is_used:
@@ -171,6 +177,7 @@ def _read(
   text: str,
   label: str,
   client: str | None,
+  encoding: str | None,
   num_classes: int | None,
 ) -> labelled_text.LabelledText:
   if path is not None:
@@ -179,6 +186,7 @@ def _read(
       text=str(text),
       label=str(label),
       client=None if client is None else str(client),
+      encoding=None if encoding is None else str(encoding),
     )
   classes = _DEFAULT_CLASSES if num_classes is None else num_classes
   if data == 'docstrings':

@@ -146,7 +146,10 @@ class Vocabulary:
 
   def save(self, path: str) -> None:
     """Writes the words to a UTF-8 file, one per line."""
-    files.write_atomically(path, ''.join(word + '\n' for word in self.words))
+    text = ''.join(word + '\n' for word in self.words)
+    # `load` drops a mark; a word that begins with one must not lose it.
+    mark = '\ufeff' if text.startswith('\ufeff') else ''
+    files.write_atomically(path, mark + text)
 
   @classmethod
   def load(cls, path: str) -> Vocabulary:
@@ -156,7 +159,7 @@ class Vocabulary:
       ValueError: The file is missing, not UTF-8 or not a valid word list.
     """
     try:
-      with open(path, encoding='utf-8', newline='\n') as file:
+      with open(path, encoding='utf-8-sig', newline='\n') as file:
         text = file.read()
       if not text.endswith('\n'):
         raise ValueError('its last line is not complete')

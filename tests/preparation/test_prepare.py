@@ -155,27 +155,36 @@ def test_a_dump_becomes_the_fields_and_splits_of_tff(dump, tmp_path):
   assert (comment['tokens'], comment['type'], comment['title']) == (
     *(b'plain < b > remark .', b'comment', b'title 1'),
   )
-  assert set(train) == {'7', '8', '12'}
+  # A text without a date is one all the same.
+  assert (train['9'][0]['tokens'], train['9'][0]['creation_date']) == (
+    *(b'when ?', b''),
+  )
+  assert set(train) == {'7', '8', '9', '12'}
   assert _tokens(out, 'heldout') == {'30': ['held out , whenever written .']}
   assert _tokens(out, 'test') == {'7': ['an answer .']}
-  assert summary['clients'] == {'train': 3, 'heldout': 1, 'test': 1}
-  assert summary['sentences'] == {'train': 6, 'heldout': 1, 'test': 1}
+  assert summary['clients'] == {'train': 4, 'heldout': 1, 'test': 1}
+  assert summary['sentences'] == {'train': 7, 'heldout': 1, 'test': 1}
 
 
 def test_what_is_left_out_is_counted_with_its_first_row(dump, tmp_path):
   summary = _prepare('stackexchange', dump, tmp_path / 'out')
   assert summary['rows'] == 15
   assert summary['left_out'] == {
-    'without a user': 3,
-    'not well-formed XML': 2,
+    'without a user': 4,
+    'not well-formed XML': 1,
     'without words': 1,
     'neither a question nor an answer': 1,
-    'an attribute is missing or garbled': 1,
   }
+  assert list(summary['dropped'].values()) == [1, 1, 1]
+  assert [reason.split(',')[0] for reason in summary['dropped']] == [
+    'their CreationDate',
+    'characters that XML forbids',
+    'the title',
+  ]
   assert summary['first_left_out']['not well-formed XML'] == 'Posts.xml, row 11'
   assert summary['first_left_out']['without words'] == 'Posts.xml, row 8'
   assert any(
-    '2 of 15 rows were left out: not well-formed XML' in note
+    '1 of 15 rows were left out: not well-formed XML' in note
     for note in summary['notes']
   )
   kept = json.loads((tmp_path / 'out' / 'preparation.json').read_text())
@@ -192,7 +201,9 @@ def test_counts_are_training_users_by_word_and_tag(dump, tmp_path):
   assert 'held' not in counts and 'remark' not in counts
   assert lines[1:] == sorted(lines[1:])
   tags = json.loads((out / 'stackoverflow.tag_count').read_text())
-  assert tags == {'both': 2, 'new': 1, 'style': 1, 't1': 1, 't5': 1}
+  assert tags == {
+    'both': 3, 'new': 1, 'style': 1, 't1': 1, 't10': 1, 't5': 1
+  }  # fmt: skip
 
 
 def test_the_same_dump_packed_and_in_one_line_gives_the_same(dump, tmp_path):
@@ -260,17 +271,21 @@ def test_odd_lines_of_json_are_counted(tmp_path):
   path.write_bytes(
     b'{"client_id": 5, "text": "A caf\xc3\xa9.", "tags": ["x", "y"], '
     b'"creation_date": "2020-01-02T03:04:05Z", "type": "chat"}\n'
-    b'\n{"client_id": "a"}\n["list"]\n{"text": "b"}\nnonsense\n\xff\n'
+    b'\n{"client_id": "a"}\n["list"]\n{"text": "b"}\nnonsense\n'
     b'{"client_id": "b", "text": "c", "score": "high"}\n'
     b'{"client_id": " ", "text": "c"}\n'
   )
   summary = _prepare('jsonl', path, tmp_path / 'out')
   assert summary['left_out'] == {
     "without a text in 'text'": 1,
-    'not a JSON object': 3,
+    'not a JSON object': 2,
     "without a user in 'client_id'": 2,
-    'with a garbled creation_date or score': 1,
   }
+  # The text is kept without its score.
+  (reason,) = summary['dropped']
+  assert 'score' in reason and summary['dropped'][reason] == 1
+  assert summary['first_left_out'][reason] == 'rows.jsonl, line 7'
+  assert _tokens(tmp_path / 'out', 'train') == {'b': ['c']}
   assert _examples(tmp_path / 'out', 'test') == {
     '5': [
       {
@@ -289,7 +304,7 @@ def test_csv_with_quotes_and_odd_rows(tmp_path):
   path = tmp_path / 'rows.csv'
   path.write_bytes(
     b'\xef\xbb\xbfname,said\r\nann,"Yes, ""yes"".\n\nTwo <b>lines</b>"\r\n'
-    b'bob\r\n\r\nann,No \xff.\r\ncy,a,b\r\n'
+    b'bob\r\n\r\nann,No.\r\ncy,a,b\r\n'
   )
   summary = _prepare(
     'csv', path, tmp_path / 'out', text_column='said', client_column='name',
@@ -309,7 +324,11 @@ def test_csv_with_quotes_and_odd_rows(tmp_path):
     ({'input': 'empty/note.xml'}, 'has no rows'),
     ({'input': 'empty/cut.xml.xz'}, 'damaged or incomplete'),
     ({'input': 'empty/x.7z'}, '7z'),
-    ({'source': 'csv'}, "no column 'text' but Wrong"),
+    (
+      {'source': 'csv'},
+      'no column text and no column client_id; it has Wrong: name yours by '
+      '--text_column and --client_column',
+    ),
     ({'source': 'jsonl', 'input': 'empty/blank.jsonl'}, 'it is empty'),
     ({'source': 'jsonl'}, 'has no text to learn from: '),
     ({'min_sentences': 100}, 'users with 100 sentences'),
@@ -419,7 +438,7 @@ def test_the_command(dump, tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  assert 'train: 3 users, 6 sentences' in done.stdout
+  assert 'train: 4 users, 7 sentences' in done.stdout
   assert 'Reading Posts.xml: 100%' in done.stderr
   done = subprocess.run(
     [*command, '--source=stackexchange', f'--input={dump}'],

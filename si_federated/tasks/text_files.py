@@ -1,0 +1,166 @@
+"""Opens the text files that users give: packed or not, of a known encoding."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from typing import IO, BinaryIO, Iterator, Optional, cast
+
+_CHUNK = 1 << 20
+# UTF-32 first: its mark begins with that of UTF-16.
+_MARKS = (
+  (codecs.BOM_UTF8, 'utf-8-sig'),
+  (codecs.BOM_UTF32_LE, 'utf-32'),
+  (codecs.BOM_UTF32_BE, 'utf-32'),
+  (codecs.BOM_UTF16_LE, 'utf-16'),
+  (codecs.BOM_UTF16_BE, 'utf-16'),
+)
+_UTF8 = 'utf-8-sig'
+
+
+@contextlib.contextmanager
+def open_binary(
+  path: str, stream: Optional[BinaryIO] = None
+) -> Iterator[IO[bytes]]:
+  """Opens a file and unpacks it if it is `.xz` or `.gz`.
+
+  Args:
+    path: The file.
+    stream: The file, if it is open already; it stays open.
+
+  Yields:
+    A stream of the content.
+
+  Raises:
+    ValueError: If the file cannot be read or unpacked.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      if stream is None:
+        stream = stack.enter_context(open(path, 'rb'))
+      if path.endswith('.xz'):
+        yield stack.enter_context(lzma.open(stream))
+      elif path.endswith('.gz'):
+        yield cast(IO[bytes], stack.enter_context(gzip.open(stream)))
+      else:
+        yield stream
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+      raise ValueError(
+        f'{path} cannot be read: it is damaged or incomplete ({error}); fetch '
+        'it again.'
+      ) from error
+    except OSError as error:
+      raise ValueError(f'{path} cannot be read ({error}).') from error
+
+
+@contextlib.contextmanager
+def open_text(
+  path: str,
+  *,
+  encoding: Optional[str] = None,
+  option: Optional[str] = None,
+  newline: Optional[str] = None,
+  stream: Optional[BinaryIO] = None,
+) -> Iterator[IO[str]]:
+  """Opens a file of text; no character is ever replaced.
+
+  Without `encoding` it is UTF-8, or what the byte order mark at its beginning
+  says (UTF-8, UTF-16 or UTF-32). The mark is no part of the text.
+
+  Args:
+    path: The file, unpacked if it is `.xz` or `.gz`.
+    encoding: The encoding, by a name that Python knows.
+    option: The option that sets `encoding`, for messages; None if none does.
+    newline: See `open`.
+    stream: The file, if it is open already; it stays open.
+
+  Yields:
+    The text.
+
+  Raises:
+    ValueError: If the file cannot be read, or is not of the encoding; the
+      message names the first wrong byte and what to do.
+  """
+  if encoding is not None:
+    try:
+      if codecs.lookup(encoding).name == 'utf-8':
+        encoding = _UTF8
+    except LookupError:
+      raise ValueError(
+        f'{option or "encoding"}={encoding} is no encoding that Python knows; '
+        'give one such as latin-1, cp1252 or utf-16.'
+      ) from None
+  with open_binary(path, stream) as content:
+    buffered = io.BufferedReader(cast(io.RawIOBase, content), _CHUNK)
+    head = buffered.peek(4)[:4]
+    marked = encoding or detect(head)
+    if encoding is None and marked == _UTF8 and b'\0' in head:
+      order = 'le' if head[1:2] == b'\0' else 'be'
+      raise ValueError(
+        f'{path} is not UTF-8 text: there is a zero byte at position '
+        f'{head.index(0)}, as in UTF-16 without a byte order mark; '
+        f'{_advice(path, f"utf-16{order}", option)}.'
+      )
+    text = io.TextIOWrapper(buffered, encoding=marked, newline=newline)
+    try:
+      yield text
+    except UnicodeDecodeError as error:
+      position, line, reason = _first_wrong(path, marked)
+      name = 'UTF-8' if marked == _UTF8 else marked
+      raise ValueError(
+        f'{path} is not {name} text ({reason} at position {position}, line '
+        f'{line}); {_advice(path, "latin1", option)}.'
+      ) from error
+    finally:
+      # Closed by their openers.
+      with contextlib.suppress(ValueError):
+        text.detach()
+        buffered.detach()
+
+
+def detect(head: bytes) -> str:
+  """Returns the encoding that a byte order mark tells, by default UTF-8."""
+  for mark, encoding in _MARKS:
+    if head.startswith(mark):
+      return encoding
+  return _UTF8
+
+
+def _advice(path: str, encoding: str, option: Optional[str]) -> str:
+  by_option = f', or give {option}={encoding}' if option else ''
+  return (
+    f'if it is {encoding}, convert it by `iconv -f {encoding} -t utf8 {path} > '
+    f'NEW`{by_option}'
+  )
+
+
+def _first_wrong(path: str, encoding: str) -> tuple[int, int, str]:
+  """Finds the first byte that is not of an encoding.
+
+  Returns:
+    Its position in the unpacked text, from 0; its line, from 1; and what is
+    wrong.
+  """
+  decoder = codecs.getincrementaldecoder(encoding)()
+  consumed, line = 0, 1
+  with open_binary(path) as content:
+    while True:
+      chunk = content.read(_CHUNK)
+      try:
+        line += decoder.decode(chunk, final=not chunk).count('\n')
+      except UnicodeDecodeError as error:
+        # The decoder keeps the bytes of a character that is not complete.
+        begin = consumed + len(chunk) - len(error.object)
+        valid = error.object[: error.start]
+        line += valid.decode(encoding, 'replace').count('\n')
+        wrong = error.object[error.start]
+        return begin + error.start, line, f'byte 0x{wrong:02x}, {error.reason},'
+      except UnicodeError as error:
+        return consumed, line, str(error)
+      consumed += len(chunk)
+      if not chunk:
+        return consumed, line, 'its end is missing'
