@@ -115,6 +115,14 @@ def _has_finished(run: Run) -> bool:
   return not run.settings.differences(held)
 
 
+def _has_diverged(run: Run) -> bool:
+  try:
+    with open(os.path.join(run.folder, 'summary.json'), 'rb') as file:
+      return 'diverged_since' in json.load(file)
+  except (OSError, ValueError):
+    return False
+
+
 def run_all(
   runs: Sequence[Run],
   command: Callable[[Run], Sequence[str]],
@@ -219,7 +227,8 @@ def _start(
 
 def _end(run: Run, code: int) -> None:
   run.look()
-  if code == 0:
+  # A run that diverged ends with an error, but its results are complete.
+  if code == 0 or (code == 1 and _has_diverged(run)):
     run.state = FINISHED
     return
   run.state = FAILED

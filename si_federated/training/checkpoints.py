@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
 import numpy as np
@@ -28,6 +28,33 @@ _WEIGHTS = 'state/global_model_weights'
 
 class CheckpointError(ValueError):
   """A checkpoint can't be used; the message says which and why."""
+
+
+class NotFiniteError(ValueError):
+  """Weights can't be used, since they are not finite."""
+
+
+def check_finite(weights: Mapping[str, np.ndarray], path: str) -> None:
+  """Checks weights that were read from a file.
+
+  Args:
+    weights: The weights by name; other arrays than numbers are left out.
+    path: The file, for the message.
+
+  Raises:
+    NotFiniteError: If a weight is infinite or NaN.
+  """
+  bad = [
+    name
+    for name, value in weights.items()
+    if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all()
+  ]
+  if bad:
+    raise NotFiniteError(
+      f'{path} holds weights that are not finite, in {len(bad)} of '
+      f'{len(weights)} arrays, the first of them {bad[0]}: its training '
+      'diverged; use a run with lower learning rates, or an earlier checkpoint.'
+    )
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:
@@ -71,12 +98,14 @@ def read_weights(path: str, kind: str = 'trainable') -> list[np.ndarray]:
 
   Raises:
     CheckpointError: If the file is truncated, garbled or of another format.
+    NotFiniteError: If a weight is infinite or NaN.
   """
   arrays, _ = _read(path)
-  weights: list[np.ndarray] = []
-  while f'{_WEIGHTS}/{kind}/{len(weights)}' in arrays:
-    weights.append(arrays[f'{_WEIGHTS}/{kind}/{len(weights)}'])
-  return weights
+  weights: dict[str, np.ndarray] = {}
+  while (name := f'{_WEIGHTS}/{kind}/{len(weights)}') in arrays:
+    weights[name] = arrays[name]
+  check_finite(weights, path)
+  return list(weights.values())
 
 
 class Checkpoints:

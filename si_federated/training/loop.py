@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
+import numpy as np
 import tensorflow_federated as tff
 import tree
 
@@ -20,6 +22,10 @@ _MEASUREMENTS = (
   'clip_fraction',
   'nonfinite_updates',
 )
+
+
+class DivergedError(ValueError):
+  """A run's results are not finite; what it recorded is kept."""
 
 
 class Process(Protocol):
@@ -61,6 +67,14 @@ def _measurements(metrics: Mapping[str, Any]) -> dict[str, float]:
     for name in _MEASUREMENTS
     if name in measured
   }
+
+
+def _is_finite(row: Mapping[str, float], cohort: Optional[Cohort]) -> bool:
+  """Whether a round's losses are; one without clients has no training loss."""
+  names = ['eval/loss']
+  if cohort is not None and len(cohort):
+    names.append('train/loss')
+  return all(math.isfinite(row[name]) for name in names if name in row)
 
 
 class _Loop:
@@ -115,6 +129,10 @@ class _Loop:
       }
       facts['best'] = dict(evaluation.better(metrics, facts['best'], round_num))
       row.update(facts['last_eval'], eval_secs=time.monotonic() - start)
+    if _is_finite(row, cohort):
+      facts.pop('not_finite_since', None)
+    else:
+      facts.setdefault('not_finite_since', round_num)
     done = Round(
       round_num,
       row,
@@ -178,6 +196,11 @@ class _Loop:
     """Writes and returns the summary."""
     facts = self.complete.facts
     weights = self._process.get_model_weights(self.complete.state)
+    since = None
+    if not all(
+      np.isfinite(leaf).all() for leaf in tree.flatten(weights.trainable)
+    ) or not math.isfinite(facts['last_eval'].get('eval/loss', 0.0)):
+      since = facts.get('not_finite_since', self.complete.round_num)
     summary = {
       'rounds': self.complete.round_num,
       'secs_total': facts['secs_total'],
@@ -186,6 +209,7 @@ class _Loop:
       ),
       'best': facts['best'],
       'final': facts['last_eval'],
+      **({} if since is None else {'diverged_since': since}),
     }
     for callback in self._callbacks:
       summary.update(callback.summary(self._folder))
@@ -241,6 +265,9 @@ def run(
       the last complete round was saved.
     checkpoints.CheckpointError: If there are checkpoints, but none is usable,
       or the newest was made under another privacy guarantee.
+    DivergedError: If the final weights or the last evaluation's loss are not
+      finite; all files are written as usual, with `diverged_since` in the
+      summary.
     ValueError: If a callback refuses a cohort; it was not used, and the rounds
       before are saved.
   """
@@ -285,6 +312,8 @@ def run(
           is_last=is_last,
           **facts,
         )
+        if loop.complete.facts.get('not_finite_since') == round_num:
+          progress.message(f'The loss of {unit} {round_num} is not finite.')
         last_eval = loop.complete.facts['last_eval']
         progress.update(
           round_num,
@@ -303,4 +332,11 @@ def run(
         progress.message(f'Interrupted; {unit} {saved} is saved.')
         raise KeyboardInterrupt from error
       raise
-  return loop.summarize()
+  summary = loop.summarize()
+  if 'diverged_since' in summary:
+    raise DivergedError(
+      f'Training diverged: loss or weights are not finite since {unit} '
+      f'{summary["diverged_since"]} (see {folder.path}/metrics.csv); train '
+      'again under another name with lower learning rates.'
+    )
+  return summary

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from si_federated.training import checkpoints
+
 SUFFIXES = ('.h5', '.hdf5', '.keras', '.npz')
 
 
@@ -24,7 +26,8 @@ def read(path: str) -> dict[str, np.ndarray]:
     The weights by Keras's names of the variables.
 
   Raises:
-    ValueError: If the file is of another kind, garbled or empty.
+    ValueError: If the file is of another kind, garbled or empty, or a weight is
+      infinite or NaN.
   """
   suffix = os.path.splitext(path)[1].lower()
   if suffix not in SUFFIXES:
@@ -54,6 +57,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     ) from error
   if not weights:
     raise ValueError('It holds no weights.')
+  checkpoints.check_finite(weights, path)
   return weights
 
 

@@ -222,3 +222,17 @@ sweeps.run_all(
   os.kill(process.pid, number)
   assert process.wait(60) != 0
   _eventually((tmp_path / 'a' / 'saved').exists)
+
+
+def test_a_run_that_diverged_is_finished(tmp_path):
+  plan = _plan('a')
+  runs = sweeps.find_runs(plan, tmp_path)
+  script = _TRAIN.replace("'{}'", '\'{"diverged_since": 4}\'')
+
+  def command(run):
+    settings = run.settings.to_json()
+    code = script + '\nsys.exit(1)'
+    return [sys.executable, '-c', code, run.folder, '0', '0', settings]
+
+  _run(runs, command)
+  assert [run.state for run in runs] == [sweeps.FINISHED]

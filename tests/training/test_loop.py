@@ -291,6 +291,30 @@ def test_losses_that_are_not_finite_are_recorded(tmp_path):
   )
 
 
+def test_a_run_that_diverges_says_since_when(tmp_path, capsys):
+  class _Diverging(_Process):
+    def next(self, state, cohort):
+      output = super().next(state, cohort)
+      step = len(self.rounds)
+      # A loss that is NaN once, round 3, is no divergence.
+      if step in (3, 6, 7, 8, 9, 10):
+        output.metrics['client_work']['train']['loss'] = math.nan
+      if step >= 7:
+        output.state.global_model_weights.trainable[0][:] = np.inf
+      return output
+
+  with pytest.raises(loop.DivergedError, match='since round 6 .*metrics.csv'):
+    _run(tmp_path, _Diverging())
+  assert (
+    json.loads((tmp_path / 'summary.json').read_text())['diverged_since'] == 6
+  )
+  assert len(_rows(tmp_path)) == 11
+  assert 'The loss of round 6 is not finite.' in capsys.readouterr().err
+  # Started again, it says the same.
+  with pytest.raises(loop.DivergedError, match='since round 6 '):
+    _run(tmp_path)
+
+
 def test_perplexities_beyond_tensorboards_numbers_are_recorded(tmp_path):
   def evaluate(weights):
     return {**_evaluate(weights), 'perplexity': 5.5e133}
