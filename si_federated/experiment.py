@@ -74,6 +74,7 @@ def _build(
   canaries: Optional[private_mechanism.Canaries],
   *,
   resumed: bool,
+  folder: Optional[run_folder_lib.RunFolder] = None,
 ) -> Experiment:
   try:
     build_part(experiment, 'runtime')
@@ -88,6 +89,12 @@ def _build(
     )
   schedule = private_mechanism.build_schedule(experiment, len(task.train))
   mechanism = private_mechanism.build_mechanism(experiment, schedule)
+  if folder is not None:
+    mechanism = private_mechanism.keep_strategy(
+      mechanism,
+      os.path.join(folder.path, 'strategy.npz'),
+      resumed=bool(folder.checkpoints.newest()),
+    )
 
   start, keras_model_fn = prepare_model(experiment, task, resumed=resumed)
   model = objectives.build_functional_model(
@@ -167,7 +174,7 @@ def run(
     # An audit compares the end with the beginning.
     resumed = canaries is None and bool(folder.checkpoints.newest())
     with static_shapes(experiment.runtime.name in STATIC_SHAPES):
-      built = _build(experiment, canaries, resumed=resumed)
+      built = _build(experiment, canaries, resumed=resumed, folder=folder)
     run_data.keep(
       folder,
       built.task,

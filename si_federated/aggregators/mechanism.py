@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 
 import tensorflow_federated as tff
 
-from si_federated.privacy import participation
+from si_federated.privacy import participation, strategies
 from si_federated.privacy import record as record_lib
 
 
@@ -94,6 +94,28 @@ class Mechanism:
         "change the mechanism's own record."
       )
     return self._replace_record(record)
+
+  def with_strategy(self, strategy: strategies.Strategy) -> Mechanism:
+    """Returns the mechanism with another correlation of noise.
+
+    Args:
+      strategy: Of this mechanism in another run or an earlier part of this one.
+
+    Raises:
+      ValueError: If the mechanism has no strategy, or the contract more rounds
+        than the new one.
+    """
+    record: Any = self.record
+    if not hasattr(record, 'strategy'):
+      raise ValueError(
+        'This mechanism has no strategy to replace; give its own options.'
+      )
+    factory: Any = self.factory
+    return dataclasses.replace(
+      self,
+      record=dataclasses.replace(record, strategy=strategy),
+      factory=dataclasses.replace(factory, strategy=strategy),
+    )
 
   def _replace_record(self, record):
     factory: Any = self.factory

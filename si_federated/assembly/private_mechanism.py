@@ -12,7 +12,12 @@ from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
 from si_federated.assembly import privacy_disclosures
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
-from si_federated.privacy import accounting, ledger, schedules
+from si_federated.privacy import (
+  accounting,
+  ledger,
+  schedules,
+  strategy_files,
+)
 
 
 def build_schedule(
@@ -113,6 +118,44 @@ def build_mechanism(
     except ValueError as error:
       raise config.ConfigError(str(error)) from error
   return mechanism
+
+
+def keep_strategy(
+  mechanism: Mechanism, path: str, *, resumed: bool
+) -> Mechanism:
+  """Keeps the strategy of a run in a file, from which a resumed run takes it.
+
+  The noise of all rounds must be of one strategy: the file that a user gave may
+  have changed since, and an optimizer may end elsewhere on another machine.
+
+  Args:
+    mechanism: From `build_mechanism`.
+    path: The file in the run's folder.
+    resumed: Whether the run has checkpoints.
+
+  Returns:
+    The mechanism, of the strategy in the file.
+
+  Raises:
+    config.ConfigError: If the file can't be read, or is of another kind.
+  """
+  strategy = getattr(mechanism.record, 'strategy', None)
+  # Flags alone determine these.
+  if strategy is None or strategy.kind in ('identity', 'tree'):
+    return mechanism
+  if not resumed:
+    strategy_files.save(path, strategy)
+    return mechanism
+  if not os.path.exists(path):
+    # The checkpoint may be of before strategies were kept; the ledger tells.
+    return mechanism
+  try:
+    return mechanism.with_strategy(strategy_files.load(path))
+  except ValueError as error:
+    raise config.ConfigError(
+      f'The strategy that the run began with can not be used ({error}); '
+      'restore that file, or start a new run under another --experiment_name.'
+    ) from error
 
 
 def calibrate(
@@ -265,6 +308,7 @@ def build_ledger(
     num_clients: The number of training clients.
     added: Canaries in the cohorts.
   """
+  strategy = getattr(mechanism.record, 'strategy', None)
   return ledger.Ledger(
     mechanism=str(experiment.aggregator),
     delta=default_delta(experiment, num_clients),
@@ -273,6 +317,7 @@ def build_ledger(
     simulated=mechanism.noise_cohort_size is not None
     or bool(experiment.client_similarity),
     facts={
+      'strategy': strategy and strategy_files.facts(strategy),
       'clip_norm': experiment.clip_norm,
       'participation': str(experiment.participation),
       'clients_per_round': experiment.clients_per_round,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,17 +28,7 @@ def save(path: _Path, strategy: strategies.Strategy) -> None:
     path: The file.
     strategy: Any but a tree, which a file would not describe.
   """
-  arrays: dict[str, Any] = {'kind': np.array(strategy.kind)}
-  if isinstance(strategy, strategies.Tree):
-    raise ValueError('A tree has no matrix worth a file.')
-  if isinstance(strategy, strategies.Blt):
-    arrays.update(
-      decay=strategy.decay, scale=strategy.scale, rounds=strategy.rounds
-    )
-  elif isinstance(strategy, strategies.Toeplitz):
-    arrays.update(coefficients=strategy.coefficients, rounds=strategy.rounds)
-  else:
-    arrays['matrix'] = strategy.lower
+  arrays = _arrays(strategy)
   path = os.fspath(path)
   folder = os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
@@ -51,6 +42,45 @@ def save(path: _Path, strategy: strategies.Strategy) -> None:
   except BaseException:
     os.unlink(temporary)
     raise
+
+
+def _arrays(strategy: strategies.Strategy) -> dict[str, Any]:
+  """Returns the arrays from which `load` recovers a strategy."""
+  arrays: dict[str, Any] = {'kind': np.array(strategy.kind)}
+  if isinstance(strategy, strategies.Tree):
+    raise ValueError('A tree has no matrix worth a file.')
+  if isinstance(strategy, strategies.Blt):
+    arrays.update(
+      decay=strategy.decay, scale=strategy.scale, rounds=strategy.rounds
+    )
+  elif isinstance(strategy, strategies.Toeplitz):
+    arrays.update(coefficients=strategy.coefficients, rounds=strategy.rounds)
+  else:
+    arrays['matrix'] = strategy.lower
+  return arrays
+
+
+def facts(strategy: strategies.Strategy) -> dict[str, Any]:
+  """Returns what identifies a strategy, as plain values fit for JSON.
+
+  Args:
+    strategy: Any.
+
+  Returns:
+    All parameters from which the strategy, and so its epsilon, follows; of a
+    general matrix, in their place, the SHA-256 `digest` of its entries in rows,
+    little-endian float64.
+  """
+  if isinstance(strategy, strategies.Tree):
+    return dataclasses.asdict(strategy)
+  found: dict[str, Any] = {'rounds': strategy.rounds}
+  for name, value in _arrays(strategy).items():
+    if name == 'matrix':
+      entries = np.ascontiguousarray(value, '<f8').tobytes()
+      found['digest'] = hashlib.sha256(entries).hexdigest()
+    else:
+      found[name] = value.tolist() if isinstance(value, np.ndarray) else value
+  return found
 
 
 def load(path: _Path) -> strategies.Strategy:

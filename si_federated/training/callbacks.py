@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
@@ -96,6 +97,13 @@ class Notices(Callback):
     return self._messages
 
 
+def _same(one: Any, other: Any) -> bool:
+  # Noise for a target epsilon may differ in the last digit between machines.
+  if isinstance(one, float) and isinstance(other, float):
+    return math.isclose(one, other, rel_tol=1e-9)
+  return one == other
+
+
 class PrivacyAccounting(Callback):
   """Checks each cohort against a ledger's contract, and records it."""
 
@@ -117,7 +125,7 @@ class PrivacyAccounting(Callback):
     differences = [
       f'{key}: {there.get(key)} there, {here.get(key)} here'
       for key in sorted(set(here) | set(there))
-      if here.get(key) != there.get(key)
+      if not _same(here.get(key), there.get(key))
     ]
     if differences:
       raise checkpoints.CheckpointError(

@@ -8,7 +8,12 @@ import pytest
 
 from si_federated import config
 from si_federated.assembly import checks, private_mechanism
-from si_federated.privacy import Participation, PrivacyRecord, strategies
+from si_federated.privacy import (
+  Participation,
+  PrivacyRecord,
+  blt,
+  strategies,
+)
 
 _CLIENTS = 120
 
@@ -258,3 +263,43 @@ def test_ledger_of_a_simulated_cohort():
     ).epsilon(120**-1.1)
   )
   assert 'train/clip_fraction' in summary['released_without_noise']
+
+
+def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
+  tmp_path, monkeypatch
+):
+  flags = {
+    'aggregator': 'blt:num_buffers=1',
+    'participation': 'fixed_cycles',
+    'clip_norm': 1.0,
+    'target_epsilon': 3.0,
+  }
+  experiment = _config(**flags)
+  path = str(tmp_path / 'strategy.npz')
+
+  def ledger_of_run(resumed):
+    schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+    mechanism = private_mechanism.keep_strategy(
+      private_mechanism.build_mechanism(experiment, schedule),
+      path,
+      resumed=resumed,
+    )
+    mechanism = private_mechanism.calibrate(
+      experiment, mechanism, delta=1e-5, schedule=schedule
+    )
+    return private_mechanism.build_ledger(
+      experiment, mechanism, num_clients=_CLIENTS
+    )
+
+  begun = ledger_of_run(False)
+  optimize = blt.optimize_blt
+
+  def elsewhere(*args, **kwargs):
+    decay, scale = optimize(*args, **kwargs)
+    return decay * (1 - 2e-16), scale
+
+  monkeypatch.setattr(blt, 'optimize_blt', elsewhere)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
+  again = ledger_of_run(True)
+  assert again.facts == begun.facts
+  assert ledger_of_run(False).facts != begun.facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from typing import Any
@@ -92,15 +93,8 @@ class _Killed(BaseException):
 def test_killed_and_resumed_it_is_as_if_never_stopped(
   whole, tmp_path, monkeypatch
 ):
-  write = run_folder.RunFolder.write_metrics
-
-  def killed(self, round_num, values):
-    if round_num == 6:
-      raise _Killed
-    write(self, round_num, values)
-
   with monkeypatch.context() as patch:
-    patch.setattr(run_folder.RunFolder, 'write_metrics', killed)
+    _stop_before_round(patch, 6)
     with pytest.raises(_Killed):
       _run(tmp_path, **_PROMISE)
   assert not (tmp_path / 'x' / 'privacy.json').exists()
@@ -125,6 +119,67 @@ def test_killed_and_resumed_it_is_as_if_never_stopped(
     (root / 'x' / 'privacy.json').read_text() for root in (tmp_path, whole[0])
   )
   assert one == other
+
+
+def _stop_before_round(monkeypatch, round_num):
+  write = run_folder.RunFolder.write_metrics
+
+  def killed(self, current, values):
+    if current == round_num:
+      raise _Killed
+    write(self, current, values)
+
+  monkeypatch.setattr(run_folder.RunFolder, 'write_metrics', killed)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_its_strategy(tmp_path, monkeypatch):
+  path = tmp_path / 'matrix.npz'
+  settings = {
+    'aggregator': f'banded:matrix={path}',
+    'noise_multiplier': 1.0,
+    'noise_seed': 5,
+    'total_rounds': 3,
+    'rounds_per_checkpoint': 1,
+    'model': 'cifg:units=4,embedding_size=2',
+  }
+  matrix = np.eye(3) + 0.5 * np.eye(3, k=-1)
+  np.savez(path, matrix=matrix)
+  with monkeypatch.context() as patch:
+    _stop_before_round(patch, 3)
+    with pytest.raises(_Killed):
+      _run(tmp_path, **settings)
+  np.savez(path, matrix=np.eye(3) + 0.25 * np.eye(3, k=-1))
+  saved = tmp_path / 'x' / 'strategy.npz'
+  kept = saved.read_bytes()
+  # The kept file is part of the promise as well.
+  saved.write_bytes(path.read_bytes())
+  with pytest.raises(ValueError, match='another privacy guarantee .*strategy'):
+    _run(tmp_path, **settings)
+  saved.write_bytes(b'')
+  with pytest.raises(config.ConfigError, match='strategy that the run began'):
+    _run(tmp_path, **settings)
+  saved.write_bytes(kept)
+  _run(tmp_path, **settings)
+  privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
+  # Two rounds of one client never share a row: the norm of a column.
+  assert privacy['promised']['sensitivity'] == pytest.approx(1.25**0.5)
+  assert (
+    privacy['strategy']['digest']
+    == hashlib.sha256(matrix.astype('<f8').tobytes()).hexdigest()
+  )
+
+
+def test_privacy_json_reproduces_its_epsilon(whole):
+  privacy = json.loads((whole[0] / 'x' / 'privacy.json').read_text())
+  kept = privacy['strategy']
+  assert kept['kind'] == 'blt' and len(kept['decay']) == 2
+  record = accounting.PrivacyRecord(
+    strategies.Blt.from_parameters(kept['decay'], kept['scale'], 12),
+    privacy['noise_multiplier'],
+    participation.Participation(**privacy['contract']),
+  )
+  assert record.epsilon(privacy['delta']) == privacy['promised']['epsilon']
 
 
 @pytest.mark.parametrize(
