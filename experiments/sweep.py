@@ -36,7 +36,6 @@ command continues it and retries failed runs. Then:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import sys
@@ -44,7 +43,7 @@ from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
-from si_federated import config, flags, sweeps
+from si_federated import config, files, flags, sweeps
 
 flags.define_experiment_flags()
 absl_flags.adopt_module_key_flags(flags)
@@ -193,13 +192,13 @@ def _bases(given: dict[str, str], own_name: str) -> list[sweeps.Base]:
 def _held(folder: str) -> Iterator[None]:
   """Locks the folder against a second sweep."""
   os.makedirs(folder, exist_ok=True)
-  with open(os.path.join(folder, '.lock'), 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise config.ConfigError(
-        f'Another process is running the sweep in {folder}.'
-      ) from error
+  try:
+    lock = files.lock(os.path.join(folder, '.lock'))
+  except files.LockedError as error:
+    raise config.ConfigError(
+      f'Another process is running the sweep in {folder}.'
+    ) from error
+  with lock:
     yield
 
 

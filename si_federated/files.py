@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO, Union
+from typing import IO, BinaryIO, Union
 
 
 @contextlib.contextmanager
@@ -52,6 +55,66 @@ def write_atomically(
   """
   with atomic_file(path) as file:
     file.write(content.encode() if isinstance(content, str) else content)
+
+
+class LockedError(Exception):
+  """Another process holds a lock."""
+
+
+def lock(path: Union[str, os.PathLike]) -> IO[str]:
+  """Locks a file against other processes.
+
+  Some network file systems have no locks; there it only warns, once a folder.
+
+  Args:
+    path: The file, made if missing.
+
+  Returns:
+    The file; the lock lasts until it is closed.
+
+  Raises:
+    LockedError: If another process holds the lock.
+    OSError: If the file can't be opened.
+  """
+  file = open(path, 'w')  # noqa: SIM115
+  try:
+    has_locks = try_lock(file)
+  except BaseException:
+    file.close()
+    raise
+  if not has_locks:
+    _warn_of_no_locks(os.path.dirname(os.path.abspath(path)))
+  return file
+
+
+def try_lock(file: IO[str]) -> bool:
+  """Locks an open file against other processes.
+
+  Args:
+    file: The file; the lock lasts until it is closed.
+
+  Returns:
+    Whether there are locks where the file is.
+
+  Raises:
+    LockedError: If another process holds the lock.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise LockedError(f'{file.name} is locked by another process.') from error
+  except OSError:
+    return False
+  return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: str) -> None:
+  logging.warning(
+    '%s has no file locks, as some network file systems: make sure yourself '
+    'that no other process writes there.',
+    folder,
+  )
 
 
 def cache_folder() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -353,6 +354,10 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
         # Other threads may still be at a client's step: don't wait for them.
         os._exit(130)
 
+  for stream in (sys.stdout, sys.stderr):
+    # Characters that the output can't show must not end the work.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')
   # TensorFlow warns about missing GPU libraries at every start, and an old
   # dependency warns about pkg_resources.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -31,3 +32,24 @@ def test_cache_folder(monkeypatch, tmp_path):
   for value in ('', 'relative/path'):
     monkeypatch.setenv('XDG_CACHE_HOME', value)
     assert files.cache_folder() == '/home/someone/.cache/si_federated'
+
+
+def test_a_held_lock_raises(tmp_path):
+  with files.lock(tmp_path / '.lock'), pytest.raises(files.LockedError):
+    files.lock(tmp_path / '.lock')
+  files.lock(tmp_path / '.lock').close()
+
+
+@pytest.mark.parametrize('code', [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_folder_without_locks_is_warned_of_once(
+  tmp_path, monkeypatch, caplog, code
+):
+  def fail(file, operation):
+    del file, operation
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setattr('fcntl.flock', fail)
+  files.lock(tmp_path / '.lock').close()
+  files.lock(tmp_path / '.lock').close()
+  (message,) = caplog.messages
+  assert message.startswith(f'{tmp_path} has no file locks')

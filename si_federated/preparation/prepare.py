@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import lzma
 import os
@@ -13,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
+from si_federated import files
 from si_federated.preparation import dump, store, table_files
 from si_federated.preparation.records import Counts, Record
 from si_federated.tasks import splits
@@ -259,13 +259,13 @@ def _work_folder(output: str) -> Iterator[str]:
 
   Files that a killed process left there are removed first.
   """
-  with open(os.path.join(output, '.lock'), 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(
-        f'Another process is preparing data in {output}; wait for it.'
-      ) from error
+  try:
+    lock = files.lock(os.path.join(output, '.lock'))
+  except files.LockedError as error:
+    raise ValueError(
+      f'Another process is preparing data in {output}; wait for it.'
+    ) from error
+  with lock:
     work = os.path.join(output, _WORK)
     shutil.rmtree(work, ignore_errors=True)
     os.mkdir(work)

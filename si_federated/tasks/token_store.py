@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 import tqdm
 
+from si_federated import files
 from si_federated.tasks.store_writer import (
   FORMAT_VERSION,
   META_NAME,
@@ -192,8 +192,7 @@ def _held_lock(folder: str):
   """Marks a temporary folder as in use by this process."""
   path = os.path.join(folder, _LOCK)
   with open(path + '.new', 'w') as file:
-    with contextlib.suppress(OSError):  # Some network file systems lack locks.
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    files.try_lock(file)
     os.rename(path + '.new', path)  # Visible only once locked.
     yield
 
@@ -204,14 +203,15 @@ def _remove_leftovers(parent: str) -> None:
     if not name.startswith('.') or _BUILDING not in name:
       continue
     path = os.path.join(parent, name)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, files.LockedError):
       try:
         with open(os.path.join(path, _LOCK)) as file:
-          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+          is_known = files.try_lock(file)
       except FileNotFoundError:
-        if time.time() - os.path.getmtime(path) < _STALE_SECONDS:
-          continue
-      shutil.rmtree(path, ignore_errors=True)
+        is_known = False
+      # Without a lock, only its age says whether a build is under way.
+      if is_known or time.time() - os.path.getmtime(path) >= _STALE_SECONDS:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_in_place(temporary: str, folder: str, key: Any) -> None:

@@ -21,7 +21,6 @@ import asyncio
 import concurrent.futures
 import csv
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -106,10 +105,9 @@ class RunFolder:
         running it.
     """
     os.makedirs(self.path, exist_ok=True)
-    self._lock = open(self._file('.lock'), 'w')  # noqa: SIM115
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+      self._lock = files.lock(self._file('.lock'))
+    except files.LockedError as error:
       raise config.ConfigError(
         f'Another process is running the experiment in {self.path}.'
       ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -232,6 +233,24 @@ def test_folders_without_a_lock_are_removed_when_old(folder, monkeypatch):
   os.mkdir(left)
   build_store(folder, fill, key='k')
   assert os.path.isdir(left)  # It may be about to get its lock.
+  old = time.time() - 2 * 3600
+  os.utime(left, (old, old))
+  build_store(folder + '2', fill, key='k')
+  assert not os.path.exists(left)
+
+
+def test_without_locks_a_build_under_way_is_left_alone(folder, monkeypatch):
+  def fail(file, operation):
+    del file, operation
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr('fcntl.flock', fail)
+  left = os.path.join(os.path.dirname(folder), '.store.building-abc')
+  os.mkdir(left)
+  with open(os.path.join(left, '.lock'), 'w'):
+    pass
+  build_store(folder, fill, key='k')
+  assert os.path.isdir(left)
   old = time.time() - 2 * 3600
   os.utime(left, (old, old))
   build_store(folder + '2', fill, key='k')

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import json
 import math
 import os
@@ -484,3 +485,15 @@ def test_a_checkpoint_of_another_promise_is_refused(tmp_path, changed, message):
   with pytest.raises(ValueError, match=message):
     _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger(**changed))
   assert (tmp_path / 'metrics.csv').read_text() == before
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(
+  tmp_path, monkeypatch, caplog
+):
+  def fail(file, operation):
+    del file, operation
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr('fcntl.flock', fail)
+  assert _run(tmp_path)['rounds'] == 10
+  assert f'{tmp_path} has no file locks' in caplog.text
