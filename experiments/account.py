@@ -51,7 +51,14 @@ _NAMES = (
   'noise_cohort_size',
 )
 # Printed first; the other entries of the summary follow.
-_FIRST = ('noise_multiplier', 'rho', 'epsilon', 'delta', 'sensitivity')
+_FIRST = (
+  'noise_multiplier',
+  'rho',
+  'epsilon',
+  'epsilon_without_amplification',
+  'delta',
+  'sensitivity',
+)
 flags.define_config_flags(
   field.name
   for field in dataclasses.fields(config.ExperimentConfig)
@@ -129,7 +136,11 @@ def _without_infinity(value: Any) -> Any:
 
 def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
   """Returns the JSON object to print, and the mechanism."""
-  from si_federated.assembly import checks, private_mechanism
+  from si_federated.assembly import (
+    checks,
+    privacy_disclosures,
+    private_mechanism,
+  )
 
   checks.check(experiment)
   delta = experiment.delta
@@ -149,11 +160,13 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
       f'--aggregator={experiment.aggregator} is not private; choose another.'
     )
   facts = mechanism.record.summary(delta, method=_METHOD.value)
+  reasons = privacy_disclosures.simulated_because(experiment, mechanism)
   return {
     'aggregator': str(experiment.aggregator),
     **{key: facts.pop(key) for key in _FIRST},
     'method': _METHOD.value,
-    'simulated': mechanism.noise_cohort_size is not None,
+    'simulated': bool(reasons),
+    'simulated_because': reasons,
     **facts,
   }, mechanism
 

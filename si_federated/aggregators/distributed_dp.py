@@ -78,6 +78,11 @@ def build_distributed_dp(
     record=record,
     contract=record.contract,
     unnoised_measurements=('nonfinite_updates',),
+    simulated_because=(
+      "TensorFlow Privacy seeds the clients' noise by the clock, so that it "
+      'can be guessed and subtracted',
+      'secure aggregation is a plain sum in one process',
+    ),
   )
 
 

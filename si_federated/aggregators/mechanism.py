@@ -28,6 +28,8 @@ class Mechanism:
       size, and the record holds for such a cohort: privacy is simulated.
     unnoised_measurements: The names of the measurements that are released
       without noise, which no record covers.
+    simulated_because: Why its noise protects nobody outside of a simulation, as
+      clauses.
   """
 
   factory: Union[
@@ -39,6 +41,7 @@ class Mechanism:
   contract: Optional[participation.Participation] = None
   noise_cohort_size: Optional[int] = None
   unnoised_measurements: tuple[str, ...] = ()
+  simulated_because: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.client_weighting not in ('tokens', 'examples', 'uniform'):

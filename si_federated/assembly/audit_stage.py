@@ -47,6 +47,7 @@ def write(
     'epsilon_promised': privacy['promised']['epsilon'],
     'delta': delta,
     'simulated': privacy['simulated'],
+    'simulated_because': privacy['simulated_because'],
     'canaries': dataclasses.asdict(canaries),
     'mean_score': float(scores.mean()),
     'std_score': float(scores.std(ddof=1)),

@@ -41,6 +41,43 @@ def unnoised(
   return names
 
 
+def simulated_because(
+  experiment: config.ExperimentConfig, mechanism: Mechanism
+) -> list[str]:
+  """Returns clauses for why the guarantee does not hold for this very run.
+
+  The run's folder, apart from its checkpoints, counts as public.
+
+  Args:
+    experiment: The experiment.
+    mechanism: How updates are combined, calibrated.
+  """
+  record = mechanism.record
+  if record is None or not record.noise_multiplier:
+    return []
+  reasons = list(mechanism.simulated_because)
+  if mechanism.noise_cohort_size is not None:
+    reasons.append(
+      f'the noise is that of cohorts of {mechanism.noise_cohort_size} clients '
+      f'(--noise_cohort_size), which have {experiment.clients_per_round}'
+    )
+  if experiment.noise_seed is not None:
+    reasons.append(
+      'the seed of the noise is public (--noise_seed), so that it can be '
+      'subtracted'
+    )
+  if record.amplification is not None:
+    reasons.append(
+      'who takes part follows from a public seed (--client_seed), while '
+      'amplification needs secret sampling'
+    )
+  if experiment.client_similarity:
+    reasons.append(
+      'clients are mixtures of several people (--client_similarity)'
+    )
+  return reasons
+
+
 def not_covered(experiment: config.ExperimentConfig) -> list[str]:
   """Returns phrases for what else the guarantee does not cover.
 

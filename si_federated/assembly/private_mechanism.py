@@ -314,8 +314,9 @@ def build_ledger(
     delta=default_delta(experiment, num_clients),
     contract=mechanism.contract,
     record=mechanism.record,
-    simulated=mechanism.noise_cohort_size is not None
-    or bool(experiment.client_similarity),
+    simulated_because=privacy_disclosures.simulated_because(
+      experiment, mechanism
+    ),
     facts={
       'strategy': strategy and strategy_files.facts(strategy),
       'clip_norm': experiment.clip_norm,

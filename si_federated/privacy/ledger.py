@@ -30,7 +30,7 @@ class Ledger:
     delta: float,
     contract: Optional[participation.Participation] = None,
     record: Optional[record_lib.Record] = None,
-    simulated: bool = False,
+    simulated_because: Iterable[str] = (),
     facts: Optional[dict[str, Any]] = None,
     unnoised: Iterable[str] = (),
     not_covered: Iterable[str] = (),
@@ -43,7 +43,8 @@ class Ledger:
       contract: The contract to enforce; without one, clients are only recorded.
       record: The description of the mechanism; None for an aggregator that is
         not private, whose epsilon is infinite.
-      simulated: Whether the noise is that of a larger cohort than there is.
+      simulated_because: Why the guarantee is that of another run than this one,
+        as clauses; without any it is not simulated.
       facts: Further plain values that determine privacy, such as clip norm,
         schedule and seeds. A run only resumes from a ledger of equal facts.
       unnoised: The names of outputs that are written without noise.
@@ -53,7 +54,7 @@ class Ledger:
     self._delta = delta
     self._contract = contract
     self._record = record
-    self._simulated = simulated
+    self._simulated_because = list(simulated_because)
     self._facts = dict(facts or {})
     self._unnoised = list(unnoised)
     self._not_covered = [*not_covered, *_NOT_COVERED]
@@ -134,12 +135,20 @@ class Ledger:
     if not record.noise_multiplier:
       return ['Updates are clipped but get no noise: there is no privacy.']
     promised = self._promised_epsilon
-    simulated = ' (simulated)' if self._simulated else ''
+    because = self._simulated_because
+    simulated = ' (simulated)' if because else ''
     lines = [
       f'Privacy{simulated}: at most epsilon {promised:.4g} at delta '
       f'{self._delta:.3g} ({record.neighbouring_relation}), by a noise '
       f'multiplier of {record.noise_multiplier:.4g}.'
     ]
+    if record.amplification is not None:
+      plain = record.without_amplification().epsilon(self._delta)
+      lines.append(
+        f'To those who know who takes part when, epsilon is {plain:.4g}.'
+      )
+    if because:
+      lines.append(f'Privacy is simulated: {"; ".join(because)}.')
     if self._facts.get('noise_seed_is_secret'):
       lines.append(
         'The noise has a secret seed, as real privacy needs: this run can not '
@@ -153,7 +162,8 @@ class Ledger:
     result: dict[str, Any] = {
       **self.facts,
       'private': bool(self._record and self._record.noise_multiplier),
-      'simulated': self._simulated,
+      'simulated': bool(self._simulated_because),
+      'simulated_because': list(self._simulated_because),
       'observed': {
         'rounds': observed.last_round,
         'clients': observed.num_clients,
@@ -170,6 +180,12 @@ class Ledger:
       result['neighbouring_relation'] = promised['neighbouring_relation']
       if observed.max_participations:
         so_far = self._record.after(observed.observed()).summary(self._delta)
+        if self._record.amplification is not None:
+          # Who knows the cohorts knows how often clients took part.
+          plain = self._record.without_amplification()
+          so_far['epsilon_without_amplification'] = plain.after(
+            observed.observed()
+          ).epsilon(self._delta)
         result['so_far'] = so_far
         result.update({key: so_far[key] for key in ('rho', 'epsilon')})
     result['released_without_noise'] = self._unnoised

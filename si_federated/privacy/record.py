@@ -68,6 +68,7 @@ class Record(abc.ABC):
       delta: In (0, 1).
       method: As for `epsilon`.
     """
+    plain = self.without_amplification()
     return {
       'kind': self.kind,
       'noise_multiplier': self.noise_multiplier,
@@ -76,6 +77,7 @@ class Record(abc.ABC):
       'sensitivity_method': self.sensitivity.method,
       'rho': self.rho,
       'epsilon': self.epsilon(delta, method=method),
+      'epsilon_without_amplification': plain.epsilon(delta, method=method),
       'delta': delta,
       'neighbouring_relation': self.neighbouring_relation,
       'contract': dataclasses.asdict(self.contract),
@@ -92,6 +94,13 @@ class Record(abc.ABC):
     """
     del dimension
     return self
+
+  def without_amplification(self: AnyRecord) -> AnyRecord:
+    """Returns the record for those who know who takes part when."""
+    if self.amplification is None:
+      return self
+    record: Any = self
+    return dataclasses.replace(record, amplification=None)
 
   def with_noise(self: AnyRecord, noise_multiplier: float) -> AnyRecord:
     """Returns the record of another noise multiplier."""

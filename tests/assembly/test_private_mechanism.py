@@ -11,6 +11,7 @@ from si_federated.assembly import checks, private_mechanism
 from si_federated.privacy import (
   Participation,
   PrivacyRecord,
+  accounting,
   blt,
   strategies,
 )
@@ -263,6 +264,97 @@ def test_ledger_of_a_simulated_cohort():
     ).epsilon(120**-1.1)
   )
   assert 'train/clip_fraction' in summary['released_without_noise']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'reasons'),
+  [
+    ({'aggregator': 'gaussian'}, []),
+    ({'aggregator': 'gaussian', 'noise_seed': 0}, ['--noise_seed']),
+    # Zero-out of a known cohort: there is nothing to simulate.
+    ({'aggregator': 'gaussian', 'participation': 'shuffled_epochs'}, []),
+    ({'aggregator': 'gaussian', 'participation': 'poisson'}, ['--client_seed']),
+    (
+      {
+        'aggregator': 'banded:bands=2',
+        'participation': 'cyclic_poisson',
+        'min_separation': 4,
+        'noise_seed': 1,
+      },
+      ['--noise_seed', '--client_seed'],
+    ),
+    (
+      {
+        'aggregator': 'tree',
+        'participation': 'cyclic_poisson',
+        'min_separation': 4,
+      },
+      [],
+    ),
+    ({'aggregator': 'distributed_dp'}, ['by the clock', 'plain sum']),
+    (
+      {'aggregator': 'gaussian', 'noise_cohort_size': 9},
+      ['--noise_cohort_size'],
+    ),
+    (
+      {'aggregator': 'gaussian', 'client_similarity': 0.5},
+      ['--client_similarity'],
+    ),
+    (
+      {'aggregator': 'gaussian', 'noise_multiplier': 0.0, 'noise_seed': 0},
+      [],
+    ),
+  ],
+)
+def test_a_guarantee_that_the_run_folder_undoes_is_simulated(flags, reasons):
+  flags = {**_PRIVATE, **flags}
+  ledger = private_mechanism.build_ledger(
+    _config(**flags), _build(**flags), num_clients=_CLIENTS
+  )
+  summary = ledger.summary()
+  found = summary['simulated_because']
+  assert len(found) == len(reasons)
+  assert all(reason in clause for reason, clause in zip(reasons, found))
+  assert summary['simulated'] == bool(reasons)
+  notices = '\n'.join(ledger.notices())
+  assert all(clause in notices for clause in found)
+  assert ('(simulated)' in notices) == bool(reasons)
+
+
+def test_epsilon_stands_with_and_without_amplification():
+  settings = {
+    'aggregator': 'gaussian',
+    'participation': 'poisson',
+    'clip_norm': 1.0,
+    'noise_multiplier': 1.0,
+    'clients_per_round': 4,
+    'total_rounds': 100,
+  }
+  experiment = _config(**settings, delta=1e-6)
+  schedule = private_mechanism.build_schedule(experiment, 400)
+  mechanism = private_mechanism.calibrate(
+    experiment,
+    private_mechanism.build_mechanism(experiment, schedule),
+    delta=1e-6,
+    schedule=schedule,
+  )
+  ledger = private_mechanism.build_ledger(
+    experiment, mechanism, num_clients=400
+  )
+  promised = ledger.summary()['promised']
+  assert promised['epsilon'] == pytest.approx(0.954, abs=5e-4)
+  # A hundred rounds of noise 1 are one of noise 1/10.
+  plain = accounting.gaussian_epsilon(0.1, 1e-6)
+  assert plain == pytest.approx(96.7, abs=0.05)
+  assert promised['epsilon_without_amplification'] == pytest.approx(plain)
+  assert 'epsilon is 96.7' in '\n'.join(ledger.notices())
+  # Of the observed participation: two rounds of one client.
+  ledger.record(1, [3, 4])
+  ledger.record(2, [3])
+  so_far = ledger.summary()['so_far']
+  assert so_far['epsilon_without_amplification'] == pytest.approx(
+    accounting.gaussian_epsilon(0.5**0.5, 1e-6)
+  )
 
 
 def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(

@@ -63,7 +63,8 @@ def whole(tmp_path_factory):
 def test_what_it_promises_and_keeps(whole):
   root, output = whole
   privacy = json.loads((root / 'x' / 'privacy.json').read_text())
-  assert 'Privacy: at most epsilon 6 at delta' in output
+  assert 'Privacy (simulated): at most epsilon 6 at delta' in output
+  assert 'Privacy is simulated: the seed of the noise is public' in output
   assert 'can not be repeated' not in output
   assert privacy['delta'] == pytest.approx(privacy['num_clients'] ** -1.1)
   assert privacy['promised']['epsilon'] == pytest.approx(6, rel=1e-6)
