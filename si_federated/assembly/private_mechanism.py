@@ -16,6 +16,7 @@ from si_federated.privacy import (
   accounting,
   ledger,
   schedules,
+  strategies,
   strategy_files,
 )
 
@@ -140,8 +141,8 @@ def keep_strategy(
     config.ConfigError: If the file can't be read, or is of another kind.
   """
   strategy = getattr(mechanism.record, 'strategy', None)
-  # Flags alone determine these.
-  if strategy is None or strategy.kind in ('identity', 'tree'):
+  # Flags alone determine a tree.
+  if strategy is None or isinstance(strategy, strategies.Tree):
     return mechanism
   if not resumed:
     strategy_files.save(path, strategy)

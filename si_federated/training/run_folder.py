@@ -9,8 +9,7 @@ ROOT/EXPERIMENT/
   logdir/         TensorBoard
   checkpoints/    the newest states; of a private run secret, since they hold
                   the seed of the noise
-  strategy.npz    the correlation of a private run's noise, if it was optimised
-                  or read from a file
+  strategy.npz    the correlation of a private run's noise, unless it is a tree
   privacy.json    participation, noise and the privacy guarantee
   summary.json    the final results
 """
