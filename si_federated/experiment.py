@@ -127,7 +127,11 @@ def _build(
     bytes_per_client=process.bytes_per_client,
     schedule=schedule,
     ledger=private_mechanism.build_ledger(
-      experiment, mechanism, num_clients=len(task.train), added=canaries
+      experiment,
+      mechanism,
+      train_metrics=objectives.metric_names(model),
+      num_clients=len(task.train),
+      added=canaries,
     ),
     evaluate=objectives.build_evaluation(task, model, examples),
     validation_examples=examples,

@@ -320,3 +320,13 @@ def test_a_missing_package_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'keras_nlp', None)
   with pytest.raises(config.ConfigError, match=r"'si_federated\[nlp\]'"):
     experiment.build_model(_config('nowhere', model='bert'), 9, num_classes=2)
+
+
+@pytest.mark.slow
+def test_what_has_no_noise_is_named_for_classification(data):
+  built = experiment.build(
+    _config(data, aggregator='gaussian', clip_norm=1.0, noise_multiplier=1.0)
+  )
+  names = set(built.ledger.summary()['released_without_noise'])
+  assert {'train/macro_f1', 'train/num_examples', 'train/loss'} <= names
+  assert 'train/num_tokens' not in names

@@ -40,6 +40,16 @@ def build_functional_model(
   )
 
 
+def metric_names(model: tff.learning.models.FunctionalModel) -> list[str]:
+  """Returns the names of a model's metrics.
+
+  Args:
+    model: The model.
+  """
+  with tf.Graph().as_default():
+    return list(model.finalize_metrics(model.initialize_metrics_state()))
+
+
 def build_evaluation(
   task: AnyTask, model: NamedModel, examples: np.ndarray
 ) -> Callable[[tff.learning.models.ModelWeights], dict[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from si_federated import config
 from si_federated.aggregators import Mechanism
 from si_federated.assembly.learning_process import traits_of
@@ -9,33 +11,33 @@ from si_federated.assembly.registries import build_part
 from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
 from si_federated.tasks import PUBLIC_VOCABULARIES
 
-_METRICS = (
-  'loss',
-  'accuracy',
-  'accuracy_no_oov',
-  'accuracy_no_oov_no_eos',
-  'num_tokens',
-)
-
 
 def unnoised(
-  experiment: config.ExperimentConfig, mechanism: Mechanism
+  experiment: config.ExperimentConfig,
+  mechanism: Mechanism,
+  train_metrics: Sequence[str],
 ) -> list[str]:
   """Returns the names of what is written without noise.
 
   Args:
     experiment: The experiment.
     mechanism: How updates are combined.
+    train_metrics: The names of the metrics of training.
   """
-  names = [
-    f'train/{name}' for name in (*_METRICS, *mechanism.unnoised_measurements)
-  ]
+  names = [f'train/{name}' for name in train_metrics]
+  names += [f'train/{name}' for name in mechanism.unnoised_measurements]
+  sends_parts = traits_of(experiment).sends_parts
+  if sends_parts:
+    names.append('train/trained_fraction')
   # Which variables a client did not change shows in what it sends.
-  if (
-    experiment.compression.upload is not None
-    or traits_of(experiment).sends_parts
-  ):
+  if experiment.compression.upload is not None or sends_parts:
     names += ['bytes_up_per_client', 'bytes_up_total']
+  if mechanism.record is not None and mechanism.record.amplification:
+    # Whether a client was sampled shows in the size of the cohort.
+    names += [
+      f'{name} (the exact size of cohorts)'
+      for name in ('clients_per_sec', 'bytes_up_total', 'bytes_down_total')
+    ]
   if build_part(experiment, 'diagnostics') is not None:
     names += [f'diagnostics.csv: {name}' for name in OF_TRAINING_CLIENTS]
   return names
@@ -84,7 +86,10 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
   Args:
     experiment: The experiment.
   """
-  phrases = []
+  phrases = [
+    'validation clients, whose data give exact metrics (eval/...): only '
+    'training clients are protected'
+  ]
   if experiment.vocabulary.name not in PUBLIC_VOCABULARIES:
     phrases.append(
       f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '

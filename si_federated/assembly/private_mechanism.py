@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, Optional
 
 from si_federated import config, files
@@ -298,6 +299,7 @@ def build_ledger(
   experiment: config.ExperimentConfig,
   mechanism: Mechanism,
   *,
+  train_metrics: Sequence[str],
   num_clients: int,
   added: Optional[Canaries] = None,
 ) -> ledger.Ledger:
@@ -306,6 +308,7 @@ def build_ledger(
   Args:
     experiment: The experiment.
     mechanism: How updates are combined.
+    train_metrics: The names of the metrics of training, which get no noise.
     num_clients: The number of training clients.
     added: Canaries in the cohorts.
   """
@@ -331,6 +334,6 @@ def build_ledger(
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),
     },
-    unnoised=privacy_disclosures.unnoised(experiment, mechanism),
+    unnoised=privacy_disclosures.unnoised(experiment, mechanism, train_metrics),
     not_covered=privacy_disclosures.not_covered(experiment),
   )

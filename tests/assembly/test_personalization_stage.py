@@ -158,6 +158,7 @@ def test_what_a_guarantee_leaves_out(built):
   ledger = private_mechanism.build_ledger(
     private,
     private_mechanism.build_mechanism(private, schedule),
+    train_metrics=['loss'],
     num_clients=clients,
   )
   told = ' '.join(ledger.summary()['not_covered'])

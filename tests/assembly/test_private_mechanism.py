@@ -251,6 +251,7 @@ def test_ledger_of_a_simulated_cohort():
   ledger = private_mechanism.build_ledger(
     experiment,
     private_mechanism.build_mechanism(experiment),
+    train_metrics=['loss'],
     num_clients=_CLIENTS,
   )
   ledger.record(1, range(4))

@@ -257,7 +257,10 @@ def test_private_runs_say_what_is_not_protected(tmp_path):
     client_similarity=0.5,
   )
   ledger = private_mechanism.build_ledger(
-    private, private_mechanism.build_mechanism(private), num_clients=100
+    private,
+    private_mechanism.build_mechanism(private),
+    train_metrics=['loss'],
+    num_clients=100,
   )
   summary = ledger.summary()
   assert 'diagnostics.csv: client_drift' in summary['released_without_noise']

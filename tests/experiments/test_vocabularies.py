@@ -159,7 +159,10 @@ def test_a_vocabulary_is_not_covered_by_the_guarantee(vocabulary):
     noise_multiplier=1.0,
   )
   ledger = private_mechanism.build_ledger(
-    settings, private_mechanism.build_mechanism(settings), num_clients=30
+    settings,
+    private_mechanism.build_mechanism(settings),
+    train_metrics=['loss'],
+    num_clients=30,
   )
   (line,) = (
     line for line in ledger.summary()['not_covered'] if 'vocab' in line

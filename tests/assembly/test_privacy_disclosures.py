@@ -1,0 +1,75 @@
+"""What a private run writes without noise is what privacy.json names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import Any
+
+import pytest
+
+from si_federated import experiment
+from tests import tiny
+
+# Of the machine, of the public or of validation clients.
+_NOT_OF_TRAINING_CLIENTS = {
+  'round_num',
+  'train/clip_norm',
+  'round_secs',
+  'eval_secs',
+  'secs_total',
+  'clients_per_sec',
+  'bytes_up_per_client',
+  'bytes_down_per_client',
+  'bytes_up_total',
+  'bytes_down_total',
+  'privacy/epsilon',
+}
+_PRIVATE: dict[str, Any] = {
+  'aggregator': 'gaussian',
+  'clip_norm': 1.0,
+  'noise_multiplier': 1.0,
+  'participation': 'poisson',
+}
+
+
+def _run(tmp_path, **changes):
+  """Returns the columns that a run fills, and its privacy.json."""
+  experiment.run(tiny.tiny_config(**changes), str(tmp_path))
+  with open(tmp_path / 'x' / 'metrics.csv', newline='') as file:
+    columns = {
+      name
+      for row in csv.DictReader(file)
+      for name, value in row.items()
+      if value
+    }
+  return columns, json.loads((tmp_path / 'x' / 'privacy.json').read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'changes',
+  [
+    _PRIVATE,
+    {**_PRIVATE, 'aggregator': 'adaptive_gaussian:count_noise=2'},
+    {**_PRIVATE, 'algorithm': 'partial_training'},
+    {
+      **_PRIVATE,
+      'aggregator': 'tree',
+      'participation': 'fixed_cycles',
+      'min_separation': 2,
+    },
+  ],
+  ids=['poisson', 'adaptive', 'partial', 'cycles'],
+)
+def test_every_column_is_named_or_public(tmp_path, changes):
+  columns, privacy = _run(tmp_path, **changes)
+  named = {name.partition(' ')[0] for name in privacy['released_without_noise']}
+  of_validation = {name for name in columns if name.startswith('eval/')}
+  assert columns <= named | _NOT_OF_TRAINING_CLIENTS | of_validation
+  assert {name for name in named if name.startswith('train/')} <= columns
+  # The size of a cohort is secret where clients are sampled.
+  sampled = changes['participation'] == 'poisson'
+  assert ('clients_per_sec' in named) == sampled
+  assert ('bytes_down_total' in named) == sampled
+  assert any('validation clients' in text for text in privacy['not_covered'])
