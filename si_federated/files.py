@@ -1,8 +1,9 @@
-"""Writing files so that none is ever seen half written."""
+"""Writing files so that none is seen half written, and faults of reading."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import logging
@@ -10,6 +11,34 @@ import os
 import tempfile
 from collections.abc import Iterator
 from typing import IO, BinaryIO, Union
+
+# Errors of a machine, which say nothing about what is in a file.
+_OF_MACHINES = frozenset(
+  [
+    errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ENOSPC, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT,
+  ]
+)  # fmt: skip
+
+
+def raise_if_unreadable(
+  error: BaseException, path: Union[str, os.PathLike]
+) -> None:
+  """Tells a file that cannot be read now from one that is damaged.
+
+  Args:
+    error: What reading the file has raised.
+    path: The file.
+
+  Raises:
+    OSError: If the error says nothing about what is in the file, such as an
+      input/output error or too many open files; the message names the file.
+  """
+  if isinstance(error, OSError) and error.errno in _OF_MACHINES:
+    raise OSError(
+      f'{os.fspath(path)} cannot be read ({error.strerror}); mend that, and '
+      'try again.'
+    ) from error
 
 
 @contextlib.contextmanager

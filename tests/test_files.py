@@ -53,3 +53,13 @@ def test_a_folder_without_locks_is_warned_of_once(
   files.lock(tmp_path / '.lock').close()
   (message,) = caplog.messages
   assert message.startswith(f'{tmp_path} has no file locks')
+
+
+def test_faults_of_the_machine_are_not_those_of_a_file():
+  with pytest.raises(OSError, match=r'x\.npz cannot be read \(Input/output'):
+    files.raise_if_unreadable(OSError(errno.EIO, 'Input/output error'), 'x.npz')
+  for error in (
+    ValueError('bad'), OSError('not a file of numpy'),
+    OSError(errno.EINVAL, 'Invalid argument'),
+  ):  # fmt: skip
+    files.raise_if_unreadable(error, 'x.npz')

@@ -96,6 +96,7 @@ class ClientStore:
       zipfile.BadZipFile,
       zlib.error,
     ) as error:
+      files.raise_if_unreadable(error, path)
       raise StoreError(
         f'{path} is truncated or garbled ({error}); delete it to personalise '
         f'client {client_id!r} again.'

@@ -80,9 +80,12 @@ def open_database(path: str) -> Iterator[sqlite3.Connection]:
     yield connection
     connection.commit()
   except sqlite3.OperationalError as error:
-    raise OSError(
-      f'{path} cannot be written ({error}); see that there is room on the disk.'
-    ) from error
+    advice = (
+      'make room on its disk, or give another --output'
+      if 'full' in str(error)
+      else 'check its folder and its disk'
+    )
+    raise OSError(f'{path} cannot be written ({error}); {advice}.') from error
   finally:
     connection.close()
     if before is None:

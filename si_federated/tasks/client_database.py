@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import pathlib
 import sqlite3
 from typing import Iterator, Sequence
@@ -18,6 +19,65 @@ _FORMS = {'tokens': ', words separated by spaces'}
 # Sentences parsed at once, so that the cost of a call does not matter.
 _BATCH = 8192
 _RUN = 100_000
+
+
+# Parts of SQLite's messages, which Python 3.9 has no codes for.
+_ADVICE = {
+  'locked': 'end the program that writes to it, then try again',
+  'unable to open': 'check that it exists and that you may read it',
+  'malformed': 'it is damaged: download or make it again',
+  'not a database': 'it is damaged or of another kind: give another file, or '
+  'download or make it again',
+  'full': 'make room on the disk of temporary files, or name another by '
+  'SQLITE_TMPDIR',
+  'disk I/O error': 'check the disk or the network that it is on, and try '
+  'again',
+}
+
+
+def _connect(path: str) -> sqlite3.Connection:
+  """Opens a file for reading, also where SQLite may not write beside it."""
+  uri = pathlib.Path(path).resolve().as_uri()
+  connection = sqlite3.connect(f'{uri}?mode=ro', uri=True)
+  try:
+    connection.execute('PRAGMA schema_version')
+  except sqlite3.OperationalError:
+    connection.close()
+    # A file in write-ahead mode needs two files beside it, unless nobody writes
+    # to it; what a log beside it holds would then be missed.
+    if not _is_wal(path) or _has_log(path):
+      raise
+    connection = sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)
+  return connection
+
+
+def _is_wal(path: str) -> bool:
+  """Tells a file in write-ahead mode (section 1.3 of SQLite's format)."""
+  try:
+    with open(path, 'rb') as file:
+      return file.read(20)[18:] == b'\2\2'
+  except OSError:
+    return False
+
+
+def _has_log(path: str) -> bool:
+  log = f'{os.path.realpath(path)}-wal'
+  return os.path.exists(log) and os.path.getsize(log) > 0
+
+
+def _advice(path: str, error: sqlite3.Error) -> str:
+  text = str(error)
+  cannot_write = 'readonly' in text or 'unable to open' in text
+  if cannot_write and _is_wal(path) and _has_log(path):
+    return (
+      'it is in write-ahead (WAL) mode, and changes that it lacks are in '
+      f'{os.path.basename(path)}-wal: copy both into a folder that you may '
+      'write to, or let its owner run PRAGMA journal_mode=DELETE on it'
+    )
+  for part, advice in _ADVICE.items():
+    if part in text:
+      return advice
+  return 'check the file and its folder'
 
 
 class ClientDatabase:
@@ -37,8 +97,7 @@ class ClientDatabase:
     self._path = path
     self._feature = feature
     with self._one_sentence():
-      uri = pathlib.Path(path).resolve().as_uri() + '?mode=ro'
-      self._connection = sqlite3.connect(uri, uri=True)
+      self._connection = _connect(path)
       for table, columns in _COLUMNS.items():
         found = {
           row[1]
@@ -60,14 +119,9 @@ class ClientDatabase:
     try:
       yield
     except sqlite3.Error as error:
-      if 'locked' in str(error):
-        advice = 'end the program that writes to it, then try again'
-      elif 'unable to open' in str(error):
-        advice = 'check that it exists and that you may read it'
-      else:
-        advice = 'delete it and download or make it again'
       raise ValueError(
-        f'{self._path} cannot be read as SQLite ({error}); {advice}.'
+        f'{self._path} cannot be read as SQLite ({error}); '
+        f'{_advice(self._path, error)}.'
       ) from error
 
   def splits(self) -> dict[str, int]:

@@ -78,6 +78,7 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     zipfile.BadZipFile,
     zlib.error,
   ) as error:
+    files.raise_if_unreadable(error, path)
     raise CheckpointError(f'{path} is truncated or garbled: {error}') from error
   if facts.get('format') != _FORMAT:
     raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_truncated(store, size):
     file.write(whole[:size])
   with pytest.raises(client_store.StoreError, match='truncated or garbled'):
     store.read('x', _SHAPES)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_garbled(store, monkeypatch):
+  store.write('x', _ARRAYS, {})
+
+  def fail(*unused_args, **unused_kwargs):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  monkeypatch.setattr(np, 'load', fail)
+  with pytest.raises(OSError, match='Too many open files') as caught:
+    store.read('x', _SHAPES)
+  assert 'delete' not in str(caught.value)
 
 
 def test_garbled(store):

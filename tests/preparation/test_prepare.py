@@ -386,6 +386,24 @@ def test_a_failure_or_an_interrupt_keeps_what_was_there(
   assert '12' not in _tokens(out, 'train')
 
 
+def test_a_full_disk_is_told_from_other_faults(tmp_path):
+  from si_federated.preparation import store
+
+  path = str(tmp_path / 'x')
+  with (
+    pytest.raises(OSError, match='full.*make room'),
+    store.open_database(path) as connection,
+  ):
+    connection.execute('PRAGMA max_page_count = 1')
+    store.create_staging(connection)
+  with (
+    pytest.raises(OSError, match='no such table.*check its folder') as caught,
+    store.open_database(path) as connection,
+  ):
+    connection.execute('SELECT * FROM absent')
+  assert 'room' not in str(caught.value)
+
+
 def test_words_beyond_what_memory_may_hold_are_counted_on_disk(
   dump, tmp_path, monkeypatch
 ):

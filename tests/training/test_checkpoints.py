@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import logging
 import os
 from typing import Any, NamedTuple
@@ -104,6 +105,20 @@ def test_all_garbled_is_an_error_not_a_new_start(saved):
     _truncate(path)
   with pytest.raises(checkpoints.CheckpointError, match='No checkpoint'):
     saved.restore(_state(0))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(
+  saved, monkeypatch
+):
+  before = saved.newest()
+
+  def fail(*unused_args, **unused_kwargs):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  monkeypatch.setattr(np, 'load', fail)
+  with pytest.raises(OSError, match=r'\.npz cannot be read \(Input/output'):
+    saved.restore(_state(0))
+  assert saved.newest() == before
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
