@@ -35,7 +35,10 @@ _TITLE = absl_flags.DEFINE_string(
 def main(arguments: Sequence[str]) -> None:
   """Writes the report and prints its tables and the files' paths."""
   # Positional arguments are folders, too, so that --runs runs/* works.
-  paths = [*_split(_RUNS.value or []), *arguments]
+  paths = [
+    config.expand_path(path)
+    for path in (*_split(_RUNS.value or []), *arguments)
+  ]
   if not paths:
     raise config.ConfigError(
       'Flag --runs is missing: name run folders or a folder of them.'

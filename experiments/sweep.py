@@ -169,7 +169,12 @@ def _plan(folder: str) -> sweeps.Plan:
 def _bases(given: dict[str, str], own_name: str) -> list[sweeps.Base]:
   """Returns a base for each recipe, or the one of the command line."""
   arguments = tuple(f'--{flag}={value}' for flag, value in given.items())
-  paths = [path for text in _RECIPES.value for path in text.split(',') if path]
+  paths = [
+    config.expand_path(path)
+    for text in _RECIPES.value
+    for path in text.split(',')
+    if path
+  ]
   if not paths:
     label = '' if _GRID.value else own_name
     return [sweeps.Base(label, arguments)]

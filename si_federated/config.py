@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Union
@@ -29,6 +30,24 @@ def near_matches(word: str, known: Iterable[str]) -> str:
   return 'known are ' + ', '.join(known) + '.' if known else 'there are none.'
 
 
+def expand_path(path: str) -> str:
+  """Returns a path that a user gave, with `~` and `~NAME` replaced.
+
+  Args:
+    path: The path.
+
+  Raises:
+    ConfigError: If the user has no home folder.
+  """
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~') and not os.path.exists(expanded):
+    raise ConfigError(
+      f'{path} begins in a home folder that is not known here; give the whole '
+      'path, or set HOME.'
+    )
+  return expanded
+
+
 def _parse_value(text: str) -> Value:
   lowered = text.lower()
   if lowered in ('true', 'false'):
@@ -40,6 +59,8 @@ def _parse_value(text: str) -> Value:
       return number(text)
     except ValueError:
       pass
+  if text.startswith('~/'):
+    return expand_path(text)
   return text
 
 
@@ -319,6 +340,9 @@ class ExperimentConfig:
   diagnostics: ComponentSpec = ComponentSpec('none')
 
   def __post_init__(self):
+    for name in ('data_dir', 'initial_model'):
+      if (path := getattr(self, name)) is not None:
+        object.__setattr__(self, name, expand_path(path))
     if not re.fullmatch(r'[A-Za-z0-9][\w.+=-]*', self.experiment_name):
       raise ConfigError(
         f'--experiment_name={self.experiment_name!r} names a folder: use '

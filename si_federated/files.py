@@ -149,9 +149,39 @@ def _warn_of_no_locks(folder: str) -> None:
 def cache_folder() -> str:
   """Returns the folder for what takes long to make.
 
-  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`.
+  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`, or, if that can't be
+  written, a temporary folder of this user's, which a warning names.
   """
   base = os.environ.get('XDG_CACHE_HOME', '')
   if not os.path.isabs(base):  # What the XDG specification asks for.
     base = os.path.join(os.path.expanduser('~'), '.cache')
-  return os.path.join(base, 'si_federated')
+  folder = os.path.join(base, 'si_federated')
+  if os.path.isabs(folder) and _is_writable(folder):
+    return folder
+  return _temporary_cache(folder)
+
+
+def _is_writable(folder: str) -> bool:
+  """Whether files can be made in a folder, or the folder itself."""
+  while not os.path.lexists(folder):
+    folder = os.path.dirname(folder)
+  return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_cache(instead_of: str) -> str:
+  folder = os.path.join(
+    tempfile.gettempdir(), f'si_federated-{os.getuid()}', 'cache'
+  )
+  # Others may write to the folder of temporary files, too.
+  parent = os.path.dirname(folder)
+  os.makedirs(parent, mode=0o700, exist_ok=True)
+  if os.stat(parent).st_uid != os.getuid():
+    folder = tempfile.mkdtemp(prefix='si_federated-')
+  logging.warning(
+    '%s can not be written; what is kept for later runs goes to %s (set '
+    'XDG_CACHE_HOME to name another folder).',
+    instead_of,
+    folder,
+  )
+  return folder

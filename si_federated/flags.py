@@ -122,6 +122,15 @@ _TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   # As in McMahan et al. 2016 (arXiv 1602.05629), LEAF and TFF.
   'shakespeare': {'sequence_length': 80}
 }
+# Flags of the binaries that hold a path.
+_PATHS = (
+  'input',
+  'output',
+  'root_output_dir',
+  'run',
+  'text_files',
+  'vocabulary_from',
+)
 ALIASES = {
   'client_lr': 'client_learning_rate',
   'server_lr': 'server_learning_rate',
@@ -304,6 +313,13 @@ def experiment_from_flags(
   return config.ExperimentConfig(**values)
 
 
+def _expand_paths() -> None:
+  """Replaces `~` in flags that hold paths; `config` does so in its own."""
+  for name in _PATHS:
+    if name in flags.FLAGS and isinstance(flags.FLAGS[name].value, str):
+      flags.FLAGS[name].value = config.expand_path(flags.FLAGS[name].value)
+
+
 def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Runs a binary: parses flags, and ends on bad input with one sentence.
 
@@ -322,13 +338,17 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
       if arguments:
         # They may stand before flags.
         flags.FLAGS.set_gnu_getopt(True)
-      return flags.FLAGS(list(argv))
+      rest = flags.FLAGS(list(argv))
+      _expand_paths()
+      return rest
     except SystemExit:
       # absl counts --help as a failure.
       sys.exit(0)
     except flags.Error as error:
       message = str(error).strip().replace('\n', ' ')
       _fail(f'{message} (--help lists the flags)', 2)
+    except config.ConfigError as error:
+      _fail(str(error), 2, error)
 
   def absl_main(argv: Sequence[str]) -> None:
     if len(argv) > 1 and not arguments:

@@ -28,10 +28,27 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
 def test_cache_folder(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert files.cache_folder() == str(tmp_path / 'si_federated')
-  monkeypatch.setenv('HOME', '/home/someone')
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
   for value in ('', 'relative/path'):
     monkeypatch.setenv('XDG_CACHE_HOME', value)
-    assert files.cache_folder() == '/home/someone/.cache/si_federated'
+    expected = tmp_path / 'home' / '.cache' / 'si_federated'
+    assert files.cache_folder() == str(expected)
+  assert os.listdir(tmp_path) == []
+
+
+def test_without_a_home_the_cache_is_temporary(monkeypatch, tmp_path, caplog):
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  # Nothing can be made below a file; nor is '~' known to users without a home.
+  blocked = tmp_path / 'file'
+  blocked.write_text('')
+  expected = str(tmp_path / f'si_federated-{os.getuid()}' / 'cache')
+  monkeypatch.setenv('HOME', str(blocked))
+  assert files.cache_folder() == expected
+  assert f'{blocked}/.cache/si_federated can not be written' in caplog.text
+  monkeypatch.setenv('HOME', '~')
+  assert files.cache_folder() == expected
+  assert 'XDG_CACHE_HOME' in caplog.messages[-1]
 
 
 def test_a_held_lock_raises(tmp_path):

@@ -34,3 +34,52 @@ def test_characters_that_the_output_cannot_show_are_replaced(
     check=False,
   )
   assert (result.returncode, result.stdout, result.stderr) == (1, out, err)
+
+
+_PATHS_MAIN = """
+import sys
+from absl import flags as absl_flags
+from si_federated import flags
+flags.define_experiment_flags()
+absl_flags.DEFINE_string('run', None, '')
+def main():
+  config = flags.experiment_from_flags()
+  print(absl_flags.FLAGS.root_output_dir, absl_flags.FLAGS.run)
+  print(config.data_dir, config.initial_model, config.task)
+flags.run_main(main)
+"""
+_PATHS = (
+  '--experiment_name=x',
+  '--root_output_dir=~/runs',
+  '--run=~/run',
+  '--data_dir=~/data',
+  '--initial_model=~/model.h5',
+  '--task=shakespeare:path=~/speeches.jsonl',
+)
+
+
+def _run_with_home(home):
+  return subprocess.run(
+    [sys.executable, '-c', _PATHS_MAIN, *_PATHS],
+    env={**os.environ, 'HOME': home},
+    capture_output=True,
+    check=False,
+    text=True,
+  )
+
+
+def test_paths_in_a_home_folder_are_expanded():
+  assert _run_with_home('/home/me').stdout.split() == [
+    '/home/me/runs',
+    '/home/me/run',
+    '/home/me/data',
+    '/home/me/model.h5',
+    'shakespeare:path=/home/me/speeches.jsonl',
+  ]
+
+
+def test_without_a_home_such_a_path_is_refused():
+  result = _run_with_home('~')
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: ~/')
+  assert 'set HOME' in result.stderr
