@@ -9,8 +9,9 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from typing import IO, BinaryIO, Union
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, BinaryIO, Union
 
 # Errors of a machine, which say nothing about what is in a file.
 _OF_MACHINES = frozenset(
@@ -51,26 +52,73 @@ def atomic_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
   Yields:
     The open binary file. If the block raises, the file goes away and what was
     at `path` before stays.
+
+  Raises:
+    OSError: If it can't be written; the message names `path`, not the
+      temporary file.
   """
   path = os.fspath(path)
   folder = os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(
-    dir=folder, prefix=f'.{os.path.basename(path)}.'
-  )
+  with _naming(path):
+    handle, temporary = tempfile.mkstemp(
+      dir=folder, prefix=f'.{os.path.basename(path)}.'
+    )
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      umask = os.umask(0)
+      os.umask(umask)
+      # mkstemp's files are for their owner alone.
+      os.chmod(temporary, 0o666 & ~umask)
+      os.replace(temporary, path)
+    except BaseException:
+      os.unlink(temporary)
+      raise
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names a file in errors of the system that concern no file or its copy."""
   try:
-    with os.fdopen(handle, 'wb') as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    # mkstemp's files are for their owner alone.
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
+    yield
+  except OSError as error:
+    prefix = os.path.join(
+      os.path.dirname(path) or '.', f'.{os.path.basename(path)}.'
+    )
+    if error.errno is not None and (
+      error.filename is None or str(error.filename).startswith(prefix)
+    ):
+      raise OSError(
+        error.errno, f'{os.strerror(error.errno)}; it was not written', path
+      ) from error
     raise
+
+
+def write_archive(
+  path: Union[str, os.PathLike],
+  arrays: Mapping[str, Any],
+  write_array: Callable[[Any, Any], None],
+) -> None:
+  """Writes arrays to an `.npz` file at once, as `numpy.savez` writes them.
+
+  `savez` leaves an open archive behind when the disk is full, whose destructor
+  then complains that the file is closed.
+
+  Args:
+    path: Where the file will be.
+    arrays: The arrays by name.
+    write_array: `numpy.lib.format.write_array`; this module needs no numpy.
+
+  Raises:
+    OSError: If it can't be written; the message names the file.
+  """
+  with atomic_file(path) as file, zipfile.ZipFile(file, 'w') as archive:
+    for name, value in arrays.items():
+      with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
+        write_array(entry, value)
 
 
 def write_atomically(

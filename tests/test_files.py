@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from si_federated import files
@@ -80,3 +83,49 @@ def test_faults_of_the_machine_are_not_those_of_a_file():
     OSError(errno.EINVAL, 'Invalid argument'),
   ):  # fmt: skip
     files.raise_if_unreadable(error, 'x.npz')
+
+
+_FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from si_federated import files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+path, kind = sys.argv[1:]
+try:
+  if kind == 'archive':
+    files.write_archive(path, {'a': np.zeros(100_000), 'b': np.zeros(9)},
+      np.lib.format.write_array)
+  else:
+    files.write_atomically(path, bytes(800_000))
+except OSError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize('kind', ['archive', 'bytes'])
+def test_a_full_disk_is_one_sentence_with_the_path(tmp_path, kind):
+  path = tmp_path / 'a.npz'
+  path.write_text('old')
+  result = subprocess.run(
+    [sys.executable, '-c', _FULL_DISK, str(path), kind],
+    capture_output=True,
+    check=True,
+    text=True,
+  )
+  assert result.stdout == (
+    f"[Errno 27] File too large; it was not written: '{path}'\n"
+  )
+  assert result.stderr == ''
+  assert path.read_text() == 'old'
+  assert os.listdir(tmp_path) == ['a.npz']
+
+
+def test_an_archive_is_read_by_numpy(tmp_path):
+  arrays = {'a/0': np.arange(3, dtype=np.int16), 'b': np.array('word')}
+  files.write_archive(tmp_path / 'a.npz', arrays, np.lib.format.write_array)
+  with np.load(tmp_path / 'a.npz', allow_pickle=False) as found:
+    assert found.files == ['a/0', 'b']
+    assert found['a/0'].dtype == np.int16
+    assert found['a/0'].tolist() == [0, 1, 2]
+    assert found['b'].item() == 'word'

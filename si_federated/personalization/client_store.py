@@ -57,8 +57,11 @@ class ClientStore:
       facts: JSON values to store with them.
     """
     header = {'format': _FORMAT, 'client_id': client_id, 'facts': facts}
-    with files.atomic_file(self.path(client_id)) as file:
-      np.savez(file, header=np.array(json.dumps(header)), **arrays)
+    files.write_archive(
+      self.path(client_id),
+      {'header': np.array(json.dumps(header)), **arrays},
+      np.lib.format.write_array,
+    )
 
   def read(
     self, client_id: str, shapes: Mapping[str, tuple[int, ...]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -28,17 +29,23 @@ def save(path: _Path, strategy: strategies.Strategy) -> None:
     path: The file.
     strategy: Any but a tree, which a file would not describe.
   """
-  arrays = _arrays(strategy)
+  # In memory first: on a full disk `savez` would leave an open archive behind.
+  content = io.BytesIO()
+  np.savez(content, **_arrays(strategy))
   path = os.fspath(path)
   folder = os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
   try:
     with os.fdopen(handle, 'wb') as file:
-      np.savez(file, **arrays)
+      file.write(content.getbuffer())
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+  except OSError as error:
+    os.unlink(temporary)
+    reason = f'{error.strerror}; the strategy was not written'
+    raise OSError(error.errno, reason, path) from error
   except BaseException:
     os.unlink(temporary)
     raise

@@ -157,8 +157,11 @@ class Checkpoints:
     path = os.path.join(self._folder, f'round_{round_num:06d}.npz')
     facts = {**facts, 'format': _FORMAT, 'round_num': round_num}
     text = json.dumps(facts, default=np.ndarray.tolist)
-    with files.atomic_file(path) as file:
-      np.savez(file, facts=np.array(text), **_leaves(state))
+    files.write_archive(
+      path,
+      {'facts': np.array(text), **_leaves(state)},
+      np.lib.format.write_array,
+    )
     for _, old in list(self._paths())[self._keep :]:
       os.unlink(old)
     return path

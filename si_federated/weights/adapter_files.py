@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,11 +60,11 @@ def write(
       for name, variable in variables.items()
       if id(variable) in kept
     }
-  buffer = io.BytesIO()
-  np.savez(
-    buffer, **{_TRANSFORM: np.array(str(experiment.transform))}, **chosen
+  files.write_archive(
+    path,
+    {_TRANSFORM: np.array(str(experiment.transform)), **chosen},
+    np.lib.format.write_array,
   )
-  files.write_atomically(path, buffer.getvalue())
   return {'checkpoint': os.path.abspath(file), 'weights': list(chosen)}
 
 

@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_what_was_there(store, monkeypatch, tmp_path):
   def fail(*args, **kwargs):
     raise OSError('disk full')
 
-  monkeypatch.setattr(np, 'savez', fail)
+  monkeypatch.setattr(np.lib.format, 'write_array', fail)
   with pytest.raises(OSError, match='disk full'):
     store.write('x', _ARRAYS, {'turn': 2})
   assert store.read('x', _SHAPES)[1] == {'turn': 1}

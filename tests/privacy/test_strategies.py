@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,3 +200,30 @@ def test_other_bad_arguments_are_rejected():
     workloads.momentum_sgd(8, learning_rates=np.zeros(8))
   with pytest.raises(ValueError, match='cool-down'):
     workloads.cool_down(8, fraction=2.0)
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from si_federated.privacy import strategies, strategy_files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+try:
+  strategy_files.save(sys.argv[1], strategies.Toeplitz((1.0, 0.5), 3))
+except OSError as error:
+  print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_with_the_path(tmp_path):
+  path = tmp_path / 's.npz'
+  result = subprocess.run(
+    [sys.executable, '-c', _FULL_DISK, str(path)],
+    capture_output=True,
+    check=True,
+    text=True,
+  )
+  assert result.stdout == (
+    f"[Errno 27] File too large; the strategy was not written: '{path}'\n"
+  )
+  assert result.stderr == ''
+  assert list(tmp_path.iterdir()) == []
