@@ -42,6 +42,7 @@ _PRECISION = absl_flags.DEFINE_string(
 def main() -> None:
   """Exports, and prints what was written."""
   from si_federated.inference import export
+  from si_federated.privacy import ledger
 
   output = _OUTPUT.value or os.path.join(_RUN.value, 'exported')
   facts = export.export_model(
@@ -54,6 +55,8 @@ def main() -> None:
   for kind, written in facts['written'].items():
     path = os.path.join(output, written['path'])
     print(f'{kind}: {path}, {written["bytes"] / 1e6:.1f} MB')
+  if facts['privacy'].get('private'):
+    print(ledger.sentence(facts['privacy']))
   print(f'How to call them: {os.path.join(output, "export.json")}')
 
 

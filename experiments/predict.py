@@ -43,10 +43,13 @@ _CONTINUE = absl_flags.DEFINE_integer(
 def main() -> None:
   """Prints suggestions for each text."""
   from si_federated.inference import trained_model
+  from si_federated.privacy import ledger
 
   trained = trained_model.load_model(_RUN.value)
   vocabulary = trained.vocabulary
   print(f'Model of {trained.checkpoint}.', file=sys.stderr)
+  if trained.privacy.get('private'):
+    print(ledger.sentence(trained.privacy), file=sys.stderr)
 
   def name(ids: list[int]) -> str:
     if ids == [vocabulary.end]:

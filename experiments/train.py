@@ -61,6 +61,7 @@ def main() -> None:
   # TensorFlow takes seconds to load: wrong flags are answered before.
   config = flags.experiment_from_flags()
   from si_federated import experiment
+  from si_federated.privacy import ledger
 
   root = absl_flags.FLAGS.root_output_dir
   summary = experiment.run(config, root)
@@ -76,11 +77,7 @@ def main() -> None:
   )
   privacy = summary['privacy']
   if privacy['private']:
-    simulated = ' (simulated)' if privacy['simulated'] else ''
-    print(
-      f'Privacy{simulated}: epsilon {privacy["epsilon"]:.3f} at delta '
-      f'{privacy["delta"]:.3g}; see privacy.json for what it covers.'
-    )
+    print(ledger.sentence(privacy))
   print(f'Results are in {os.path.join(root, config.experiment_name)}.')
 
 

@@ -102,8 +102,8 @@ def export_model(
       smaller and slightly less exact.
 
   Returns:
-    The content of `export.json`: paths, sizes, the special ids, and how to call
-    the model.
+    The content of `export.json`: paths, sizes, the special ids, how to call the
+    model, and its `privacy` as in `privacy.json`.
 
   Raises:
     config.ConfigError: If the run has no model, or an option does not exist.
@@ -158,6 +158,7 @@ def export_model(
   facts = {
     'checkpoint': os.path.abspath(trained.checkpoint),
     'model': str(trained.config.model),
+    'privacy': dict(trained.privacy),
     'written': written,
     'vocabulary': vocabulary.FILE_NAME,
     'ids': {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +32,7 @@ class TrainedModel:
       of classes.
     checkpoint: The file of its weights.
     classes: The names of its classes; empty for a language model.
+    privacy: The content of the run's privacy.json; empty if it has none.
   """
 
   config: config.ExperimentConfig
@@ -38,6 +40,7 @@ class TrainedModel:
   model: tf.keras.Model
   checkpoint: str
   classes: tuple[str, ...] = ()
+  privacy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def next_words(
     self, ids: Sequence[int], *, top: int
@@ -148,4 +151,5 @@ def load_model(path: str) -> TrainedModel:
   )
   named_variables.assign(variables, weights)
   classes = run_folder_lib.read_classes(path)
-  return TrainedModel(experiment, vocabulary, model, file, classes)
+  privacy = run_folder_lib.read_privacy(path)
+  return TrainedModel(experiment, vocabulary, model, file, classes, privacy)

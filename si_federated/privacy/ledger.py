@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 import numpy as np
@@ -18,6 +18,19 @@ _NOT_COVERED = (
   'other statistics of the data made before training',
   'the times and sizes of the files written',
 )
+
+
+def sentence(summary: Mapping[str, Any]) -> str:
+  """Returns the guarantee of a private run in a sentence.
+
+  Args:
+    summary: From `Ledger.summary`, or read from privacy.json.
+  """
+  simulated = ' (simulated)' if summary['simulated'] else ''
+  return (
+    f'Privacy{simulated}: epsilon {summary["epsilon"]:.3f} at delta '
+    f'{summary["delta"]:.3g}; see privacy.json for what it covers.'
+  )
 
 
 class Ledger:
@@ -156,12 +169,26 @@ class Ledger:
       )
     return lines
 
-  def summary(self) -> dict[str, Any]:
-    """Returns the content of privacy.json; values may be infinite."""
+  @property
+  def is_private(self) -> bool:
+    """Whether there is noise."""
+    return bool(self._record and self._record.noise_multiplier)
+
+  def summary(
+    self, state: Optional[dict[str, np.ndarray]] = None
+  ) -> dict[str, Any]:
+    """Returns the content of privacy.json; values may be infinite.
+
+    Args:
+      state: From `state`, for the run up to then; by default up to now.
+    """
     observed = self._recorder
+    if state is not None:
+      observed = participation.ParticipationRecorder(self._contract)
+      observed.restore(state)
     result: dict[str, Any] = {
       **self.facts,
-      'private': bool(self._record and self._record.noise_multiplier),
+      'private': self.is_private,
       'simulated': bool(self._simulated_because),
       'simulated_because': list(self._simulated_because),
       'observed': {
@@ -171,7 +198,7 @@ class Ledger:
         'min_separation': observed.min_separation,
       },
       'unit': 'all the updates of one client',
-      'epsilon': math.inf,
+      'epsilon': 0.0 if self.is_private else math.inf,
       'delta': self._delta,
     }
     if self._record is not None:

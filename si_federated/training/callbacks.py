@@ -80,6 +80,16 @@ class Callback:
     """Returns JSON values and arrays to keep with a checkpoint."""
     return {}
 
+  def before_checkpoint(
+    self, facts: Mapping[str, Any], folder: run_folder.RunFolder
+  ) -> None:
+    """Writes files that go with a checkpoint, which is saved next.
+
+    Args:
+      facts: Those of the checkpoint; later rounds may have begun.
+      folder: The run's folder.
+    """
+
   def summary(self, folder: run_folder.RunFolder) -> Mapping[str, Any]:
     """Returns entries of the run's summary, once all rounds are done."""
     del folder
@@ -115,10 +125,15 @@ class PrivacyAccounting(Callback):
 
     Raises:
       checkpoints.CheckpointError: If the checkpoint was made under another
-        privacy guarantee.
+        privacy guarantee, or does not say who took part.
     """
-    del round_num
     if 'ledger' not in facts:
+      if facts and self._ledger.is_private:
+        raise checkpoints.CheckpointError(
+          f'The checkpoint of round {round_num} in {folder.path} does not say '
+          'who took part in the rounds before, so that no privacy can be '
+          'promised; start a new run under another --experiment_name.'
+        )
       return
     # JSON turns tuples into lists.
     here, there = json.loads(json.dumps(self._ledger.facts)), facts['privacy']
@@ -154,6 +169,14 @@ class PrivacyAccounting(Callback):
   def facts(self):
     """Returns what `begin` restores."""
     return {'privacy': self._ledger.facts, 'ledger': self._ledger.state()}
+
+  def before_checkpoint(self, facts, folder):
+    """Writes `privacy.json` as of the checkpoint.
+
+    It comes first: if a kill parts them, it covers a round more, not less.
+    """
+    state = {key: np.array(value) for key, value in facts['ledger'].items()}
+    folder.write_json('privacy.json', self._ledger.summary(state))
 
   def summary(self, folder):
     """Writes `privacy.json`; returns the guarantee."""

@@ -186,6 +186,8 @@ class _Loop:
     """Saves the last complete round; returns the round that is saved."""
     complete = self.complete
     if self._saved_round != complete.round_num and not self._state_is_stale:
+      for callback in self._callbacks:
+        callback.before_checkpoint(complete.facts, self._folder)
       self._folder.checkpoints.save(
         complete.state, complete.round_num, dict(complete.facts)
       )

@@ -10,7 +10,8 @@ ROOT/EXPERIMENT/
   checkpoints/    the newest states; of a private run secret, since they hold
                   the seed of the noise
   strategy.npz    the correlation of a private run's noise, unless it is a tree
-  privacy.json    participation, noise and the privacy guarantee
+  privacy.json    participation, noise and the privacy guarantee, as of the
+                  newest checkpoint
   summary.json    the final results
 """
 
@@ -269,6 +270,22 @@ def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
     ) from error
   except config.ConfigError as error:
     raise config.ConfigError(f'{file}: {error}') from error
+
+
+def read_privacy(path: Union[str, os.PathLike]) -> dict[str, Any]:
+  """Reads the privacy of a run's newest checkpoint.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The content of privacy.json; empty if there is none.
+  """
+  try:
+    with open(os.path.join(path, 'privacy.json'), encoding='utf-8') as handle:
+      return dict(json.load(handle))
+  except (OSError, ValueError, TypeError):
+    return {}
 
 
 def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -141,13 +142,19 @@ def test_options_are_checked(runs, tmp_path, options, message):
 
 
 def test_binary(runs, tmp_path):
+  run = pathlib.Path(runs('si_transformer'))
+  privacy = {'private': True, 'simulated': True, 'epsilon': 2.5, 'delta': 1e-6}
+  (run / 'privacy.json').write_text(json.dumps(privacy))
   done = tiny.run_binary(
     'export',
-    f'--run={runs("si_transformer")}',
+    f'--run={run}',
     f'--output={tmp_path / "out"}',
   )
   assert done.returncode == 0, done.stderr
   assert 'model.tflite' in done.stdout
+  assert 'Privacy (simulated): epsilon 2.500 at delta 1e-06' in done.stdout
+  facts = json.loads((tmp_path / 'out' / 'export.json').read_text())
+  assert facts['privacy'] == privacy
   assert (tmp_path / 'out' / 'saved_model' / 'saved_model.pb').exists()
   with pytest.raises(config.ConfigError, match='config.json'):
     export.export_model(str(tmp_path), str(tmp_path / 'new'))

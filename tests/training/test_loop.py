@@ -16,8 +16,9 @@ import tensorflow_federated as tff
 
 from si_federated import config
 from si_federated.privacy import Participation, PrivacyRecord, strategies
+from si_federated.privacy import ledger as ledger_lib
 from si_federated.privacy.ledger import Ledger
-from si_federated.training import callbacks, loop, run_folder
+from si_federated.training import callbacks, checkpoints, loop, run_folder
 
 _TIMINGS = {'round_secs', 'eval_secs', 'secs_total', 'clients_per_sec'}
 
@@ -417,6 +418,57 @@ def test_epsilon_is_that_of_the_participation_so_far(tmp_path):
   assert summary['privacy']['epsilon'] == privacy['epsilon']
 
 
+def test_privacy_json_is_true_at_each_checkpoint(tmp_path, monkeypatch):
+  found = {}
+  save = checkpoints.Checkpoints.save
+
+  def look(self, state, round_num, facts):
+    found[round_num] = json.loads((tmp_path / 'privacy.json').read_text())
+    return save(self, state, round_num, facts)
+
+  monkeypatch.setattr(checkpoints.Checkpoints, 'save', look)
+  _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
+  assert 0 in found and max(found) == 10 and len(found) > 2
+  rows = _rows(tmp_path)
+  for round_num, privacy in found.items():
+    assert privacy['private']
+    assert privacy['observed']['rounds'] == round_num
+    assert privacy['epsilon'] == pytest.approx(
+      float(rows[round_num]['privacy/epsilon'])
+    )
+    assert ledger_lib.sentence(privacy).startswith(
+      f'Privacy: epsilon {privacy["epsilon"]:.3f} at delta 1e-05'
+    )
+
+
+def test_privacy_json_does_not_count_a_round_that_was_not_saved(
+  tmp_path, monkeypatch
+):
+  write = run_folder.RunFolder.write_metrics
+
+  def interrupted(self, round_num, values):
+    if round_num == 7:
+      raise KeyboardInterrupt
+    write(self, round_num, values)
+
+  monkeypatch.setattr(run_folder.RunFolder, 'write_metrics', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
+  privacy = json.loads((tmp_path / 'privacy.json').read_text())
+  assert _last_weights(tmp_path)[0] == 'round_000006.npz'
+  assert privacy['observed']['rounds'] == 6
+
+
+def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
+  _run(tmp_path, total_rounds=4)
+  with pytest.raises(ValueError, match='round 4 .* does not say who took part'):
+    _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
+  # Without noise there is nothing to promise.
+  _run(
+    tmp_path, sample_cohort=_five_in_turn, ledger=_ledger(noise_multiplier=0.0)
+  )
+
+
 def test_a_cohort_that_breaks_the_contract_is_not_used(tmp_path):
   process = _Process()
   with pytest.raises(ValueError, match='Client 1 takes part in round 8'):
@@ -441,7 +493,9 @@ def test_a_resumed_ledger_is_that_of_an_uninterrupted_run(tmp_path):
       sample_cohort=_five_in_turn,
       ledger=_ledger(),
     )
-  assert not (tmp_path / 'x' / 'privacy.json').exists()
+  saved = int(_last_weights(tmp_path / 'x')[0][6:12])
+  privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
+  assert privacy['observed']['rounds'] == saved
   _run(tmp_path / 'x', sample_cohort=_five_in_turn, ledger=_ledger())
   assert _rows(tmp_path / 'x') == _rows(tmp_path / 'whole')
   files = [
