@@ -17,6 +17,7 @@ from si_federated.runtime import (
   client_arrays,
   host_part,
   jax_operations,
+  python_functions,
   tensorflow_function,
 )
 
@@ -182,6 +183,10 @@ def _needed(graph_def: Any, outputs: Sequence[str]) -> list[Any]:
 
 def _check(nodes: Sequence[Any], name: str) -> None:
   """Raises a NotImplementedError if a graph can't be converted."""
+  if python_functions.are_called(nodes):
+    raise NotImplementedError(
+      f"{name} can't be a program of JAX: {python_functions.REFUSAL}"
+    )
   unknown = ops.get_unsupported_operations([node.op for node in nodes])
   if unknown:
     raise NotImplementedError(

@@ -23,6 +23,8 @@ from tensorflow_federated.python.core.impl.context_stack import (
 from si_federated.runtime import (
   chunks,
   dispatch,
+  errors,
+  python_functions,
   ray_actors,
   ray_cluster,
   rounds,
@@ -62,6 +64,11 @@ class RayContext(context_base.SyncContext):
     broadcast: values.Tensors,
     clients: Sequence[Any],
   ) -> rounds.Partial | None:
+    if compiled.client_part.calls_python:
+      raise errors.UnsupportedError(
+        "A client's work can't go to the actors of --runtime=ray: "
+        f'{python_functions.REFUSAL}'
+      )
     if compiled not in self._parts:
       self._parts[compiled] = ray.put(compiled.client_part.serialize())
     part = self._parts[compiled]

@@ -99,6 +99,12 @@ class ClientPart:
     return self._computations
 
   @property
+  def calls_python(self) -> bool:
+    """Whether it calls Python functions of the process that made it."""
+    parts = (self._work, self._zero, self._accumulate)
+    return any(part.calls_python for part in parts)
+
+  @property
   def client_type(self) -> tff.Type:
     """The type of a client's data."""
     return self._work.type_signature.parameter[0]

@@ -20,9 +20,10 @@ from tensorflow.python.eager.cancellation import CancellationManager
 from tensorflow_federated.proto.v0 import computation_pb2
 from tensorflow_federated.python.tensorflow_libs import graph_utils
 
-from si_federated.runtime import private_resources
+from si_federated.runtime import private_resources, python_functions
 
 _function_count = 0
+python_functions.keep()
 
 
 def leaf_types(type_spec: tff.Type | None) -> Iterator[tff.Type]:
@@ -193,12 +194,14 @@ class TensorFlowFunction:
 
   Attributes:
     type_signature: The computation's `tff.FunctionType`.
+    calls_python: Whether it calls Python functions of this process.
   """
 
   def __init__(self, computation: tff.Computation, name: str):
     """Builds the function; see `Graph`."""
     graph = Graph(computation, name)
     self.type_signature = graph.type_signature
+    self.calls_python = python_functions.are_called(graph.nodes())
     self._num_outputs = graph.num_outputs
     # Imported graphs have explicit control dependencies; the automatic ones of
     # `tf.function` would only serialize stateful operations.
