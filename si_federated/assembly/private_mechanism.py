@@ -295,6 +295,27 @@ def delta_notices(
   ]
 
 
+def _simulated_population(
+  experiment: config.ExperimentConfig, mechanism: Mechanism, num_clients: int
+) -> Optional[dict[str, Any]]:
+  """Returns the population that the noise of a larger cohort stands for.
+
+  Each client takes part as often as here: with cohorts so many times larger, it
+  has as many times more clients, and so a smaller delta by default.
+  """
+  size = mechanism.noise_cohort_size
+  record = mechanism.record
+  if size is None or record is None:
+    return None
+  population = num_clients * size // experiment.clients_per_round
+  delta = default_delta(experiment, population)
+  return {
+    'num_clients': population,
+    'delta': delta,
+    'epsilon': record.epsilon(delta) if record.noise_multiplier else None,
+  }
+
+
 def build_ledger(
   experiment: config.ExperimentConfig,
   mechanism: Mechanism,
@@ -313,9 +334,10 @@ def build_ledger(
     added: Canaries in the cohorts.
   """
   strategy = getattr(mechanism.record, 'strategy', None)
+  delta = default_delta(experiment, num_clients)
   return ledger.Ledger(
     mechanism=str(experiment.aggregator),
-    delta=default_delta(experiment, num_clients),
+    delta=delta,
     contract=mechanism.contract,
     record=mechanism.record,
     simulated_because=privacy_disclosures.simulated_because(
@@ -329,6 +351,9 @@ def build_ledger(
       'num_clients': num_clients,
       'client_seed': experiment.client_seed,
       'noise_cohort_size': mechanism.noise_cohort_size,
+      'simulated_population': _simulated_population(
+        experiment, mechanism, num_clients
+      ),
       'client_similarity': experiment.client_similarity,
       # A secret seed is in the state, so that it can not be mistaken.
       'noise_seed_is_secret': experiment.noise_seed is None,

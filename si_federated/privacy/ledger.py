@@ -160,6 +160,12 @@ class Ledger:
       lines.append(
         f'To those who know who takes part when, epsilon is {plain:.4g}.'
       )
+    if population := self._facts.get('simulated_population'):
+      lines.append(
+        'Cohorts of that size, with clients that take part as often, are of a '
+        f'population of {population["num_clients"]:,}: epsilon '
+        f'{population["epsilon"]:.4g} at delta {population["delta"]:.3g}.'
+      )
     if because:
       lines.append(f'Privacy is simulated: {"; ".join(because)}.')
     if self._facts.get('noise_seed_is_secret'):

@@ -257,6 +257,13 @@ def test_ledger_of_a_simulated_cohort():
   ledger.record(1, range(4))
   summary = ledger.summary()
   assert summary['simulated'] and summary['noise_cohort_size'] == 400
+  # 400 instead of 4 clients a round: 100 times as many clients.
+  population = summary['simulated_population']
+  assert population['num_clients'] == 12000
+  assert population['delta'] == pytest.approx(12000**-1.1)
+  sixty = accounting.gaussian_epsilon(2 / 60**0.5, 12000**-1.1)
+  assert population['epsilon'] == pytest.approx(sixty)
+  assert 'a population of 12,000: epsilon' in '\n'.join(ledger.notices())
   assert summary['delta'] == pytest.approx(120**-1.1)
   assert summary['noise_seed_is_secret']
   assert summary['epsilon'] == pytest.approx(
@@ -310,7 +317,10 @@ def test_ledger_of_a_simulated_cohort():
 def test_a_guarantee_that_the_run_folder_undoes_is_simulated(flags, reasons):
   flags = {**_PRIVATE, **flags}
   ledger = private_mechanism.build_ledger(
-    _config(**flags), _build(**flags), num_clients=_CLIENTS
+    _config(**flags),
+    _build(**flags),
+    num_clients=_CLIENTS,
+    train_metrics=['loss'],
   )
   summary = ledger.summary()
   found = summary['simulated_because']
@@ -340,7 +350,7 @@ def test_epsilon_stands_with_and_without_amplification():
     schedule=schedule,
   )
   ledger = private_mechanism.build_ledger(
-    experiment, mechanism, num_clients=400
+    experiment, mechanism, num_clients=400, train_metrics=['loss']
   )
   promised = ledger.summary()['promised']
   assert promised['epsilon'] == pytest.approx(0.954, abs=5e-4)
@@ -381,7 +391,7 @@ def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
       experiment, mechanism, delta=1e-5, schedule=schedule
     )
     return private_mechanism.build_ledger(
-      experiment, mechanism, num_clients=_CLIENTS
+      experiment, mechanism, num_clients=_CLIENTS, train_metrics=['loss']
     )
 
   begun = ledger_of_run(False)
