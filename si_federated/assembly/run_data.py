@@ -8,7 +8,11 @@ from typing import Any, Optional
 import numpy as np
 
 from si_federated import config
-from si_federated.tasks import AnyTask, vocabulary_files
+from si_federated.tasks import (
+  AnyTask,
+  data_fingerprint,
+  vocabulary_files,
+)
 from si_federated.training import run_folder
 
 
@@ -47,6 +51,15 @@ def keep(
         f'{folder.path} began with (it has {len(classes)} classes); give this '
         'one another --experiment_name.'
       )
+    kept = folder.read_json('task.json').get('train_fingerprint')
+    # Noise is a function of the round: on other data, a round that is done
+    # again would reveal the difference of the two.
+    if kept is not None and kept != data_fingerprint.fingerprint(task.train):
+      raise config.ConfigError(
+        f'The data of {task.name} are no longer those that the run in '
+        f'{folder.path} began with (its training clients differ); give this '
+        'one another --experiment_name.'
+      )
     # Whoever reads an initial model again has not trained yet.
     if initial_facts is None:
       return
@@ -57,6 +70,7 @@ def keep(
     'num_validation_clients': len(task.validation),
     'num_validation_examples': len(examples),
     'num_parameters': num_parameters,
+    'train_fingerprint': data_fingerprint.fingerprint(task.train),
     **task.facts(examples),
   }
   if initial_facts is not None:

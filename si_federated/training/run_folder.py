@@ -157,6 +157,10 @@ class RunFolder:
     """Returns whether the folder has a file of this name."""
     return os.path.exists(self._file(name))
 
+  def read_json(self, name: str) -> dict[str, Any]:
+    """Returns the content of a JSON file; empty if it is missing or garbled."""
+    return _read_json(self._file(name))
+
   def write_json(self, name: str, value: Any) -> None:
     """Writes a JSON file into the folder.
 
@@ -281,8 +285,12 @@ def read_privacy(path: Union[str, os.PathLike]) -> dict[str, Any]:
   Returns:
     The content of privacy.json; empty if there is none.
   """
+  return _read_json(os.path.join(path, 'privacy.json'))
+
+
+def _read_json(path: str) -> dict[str, Any]:
   try:
-    with open(os.path.join(path, 'privacy.json'), encoding='utf-8') as handle:
+    with open(path, encoding='utf-8') as handle:
       return dict(json.load(handle))
   except (OSError, ValueError, TypeError):
     return {}
