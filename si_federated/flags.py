@@ -38,8 +38,9 @@ _HELP = {
   'which leaves variables untrained and unsent whose names match a regular '
   'expression, as in freeze:variables=embedding|block_1/.',
   'initial_model': 'Start from a trained model: the folder of a run of train '
-  'or pretrain (its newest checkpoint), a checkpoint in it, or a file of '
-  "weights by Keras's names of variables (.h5, .keras, .npz).",
+  'or pretrain (its newest checkpoint), a checkpoint in it, or what '
+  'Keras writes (.h5, .weights.h5, .keras, a SavedModel, a checkpoint of '
+  'TensorFlow), or a .npz by names of variables.',
   'reinitialized_variables': 'A regular expression: variables in whose names '
   'it is found begin at random instead of as in --initial_model.',
   'algorithm': 'The federated learning algorithm: fed_avg, fed_prox, fed_sgd, '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Optional
 
@@ -110,12 +111,19 @@ def prepare_model(
 
   if experiment.initial_model is None or resumed:
     return None, new_model
+
+  def builder(settings: config.ExperimentConfig) -> initial_model.Builder:
+    return lambda vocab_size: build_model(
+      settings, **{**task.model_arguments, 'vocab_size': vocab_size}
+    )
+
   start = initial_model.load(experiment.initial_model, build_model).fit(
-    lambda vocab_size: build_model(
-      experiment, **{**task.model_arguments, 'vocab_size': vocab_size}
-    ),
+    builder(experiment),
     task.vocabulary,
     experiment.reinitialized_variables,
+    build_plain=builder(
+      dataclasses.replace(experiment, transform=config.ComponentSpec('none'))
+    ),
   )
   return start, lambda: start.build(new_model)
 

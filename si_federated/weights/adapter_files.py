@@ -82,7 +82,7 @@ def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
   Raises:
     ValueError: If the file holds no adapters, or those of another model.
   """
-  weights: Mapping[str, np.ndarray] = weight_files.read(path)
+  weights: Mapping[str, np.ndarray] = weight_files.read(path)[0]
   if _TRANSFORM not in weights:
     raise ValueError(f'{path} holds weights, but no adapters.')
   spec = config.ComponentSpec.parse(str(weights[_TRANSFORM]))

@@ -36,12 +36,15 @@ class InitialModel:
     file: The file of the weights.
     weights: The weights by name.
     vocabulary: Its words; None if only weights are known.
+    is_named: Whether the weights are by name; by their places in the file of a
+      model otherwise, see `weight_files.places`.
   """
 
   path: str
   file: str
   weights: Mapping[str, np.ndarray]
   vocabulary: Optional[Vocabulary] = None
+  is_named: bool = True
 
   def sha256(self) -> str:
     """Returns a digest of the names and values of all weights."""
@@ -57,6 +60,7 @@ class InitialModel:
     build: Builder,
     vocabulary: Vocabulary,
     reinitialized: Optional[str] = None,
+    build_plain: Optional[Builder] = None,
   ) -> Start:
     """Checks that the weights fit a model, by name and shape.
 
@@ -66,6 +70,8 @@ class InitialModel:
       reinitialized: A regular expression for the names of variables that do not
         take these weights. The vocabulary may differ if all variables that
         depend on its size are among them.
+      build_plain: Builds the model without its transform, which is what a file
+        without names is of; `build` if None.
 
     Returns:
       The weights to start from.
@@ -73,6 +79,9 @@ class InitialModel:
     Raises:
       config.ConfigError: If vocabulary, names or shapes differ.
     """
+    if not self.is_named:
+      named = self._with_names(build_plain or build, vocabulary.size)
+      return named.fit(build, vocabulary, reinitialized)
     shapes = _shapes(build, vocabulary.size)
     fresh: list[str] = []
     if reinitialized is not None:
@@ -109,6 +118,12 @@ class InitialModel:
         'reinitialized_variables': fresh,
       },
     )
+
+  def _with_names(self, build: Builder, vocab_size: int) -> InitialModel:
+    with zero_values():
+      places = weight_files.places(*build_named(lambda: build(vocab_size)))
+    weights = {places.get(p, p): weight for p, weight in self.weights.items()}
+    return dataclasses.replace(self, weights=weights, is_named=True)
 
   def _check_shapes(
     self,
@@ -208,8 +223,9 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
 
   Args:
     path: The folder of a run, whose newest checkpoint is read; a checkpoint in
-      the folder of its run; or a file of weights by Keras variable name: `.h5`,
-      `.keras`, `.npz`.
+      the folder of its run; or what Keras writes, told by its content: `.h5`,
+      `.weights.h5`, `.keras`, a SavedModel, a checkpoint of TensorFlow; or a
+      `.npz` by Keras variable name.
     build: Builds a run's model from its configuration and number of ids.
 
   Returns:
@@ -220,13 +236,14 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
   """
   path = os.path.normpath(path)
   try:
-    if os.path.isdir(path):
+    found = weight_files.find(path)
+    if found is None and os.path.isdir(path):
       files = run_folder.RunFolder(path).checkpoints.newest()
       if not files:
         run_folder.read_config(path)
         raise config.ConfigError(f'{path} has no checkpoint yet.')
       return _from_run(path, path, files, build)
-    if not os.path.exists(path):
+    if found is None:
       raise config.ConfigError('There is no such file or folder.')
     run = os.path.dirname(os.path.dirname(os.path.abspath(path)))
     if re.fullmatch(r'round_\d+\.npz', os.path.basename(path)):
@@ -236,9 +253,11 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
           'checkpoints of its run, whose config.json and vocabulary tell them.'
         )
       return _from_run(path, run, [path], build)
-    weights = weight_files.read(path)
-    names = transforms.stable_names(weights)
-    return InitialModel(path, path, dict(zip(names, weights.values())))
+    weights, is_named = weight_files.read(found)
+    names = transforms.stable_names(weights) if is_named else list(weights)
+    return InitialModel(
+      path, found, dict(zip(names, weights.values())), is_named=is_named
+    )
   except ValueError as error:
     raise config.ConfigError(f'--initial_model={path}: {error}') from error
 

@@ -3,46 +3,67 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import h5py
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from si_federated import files
 from si_federated.training import checkpoints
 
-SUFFIXES = ('.h5', '.hdf5', '.keras', '.npz')
+_KINDS = (
+  "Keras's .h5, .weights.h5 and .keras, a SavedModel, a checkpoint of "
+  'TensorFlow, or .npz by variable name'
+)
+_SUFFIXES = ('.h5', '.hdf5', '.keras', '.npz')
+_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
+# What a checkpoint holds of training, not of the model.
+_OF_TRAINING = ('optimizer', 'metrics', 'keras_api', 'save_counter')
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-  """Reads the weights of a model.
+def find(path: str) -> Optional[str]:
+  """Returns the path of weights in a file, a folder, or several files.
 
   Args:
-    path: A file written by `save_weights` or `save` of a Keras model (`.h5`, or
-      `.keras` for a whole model), or arrays by variable name (`.npz`).
+    path: A file; the folder of a SavedModel or of TensorFlow's checkpoints; or
+      a checkpoint, by its name without or with `.index`.
 
   Returns:
-    The weights by Keras's names of the variables.
+    The path for `read`; None if there are no weights of Keras there.
+  """
+  prefix = path[: -len('.index')] if path.endswith('.index') else path
+  if os.path.isfile(f'{prefix}.index'):
+    return prefix
+  if os.path.isdir(path):
+    if os.path.isfile(os.path.join(path, 'saved_model.pb')):
+      return path
+    return tf.train.latest_checkpoint(path)
+  return path if os.path.exists(path) else None
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], bool]:
+  """Reads the weights of a model; the content tells the format.
+
+  Args:
+    path: A path that `find` has returned: what `save_weights` or `save` of a
+      Keras model wrote, or arrays by variable name (`.npz`).
+
+  Returns:
+    The weights, and whether they are by Keras's names of the variables. Those
+    of a `.weights.h5` are by their place in the model instead; see `places`.
 
   Raises:
     ValueError: If the file is of another kind, garbled or empty, or a weight is
       infinite or NaN.
+    OSError: If it cannot be read now.
   """
-  suffix = os.path.splitext(path)[1].lower()
-  if suffix not in SUFFIXES:
-    raise ValueError(
-      'Models are read from the folder of a run, or from files '
-      f'{", ".join(SUFFIXES)}.'
-    )
   try:
-    if suffix == '.npz':
-      with np.load(path, allow_pickle=False) as archive:
-        weights = {name: archive[name] for name in archive.files}
-    elif suffix == '.keras':
-      weights = _read_keras(path)
-    else:
-      weights = _read_hdf5(path)
+    weights, is_named = _read(path)
   except (
     OSError,
     ValueError,
@@ -50,19 +71,82 @@ def read(path: str) -> dict[str, np.ndarray]:
     KeyError,
     EOFError,
     zipfile.BadZipFile,
+    tf.errors.OpError,
   ) as error:
+    files.raise_if_unreadable(error, path)
     reason = str(error).strip().partition('\n')[0]
     raise ValueError(
       f'It holds no weights that can be read ({reason}).'
     ) from error
+  if weights is None:
+    if os.path.splitext(path)[1].lower() in _SUFFIXES:
+      raise ValueError('It holds no weights that can be read.')
+    raise ValueError(
+      f'Models are read from the folder of a run, or from {_KINDS}.'
+    )
   if not weights:
     raise ValueError('It holds no weights.')
   checkpoints.check_finite(weights, path)
-  return weights
+  return weights, is_named
+
+
+def places(
+  model: tf.keras.Model, variables: Mapping[str, tf.Variable]
+) -> dict[str, str]:
+  """Returns the name of the variable at each place of a `.weights.h5` file.
+
+  Keras alone knows where it writes a variable. So it writes a file in which
+  every variable has its own number for a value.
+
+  Args:
+    model: The model; it loses its values.
+    variables: Its variables by name.
+
+  Returns:
+    Names by place, both as strings.
+  """
+  names = list(variables)
+  for number, name in enumerate(names):
+    variable = variables[name]
+    variable.assign(tf.fill(variable.shape, tf.cast(number, variable.dtype)))
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, 'places.weights.h5')
+    model.save_weights(path)
+    found, _ = read(path)
+  return {
+    place: names[int(values.flat[0])]
+    for place, values in found.items()
+    if values.size
+  }
+
+
+def _read(path: str) -> tuple[Optional[dict[str, np.ndarray]], bool]:
+  if os.path.isdir(path):
+    return _read_checkpoint(os.path.join(path, 'variables', 'variables')), True
+  if not os.path.exists(path) or os.path.exists(f'{path}.index'):
+    return _read_checkpoint(path), True
+  if h5py.is_hdf5(path):
+    with h5py.File(path, 'r') as file:
+      group = file.get('model_weights', file)
+      if 'layer_names' in group.attrs:
+        return _by_layer(group), True
+      return _by_place(file), False
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      is_model = 'config.json' in archive.namelist()
+    if is_model:
+      return _read_keras(path), True
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}, True
+  return None, True
 
 
 def _read_keras(path: str) -> dict[str, np.ndarray]:
-  model = tf.keras.models.load_model(path, compile=False)
+  with tempfile.TemporaryDirectory() as folder:
+    # Keras tells the format by the name.
+    link = os.path.join(folder, 'model.keras')
+    os.symlink(os.path.abspath(path), link)
+    model = tf.keras.models.load_model(link, compile=False)
   weights = {}
   for layer in model.layers:
     for variable in layer.variables:
@@ -73,14 +157,43 @@ def _read_keras(path: str) -> dict[str, np.ndarray]:
   return weights
 
 
-def _read_hdf5(path: str) -> dict[str, np.ndarray]:
-  with h5py.File(path, 'r') as file:
-    group = file.get('model_weights', file)
-    return {
-      _text(name): np.asarray(group[_text(layer)][_text(name)])
-      for layer in group.attrs['layer_names']
-      for name in group[_text(layer)].attrs['weight_names']
-    }
+def _by_layer(group: Any) -> dict[str, np.ndarray]:
+  return {
+    _text(name): np.asarray(group[_text(layer)][_text(name)])
+    for layer in group.attrs['layer_names']
+    for name in group[_text(layer)].attrs['weight_names']
+  }
+
+
+def _by_place(file: h5py.File) -> dict[str, np.ndarray]:
+  weights: dict[str, np.ndarray] = {}
+
+  def visit(name: str, value: Any) -> None:
+    if isinstance(value, h5py.Dataset) and not _is_of_training(name):
+      weights[name] = np.asarray(value)
+
+  file.visititems(visit)
+  return weights
+
+
+def _read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
+  """Reads a checkpoint of TensorFlow, which keeps the variables' names."""
+  reader = tf.train.load_checkpoint(prefix)
+  if not reader.has_tensor(_GRAPH):
+    raise ValueError('it is no checkpoint of TensorFlow 2')
+  graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+    reader.get_tensor(_GRAPH)
+  )
+  return {
+    attribute.full_name: reader.get_tensor(attribute.checkpoint_key)
+    for node in graph.nodes
+    for attribute in node.attributes
+    if attribute.full_name and not _is_of_training(attribute.checkpoint_key)
+  }
+
+
+def _is_of_training(place: str) -> bool:
+  return place.partition('/')[0] in _OF_TRAINING
 
 
 def _text(name: Any) -> str:

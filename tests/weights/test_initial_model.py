@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from si_federated import config, experiment
 from si_federated.algorithms import build_functional_model
+from si_federated.assembly import task_and_model
 from si_federated.inference import export, trained_model
 from si_federated.models import MODELS
 from si_federated.tasks import Vocabulary
@@ -154,15 +155,64 @@ def test_a_checkpoint_and_files_of_keras_give_the_same(source, tmp_path):
   np.savez(
     tmp_path / 'weights.npz', **{v.name: v.numpy() for v in model.variables}
   )
-  for path in (checkpoint, *sorted(tmp_path.iterdir())):
+  paths = [checkpoint, *sorted(tmp_path.iterdir())]
+  model.save_weights(tmp_path / 'places.weights.h5')
+  # With the state of an optimizer and of metrics, which are no weights.
+  model.compile('adam', 'mse', metrics=['mae'])
+  ids = np.ones([1, 3], np.int32)
+  model.fit(ids, np.zeros([1, 3, 24]), verbose=0)
+  named_variables.assign(variables, expected.weights)
+  model.save_weights(tmp_path / 'trained.weights.h5')
+  model.save_weights(str(tmp_path / 'tf' / 'named'))
+  tf.keras.models.save_model(model, tmp_path / 'saved')
+  # The content tells the format, not the name.
+  os.link(tmp_path / 'whole.keras', tmp_path / 'of_keras')
+  os.link(tmp_path / 'whole.h5', tmp_path / 'of_keras.npz')
+  paths += [
+    tmp_path / 'places.weights.h5', tmp_path / 'trained.weights.h5',
+    tmp_path / 'tf', tmp_path / 'tf' / 'named',
+    tmp_path / 'tf' / 'named.index', tmp_path / 'saved',
+    tmp_path / 'of_keras', tmp_path / 'of_keras.npz',
+  ]  # fmt: skip
+  for path in paths:
     loaded = initial_model.load(str(path), experiment.build_model)
-    assert loaded.sha256() == expected.sha256(), path
     assert expected.vocabulary is not None
     start = loaded.fit(
       lambda size: experiment.build_model(settings, size),
       expected.vocabulary,
     )
+    assert start.facts['sha256'] == expected.sha256(), path
     assert list(start.weights) == list(variables)
+
+
+@pytest.mark.parametrize(
+  ('model', 'transform'),
+  [
+    ('si_cifg', 'lora:rank=1'),
+    ('transformer', 'freeze:variables=kernel'),
+    pytest.param('si_gru', 'none', marks=pytest.mark.slow),
+    pytest.param('si_conformer', 'ffa_lora:rank=1', marks=pytest.mark.slow),
+  ],
+)
+def test_places_in_a_file_of_weights_have_names(tmp_path, model, transform):
+  """A transform of this run changes the places, but not those of the file."""
+  settings = _config(model=_small_model(model))
+  task = experiment.build_task(settings)
+  built, variables = _named(settings, task.vocabulary.size)
+  for index, variable in enumerate(variables.values()):
+    variable.assign(tf.fill(variable.shape, index + 0.5))
+  path = str(tmp_path / 'x.weights.h5')
+  built.save_weights(path)
+  settings = dataclasses.replace(
+    settings,
+    initial_model=path,
+    transform=config.ComponentSpec.parse(transform),
+  )
+  start, _ = task_and_model.prepare_model(settings, task, resumed=False)
+  assert start is not None
+  assert set(start.weights) == set(variables)
+  for name, variable in variables.items():
+    np.testing.assert_array_equal(start.weights[name], variable.numpy())
 
 
 def _refused(**changes):
@@ -184,6 +234,7 @@ def test_another_model_is_refused_with_the_difference(source, tmp_path):
     (tmp_path / 'missing', 'no such file'),
     (tmp_path, 'config.json'),
     (tmp_path / 'x.txt', 'folder of a run'),
+    (tmp_path / 'x.weights.h5', 'no weights that can be read'),
     (tmp_path / 'x.h5', 'no weights that can be read'),
     (tmp_path / 'x.keras', 'no weights that can be read'),
     (tmp_path / 'x.npz', 'no weights that can be read'),
