@@ -25,6 +25,7 @@ from si_federated.assembly.registries import REGISTRIES, build_part
 from si_federated.assembly.task_and_model import (
   build_model,
   build_task,
+  draws_at_random,
   frozen_at_random,
   prepare_model,
 )
@@ -118,6 +119,14 @@ def _build(
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
+  # A round that is done again has the same noise: on other updates of the same
+  # clients, its two releases would differ by the data alone.
+  every_round = (
+    mechanism.record is not None
+    and bool(mechanism.record.noise_multiplier)
+    and experiment.rounds_per_checkpoint > 1
+    and draws_at_random(keras_model_fn())
+  )
   return Experiment(
     config=experiment,
     task=task,
@@ -145,7 +154,18 @@ def _build(
         else []
       ),
       *private_mechanism.delta_notices(mechanism, delta, len(task.train)),
+      *(
+        [
+          'Clients draw random numbers (dropout): every round is saved, since '
+          'one that is done again would reveal what its noise hides.'
+        ]
+        if every_round
+        else []
+      ),
     ],
+    rounds_per_checkpoint=1
+    if every_round
+    else experiment.rounds_per_checkpoint,
   )
 
 
@@ -194,7 +214,7 @@ def run(
       folder=folder,
       total_rounds=experiment.total_rounds,
       rounds_per_eval=experiment.rounds_per_eval,
-      rounds_per_checkpoint=experiment.rounds_per_checkpoint,
+      rounds_per_checkpoint=built.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
       callbacks=[
         callbacks.Notices(built.notices),

@@ -37,6 +37,7 @@ class Experiment:
     whole_task: The data, with clients that have opted out of the rounds.
     start: The weights of `--initial_model`, if they were read.
     notices: What a user should know before the first round.
+    rounds_per_checkpoint: How often to save.
   """
 
   config: config.ExperimentConfig
@@ -53,6 +54,7 @@ class Experiment:
   whole_task: AnyTask
   start: Optional[initial_model.Start] = None
   notices: Sequence[str] = ()
+  rounds_per_checkpoint: int = 1
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
     """Returns the datasets of a round's clients."""

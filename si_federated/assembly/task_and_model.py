@@ -150,3 +150,22 @@ def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
     f'Without --initial_model these weights stay at random values: {listed}. '
     'Name a trained model by --initial_model, or train them: --transform=none.'
   ]
+
+
+def draws_at_random(keras_model: tf.keras.Model) -> bool:
+  """Returns whether training draws random numbers, as dropout does.
+
+  A client that is asked again then sends another update.
+
+  Args:
+    keras_model: The model, of one input.
+  """
+  (ids,) = keras_model.inputs
+  traced = tf.function(lambda x: keras_model(x, training=True))
+  spec = tf.TensorSpec([size or 2 for size in ids.shape], ids.dtype)
+  graph = traced.get_concrete_function(spec).graph.as_graph_def()
+  nodes = [
+    *graph.node,
+    *(node for body in graph.library.function for node in body.node_def),
+  ]
+  return any('Random' in node.op for node in nodes)

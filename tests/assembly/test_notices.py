@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from si_federated import experiment
 from si_federated.assembly import task_and_model
 from tests import tiny
@@ -41,6 +45,32 @@ def test_a_run_shows_them_and_a_large_delta():
   frozen, delta = built.notices
   assert 'random values' in frozen
   assert '--delta=0.5 is above 1/' in delta
+
+
+@pytest.mark.parametrize(
+  ('model', 'random'),
+  [
+    ('cifg:units=4,embedding_size=2', False),
+    ('cifg:units=4,embedding_size=2,dropout=0.1', True),
+    (
+      'transformer:embedding_size=4,intermediate_dim=4,num_heads=1,'
+      'num_layers=1,dropout=0.1',
+      True,
+    ),
+  ],
+)
+def test_rounds_that_can_not_be_done_again_are_saved_each(model, random):
+  private = {'aggregator': 'gaussian', 'clip_norm': 1.0}
+  settings = tiny.tiny_config(
+    model=model, rounds_per_checkpoint=5, **private, noise_multiplier=1.0
+  )
+  built = experiment.build(settings)
+  assert built.rounds_per_checkpoint == (1 if random else 5)
+  assert ['every round is saved' in text for text in built.notices] == (
+    [True] if random else []
+  )
+  without_noise = dataclasses.replace(settings, noise_multiplier=0.0)
+  assert experiment.build(without_noise).rounds_per_checkpoint == 5
 
 
 def test_a_resumed_run_has_its_weights():

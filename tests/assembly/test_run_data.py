@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ def test_large_populations_are_read_in_part(task):
       read.append(index)
       return np.zeros([1 + index % 3, 4], np.int32)
 
-  first = data_fingerprint.fingerprint(Spied())
+  spied: Any = Spied()
+  first = data_fingerprint.fingerprint(spied)
   assert read == list(range(0, 2000, 4))
-  assert first == data_fingerprint.fingerprint(Spied())
+  assert first == data_fingerprint.fingerprint(spied)
   assert first != data_fingerprint.fingerprint(task.train)
