@@ -30,6 +30,10 @@ def centred_count(clipped: Any, was_clipped: tf.Tensor) -> tf.Tensor:
   return tf.where(is_zero, 0.0, 0.5 - tf.cast(was_clipped, tf.float32))
 
 
+# A norm of zero would stay there, and one of infinity, too.
+_MIN_NORM, _MAX_NORM = 1e-10, 1e10
+
+
 @dataclasses.dataclass(frozen=True)
 class AdaptiveClip:
   """Geometric updates of a clip norm (Andrew et al., arXiv 1905.03871).
@@ -93,11 +97,13 @@ class AdaptiveClip:
     return left**-0.5, self.count_noise
 
   def update(self, clip_norm: tf.Tensor, unclipped: tf.Tensor) -> tf.Tensor:
-    """Returns the next clip norm.
+    """Returns the next clip norm, from 1e-10 to 1e10.
 
     Args:
       clip_norm: The current one.
       unclipped: The noised fraction of updates that were not clipped.
     """
     error = tf.clip_by_value(unclipped, 0, 1) - self.target_quantile
-    return clip_norm * tf.exp(-self.learning_rate * error)
+    return tf.clip_by_value(
+      clip_norm * tf.exp(-self.learning_rate * error), _MIN_NORM, _MAX_NORM
+    )

@@ -10,6 +10,9 @@ from si_federated.tasks.populations import permutation
 
 # Holding out and distributing use separate random streams.
 _HOLD_OUT, _SHARE_OUT = 1, 2
+# The concentrations for which numpy draws in no time, from shares of a single
+# client to equal ones.
+_MIN_ALPHA, _MAX_ALPHA = 1e-4, 1e6
 
 
 def hold_out(
@@ -92,16 +95,18 @@ def dirichlet(
     labels: See `iid`.
     num_clients: See `iid`.
     seed: See `iid`.
-    alpha: The concentration.
+    alpha: The concentration, from 0.0001 to 1,000,000.
 
   Returns:
     See `iid`.
 
   Raises:
-    ValueError: If `alpha` is not positive and finite.
+    ValueError: If `alpha` is out of its range.
   """
-  if not 0 < alpha < np.inf:
-    raise ValueError(f'alpha must be positive and finite; got {alpha}.')
+  if not _MIN_ALPHA <= alpha <= _MAX_ALPHA:
+    raise ValueError(
+      f'alpha must be from {_MIN_ALPHA} to {_MAX_ALPHA:.0f}; got {alpha}.'
+    )
   order = _shuffled(labels, seed)
   generator = np.random.Generator(np.random.PCG64([seed, _SHARE_OUT, 1]))
   clients: list[list[np.ndarray]] = [[] for _ in range(num_clients)]

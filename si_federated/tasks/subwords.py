@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import logging
 import os
+import re
 from typing import Any, Callable, ClassVar, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -29,6 +31,8 @@ from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 # Prefix of pieces that begin a word; SentencePiece's symbol for a space.
 BOUNDARY = '\N{LOWER ONE EIGHTH BLOCK}'
 # Words that are never split.
+_LOGGER = logging.getLogger(__name__)
+
 _WHOLE = (tokenizer.URL_TOKEN, tokenizer.CODE_TOKEN)
 # Increment to invalidate existing stores.
 _VERSION = 1
@@ -207,11 +211,26 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
     )
   except RuntimeError as error:
     reason = str(error).rpartition('] ')[2].strip().rstrip('.')
+    # Its sizes count the unknown piece.
+    if needed := re.search(r'required_chars\. \d+ vs (\d+)', reason):
+      raise ValueError(
+        f'--vocabulary=sentencepiece:size={size} is too small: the characters '
+        f'of these {len(counts)} words alone need {int(needed[1]) - 1} pieces.'
+      ) from error
     raise ValueError(
       f'SentencePiece cannot learn {size} pieces from these '
       f'{len(counts)} words ({reason}); take another size.'
     ) from error
-  return target.getvalue()
+  model = target.getvalue()
+  found = _processor(model).get_piece_size() - 1
+  if found < size:
+    _LOGGER.warning(
+      '%d pieces were asked for; these %d words give %d.',
+      size,
+      len(counts),
+      found,
+    )
+  return model
 
 
 def _package() -> Any:

@@ -133,8 +133,8 @@ def synthetic(
     num_chains: Number of Markov chains in the mixture.
     num_words: Number of distinct words.
     sentences_per_client: Typical number of sentences per client.
-    concentration: Dirichlet parameter of the transitions; small values make
-      the next word more predictable.
+    concentration: Dirichlet parameter of the transitions, from 0.0001 to
+      1,000,000; small values make the next word more predictable.
     seed: Determines the chains and the sentences.
 
   Returns:
@@ -153,8 +153,11 @@ def synthetic(
   ):
     if value < 1:
       raise ValueError(f'{name} must be 1 or more; got {value}.')
-  if concentration <= 0.0:
-    raise ValueError(f'concentration must be positive; got {concentration}.')
+  # Below, numpy draws for ever; above, sums overflow.
+  if not 1e-4 <= concentration <= 1e6:
+    raise ValueError(
+      f'concentration must be from 0.0001 to 1000000; got {concentration}.'
+    )
   if seed < 0:
     raise ValueError(f'seed must be 0 or more; got {seed}.')
   num_words = min(num_words, vocab_size)

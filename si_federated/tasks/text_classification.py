@@ -71,7 +71,8 @@ def text_classification(
       `client`, which uses the column `client` (without a path: modules or
       roles). The default is `client` if that column is given, else `iid`.
     num_clients: The number of clients, 10 by default; not for `split=client`.
-    alpha: The concentration for `split=dirichlet`, 0.5 by default.
+    alpha: The concentration for `split=dirichlet`, from 0.0001 to 1,000,000;
+      0.5 by default.
     majority: The fraction of each client's texts that come from its two main
       classes, for `split=majority`; 0.8 by default.
     num_classes: Without a path: the number of classes, 10 by default; those

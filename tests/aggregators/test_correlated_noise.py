@@ -187,6 +187,22 @@ def test_without_noise_the_adaptive_clip_is_tffs(run):
   assert 0.1 * np.sqrt(12) <= norm <= 0.3 * np.sqrt(12)
 
 
+@pytest.mark.parametrize(
+  ('start', 'unclipped', 'end'), [(1e-9, 1.0, 1e-10), (1e9, 0.0, 1e10)]
+)
+def test_an_adaptive_clip_norm_is_bounded_and_comes_back(start, unclipped, end):
+  adaptive = adaptive_clip.AdaptiveClip()
+  norm = tf.constant(start)
+  # 0.1 in the logarithm a round: without a bound, float32 ends within 1,000.
+  for _ in range(1000):
+    norm = adaptive.update(norm, tf.constant(unclipped))
+  assert float(norm) == pytest.approx(end)
+  for _ in range(50):
+    norm = adaptive.update(norm, tf.constant(1.0 - unclipped))
+  factor = np.exp(5 if unclipped else -5)
+  assert float(norm) == pytest.approx(end * factor, rel=1e-4)
+
+
 def test_the_noise_of_the_adaptive_clip(run):
   clip = adaptive_clip.AdaptiveClip(learning_rate=0.2, count_noise=0.5)
   factory = _factory(noise_multiplier=1.0, adaptive=clip)

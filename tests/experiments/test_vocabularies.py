@@ -140,7 +140,7 @@ def test_a_run_from_before_there_were_vocabularies(tmp_path):
     ('sentencepiece:siz=3', "'size'"),
     ('sentencepiece:size=0', 'size must be'),
     ('words:size=3', "no option 'size'"),
-    ('sentencepiece:size=2', 'cannot learn 2 pieces'),
+    ('sentencepiece:size=2', 'size=2 is too small'),
   ],
 )
 def test_a_wrong_vocabulary_is_one_sentence(tmp_path, vocabulary, words):

@@ -129,9 +129,11 @@ def test_majority_refuses(majority):
     label_splits.by_majority(_LABELS, 9, seed=0)
 
 
-@pytest.mark.parametrize('alpha', [0.0, -1.0, float('inf'), float('nan')])
+@pytest.mark.parametrize(
+  'alpha', [0.0, -1.0, 1e-300, 1e300, float('inf'), float('nan')]
+)
 def test_dirichlet_refuses(alpha):
-  with pytest.raises(ValueError, match='alpha must be positive'):
+  with pytest.raises(ValueError, match='alpha must be from 0.0001 to 1000000;'):
     label_splits.dirichlet(_LABELS, 2, seed=0, alpha=alpha)
 
 
@@ -154,3 +156,16 @@ def test_hold_out_leaves_something_of_small_classes():
   assert counts == [[1, 2], [1, 1], [1, 1]]
   with pytest.raises(ValueError, match="Class 'b' has 2 examples"):
     label_splits.hold_out(labels[:-2], (0.1, 0.1), classes='ab', seed=0)
+
+
+@pytest.mark.parametrize('alpha', [1e-4, 1e6])
+def test_dirichlet_at_the_ends_of_its_range(alpha):
+  labels = np.arange(4000) % 4
+  parts = label_splits.dirichlet(labels, 5, seed=3, alpha=alpha)
+  assert sorted(np.concatenate(parts).tolist()) == list(range(4000))
+  sizes = [len(part) for part in parts]
+  if alpha < 1:
+    # Each class has one owner; a client without any got an example.
+    assert all(size == 1 or size > 990 for size in sizes)
+  else:
+    assert max(sizes) - min(sizes) < 20

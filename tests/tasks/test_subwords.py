@@ -112,11 +112,21 @@ def test_size_counts_the_pieces():
   ]
   model = subwords.train_model(counts, 300)
   assert len(SubwordVocabulary.from_model(model).words) == 300
-  with pytest.raises(ValueError, match='cannot learn 9 pieces') as caught:
-    subwords.train_model(counts, 9)
-  assert '\n' not in str(caught.value)
+  # 26 letters and the mark of a word's beginning.
+  with pytest.raises(ValueError, match='=26 is too small.* need 27 pieces'):
+    subwords.train_model(counts, 26)
+  assert subwords.train_model(counts, 27)
   with pytest.raises(ValueError, match='no words'):
     subwords.train_model([('a b', 3)], 9)
+
+
+def test_more_pieces_than_the_words_give_are_warned_of(caplog):
+  model = subwords.train_model([('hello', 3), ('world', 5), ('held', 2)], 4096)
+  found = len(SubwordVocabulary.from_model(model).words)
+  assert found < 20
+  assert caplog.messages == [
+    f'4096 pieces were asked for; these 3 words give {found}.'
+  ]
 
 
 def test_save_and_load(tmp_path, vocabulary):

@@ -185,6 +185,8 @@ def test_vocabulary_bounds_the_words():
     {'num_words': 0},
     {'sentences_per_client': 0},
     {'concentration': 0.0},
+    {'concentration': 1e-300},
+    {'concentration': 1e308},
     {'seed': -1},
   ],
 )

@@ -187,7 +187,7 @@ def test_quoted_fields_and_numbers(tmp_path):
     (_csv(), {'split': 'even'}, "split must be one of iid, label, .*'even'"),
     (_csv(), {'alpha': 0.1}, 'alpha has no effect with split=iid'),
     (_csv(), {'majority': 0.5}, 'majority has no effect with split=iid'),
-    (_csv(), {'split': 'dirichlet', 'alpha': 0}, 'alpha must be positive'),
+    (_csv(), {'split': 'dirichlet', 'alpha': 0}, 'alpha must be from 0.0001'),
     (_csv(), {'num_classes': 3}, 'num_classes has no effect with path'),
     (_csv(), {'num_clients': 0}, 'num_clients must be 1 or more'),
     (_csv(), {'held_out': 0.5}, 'held_out must be above 0 and below 0.5'),
