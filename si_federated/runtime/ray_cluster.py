@@ -27,6 +27,12 @@ _ENVIRONMENT = {
   'RAY_BACKEND_LOG_LEVEL': 'fatal',
 }
 
+# Of a socket's path, less what Ray adds to the folder.
+_MAX_FOLDER = 107 - len(
+  '/ray/session_2026-11-28_07-42-51_468236_4194304/sockets/plasma_store'
+)
+_SHORT_FOLDER = '/tmp'
+
 # The cluster that `connect` started ('local') or joined, if any.
 _address: str | None = None
 _processes = child_processes.StartedProcesses()
@@ -72,7 +78,26 @@ def connect(num_cpus: int, address: str | None) -> None:
   atexit.register(_shut_down)
 
 
+def _choose_folder() -> None:
+  """Has Ray's sockets in a folder whose path is not too long for them.
+
+  Raises:
+    ValueError: If the user has named one that is.
+  """
+  variable = 'RAY_TMPDIR' if 'RAY_TMPDIR' in os.environ else 'TMPDIR'
+  folder = os.environ.get(variable, _SHORT_FOLDER)
+  if len(os.fsencode(folder)) <= _MAX_FOLDER:
+    return
+  if variable == 'RAY_TMPDIR' or not os.access(_SHORT_FOLDER, os.W_OK):
+    raise ValueError(
+      f"{variable}={folder} is too long for Ray's sockets; set RAY_TMPDIR to a "
+      f'folder whose path has at most {_MAX_FOLDER} bytes.'
+    )
+  os.environ['RAY_TMPDIR'] = _SHORT_FOLDER
+
+
 def _start(num_cpus: int) -> None:
+  _choose_folder()
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   with child_processes.silence(), _processes.mark():

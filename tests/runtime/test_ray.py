@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -219,3 +220,39 @@ def test_bad_settings_raise():
     # Ray itself would wait for minutes and end the process.
     with pytest.raises(ValueError, match=f'No Ray cluster .*{address}'):
       runtime.set_ray_context(address=address)
+
+
+_LONG_FOLDER = """
+import sys
+from si_federated import runtime
+try:
+  runtime.set_ray_context(num_actors=1)
+except ValueError as error:
+  sys.exit(str(error))
+print('started')
+"""
+
+
+def _start_in(tmp_path, variable):
+  folder = tmp_path / ('long' * 25)
+  folder.mkdir()
+  environment = {k: v for k, v in os.environ.items() if k != 'RAY_TMPDIR'}
+  return subprocess.run(
+    [sys.executable, '-c', _LONG_FOLDER],
+    env={**environment, variable: str(folder)},
+    capture_output=True,
+    check=False,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+def test_a_long_tmpdir_is_not_used(tmp_path):
+  result = _start_in(tmp_path, 'TMPDIR')
+  assert (result.returncode, result.stdout) == (0, 'started\n'), result.stderr
+
+
+def test_a_long_ray_tmpdir_is_refused(tmp_path):
+  result = _start_in(tmp_path, 'RAY_TMPDIR')
+  assert result.returncode == 1
+  assert 'set RAY_TMPDIR to a folder whose path has at most' in result.stderr
