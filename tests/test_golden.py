@@ -97,6 +97,7 @@ LAYERS = [
   'normalized_relu',
   'si_sigmoid',
   'si_tanh',
+  'static_shapes',
 ]
 MODELS = [
   'albert',

@@ -143,14 +143,14 @@ _ROUNDS: dict[str, dict[str, Any]] = {
   },
 }
 # Tested elsewhere: classifiers by tests/test_classification.py, transforms by
-# tests/models, schedules by tests/algorithms, Ray by tests/runtime, diagnostics
-# by tests/diagnostics, tasks and vocabularies of files by tests/tasks.
+# tests/models, schedules by tests/algorithms, Ray and JAX by tests/runtime,
+# diagnostics by tests/diagnostics, data and vocabularies by tests/tasks.
 _ELSEWHERE = {
   'task': set(experiment.REGISTRIES['task']) - {'synthetic'},
   'model': {'bert', 'albert', 'distilbert', 'transformer_classifier'},
   'transform': set(experiment.REGISTRIES['transform']),
   'vocabulary': {'pretrained'},
-  'runtime': {'ray'},
+  'runtime': {'jax', 'ray'},
   'server_learning_rate_schedule': set(
     experiment.REGISTRIES['server_learning_rate_schedule']
   ),

@@ -26,8 +26,8 @@ class Group:
     clients: Their positions in the cohort.
     size: K, the number of clients with padding.
     arrays: For each sequence of a client's datum the components of its
-      elements, `[K, S, ...]`, then the numbers of elements, `[K]`; what was
-      drawn, `[K, ...]`; last which clients are not padding, `[K]`.
+      elements, `[K, S, ...]`, then the numbers of elements, `[K]`; the
+      tensors, `[K, ...]`; last which clients are not padding, `[K]`.
   """
 
   clients: list[int]
@@ -57,7 +57,7 @@ def groups(
   data: Sequence[Sequence[Any]],
   types: Sequence[tff.SequenceType],
   clients_per_group: int,
-  drawn: Sequence[Sequence[np.ndarray]] = (),
+  tensors: Sequence[Sequence[np.ndarray]] = (),
 ) -> Iterator[Group]:
   """Yields the groups of a cohort; their order depends on sizes alone.
 
@@ -66,7 +66,7 @@ def groups(
       arrays; see `values.to_arrays`.
     types: The types of the sequences.
     clients_per_group: The largest K, a power of two.
-    drawn: More arrays of each client, of the same shapes for all.
+    tensors: More arrays of each client, of the same shapes for all.
   """
   rows = [
     power_of_two(
@@ -92,7 +92,7 @@ def groups(
     members = [i for i, length in enumerate(lengths) if length == shape]
     for start in range(0, len(members), clients_per_group):
       chosen = members[start : start + clients_per_group]
-      yield _group(chosen, data, types, rows, shape, drawn)
+      yield _group(chosen, data, types, rows, shape, tensors)
 
 
 def _group(
@@ -101,7 +101,7 @@ def _group(
   types: Sequence[tff.SequenceType],
   rows: Sequence[int],
   shape: Sequence[int],
-  drawn: Sequence[Sequence[np.ndarray]],
+  tensors: Sequence[Sequence[np.ndarray]],
 ) -> Group:
   size = power_of_two(len(chosen))
   arrays: list[np.ndarray] = []
@@ -121,9 +121,9 @@ def _group(
       arrays.append(array)
     counts = [len(data[client][index]) for client in chosen]
     arrays.append(np.array(counts + [0] * (size - len(chosen)), np.int32))
-  if drawn:
+  if tensors:
     # Clients of padding get copies of the first one's.
     padded = [*chosen, *[chosen[0]] * (size - len(chosen))]
-    arrays += map(np.stack, zip(*(drawn[k] for k in padded)))
+    arrays += map(np.stack, zip(*(tensors[k] for k in padded)))
   arrays.append(np.arange(size) < len(chosen))
   return Group(chosen, size, arrays)

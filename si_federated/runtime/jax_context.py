@@ -28,6 +28,7 @@ from si_federated.runtime import (
   jax_programs,
   jax_worker,
   rounds,
+  tensorflow_function,
   values,
 )
 
@@ -192,14 +193,22 @@ class JaxContext(context_base.SyncContext):
     programs = self._programs[id(compiled)]
     part = compiled.client_part
     data: list[list[Any]] = []
-    drawn: list[list[np.ndarray]] = []
+    tensors: list[list[np.ndarray]] = []
+    leaves = list(tensorflow_function.leaf_types(part.client_type))
     for position in range(len(clients)):
       try:
         client = clients[position]
-        data.append(values.to_arrays(client, part.client_type))
+        parts = list(zip(leaves, values.to_arrays(client, part.client_type)))
+        data.append(
+          [p for leaf, p in parts if isinstance(leaf, tff.SequenceType)]
+        )
+        tensors.append(
+          [p for leaf, p in parts if not isinstance(leaf, tff.SequenceType)]
+        )
         if programs.draw is not None:
-          tensors = values.flatten(client, part.client_type)
-          drawn.append([t.numpy() for t in programs.draw(*tensors, *broadcast)])
+          flat = values.flatten(client, part.client_type)
+          drawn = programs.draw(*flat, *broadcast)
+          tensors[-1] += [tensor.numpy() for tensor in drawn]
       except Exception as error:
         raise rounds.client_error(clients, position, error) from error
     empty = part.empty()
@@ -213,7 +222,7 @@ class JaxContext(context_base.SyncContext):
     arrays = [np.asarray(tensor) for tensor in broadcast]
     while True:
       try:
-        total = self._sum(programs, arrays, zeros, data, drawn)
+        total = self._sum(programs, arrays, zeros, data, tensors)
         break
       except _OutOfMemoryError as error:
         if self._clients_per_group == 1:
@@ -234,11 +243,11 @@ class JaxContext(context_base.SyncContext):
         ) from error
     partial = None
     for start in range(0, len(total), len(zeros)):
-      tensors = [
+      sums = [
         tf.convert_to_tensor(array.astype(zero.dtype))
         for array, zero in zip(total[start:], zeros)
       ]
-      partial = compiled.merge(partial, part.partial(tensors))
+      partial = compiled.merge(partial, part.partial(sums))
     return partial
 
   def _sum(
@@ -247,7 +256,7 @@ class JaxContext(context_base.SyncContext):
     broadcast: list[np.ndarray],
     zeros: list[np.ndarray],
     data: Sequence[Sequence[Any]],
-    drawn: Sequence[Sequence[np.ndarray]],
+    tensors: Sequence[Sequence[np.ndarray]],
   ) -> list[np.ndarray]:
     """Returns the sums over clients of each device, one after the other."""
     num_devices = min(self._worker.facts['num_devices'], len(data))
@@ -263,7 +272,7 @@ class JaxContext(context_base.SyncContext):
       self._clients_per_group,
       client_arrays.power_of_two(-(-len(data) // num_devices)),
     )
-    groups = client_arrays.groups(data, programs.sequence_types, size, drawn)
+    groups = client_arrays.groups(data, programs.sequence_types, size, tensors)
     for number, group in enumerate(groups):
       key = f'{id(programs)} {group.shapes}'
       if key not in self._loaded:

@@ -41,11 +41,25 @@ class ClientPrograms:
     self._work = jax_conversion.convert(work, "the client's work")
     self._accumulate = jax_conversion.convert(accumulate, 'the aggregation')
     self._check_secure_sums()
+    self._num_tensors = self._check_tensors(part.client_type)
     self.sequence_types = self._work.sequence_types
     self.draw = self._work.draw
     self.num_accumulators = sum(
       1 for _ in tensorflow_function.leaf_types(zero.type_signature.result)
     )
+
+  def _check_tensors(self, client_type: tff.Type) -> int:
+    """Returns the number of a client's tensors, in addition to sequences."""
+    tensors = [
+      leaf
+      for leaf in tensorflow_function.leaf_types(client_type)
+      if not isinstance(leaf, tff.SequenceType)
+    ]
+    if any(None in leaf.shape for leaf in tensors):
+      raise NotImplementedError(
+        "the client's work takes tensors of unknown shape."
+      )
+    return len(tensors)
 
   def _check_secure_sums(self) -> None:
     for _, element in tff.structure.to_elements(self._result_type)[1:]:
@@ -84,8 +98,11 @@ class ClientPrograms:
       for number in num_components:
         components = tuple(rest.pop(0) for _ in range(number))
         sequences.append(jax_operations.Batches(components, rest.pop(0)))
-      # What is left was drawn.
-      return self._work.function([*broadcast, *rest], sequences)
+      # What is left is a client's tensors, then what was drawn.
+      number = self._num_tensors
+      return self._work.function(
+        [*rest[:number], *broadcast, *rest[number:]], sequences
+      )
 
     def add(total, update):
       update, is_client = update

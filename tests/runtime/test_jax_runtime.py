@@ -28,6 +28,13 @@ _PRIVATE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _local_again():
+  """Leaves the tests' own runtime to other tests."""
+  yield
+  runtime.set_local_context()
+
+
 def _sums(client_fn, sequence_type, server_type=np.float32):
   """Returns a round that sums `client_fn(server value, data)` over clients."""
   work = tff.tensorflow.computation(client_fn, server_type, sequence_type)
@@ -130,6 +137,16 @@ def test_components_keep_their_names():
   )
   _, total = _sums(client_fn, sequence_type)(100.0, [dataset, dataset])
   assert total == 2 * (300 - 30)
+
+
+def test_clients_of_plain_tensors():
+  runtime.set_jax_context(clients_per_group=2)
+  next_round = _sums(
+    lambda server, x: server * tf.sin(x), tff.TensorType(np.float32, [2])
+  )
+  clients = [np.array([i, 2 * i], np.float32) for i in range(5)]
+  _, total = next_round(3.0, clients)
+  np.testing.assert_allclose(total, 3 * np.sin(clients).sum(axis=0), rtol=1e-6)
 
 
 def test_an_operation_that_jax_lacks_is_named():
