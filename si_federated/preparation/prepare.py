@@ -151,6 +151,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
       'left_out': dict(counts.left_out),
       'dropped': dict(counts.dropped),
       'first_left_out': counts.first,
+      'clients_left_out': totals.small,
       'clients': totals.clients,
       'sentences': totals.sentences,
     }
@@ -176,17 +177,27 @@ def _nothing(settings: Settings, counts: Counts) -> str:
 
 
 def _notes(settings: Settings, summary: dict[str, Any]) -> list[str]:
+  small = summary['clients_left_out']
+  notes = (
+    [
+      f'{small:,} users were left out: with fewer than '
+      f'{settings.min_sentences} sentences.'
+    ]
+    if small
+    else []
+  )
   missing = [n for n in _SPLIT_NAMES.values() if n not in summary['clients']]
   if not missing:
-    return []
+    return notes
   advice = (
     ' (or give another --split_date, or --split=hash)'
     if settings.split == 'date'
     else ''
   )
   return [
+    *notes,
     f'No sentences fall into the split {" and ".join(missing)}: the task '
-    f'stackoverflow takes a tenth of the training clients instead{advice}.'
+    f'stackoverflow takes a tenth of the training clients instead{advice}.',
   ]
 
 

@@ -174,11 +174,13 @@ class Totals:
     sentences: Sentences by split.
     words: How many training clients have each word.
     tags: How many training clients have each tag.
+    small: How many clients are left out for their few sentences.
   """
 
   def __init__(self, connection: sqlite3.Connection):
     self.clients: dict[str, int] = {}
     self.sentences: dict[str, int] = {}
+    self.small = 0
     self.words = UserCounts(connection, 'word_counts')
     self.tags = UserCounts(connection, 'tag_counts')
 
@@ -209,6 +211,7 @@ def write_client_data(
     'HAVING sum(num_sentences) < ?',
     (min_sentences,),
   )
+  ((totals.small,),) = staging.execute('SELECT count(*) FROM small')
   with open_database(path) as target:
     target.executescript(_CLIENT_DATA)
     rows = tqdm.tqdm(

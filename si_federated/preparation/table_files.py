@@ -56,9 +56,10 @@ def read_table(
         if is_csv
         else table_rows.json_rows(file, path)
       ):
-        counts.rows += 1
+        counts.rows += row.num_lines
         if row.problem:
-          counts.leave_out(row.problem, path, row.line, 'line')
+          for _ in range(row.num_lines):
+            counts.leave_out(row.problem, path, row.line, 'line')
           continue
         record = _record(row, path, counts, text, client, is_html)
         if record is not None:
@@ -86,7 +87,7 @@ def _record(
     counts.leave_out(f'without a text in {text!r}', *place)
     return None
   try:
-    user = table_rows.name(values.get(client)).strip()
+    user = table_rows.name(values.get(client))
   except table_rows.OddValueError:
     user = ''
   if not user:

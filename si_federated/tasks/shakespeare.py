@@ -180,7 +180,14 @@ def _tff_speeches(path: str) -> Iterator[tuple[str, str]]:
     for split in sorted(database.splits(), key=lambda name: name != 'train'):
       for client_id, speeches in database.clients(split):
         for speech in speeches:
-          yield client_id, speech.decode(errors='replace')
+          try:
+            yield client_id, speech.decode()
+          except UnicodeDecodeError as error:
+            raise ValueError(
+              f'{path} has a speech of {client_id!r} that is not UTF-8 text '
+              f'({error.reason} at position {error.start}); make the file with '
+              'speeches in UTF-8.'
+            ) from error
 
 
 def _json_speeches(path: str) -> Iterator[tuple[str, str]]:

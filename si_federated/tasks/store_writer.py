@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
+import logging
 import os
 from typing import Any, BinaryIO, Sequence
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from si_federated.tasks.token_arrays import ARRAY_TYPES, MAX_WORDS, UNLISTED
 
+_LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 SPLITS = ('train', 'validation', 'test')
 META_NAME, WORDS_NAME, COUNTS_NAME = 'meta.json', 'words.txt', 'word_counts.i8'
@@ -187,11 +188,21 @@ class StoreWriter:
     counts = self._counts[: len(self._ids)]
     counts = np.pad(counts, (0, len(self._ids) - len(counts)))
     ranked = []
+    garbled = 0
     for word, i in self._ids.items():
       # The word list is a UTF-8 file with one word per line.
-      with contextlib.suppress(UnicodeDecodeError):
+      try:
         if counts[i] and word and not set(word) & {10, 13}:
           ranked.append((-int(counts[i]), word, i, word.decode()))
+      except UnicodeDecodeError:
+        garbled += 1
+    if garbled:
+      self.notes['words_not_utf8'] = garbled
+      _LOGGER.warning(
+        '%d words are not UTF-8 text, and will be unknown to every '
+        'vocabulary: make the data again in UTF-8 if they matter.',
+        garbled,
+      )
     ranked.sort(key=lambda item: item[:2])
     del ranked[MAX_WORDS:]
     kept = np.array([item[2] for item in ranked], np.int64)

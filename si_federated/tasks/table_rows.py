@@ -53,12 +53,14 @@ class Row:
     problem: Why the row has no values, such as "not a JSON object"; empty for a
       good row.
     details: The problem of this row as a clause, such as "it has 2 fields".
+    num_lines: How many lines are lost with a row that never ends; 1 otherwise.
   """
 
   line: int
   values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   problem: str = ''
   details: str = ''
+  num_lines: int = 1
 
   @property
   def clause(self) -> str:
@@ -110,8 +112,8 @@ def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
       # csv asks for more lines than there are only within quotes.
       yield Row(
         line,
-        problem='not a row of CSV, with all lines after it: a quotation mark '
-        'opens a field and none closes it',
+        problem='lines of a quotation that is never closed',
+        num_lines=lines.number - line + 1,
         details='it is not CSV (no mark closes the quotation that it opens)',
       )
     elif len(cells) != len(header):
@@ -218,7 +220,7 @@ def name(value: Any, *, booleans: bool = False) -> str:
   """Returns the name of a user, a class or a tag.
 
   Whole numbers are whole, however they are written: 12, 12.0 and '12.0' are
-  the name 12.
+  the name 12. Space around a name is no part of it.
 
   Args:
     value: Text or a number.
@@ -231,8 +233,8 @@ def name(value: Any, *, booleans: bool = False) -> str:
     return str(value).lower()
   if isinstance(value, float) and math.isfinite(value):
     return str(int(value)) if value.is_integer() else repr(value)
-  found = text(value)
-  match = _WHOLE_NAME.fullmatch(found.strip())
+  found = text(value).strip()
+  match = _WHOLE_NAME.fullmatch(found)
   return match.group(1) if match else found
 
 

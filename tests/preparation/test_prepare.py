@@ -245,6 +245,8 @@ def test_users_with_few_sentences_are_left_out(dump, tmp_path):
   # Three sentences are of all splits together.
   assert summary['clients'] == {'train': 2, 'test': 1}
   assert 'heldout' in summary['notes'][-1]
+  assert summary['clients_left_out'] == 3
+  assert '3 users were left out: with fewer than 3' in summary['notes'][-2]
 
 
 def test_the_task_learns_from_it_by_hash_of_users(tmp_path):

@@ -101,7 +101,7 @@ def test_users_of_json_whatever_their_type(tmp_path):
           '12',
           '12.0',
           '"12"',
-          '"12.0"',
+          '" 12.0 "',
           '"012"',
           '1.5',
           '-1',
@@ -227,9 +227,11 @@ def test_long_fields_and_quotes_that_are_not_closed(tmp_path):
   summary, found = _prepare(path)
   assert found['a'][0]['tokens'].split() == ['word'] * 30_000
   assert set(found) == {'a', 'b'}
-  odd, lost = sorted(summary['left_out'], reverse=True)
+  lost, odd = sorted(summary['left_out'])
   assert summary['first_left_out'][odd] == 'x.csv, line 5'
-  assert lost.startswith('not a row of CSV, with all lines after it')
+  assert lost == 'lines of a quotation that is never closed'
+  assert summary['left_out'] == {odd: 1, lost: 2}
+  assert summary['rows'] == 5
   assert summary['first_left_out'][lost] == 'x.csv, line 6'
 
 

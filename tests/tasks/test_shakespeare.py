@@ -182,6 +182,18 @@ def test_tffs_file_both_splits(tmp_path):
   assert first.startswith('<BOS>' + SPEECHES[task.train.client_id(0)][0][:10])
 
 
+def test_a_speech_of_tffs_file_in_another_encoding_is_refused(tmp_path):
+  tff.simulation.datasets.save_to_sql_client_data(
+    ['a', 'b', 'c'],
+    lambda name: tf.data.Dataset.from_tensors(
+      collections.OrderedDict(snippets=b'caf\xe9')
+    ),
+    str(tmp_path / 'shakespeare.sqlite'),
+  )
+  with pytest.raises(ValueError, match=r"of 'a' .* at position 3\); make"):
+    load(tmp_path)
+
+
 def test_built_once_for_a_length_and_again_for_another_file(
   tmp_path, monkeypatch
 ):

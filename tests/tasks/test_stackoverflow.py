@@ -322,6 +322,18 @@ def test_examples_without_tokens_are_refused(tmp_path):
     load(tmp_path)
 
 
+def test_words_that_are_not_utf8_are_counted(tmp_path, caplog):
+  tff.simulation.datasets.save_to_sql_client_data(
+    [f'c{i}' for i in range(9)],
+    lambda _: tf.data.Dataset.from_tensors(
+      collections.OrderedDict(tokens=b'caf\xe9 the cat')
+    ),
+    str(tmp_path / 'stackoverflow.sqlite'),
+  )
+  assert load(tmp_path).vocabulary.words == ('cat', 'the')
+  assert '1 words are not UTF-8 text' in caplog.text
+
+
 def test_unknown_splits_are_named(tmp_path):
   merge(tmp_path / 'stackoverflow.sqlite', {'one': HELD, 'two': TEST})
   with pytest.raises(ValueError, match=r'one, two.*train, heldout and test'):
@@ -339,7 +351,7 @@ def test_read_only_folder_keeps_the_store_in_the_cache(
   folder, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  monkeypatch.setattr(os, 'access', lambda *_: False)
+  monkeypatch.setattr(os, 'access', lambda path, _: str(path) != str(folder))
   assert len(load(folder).train) == 3
   assert not (folder / 'stackoverflow.tokens').exists()
   assert len(os.listdir(tmp_path / 'cache' / 'si_federated')) == 1
