@@ -350,6 +350,8 @@ def test_bad_word_counts(folder, content):
 def test_read_only_folder_keeps_the_store_in_the_cache(
   folder, tmp_path, monkeypatch
 ):
+  # Made before the folder becomes read-only.
+  os.makedirs(tmp_path / 'cache' / 'si_federated')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setattr(os, 'access', lambda path, _: str(path) != str(folder))
   assert len(load(folder).train) == 3
