@@ -218,6 +218,7 @@ def test_run_folder(run):
   assert facts['reference_accuracy'] == {'majority': 0.5}
 
 
+@pytest.mark.slow
 def test_resume_is_exact(run, data, tmp_path):
   whole, _ = run
   experiment.run(_config(data, total_rounds=3), str(tmp_path))

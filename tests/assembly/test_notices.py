@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,9 @@ def test_a_run_shows_them_and_a_large_delta():
     ),
   ],
 )
+@pytest.mark.slow
 def test_rounds_that_can_not_be_done_again_are_saved_each(model, random):
-  private = {'aggregator': 'gaussian', 'clip_norm': 1.0}
+  private: dict[str, Any] = {'aggregator': 'gaussian', 'clip_norm': 1.0}
   settings = tiny.tiny_config(
     model=model, rounds_per_checkpoint=5, **private, noise_multiplier=1.0
   )

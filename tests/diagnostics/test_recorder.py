@@ -102,6 +102,7 @@ def _weights(path):
     }
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit(runs):
   path, summary = runs
   without, measured = _weights(path / 'without'), _weights(path / 'with')

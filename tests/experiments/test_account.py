@@ -169,6 +169,7 @@ def test_help_lists_the_flags_that_matter():
   assert '--sequence_length' not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
   done = subprocess.run(
     [

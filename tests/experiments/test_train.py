@@ -97,6 +97,7 @@ def test_writes_the_run_folder_and_learns(whole):
   assert task['reference_perplexity']['floor'] < losses[-1] * 100
 
 
+@pytest.mark.slow
 def test_killed_it_resumes_from_a_whole_checkpoint(whole, tmp_path):
   """The newest is garbled, the output piped, and no process is left."""
   process = _start(tmp_path)

@@ -85,6 +85,7 @@ def test_speeches_train_a_round_and_suggest_characters(tmp_path):
   assert continued.startswith('  Ay, my')
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_pieces(pieces):
   folder, summary = pieces
   assert summary['rounds'] == 1

@@ -326,6 +326,7 @@ def test_other_parts(options):
   _assert_close(_run('jax', **options), _run('local', **options))
 
 
+@pytest.mark.slow
 def test_static_shapes_change_no_result_elsewhere():
   expected = _run('local', rounds=1)
   with layers.static_shapes():

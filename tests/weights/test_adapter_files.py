@@ -61,6 +61,7 @@ def _columns(path, name):
     return [row[name] for row in csv.DictReader(file) if row[name]]
 
 
+@pytest.mark.slow
 def test_sends_the_factors_alone(root):
   sent = {
     k: float(_columns(root / k, 'bytes_up_per_client')[-1]) for k in _KINDS

@@ -94,6 +94,7 @@ def test_names_stand_in_the_order_of_functional_models(name):
     np.testing.assert_array_equal(variable, weight, err_msg=key)
 
 
+@pytest.mark.slow
 def test_begins_as_the_other_ended_and_says_so(source, tmp_path):
   folder, summary = source
   settings = _config(
@@ -121,6 +122,7 @@ def test_begins_as_the_other_ended_and_says_so(source, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_resumes_from_its_own_checkpoint(source, tmp_path):
   copy = tmp_path / 'copy'
   shutil.copytree(source[0], copy)
