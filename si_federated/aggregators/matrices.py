@@ -72,6 +72,12 @@ def build_banded(
     strategy = _load(matrix, settings)
     bands = strategy.bands
   elif bands is None:
+    if contract.block and contract.separation == 1:
+      raise ValueError(
+        'A client may be last in one epoch and first in the next, so that '
+        'a single band is left; choose tree:restart=true or blt, or another '
+        'schedule.'
+      )
     bands = min(_DEFAULT_BANDS, contract.separation)
   if not 1 <= bands <= contract.separation:
     raise ValueError(

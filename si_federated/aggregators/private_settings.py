@@ -28,6 +28,8 @@ class PrivateSettings:
     max_participations: The most rounds of one client; as many as fit if None.
     noise_seed: Makes the noise reproducible; None for a secret one.
     noise_cohort_size: If given, the noise is that of a cohort of this size.
+    block: If not 0, a client takes part at most once in each so many rounds,
+      see `participation.Participation`.
   """
 
   clip_norm: float
@@ -38,6 +40,7 @@ class PrivateSettings:
   max_participations: Optional[int] = None
   noise_seed: Optional[int] = None
   noise_cohort_size: Optional[int] = None
+  block: int = 0
 
   def __post_init__(self):
     if not 0 < self.clip_norm < math.inf:
@@ -83,6 +86,7 @@ class PrivateSettings:
       else self.max_participations,
       1 if self.min_separation is None else self.min_separation,
       cyclic,
+      0 if cyclic else self.block,
     )
 
 

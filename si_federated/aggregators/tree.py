@@ -36,8 +36,8 @@ def build_tree(
     settings: The fields of `PrivateSettings`, as keyword arguments; the noise
       multiplier is that of a node, and `min_separation` is required.
     efficient: Whether nodes are also estimated from those below them (Honaker).
-    restart: Whether a new tree begins every `min_separation` rounds, which is
-      an epoch in fixed cycles, after the previous tree is completed.
+    restart: Whether a new tree begins every `block` or `min_separation` rounds,
+      which is an epoch, after the previous tree is completed.
     keep_rows: Whether estimates of nodes are kept, as by default. Otherwise
       there is no state, but an efficient tree regenerates all nodes below a
       node, 2^(h + 1) - 1 rows of z: 4,095 in round 2,048. A plain tree then
@@ -53,7 +53,9 @@ def build_tree(
     strategies.Tree(
       settings.total_rounds,
       'honaker' if efficient else 'plain',
-      restart_every=settings.contract().min_separation if restart else 0,
+      restart_every=settings.block or settings.contract().min_separation
+      if restart
+      else 0,
       complete=restart,
     ),
     settings,

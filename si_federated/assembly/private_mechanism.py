@@ -77,13 +77,13 @@ def build_mechanism(
   """
   separation = experiment.min_separation
   participations = experiment.max_participations
-  met = None
+  met, block = None, 0
   if schedule is not None and experiment.total_rounds:
     met = schedule.contract(experiment.total_rounds)
     if separation is None and (
-      met.min_separation > 1 or met.participations == 1
+      met.min_separation > 1 or met.participations == 1 or met.block
     ):
-      separation = met.min_separation
+      separation, block = met.min_separation, met.block
     if participations is None:
       participations = met.participations
   if (
@@ -110,6 +110,7 @@ def build_mechanism(
     max_participations=participations,
     noise_seed=experiment.noise_seed,
     noise_cohort_size=experiment.noise_cohort_size,
+    block=block,
     cache_dir=os.path.join(files.cache_folder(), 'strategies'),
   )
   if met is not None and mechanism.contract is not None:
@@ -250,7 +251,8 @@ def add_canaries(
           num_canaries=added.count,
           rounds=contract.rounds,
           participations=contract.participations,
-          separation=contract.min_separation,
+          # Rounds a block apart are in blocks of their own.
+          separation=max(contract.min_separation, contract.block),
           amplification=record.amplification,
           canary_seed=added.seed,
         ),

@@ -59,6 +59,7 @@ _GIVEN: dict[str, tuple[str, ...]] = {
     'max_participations',
     'noise_seed',
     'noise_cohort_size',
+    'block',
     'cache_dir',
   ),
   'participation': (

@@ -117,8 +117,8 @@ def build(
     num_buffers: Of blt; by default as few as are nearly the best.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
-    restart_every: Of restarted trees; by default the separation, which is an
-      epoch in fixed cycles.
+    restart_every: Of restarted trees; by default an epoch: a block of the
+      contract, or the separation.
     cache: A folder that keeps optimised strategies, unless a workload is given,
       which has no name.
 
@@ -129,7 +129,7 @@ def build(
   if mechanism == 'gaussian':
     return strategies.identity(n)
   if mechanism == 'tree_restarted':
-    every = contract.separation if restart_every is None else restart_every
+    every = restart_every or contract.block or contract.separation
     return strategies.Tree(n, restart_every=every, complete=True)
   if mechanism in _DECODERS:
     return strategies.Tree(n, _DECODERS[mechanism])

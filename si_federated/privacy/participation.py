@@ -27,12 +27,16 @@ class Participation:
       `min_separation` apart, as in fixed cycles. This narrower contract is the
       one of Choquette-Choo et al. 2022, under which dense strategies are
       optimal.
+    block: If not 0, a client takes part at most once in rounds 1 to `block`, in
+      the next `block` rounds, and so on, as in shuffled epochs; besides
+      `min_separation`.
   """
 
   rounds: int
   max_participations: int
   min_separation: int
   cyclic: bool = False
+  block: int = 0
 
   def __post_init__(self):
     for name in ('rounds', 'max_participations', 'min_separation'):
@@ -44,11 +48,17 @@ class Participation:
       if value < 1:
         raise ValueError(f'{name} is {value}; a contract needs at least 1.')
       object.__setattr__(self, name, int(value))
+    if self.block < 0 or (self.block and self.cyclic):
+      raise ValueError(
+        f'block is {self.block}; it is not negative, and 0 for a cyclic '
+        'contract.'
+      )
 
   @property
   def participations(self) -> int:
     """The most participations that fit: `min(k, ceil(n / b))`."""
-    return min(self.max_participations, -(-self.rounds // self.min_separation))
+    least = max(self.min_separation, self.block)
+    return min(self.max_participations, -(-self.rounds // least))
 
   @property
   def separation(self) -> int:
@@ -71,6 +81,11 @@ class Participation:
       return False
     if other.participations == 1:
       return True
+    if self.block and not (
+      other.min_separation >= self.block
+      or (other.block and other.block % self.block == 0)
+    ):
+      return False
     if self.cyclic:
       return other.cyclic and other.min_separation % self.min_separation == 0
     return other.min_separation >= self.min_separation
@@ -93,6 +108,8 @@ class Participation:
 
   def __str__(self) -> str:
     cyclic = ' or a multiple of it' if self.cyclic else ' or more'
+    if self.block:
+      cyclic += f', once in each {self.block} rounds'
     return (
       f'{self.rounds} rounds, at most {self.participations} participations of '
       f'a client, {self.min_separation} rounds{cyclic} apart'
@@ -148,7 +165,11 @@ class ParticipationRecorder:
     if cyclic and self._contract:
       separation = self._contract.min_separation
     return Participation(
-      self.last_round, max(self.max_participations, 1), separation, cyclic
+      self.last_round,
+      max(self.max_participations, 1),
+      separation,
+      cyclic,
+      self._contract.block if self._contract else 0,
     )
 
   def check(self, round_num: int, clients: Iterable[ClientId]) -> None:
@@ -224,6 +245,8 @@ class ParticipationRecorder:
       contract.cyclic and distance % contract.min_separation
     ):
       broken = f'{distance} rounds after its last'
+    elif contract.block and _same_block(contract.block, round_num, distance):
+      broken = f'twice in a block of {contract.block} rounds'
     if broken:
       raise ValueError(
         f'Client {client!r} takes part in round {round_num} {broken}, but '
@@ -279,6 +302,10 @@ class ParticipationRecorder:
     self.last_round, self.max_participations, self._min_separation = map(
       int, observed
     )
+
+
+def _same_block(block: int, round_num: int, distance: int) -> bool:
+  return (round_num - 1) // block == (round_num - distance - 1) // block
 
 
 def _client_id(client: ClientId) -> ClientId:

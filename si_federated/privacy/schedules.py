@@ -171,7 +171,9 @@ class ShuffledEpochs(Schedule):
     """Returns the contract that the schedule meets for a number of rounds."""
     epochs = -(-rounds // self.whole_cohorts)
     separation = rounds if epochs == 1 else 1
-    return participation.Participation(rounds, epochs, separation)
+    return participation.Participation(
+      rounds, epochs, separation, block=self.whole_cohorts
+    )
 
 
 @dataclasses.dataclass(eq=False)

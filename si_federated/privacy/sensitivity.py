@@ -70,10 +70,17 @@ def of_matrix(
     return _result(squares.max(), True, 'largest column norm')
   if not np.tril(matrix, -b).any():
     # Columns b or more apart have no row in common.
+    exact = not contract.block or b == 1
     return _result(
-      _heaviest(squares, contract), True, 'orthogonal columns of a band'
+      _heaviest(squares, contract), exact, 'orthogonal columns of a band'
     )
   gram = matrix.T @ matrix
+  if contract.block:
+    return _result(
+      min(_row_bound(gram, contract), of_blocks(gram, contract)),
+      False,
+      'worst rows of C^T C, once in each block',
+    )
   if contract.cyclic and k == -(-n // b):
     best = max(np.abs(gram[p::b, p::b]).sum() for p in range(b))
     # Rounding makes entries that should be zero slightly negative.
@@ -107,7 +114,15 @@ def of_toeplitz(
     raise ValueError('Coefficients of a strategy are finite.')
   if (column >= 0).all() and (np.diff(column) <= 0).all():
     total = first_rounds_image(column, contract)
-    return _result(total @ total, True, 'first rounds of decreasing Toeplitz')
+    found = _result(total @ total, True, 'first rounds of decreasing Toeplitz')
+    if (
+      not contract.block or contract.participations == 1 or not column[1:].any()
+    ):
+      return found
+    # The first rounds may share a block.
+    more = of_matrix(linalg.toeplitz(column, np.zeros(n)), contract)
+    found = dataclasses.replace(found, is_exact=False)
+    return min(more, found, key=lambda one: one.value)
   return of_matrix(linalg.toeplitz(column, np.zeros(n)), contract)
 
 
@@ -164,9 +179,31 @@ def _row_bound(gram, contract):
   return _heaviest(rows, contract)
 
 
+def of_blocks(gram: np.ndarray, contract: participation.Participation) -> float:
+  """Returns a bound of the squared sensitivity, once in each block of rounds.
+
+  As `_row_bound`, with a pattern of one round in each of k blocks.
+
+  Args:
+    gram: X = C^T C, shape `[rounds, rounds]`.
+    contract: The participation contract, with a `block`.
+  """
+  n, k, b = contract.rounds, contract.participations, contract.block
+  starts = np.arange(0, n, b)
+  # Of each row, the largest entry in each block, the row's own left out.
+  largest = np.maximum.reduceat(np.abs(gram), starts, axis=1)
+  largest[np.arange(n), np.arange(n) // b] = 0
+  rows = gram.diagonal() + np.sort(largest)[:, ::-1][:, : k - 1].sum(axis=1)
+  return float(np.sort(np.maximum.reduceat(rows, starts))[-k:].sum())
+
+
 def _heaviest(weights, contract):
   """Returns the largest sum of weights over a pattern of the contract."""
   k, b = contract.participations, contract.min_separation
+  if contract.block:
+    starts = np.arange(0, len(weights), contract.block)
+    best = np.sort(np.maximum.reduceat(weights, starts))[-k:].sum()
+    return min(best, heaviest_pattern(weights, k, b))
   if contract.cyclic:
     return max(np.sort(weights[p::b])[-k:].sum() for p in range(b))
   return heaviest_pattern(weights, k, b)

@@ -230,9 +230,32 @@ class Tree:
     """Returns the sensitivity of the first `contract.rounds` rounds."""
     check_rounds(self.rounds, contract)
     steps = binary_tree.tree_sizes(contract.rounds, self.restart_every)
+    if contract.block and contract.participations > 1:
+      return self._once_in_each_block(steps, contract)
     square = binary_tree.square_sensitivity(steps, contract, self.complete)
     return sensitivity.Sensitivity(
       float(np.sqrt(square)), not contract.cyclic, 'worst counts in tree nodes'
+    )
+
+  def _once_in_each_block(self, steps, contract):
+    """Returns the sensitivity for a client once in each block of rounds."""
+    matrix = binary_tree.strategy_matrix(steps, complete=self.complete)
+    every = self.restart_every
+    if every and contract.block % every == 0 and contract.min_separation == 1:
+      # Blocks are of whole trees, which have no node in common.
+      starts = np.arange(0, contract.rounds, contract.block)
+      best = np.maximum.reduceat(np.einsum('ij,ij->j', matrix, matrix), starts)
+      square, is_exact = np.sort(best)[-contract.participations :].sum(), True
+    else:
+      square, is_exact = (
+        min(
+          binary_tree.square_sensitivity(steps, contract, self.complete),
+          sensitivity.of_blocks(matrix.T @ matrix, contract),
+        ),
+        False,
+      )
+    return sensitivity.Sensitivity(
+      float(np.sqrt(square)), is_exact, 'once in each block of rounds'
     )
 
   def errors(self, workload: Optional[np.ndarray] = None) -> Errors:

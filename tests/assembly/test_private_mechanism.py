@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from si_federated import config
@@ -406,3 +407,24 @@ def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
   again = ledger_of_run(True)
   assert again.facts == begun.facts
   assert ledger_of_run(False).facts != begun.facts
+
+
+def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
+  # 120 clients make epochs of 30 rounds of 4.
+  mechanism = _build(
+    aggregator='tree:restart=true', participation='shuffled_epochs', **_PRIVATE
+  )
+  assert mechanism.contract == Participation(60, 2, 1, block=30)
+  # Two trees of 30 rounds, completed to 32: six nodes above a round.
+  assert mechanism.record.sensitivity.value == pytest.approx(12**0.5)
+  canaries = private_mechanism.add_canaries(
+    _config(aggregator='tree', participation='shuffled_epochs', **_PRIVATE),
+    mechanism,
+    private_mechanism.Canaries(8, 0),
+  )
+  factory = canaries.factory
+  for canary in range(8):
+    (rounds, _) = np.nonzero(factory.cohorts == canary)
+    assert len(rounds) == 2 and rounds[1] // 30 > rounds[0] // 30
+  with pytest.raises(config.ConfigError, match='a single band is left'):
+    _build(aggregator='banded', participation='shuffled_epochs', **_PRIVATE)

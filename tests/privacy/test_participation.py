@@ -140,3 +140,33 @@ def test_damaged_state_is_refused(damage):
     state['clients'] = state['clients'].astype(float)
   with pytest.raises(ValueError, match='older checkpoint'):
     recorder.restore(state)
+
+
+def test_once_in_each_block():
+  contract = Participation(9, 3, 1, block=3)
+  assert contract.participations == 3
+  assert Participation(9, 9, 1, block=4).participations == 3
+  assert 'once in each 3 rounds' in str(contract)
+  recorder = participation.ParticipationRecorder(contract)
+  recorder.record(3, [7])
+  # The last round of a block and the first of the next.
+  recorder.record(4, [7, 8])
+  assert recorder.observed() == Participation(4, 2, 1, block=3)
+  recorder.check(7, [7])
+  for round_num in (5, 6):
+    with pytest.raises(ValueError, match='twice in a block of 3 rounds'):
+      recorder.check(round_num, [7])
+  for other, covered in (
+    (Participation(9, 3, 3), True),
+    (Participation(9, 1, 1), True),
+    (Participation(9, 2, 1, block=6), True),
+    (Participation(9, 3, 2), False),
+    (Participation(9, 3, 1, block=4), False),
+    (Participation(9, 3, 3, cyclic=True), True),
+  ):
+    assert contract.covers(other) == covered, other
+  assert Participation(9, 3, 1).covers(contract)
+  assert not Participation(9, 3, 2).covers(contract)
+  for cyclic, block in ((True, 3), (False, -1)):
+    with pytest.raises(ValueError, match='block is'):
+      Participation(9, 3, 3, cyclic, block)

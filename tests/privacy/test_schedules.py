@@ -67,7 +67,7 @@ def test_contracts():
   stated = {name: make(0).contract(50) for name, make in _SCHEDULES.items()}
   assert stated == {
     'uniform': contract(50, 50, 1),
-    'epochs': contract(50, 5, 1),
+    'epochs': contract(50, 5, 1, block=12),
     'cycles': contract(50, 5, 12, cyclic=True),
     'short_cycles': contract(50, 8, 7, cyclic=True),
     'separation': contract(50, 7, 8),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from si_federated.privacy import participation, sensitivity
+from si_federated.privacy import participation, sensitivity, strategies
 
 Participation = participation.Participation
 
@@ -155,3 +155,48 @@ def test_heaviest_pattern_by_hand():
 def test_faulty_matrices_are_refused(matrix):
   with pytest.raises(ValueError, match='strategy'):
     sensitivity.of_matrix(matrix, Participation(3, 1, 1))
+
+
+def _once_in_each_block(n, k, b, block):
+  """All sets of at most k rounds, b or more apart, one in each block."""
+  patterns = _patterns(n, k, b, False)
+  sums = np.add.reduceat(patterns, np.arange(0, n, block), axis=1)
+  return patterns[(sums <= 1).all(axis=1)]
+
+
+@pytest.mark.parametrize('block', [2, 3, 4])
+def test_once_in_each_block_against_brute_force(block):
+  exact, narrower = 0, 0
+  for n, k, b in itertools.product((5, 8, 9), (1, 2, 3), (1, 2)):
+    contract = Participation(n, k, b, block=block)
+    patterns = _once_in_each_block(n, k, b, block)
+    column = np.linspace(1, 0.1, n) ** 2
+    found: list[strategies.Strategy] = [
+      strategies.Matrix(_random_lower(n, n) + np.eye(n)),
+      strategies.Matrix(np.diag(np.arange(1.0, n + 1))),
+      strategies.Toeplitz(column, n),
+      strategies.identity(n),
+    ]
+    for every, complete in itertools.product((0, 2, block), (False, True)):
+      found.append(strategies.Tree(n, restart_every=every, complete=complete))
+    for strategy in found:
+      result = strategy.sensitivity(contract)
+      expected = _brute_force(strategy.matrix(), patterns)
+      assert result.value >= expected * (1 - 1e-12), (contract, strategy)
+      if result.is_exact:
+        exact += 1
+        assert result.value == pytest.approx(expected), (contract, strategy)
+      wider = strategy.sensitivity(Participation(n, contract.participations, b))
+      assert result.value <= wider.value * (1 + 1e-12)
+      narrower += result.value < wider.value * 0.99
+  assert exact > 50 and narrower > 10
+
+
+def test_restarts_once_an_epoch_by_hand():
+  # Four trees of 25 rounds, completed to 32: six nodes above a round.
+  tree = strategies.Tree(100, restart_every=25, complete=True)
+  once = tree.sensitivity(Participation(100, 4, 1, block=25))
+  assert once.value == pytest.approx(24**0.5)
+  assert once.is_exact
+  # In any four rounds, the worst are next to each other.
+  assert tree.sensitivity(Participation(100, 4, 1)).value > 8
