@@ -29,12 +29,12 @@ RECIPES := $(foreach model,$(MODELS),$(foreach aggregator,$(AGGREGATORS),\
 
 # Quiet TensorFlow; each test worker uses about one core.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-test test-slow coverage: export TF_NUM_INTRAOP_THREADS ?= 1
-test test-slow coverage: export TF_NUM_INTEROP_THREADS ?= 2
-test test-slow coverage: export OMP_NUM_THREADS ?= 1
-test test-slow coverage: export OPENBLAS_NUM_THREADS ?= 1
+test test-slow coverage soak: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-slow coverage soak: export TF_NUM_INTEROP_THREADS ?= 2
+test test-slow coverage soak: export OMP_NUM_THREADS ?= 1
+test test-slow coverage soak: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo reproduce test test-slow coverage bench bench-peers accelerator lint format lock environment clean
+.PHONY: help demo reproduce test test-slow soak coverage bench bench-peers accelerator lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
@@ -42,6 +42,8 @@ help:
 	@echo '                and seeds (hours; SCALE=smoke takes minutes), then report'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
+	@echo 'make soak       kill runs at a hundred random moments (hours), and'
+	@echo '                compare their end with that of an unkilled run'
 	@echo 'make coverage   run both and report the lines that they cover'
 	@echo 'make bench      measure speed and memory (make bench-peers first, to'
 	@echo '                compare with FedJAX and pfl-research as well)'
@@ -82,6 +84,12 @@ test: environment
 
 test-slow: environment
 	$(PYTEST) -m slow
+
+# ROUNDS and KILLS are of each of its two recipes.
+ROUNDS ?= 200
+KILLS ?= 100
+soak: environment
+	$(VENV_PYTHON) -m tests.soak --rounds=$(ROUNDS) --kills=$(KILLS)
 
 # Python processes started by the tests are measured as well.
 coverage: environment

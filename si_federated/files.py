@@ -8,6 +8,7 @@ import fcntl
 import functools
 import logging
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,10 @@ def raise_if_unreadable(
       f'{os.fspath(path)} cannot be read ({error.strerror}); mend that, and '
       'try again.'
     ) from error
+
+
+# The names that `atomic_file` gives, by `mkstemp`, and those of TFF.
+_LEFTOVER = re.compile(r'\..+\.[a-z0-9_]{8}|.+\.csv_temp\d{4}')
 
 
 @contextlib.contextmanager
@@ -132,6 +137,21 @@ def write_atomically(
   """
   with atomic_file(path) as file:
     file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: Union[str, os.PathLike]) -> None:
+  """Removes what killed processes left of files that were being written.
+
+  Args:
+    folder: The folder, to which no other process may write now; it need not
+      exist.
+  """
+  if not os.path.isdir(folder):
+    return
+  with os.scandir(os.fspath(folder)) as entries:
+    for entry in entries:
+      if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
+        os.unlink(entry.path)
 
 
 class LockedError(Exception):

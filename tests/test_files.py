@@ -129,3 +129,23 @@ def test_an_archive_is_read_by_numpy(tmp_path):
     assert found['a/0'].dtype == np.int16
     assert found['a/0'].tolist() == [0, 1, 2]
     assert found['b'].item() == 'word'
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+  kept = ['.lock', '.hidden', 'a.npz', '.b.npz', 'round.abcdefgh', 'x_temp1234']
+  left = ['.a.npz.abc_d3fg', '.metrics.csv.abcdefgh', 'metrics.csv_temp1234']
+  for name in (*kept, *left):
+    (tmp_path / name).write_text('')
+  (tmp_path / '.folder.abcdefgh').mkdir()
+  files.remove_leftovers(tmp_path)
+  assert sorted(os.listdir(tmp_path)) == sorted([*kept, '.folder.abcdefgh'])
+  files.remove_leftovers(tmp_path / 'missing')
+
+
+def test_the_names_of_unfinished_files_are_those_of_leftovers(tmp_path):
+  with files.atomic_file(tmp_path / 'a.npz') as file:
+    file.write(b'x')
+    (name,) = os.listdir(tmp_path)
+    files.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / name).write_text('')

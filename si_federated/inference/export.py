@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from si_federated.weights import adapter_files
 
 # The first two by default.
 FORMATS = ('saved_model', 'tflite', 'adapters')
+_TEMPORARY = '.saved_model.'
 PRECISIONS = ('float32', 'float16', 'int8')
 
 
@@ -129,9 +131,39 @@ def export_model(
       f'--top must be from 1 to the {vocabulary.size} ids of the model, found '
       f'{top}.'
     )
-  module = NextToken(trained, top=top)
   os.makedirs(folder, exist_ok=True)
+  try:
+    lock = files.lock(os.path.join(folder, '.lock'))
+  except files.LockedError as error:
+    raise config.ConfigError(
+      f'Another process is exporting to {folder}.'
+    ) from error
+  with lock:
+    return _write(
+      run, trained, folder, formats, top=top, tflite_precision=tflite_precision
+    )
+
+
+def _write(
+  run: str,
+  trained: trained_model.TrainedModel,
+  folder: str,
+  formats: tuple[str, ...],
+  *,
+  top: int,
+  tflite_precision: str,
+) -> dict[str, Any]:
+  """Writes the files of an export; see `export_model`."""
+  files.remove_leftovers(folder)
+  # What a killed export left; it may have moved the model out of its way.
+  for left in glob.glob(os.path.join(glob.escape(folder), f'{_TEMPORARY}*')):
+    whole = os.path.join(folder, 'saved_model')
+    if left.endswith('.old') and not os.path.exists(whole):
+      os.rename(left, whole)
+    shutil.rmtree(left, ignore_errors=True)
+  vocabulary = trained.vocabulary
   save_vocabulary(vocabulary, folder)
+  module = NextToken(trained, top=top)
   length = trained.config.sequence_length
   written: dict[str, Any] = {}
   if 'saved_model' in formats:
@@ -183,7 +215,7 @@ def export_model(
 def _write_saved_model(module: NextToken, path: str) -> None:
   signatures = _concrete_functions(module, [None, None])
   parent = os.path.dirname(os.path.abspath(path))
-  temporary = tempfile.mkdtemp(prefix='.saved_model.', dir=parent)
+  temporary = tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent)
   try:
     tf.saved_model.save(
       module,

@@ -111,6 +111,8 @@ class RunFolder:
       raise config.ConfigError(
         f'Another process is running the experiment in {self.path}.'
       ) from error
+    for folder in ('', 'checkpoints', 'logdir', 'clients'):
+      files.remove_leftovers(self._file(folder))
     held = read_config(self.path) if self.has('config.json') else None
     differences = experiment.differences(held) if held is not None else []
     # A run that failed before its first row, for example for lack of data,

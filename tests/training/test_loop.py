@@ -551,3 +551,13 @@ def test_a_folder_without_locks_is_used_with_a_warning(
   monkeypatch.setattr('fcntl.flock', fail)
   assert _run(tmp_path)['rounds'] == 10
   assert f'{tmp_path} has no file locks' in caplog.text
+
+
+def test_opening_a_folder_removes_what_a_killed_run_was_writing(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / '.round_000003.npz.abcdefgh').write_text('')
+  (tmp_path / 'metrics.csv_temp1234').write_text('')
+  _run(tmp_path)
+  names = {path.name for path in tmp_path.rglob('*')}
+  assert '.round_000003.npz.abcdefgh' not in names
+  assert 'metrics.csv_temp1234' not in names
