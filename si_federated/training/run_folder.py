@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config, files
@@ -211,6 +212,7 @@ class RunFolder:
 
     Raises:
       KeyError: If a column is not one of `COLUMNS`.
+      OSError: If the files can't be written.
     """
     unknown = set(values) - set(COLUMNS)
     if unknown:
@@ -222,8 +224,14 @@ class RunFolder:
       shown = {column: np.float32(value) for column, value in values.items()}
 
     async def release():
-      await self._metrics.release(row, round_num)
-      await self._tensorboard.release(shown, round_num)
+      try:
+        await self._metrics.release(row, round_num)
+        await self._tensorboard.release(shown, round_num)
+      except tf.errors.OpError as error:
+        # TensorFlow's files have errors of their own, as for a full disk.
+        raise OSError(
+          f'The metrics of {self.path} were not written: {error.message}'
+        ) from error
 
     try:
       asyncio.get_running_loop()

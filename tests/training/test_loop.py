@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config
@@ -561,3 +562,14 @@ def test_opening_a_folder_removes_what_a_killed_run_was_writing(tmp_path):
   names = {path.name for path in tmp_path.rglob('*')}
   assert '.round_000003.npz.abcdefgh' not in names
   assert 'metrics.csv_temp1234' not in names
+
+
+def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+  async def fail(self, value, key):
+    del self, value, key
+    raise tf.errors.ResourceExhaustedError(None, None, 'No space left; m.csv')
+
+  manager = tff.program.CSVFileReleaseManager
+  monkeypatch.setattr(manager, 'release', fail)
+  with pytest.raises(OSError, match=f'{tmp_path} were not written: No space'):
+    _run(tmp_path)
