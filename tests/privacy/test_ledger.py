@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 from si_federated.privacy import (
   accounting,
   ledger,
@@ -9,6 +12,8 @@ from si_federated.privacy import (
   schedules,
   strategies,
 )
+
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_rows_under_sampling_do_not_end_above_the_promise():
@@ -29,3 +34,18 @@ def test_rows_under_sampling_do_not_end_above_the_promise():
   assert rows[-1] <= promised
   assert rows == sorted(rows)
   assert rows[0] < rows[-1]
+
+
+def test_tuning_is_said_not_to_be_covered():
+  told = ledger.Ledger(mechanism='gaussian', delta=1e-5).summary()
+  assert any('hyper-parameters' in text for text in told['not_covered'])
+
+
+def test_each_pitfall_has_a_test():
+  readme = _ROOT / 'si_federated' / 'privacy' / 'README.md'
+  table = readme.read_text().partition('## Pitfalls')[2].partition('\n## ')[0]
+  rows = [line for line in table.splitlines() if line.startswith('| ')][1:]
+  names = re.findall(r'`([a-z_/]+[.]py)::(test_[a-z_]+)`', table)
+  assert len(rows) == len(names) + 1 > 20
+  for file, name in names:
+    assert f'\ndef {name}(' in (_ROOT / 'tests' / file).read_text(), name
