@@ -112,6 +112,18 @@ class RunFolder:
       raise config.ConfigError(
         f'Another process is running the experiment in {self.path}.'
       ) from error
+    try:
+      return self._hold(experiment, planned_for_rounds)
+    except BaseException:
+      self.close()
+      raise
+
+  def _hold(
+    self,
+    experiment: config.ExperimentConfig,
+    planned_for_rounds: Sequence[str],
+  ) -> bool:
+    """Makes the locked folder that of an experiment; see `open`."""
     for folder in ('', 'checkpoints', 'logdir', 'clients'):
       files.remove_leftovers(self._file(folder))
     held = read_config(self.path) if self.has('config.json') else None
