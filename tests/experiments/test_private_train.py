@@ -205,7 +205,7 @@ def test_secret_noise(tmp_path):
     # The seed is in the checkpoint alone.
     seed = state['state/aggregator/seed']
     for file in (tmp_path / name / 'x').glob('*.*'):
-      assert str(seed[0]) not in file.read_text()
+      assert str(seed[0]).encode() not in file.read_bytes()
   assert not np.allclose(*weights)
 
 
