@@ -23,14 +23,12 @@ class Group:
   """Clients whose data have one shape.
 
   Attributes:
-    clients: Their positions in the cohort.
     size: K, the number of clients with padding.
     arrays: For each sequence of a client's datum the components of its
       elements, `[K, S, ...]`, then the numbers of elements, `[K]`; the
       tensors, `[K, ...]`; last which clients are not padding, `[K]`.
   """
 
-  clients: list[int]
   size: int
   arrays: list[np.ndarray]
 
@@ -126,4 +124,4 @@ def _group(
     padded = [*chosen, *[chosen[0]] * (size - len(chosen))]
     arrays += map(np.stack, zip(*(tensors[k] for k in padded)))
   arrays.append(np.arange(size) < len(chosen))
-  return Group(chosen, size, arrays)
+  return Group(size, arrays)

@@ -56,7 +56,6 @@ class _Worker:
       environment.pop(name, None)
     if device is not None:
       environment['JAX_PLATFORMS'] = device
-    self._python = python
     try:
       self._process = subprocess.Popen(
         [python, jax_worker.__file__],
@@ -89,11 +88,15 @@ class _Worker:
     try:
       jax_worker.send(self._process.stdin, message, arrays)
       answer, results = jax_worker.receive(self._process.stdout)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, ValueError) as error:  # of a closed pipe, too
       status = _end(self._process)
       raise WorkerError(
         f'The JAX process has ended (status {status})'
       ) from error
+    except BaseException:
+      # Interrupted: the answer would be taken for that of the next message.
+      _end(self._process)
+      raise
     if 'error' in answer:
       if 'RESOURCE_EXHAUSTED' in answer['error']:
         raise _OutOfMemoryError(answer['error'])
@@ -116,6 +119,14 @@ def _end(process: subprocess.Popen) -> int | None:
   except subprocess.TimeoutExpired:
     process.kill()
     return process.wait()
+
+
+def _refusal(error: Exception) -> errors.UnsupportedError:
+  """Returns the error for a computation that can't be converted."""
+  reason = str(error).strip().partition('\n')[0]
+  return errors.UnsupportedError(
+    f'--runtime=jax can not run this computation: {reason} Use --runtime=local.'
+  )
 
 
 class JaxContext(context_base.SyncContext):
@@ -176,10 +187,7 @@ class JaxContext(context_base.SyncContext):
     try:
       programs = jax_programs.ClientPrograms(compiled.client_part)
     except (NotImplementedError, TypeError, ValueError) as error:
-      raise errors.UnsupportedError(
-        f'--runtime=jax can not run this computation: {error} Use '
-        '--runtime=local.'
-      ) from error
+      raise _refusal(error) from error
     self._programs[id(compiled)] = programs
 
   def _run_clients(
@@ -276,13 +284,16 @@ class JaxContext(context_base.SyncContext):
     for number, group in enumerate(groups):
       key = f'{id(programs)} {group.shapes}'
       if key not in self._loaded:
-        program = programs.export(
-          broadcast,
-          zeros,
-          group,
-          platform=self._platform,
-          matmul_precision=self._precision,
-        )
+        try:
+          program = programs.export(
+            broadcast,
+            zeros,
+            group,
+            platform=self._platform,
+            matmul_precision=self._precision,
+          )
+        except (NotImplementedError, TypeError, ValueError) as error:
+          raise _refusal(error) from error
         self._worker.ask(
           {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
         )

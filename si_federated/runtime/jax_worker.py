@@ -111,13 +111,11 @@ class _Worker:
   def hello(self, message, arrays):
     del message, arrays
     device = self._jax.devices()[0]
-    memory = getattr(device, 'memory_stats', lambda: None)() or {}
     return {
       'jax': self._jax.__version__,
       'platform': device.platform,
       'device': device.device_kind,
       'num_devices': len(self._jax.devices()),
-      'memory': memory.get('bytes_limit'),
     }, ()
 
   def load(self, message, arrays):

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import experiment, layers, runtime
-from si_federated.runtime import jax_programs
+from si_federated.runtime import jax_programs, jax_worker
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -218,6 +218,40 @@ def test_a_killed_process_is_one_sentence():
   os.kill(context.worker_pid, signal.SIGKILL)
   with pytest.raises(runtime.UnsupportedError, match='process has ended'):
     next_round(1.0, [_dataset([1, 2])])
+
+
+def test_an_interrupted_round_gives_no_answer_to_the_next(monkeypatch):
+  runtime.set_jax_context()
+  next_round = _sums(_by_reduction, _PAIRS)
+  next_round(1.0, [_dataset([1, 2])])
+
+  def interrupted(stream):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(jax_worker, 'receive', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      next_round(1.0, [_dataset([1, 2])])
+  with pytest.raises(runtime.UnsupportedError, match='process has ended'):
+    next_round(1.0, [_dataset([3, 4])])
+
+
+def test_what_jax_can_not_trace_is_refused():
+  # A shape that depends on data.
+  def client_fn(server, data):
+    return (
+      data.reduce(
+        tf.zeros([2]),
+        lambda total, pair: (
+          total + tf.reduce_sum(tf.zeros([tf.cast(pair[0], tf.int32)]))
+        ),
+      )
+      * server
+    )
+
+  runtime.set_jax_context()
+  with pytest.raises(runtime.UnsupportedError, match='runtime=jax can not run'):
+    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
 def _run(name, rounds=3, **changes):
