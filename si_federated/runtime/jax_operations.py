@@ -238,6 +238,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
   'AnonymousIteratorV3': _Iterator,
   'BiasAddGrad': lambda g: jnp.sum(g, tuple(range(np.ndim(g) - 1))),
   'BroadcastGradientArgs': _broadcast_gradient_args,
+  'IdentityN': lambda *xs: xs,  # gradients are in the graph already
   'IteratorGetNextAsOptional': lambda iterator: _plain(iterator).element,
   'MakeIterator': _make_iterator,
   'OptionalGetValue': lambda element: _plain(element).components,
