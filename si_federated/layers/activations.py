@@ -3,8 +3,8 @@
 Source: Ro et al. 2024, "Efficient Language Model Architectures for
 Differentially Private Federated Learning", arXiv 2403.08100.
 
-Everything is built on y = x / max_j |x_j|. Where the maximum is zero the paper
-has 0/0; here the output is then zero, and so is the gradient.
+All three are built on y = x / max_j |x_j|. Where the maximum is zero, the
+paper's formula is 0/0; here both the output and its gradient are then zero.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def inverse_maximum(maximum: tf.Tensor) -> tf.Tensor:
 
 
 def first_derivative_only(x: tf.Tensor) -> tf.Tensor:
-  """Returns a tensor of a gradient that must not be differentiated again.
+  """Prevents a gradient from being differentiated again.
 
-  With a dead slope the gradient is not that of the output. Differentiated
-  again, it would give numbers that are no one's derivative.
+  With a nonzero dead slope, the gradient is not the derivative of the output,
+  so that differentiating it again would give meaningless numbers.
 
   Args:
-    x: The tensor.
+    x: A tensor that the gradient is computed from.
 
   Returns:
     The same values; differentiating them raises a `NotImplementedError`.

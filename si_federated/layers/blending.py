@@ -107,7 +107,7 @@ class Blend:
 
   @property
   def is_homogeneous(self) -> bool:
-    """Whether it scales with its input, but not with its own weights."""
+    """Whether its output scales with its input, but not with its weights."""
     return self.mode in _HOMOGENEOUS_MODES and all(
       function in _HOMOGENEOUS_FUNCTIONS for function in self.functions
     )

@@ -24,7 +24,7 @@ def constructor_arguments(
 
   Args:
     layer: The layer; it keeps each argument as an attribute of the same name.
-    owner: The class whose constructor is meant.
+    owner: The class whose constructor takes the arguments.
 
   Returns:
     Name to value. Activations, initializers, regularizers and constraints are

@@ -50,7 +50,7 @@ class ConformerBlock(tf.keras.layers.Layer):
   unit, causal depthwise convolution, normalisation, activation, dense D -> D.
 
   Differs from the paper: everything is causal, positions are absolute and added
-  to the input, and layer normalisation stands for batch normalisation, whose
+  to the input, and layer normalisation replaces batch normalisation, whose
   statistics would have to be shared between clients.
 
   With `scale_invariant` every part is of degree 2 in its weights, by the rules
@@ -158,8 +158,8 @@ class ConformerBlock(tf.keras.layers.Layer):
       self.depthwise_bias = self.add_weight(
         name='depthwise_bias', shape=(size,), initializer='zeros'
       )
-    # The order of computation, which is the order of the weights, except that
-    # the layer's own come first.
+    # Parts are built in the order of computation, which becomes the order of
+    # the weights; the layer's own weights come first.
     self.feed_forward_1_norm = norm('feed_forward_1_norm')
     self.feed_forward_1 = build_feed_forward(self, 'feed_forward_1', size)
     self.attention_norm = norm('attention_norm')

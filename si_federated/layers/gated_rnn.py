@@ -31,8 +31,8 @@ class GatedRNN(tf.keras.layers.RNN):
 
   Call arguments:
     inputs: `[B, T, D]`.
-    mask: `[B, T]` booleans; where false, the state is held and the output
-      repeats the previous one.
+    mask: `[B, T]` booleans; where false, the state stays as it is and the
+      output repeats the previous one.
     training: Whether dropout is active.
     initial_state: The cell's state before the first step.
   """
@@ -86,7 +86,7 @@ class GatedRNN(tf.keras.layers.RNN):
   def build(self, input_shape: Any) -> None:
     """Builds the cell for inputs `[B, T, D]`."""
     if not isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
-      # `.keras` files hold it as a list, which Keras reads as several shapes.
+      # `.keras` files store it as a list, which Keras reads as several shapes.
       input_shape = tf.TensorShape(input_shape)
     super().build(input_shape)
 
@@ -206,7 +206,7 @@ def _argument_names(cell_class: Any) -> List[str]:
   ]:
     if '__init__' in vars(owner):
       names += inspect.signature(owner.__init__).parameters
-  # In TensorFlow 1 graphs, Keras swaps the bases of its classes; the arguments
-  # of a bare layer may then be among these.
+  # In TensorFlow 1 graphs, Keras swaps the bases of its classes, which can put
+  # the arguments of a bare layer among these.
   others = ('self', 'kwargs', 'units', 'name', 'trainable', 'dtype', 'dynamic')
   return [n for n in names if n not in others]

@@ -77,10 +77,10 @@ def _rules(dead_slope: float) -> Dict[Callable, Rule]:
 def _find_rules(
   functions: Sequence[Callable], dead_slope: float, dtype: str
 ) -> Optional[List[Rule]]:
-  """Returns the rules of activations, `None` to have TensorFlow differentiate.
+  """Returns the rules of activations, or `None` if TensorFlow differentiates.
 
-  It does if an activation has no rule, or a scale-invariant one is computed in
-  float16, where the products taken in advance could overflow.
+  TensorFlow does so if an activation has no rule, or if a scale-invariant one
+  is computed in float16, where the precomputed products could overflow.
   """
   rules = _rules(dead_slope)
   found = [rules[function] for function in functions if function in rules]
@@ -134,7 +134,7 @@ def with_dead_slope(activation: Callable, dead_slope: float) -> Callable:
 def _differentiated(
   apply: Callable[..., Tuple[tf.Tensor, tf.Tensor]],
 ) -> Gates:
-  """Builds gates of which TensorFlow differentiates each step."""
+  """Builds gates whose steps TensorFlow differentiates."""
 
   def step(z, c):
     m, new_c = apply(z, c)

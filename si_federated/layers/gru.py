@@ -92,7 +92,7 @@ class GRU(gated_rnn.GatedRNN):
   """
 
   cell_class = GRUCell
-  # Keras reads it from layers named GRU when it loads an H5 file.
+  # Keras reads this attribute of layers named GRU when it loads an H5 file.
   reset_after = True
 
 

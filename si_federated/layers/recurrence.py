@@ -98,14 +98,14 @@ def scan(
 
   Args:
     x: `[T, B, K*H]` input products of all steps, bias included.
-    recurrent_kernel: U, `[R, K*H]`, or narrower: then the last columns of x get
-      no recurrent product.
+    recurrent_kernel: U, `[R, K*H]`, or with fewer columns: then the last
+      columns of x get no recurrent product.
     gates: The cell.
     units: H, the size of c.
     initial_state: h `[B, R]` and c `[B, H]` before the first step; zero if
       `None`, which saves the first recurrent product.
     projection: P `[H, R]` and b_p `[R]`, or `None`: then R is H.
-    mask: `[T, B]` booleans; where false, h and c are held.
+    mask: `[T, B]` booleans; where false, h and c stay as they are.
     recurrent_dropout_mask: `[B, R]` factors for h before the recurrent product.
     unroll: Whether to unroll the loop over time; `None` unrolls at most
       `MAX_UNROLLED_STEPS` steps.
@@ -130,7 +130,7 @@ def scan(
   if initial_state is None and not unroll:
     sizes = (recurrent_kernel.shape[0], units)
     initial_state = tuple(tf.zeros([batch, n], x.dtype) for n in sizes)
-  # While unrolling, `None` stands for zero, and costs nothing.
+  # While unrolling, `None` stands for zero and costs nothing.
   starts_at_zero = initial_state is None
 
   def drop(h):
@@ -231,9 +231,10 @@ def add_product(x: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
 def _transposed(matrix: tf.Tensor) -> tf.Tensor:
   """Returns a transposed copy of a matrix for the products of all steps.
 
-  For a left factor as thin as a batch, a product with `transpose_b=True` takes
-  twice as long as one with a copy. The detour through three axes keeps
-  TensorFlow's optimizer from folding the transposition into the products.
+  When the left factor has only as many rows as a batch, a product with
+  `transpose_b=True` takes twice as long as one with a copy. The detour through
+  three axes keeps TensorFlow's optimizer from folding the transposition into
+  the products.
   """
   rows, columns = matrix.shape
   copy = tf.transpose(tf.reshape(matrix, [1, rows, columns]), [0, 2, 1])
@@ -245,7 +246,8 @@ def _outer(
 ) -> tf.Tensor:
   """Sums left^T right over time and batch: `[T, B, M]`, `[T, B, N]`.
 
-  Where the mask is false, the right factor is zero, and no work is spent.
+  Steps where the mask is false contribute nothing; they are skipped unless
+  shapes must be static.
   """
   if mask is not None and static_graphs.shapes_are_static():
     right = tf.where(mask[..., tf.newaxis], right, tf.zeros_like(right))

@@ -13,10 +13,11 @@ class ScaleInvariant(tf.keras.layers.Layer):
   SI-σ replaces the sigmoid in all gates; SI-tanh replaces tanh in the candidate
   g and, with `scale_invariant_output`, in tanh(c_t).
 
-  Differs from the paper: gates without a positive pre-activation, 0/0 there,
-  are zero and pass the gradient with slope `dead_gate_slope`. The paper does
-  not give initial biases; those of the forget gate are zero here, since a bias
-  of one makes all units of a max-normalised gate nearly equal.
+  Differs from the paper: gates without a positive pre-activation, which are 0/0
+  in the paper, are zero here and pass the gradient with slope
+  `dead_gate_slope`. The paper does not give initial biases; those of the forget
+  gate are zero here, since a bias of one makes all units of a max-normalised
+  gate nearly equal.
 
   Args:
     units: H, the number of hidden units.

@@ -1,9 +1,9 @@
 """Graphs whose shapes don't depend on the data, as XLA compiles them.
 
 On a processor, layers gather the valid tokens of a batch, so that padding costs
-nothing. How many there are is known only when the graph runs, and a compiler
-such as XLA can't work with that. Graphs traced within `static_shapes`, or for
-XLA, compute the padding as well, and leave it out of results.
+nothing. Their number is known only when the graph runs, but compilers such as
+XLA need it when they compile. Graphs traced within `static_shapes`, or for XLA,
+therefore compute the padding as well, and leave it out of results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def static_shapes(enabled: bool = True) -> Iterator[None]:
   which compile much faster than unrolled steps.
 
   Args:
-    enabled: Whether to; otherwise the scope changes nothing.
+    enabled: If false, the scope changes nothing.
   """
   token = _static.set(enabled or _static.get())
   try:

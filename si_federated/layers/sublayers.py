@@ -49,7 +49,7 @@ def build_dense(
   initializer = tf.keras.initializers.get(kernel_initializer)
   layer = tf.keras.layers.Dense(
     size,
-    # A new one: an initializer that is used twice repeats its values.
+    # A copy, since an initializer that is used twice repeats its values.
     kernel_initializer=type(initializer).from_config(initializer.get_config()),
     dtype=policy,
     name=name,

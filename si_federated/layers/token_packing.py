@@ -48,7 +48,7 @@ class Packing:
       shape = [self.batch * self.length, size]
       x = tf.scatter_nd(self._rows[:, tf.newaxis], x, shape)
     if self._valid is not None:
-      # Not a product: padding may hold anything, NaN included.
+      # Not a product: padding can contain anything, NaN included.
       x = tf.where(self._valid, x, tf.zeros_like(x))
     x = tf.reshape(x, [self.batch, self.length, size])
     return tf.ensure_shape(x, [*self._static, size])

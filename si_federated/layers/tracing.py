@@ -1,4 +1,4 @@
-"""Layer calls by which Keras only builds a model."""
+"""Detection of layer calls that only build a Keras model."""
 
 from __future__ import annotations
 

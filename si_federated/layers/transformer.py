@@ -25,7 +25,8 @@ class TransformerBlock(tf.keras.layers.Layer):
   without epsilon before each part, and no biases at the end of a part. Inputs
   of degree 2 in the weights then give outputs of degree 2.
 
-  With `attention_only` as well, the rest is as without `scale_invariant`.
+  With `attention_only` as well, all but the attention is that of an ordinary
+  block.
 
   Masked positions cost no work; their outputs are zero.
 
@@ -100,7 +101,7 @@ class TransformerBlock(tf.keras.layers.Layer):
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
     size = tf.TensorShape(input_shape)[-1]
-    # The order of computation, which is the order of the weights.
+    # Built in the order of computation, which becomes the order of the weights.
     self.attention_norm = build_block_norm(self, 'attention_norm', size)
     self.attention = build_attention(self, size)
     self.feed_forward_norm = build_block_norm(self, 'feed_forward_norm', size)
@@ -169,7 +170,7 @@ def build_block_norm(
     block: The block.
     name: The name of the layer.
     size: D.
-    affine: Whether it has weights; by default, unless the block is homogeneous.
+    affine: Whether it has weights; if `None`, unless the block is homogeneous.
 
   Returns:
     The layer with its weights.
