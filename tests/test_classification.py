@@ -313,7 +313,9 @@ def test_weights_from_a_file(tmp_path):
   )
   loaded = next(v for v in model.weights if 'token_embedding' in v.name)
   np.testing.assert_array_equal(loaded, backbone.token_embedding.embeddings)
-  with pytest.raises(config.ConfigError, match='no weights of such a model'):
+  with pytest.raises(
+    config.ConfigError, match='no weights for a model of these sizes'
+  ):
     experiment.build_model(_config('nowhere', model=spec), 11, num_classes=2)
 
 

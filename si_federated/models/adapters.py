@@ -67,7 +67,7 @@ def _adapt(
   if any(_adapters(layer) for layer in model.submodules):
     raise ValueError('The model has adapters already; merge them first.')
   places = _choose(_kernels(model), rank, variables)
-  # TFF builds the model once more around tensors, which are not trained.
+  # TFF builds the model once more around tensors, which cannot be frozen.
   if all(isinstance(weight, tf.Variable) for weight in model.variables):
     names = stable_names(weight.name for weight in model.variables)
     kept = set(match_names(names, trained)) if trained is not None else set()
@@ -124,8 +124,8 @@ def lora_model(model: tf.keras.Model, **options: Any) -> tf.keras.Model:
 def ffa_lora_model(model: tf.keras.Model, **options: Any) -> tf.keras.Model:
   """Freezes a model and trains B of low-rank additions A B (FFA-LoRA).
 
-  As `lora_model`, but A keeps its initial values, the same on all clients:
-  averages of updates, and noise, act linearly on the addition, and updates
+  Like `lora_model`, but A keeps its initial values, the same on all clients, so
+  that averages of updates, and noise, act linearly on the addition and updates
   are half as large (Sun et al., arXiv 2403.12313). Arguments, result and errors
   are those of `lora_model`.
   """
@@ -192,7 +192,8 @@ def _add_factors(
 ) -> None:
   rows, columns = lora.matrix_shape(place.weight.shape)
   layer = place.layer
-  # Weights of layers that are built by hand are not named after their path.
+  # Keras does not name weights after their path in layers that are built by
+  # hand.
   name = getattr(place.weight, 'name', place.name).partition(':')[0]
   with tf.name_scope(f'{name.rpartition("/")[0] or layer.name}/'):
     suffix = '' if place.attribute == 'kernel' else f'_{place.attribute}'

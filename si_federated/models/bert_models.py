@@ -1,6 +1,6 @@
 """BERT, ALBERT and DistilBERT text classifiers on KerasNLP's backbones.
 
-KerasNLP is imported when one of them is built; nothing else needs it.
+KerasNLP is imported only when one of them is built.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def bert(vocab_size: int, num_classes: int, **options: Any) -> tf.keras.Model:
     num_classes: C.
     preset: The name of pretrained weights of KerasNLP (`bert_tiny_en_uncased`
       and others), which are downloaded at first use and determine all sizes;
-      or a file of such weights, `.h5`, of a model of the given sizes.
+      or an `.h5` file of weights of a model of the given sizes.
     num_layers: Number of blocks; 2 by default, for a small random model.
     num_heads: Number of attention heads; 2 by default.
     hidden_dim: Size of the embeddings and of the blocks; 64 by default.
@@ -129,7 +129,7 @@ def albert(
   embedding_size: Optional[int] = None,
   **options: Any,
 ) -> tf.keras.Model:
-  """Builds an ALBERT classifier, one block repeated (arXiv 1909.11942).
+  """Builds an ALBERT classifier, which repeats one block (arXiv 1909.11942).
 
   Args:
     vocab_size: See `bert`, also for all options not listed here.
@@ -244,7 +244,7 @@ def _from_sizes(
       backbone.load_weights(str(weights_file))
     except (OSError, ValueError, KeyError) as error:
       raise ValueError(
-        f'preset={weights_file} has no weights of such a model '
+        f'preset={weights_file} has no weights for a model of these sizes '
         f'({_first_line(error)}); give the sizes that it was made with.'
       ) from error
   return backbone
@@ -289,5 +289,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _has_values() -> bool:
-  """Whether weights of models that are built now hold values to load."""
+  """Whether models that are built now have weights with values to replace."""
   return tf.executing_eagerly()

@@ -1,4 +1,4 @@
-"""Builders that share options, with all of them in their signatures."""
+"""Sharing of options between builders, with all of them in each signature."""
 
 from __future__ import annotations
 

@@ -127,8 +127,8 @@ def lstm(vocab_size: int, **options: Any) -> tf.keras.Model:
     num_layers: Number of recurrent layers.
     tied_embeddings: Whether the logits are a product with the transposed
       embedding, rather than a dense layer of their own.
-    size: `small` or `large`, which set the three sizes to published values; a
-      size that is also given must agree.
+    size: `small` or `large`, which set the three sizes to published values; an
+      explicit size must agree with them.
     normalize_embedding: Whether embeddings are normalised to mean zero and
       variance one (without weights) before the recurrence.
     dropout: Fraction of the inputs of each recurrent layer to drop.

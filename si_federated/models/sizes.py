@@ -1,4 +1,4 @@
-"""Published model sizes by name, and checks of the sizes that are given."""
+"""Published model sizes by name, and checks of sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve(
     size: A key of `published`, or `None`.
     given: Option to the value that the caller gave, `None` if absent.
     defaults: Option to its value where neither the caller nor `size` sets it,
-      with the keys of `given` at least; `None` leaves the part out.
+      with all keys of `given`; `None` leaves the part out of the model.
     published: Name of a size to the options that it sets.
 
   Returns:

@@ -2,7 +2,7 @@
 
 The sizes `small` and `large` are those of Ro et al. 2022, "Scaling Language
 Model Size in Cross-Device Federated Learning", arXiv 2204.09715, as inferred
-from its parameter counts. It does not give heads, positions and dropout.
+from its parameter counts. The paper does not give heads, positions or dropout.
 """
 
 from __future__ import annotations

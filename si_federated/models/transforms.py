@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, Sequence
 
 import tensorflow as tf
 
-# At most so many names are listed in a message.
+# The most names that a message lists.
 _LISTED = 40
 
 
@@ -20,7 +20,7 @@ def stable_names(names: Iterable[str]) -> List[str]:
   variables would then share a name.
 
   Args:
-    names: Names of variables as Keras has them.
+    names: Names of variables, as Keras gives them.
 
   Returns:
     The names in the same order, without `:0`; duplicates end with `_2`, `_3`
@@ -108,7 +108,7 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
   """
   weights = model.variables
   if not all(isinstance(weight, tf.Variable) for weight in weights):
-    # TFF builds the model once more around tensors, which are not trained.
+    # TFF builds the model once more around tensors, which cannot be frozen.
     return model
   names = stable_names(weight.name for weight in weights)
   chosen = set(match_names(names, variables))
