@@ -31,7 +31,7 @@ class ClippedOptimizer(wrapped_optimizer.WrappedOptimizer):
     self.clip_norm = clip_norm
 
   def sparing(self, spared: Sequence[bool]) -> ClippedOptimizer:
-    """Returns one whose weight decay, if any, spares some variables."""
+    """Returns the optimizer with some variables exempt from weight decay."""
     if not hasattr(self.inner, 'sparing'):
       return self
     return ClippedOptimizer(self.inner.sparing(spared), self.clip_norm)

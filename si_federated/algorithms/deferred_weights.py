@@ -45,9 +45,9 @@ class _PlaceholderZeros:
   def size(self) -> int:
     return math.prod(self.shape)
 
-  # TensorFlow's protocol of conversion. A registered conversion function would
-  # keep this module, and TFF's processes with it, until the end of Python,
-  # when they can no longer be ended without an error.
+  # TensorFlow's conversion protocol. A registered conversion function would
+  # keep this module, and with it TFF's processes, alive until Python exits,
+  # when ending them raises an error.
   def __tf_tensor__(
     self, dtype: tf.DType | None = None, name: str | None = None
   ) -> tf.Tensor:
@@ -58,7 +58,7 @@ class _PlaceholderZeros:
 def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
   """Returns a model whose initial weights are placeholder zeros.
 
-  Weights are so not embedded in graphs. Give them to `StartedProcess`.
+  Graphs then do not embed the weights. Pass those to `StartedProcess`.
 
   Args:
     model: The model.

@@ -2,7 +2,7 @@
 
 Listo Zec et al. 2020, "Specialized federated learning using a mixture of
 experts", arXiv 2010.02056. The rounds are those of FedAvg, among the clients
-that have not opted out. The options belong to the stage after the last round.
+that have not opted out. Most options are for the stage after the last round.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def build_fed_avg(
     client_optimizer: Makes the steps on a client.
     server_optimizer: Applies the mean update, as if it were a gradient.
     aggregation_factory: Combines the updates.
-    client_weighting: `'uniform'`, or else clients weigh by the model's count of
-      examples (or tokens).
+    client_weighting: `'uniform'`; otherwise the model's count of examples (or
+      tokens) weights clients.
     model_distributor: Sends the model to the clients; unchanged by default.
 
   Returns:

@@ -33,7 +33,7 @@ class ProximalOptimizer(tff.learning.optimizers.Optimizer):
     self._strength = strength
 
   def initialize(self, specs: Any) -> Any:
-    """Returns a state in which the weights of the first step become x₀."""
+    """Returns a state that takes the weights of the first step as x₀."""
     return collections.OrderedDict(
       inner=self._inner.initialize(specs),
       has_begun=tf.constant(False),
@@ -97,7 +97,7 @@ def build_fed_prox(
   if not 0 <= proximal_strength < float('inf'):
     raise ValueError(
       f'proximal_strength must be at least 0, but it is {proximal_strength}: '
-      '0 is federated averaging, and larger holds clients nearer.'
+      '0 is federated averaging, and larger values keep clients nearer.'
     )
   return fed_avg.build_fed_avg(
     model=model,

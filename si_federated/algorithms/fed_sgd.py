@@ -1,4 +1,4 @@
-"""FedSGD: one gradient of all of a client's examples, averaged."""
+"""FedSGD: each client sends the gradient of all its examples."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def build_fed_sgd(
     factory = tff.aggregators.as_weighted_aggregator(factory)
   elif client_weighting == 'uniform':
     raise ValueError(
-      'FedSGD weighs clients by their examples, as one gradient of them all '
-      'would; choose --aggregator=mean:weighting=tokens.'
+      'FedSGD weights clients by their number of examples, as one gradient of '
+      'all examples would; choose --aggregator=mean:weighting=tokens.'
     )
   return tff.learning.algorithms.build_fed_sgd(
     model_fn=model,

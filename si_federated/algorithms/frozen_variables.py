@@ -18,14 +18,14 @@ def functional_model_from_keras(
 ) -> tff.learning.models.FunctionalModel:
   """Builds a functional model, as TFF does, of a model with frozen variables.
 
-  TFF sorts weights by whether the finished model trains them, but assigns them,
-  when it builds the model around tensors, by how each variable was created.
-  These differ if a variable is frozen after its creation, as with Keras's
-  `layer.trainable = False`.
+  TFF sorts weights by whether the finished model trains them. But when it
+  builds the model around tensors, it assigns them by whether each variable was
+  trainable at its creation. The two differ if a variable is frozen later, as
+  with Keras's `layer.trainable = False`.
 
   Args:
-    keras_model_fn: Returns a new model; the same variables in the same order
-      each time.
+    keras_model_fn: Returns a new model, with the same variables in the same
+      order each time.
     loss: The loss of a batch.
     input_spec: The specs of a batch.
 
@@ -63,9 +63,9 @@ def functional_model_from_keras(
 def _kinds(
   keras_model_fn: Callable[[], tf.keras.Model],
 ) -> tuple[list[bool], list[bool]]:
-  """Returns of each variable whether it is trainable: as created, in the end.
+  """Returns whether each variable is trainable: when created, and at the end.
 
-  Both are in the order of creation.
+  Both lists are in the order of creation.
   """
   with tf.Graph().as_default(), Recording() as created:
     model = keras_model_fn()

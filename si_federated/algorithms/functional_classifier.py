@@ -40,7 +40,8 @@ def _build_metrics(num_classes: int):
     guesses = tf.argmax(logits, -1, output_type=tf.int32)
     predicted = tf.one_hot(guesses, num_classes)
     number = tf.cast(tf.shape(labels)[0], tf.float32)
-    # A batch's loss is a mean; examples must weigh the same in all batches.
+    # The loss of a batch is a mean. The total weights all examples equally,
+    # whatever the sizes of their batches.
     new = {'loss': batch_output.loss * number}
     for name, chosen in zip(counts, (actual, predicted, actual * predicted)):
       new[name] = tf.reduce_sum(chosen, axis=0)
@@ -81,8 +82,8 @@ def build_functional_classifier(
     loss: The mean loss of a batch's examples.
     element_spec: The specs of a batch: ids `[B, T]` and labels `[B]`.
     num_classes: C.
-    count_tokens: No effect: with one label per example, clients weigh by their
-      number of examples either way.
+    count_tokens: No effect: with one label per example, the number of examples
+      weights clients either way.
     compute_dtype: The type in which layers compute. Weights, gradients and loss
       are always float32.
 

@@ -38,8 +38,8 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
     correct = _is_largest(logits, labels)
     counted = tf.not_equal(labels, _PADDING)
     count = tf.reduce_sum(tf.cast(counted, tf.float32))
-    # A batch's loss is a mean over its tokens; tokens must weigh the same in
-    # small and large batches.
+    # The loss of a batch is a mean over its tokens. The total weights all
+    # tokens equally, whatever the sizes of their batches.
     sums = {'loss': (batch_output.loss * count, count)}
     for name, ignored in ignored_labels.items():
       kept = counted
@@ -68,8 +68,8 @@ def _build_metrics(ignored_labels: Mapping[str, Sequence[int]]):
 def _is_largest(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   """Returns `argmax(logits) == labels`, `[N]`, at the cost of a maximum.
 
-  `argmax`, which is slow on a CPU and picks the first of equal logits, is only
-  computed for the few rows whose label reaches the maximum.
+  `argmax`, which is slow on a CPU and picks the first of equal logits, is
+  computed only for the few rows whose label reaches the maximum.
   """
   if shapes_are_static():
     return tf.equal(tf.argmax(logits, -1, output_type=labels.dtype), labels)
@@ -104,15 +104,15 @@ def _default_dtype(name: str) -> Iterator[None]:
 def naming(
   names: list[str], dtype: str
 ) -> Iterator[Callable[[tf.keras.Model], tf.keras.Model]]:
-  """Builds a Keras model in a type, and notes its variables' names.
+  """Builds a Keras model in a dtype, and records its variables' names.
 
   Args:
-    names: Gets the names of the trainable variables in the order of their
-      creation, in which TFF takes the weights, unless it has them already.
-    dtype: What its layers use throughout.
+    names: If empty, it is filled with the names of the trainable variables in
+      the order of their creation, which is TFF's order of the weights.
+    dtype: The dtype that its layers use throughout.
 
   Yields:
-    A function that takes the model when it is built, and returns it.
+    A function that takes the finished model, and returns it.
   """
 
   def finish(model: tf.keras.Model) -> tf.keras.Model:
@@ -125,11 +125,11 @@ def naming(
 
 
 def cast_like(model_weights: Any, used: Any) -> Any:
-  """Returns weights in the types of others.
+  """Casts weights to the dtypes of other weights.
 
   Args:
-    model_weights: The trainable and the other ones.
-    used: As many of each.
+    model_weights: The trainable and the non-trainable weights.
+    used: Weights of the same structure, in the dtypes to cast to.
   """
   return tf.nest.map_structure(
     lambda weight, other: tf.cast(weight, other.dtype),
@@ -194,9 +194,9 @@ def build_functional_model(
 
   Returns:
     The model, with metrics `loss` (per token, in nats), the accuracies and
-    `num_tokens`. Its predictions end with the positions of the N tokens of a
-    batch that are followed by a label, counted row by row, and their logits
-    `[N, V]`; the logits of padding are not computed.
+    `num_tokens`. The last two parts of its predictions are the positions of the
+    N tokens of a batch that have a label, counted row by row, and the logits
+    of these tokens, `[N, V]`; it computes no logits for padding.
   """
 
   variable_names: list[str] = []

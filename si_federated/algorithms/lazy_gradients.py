@@ -1,9 +1,9 @@
 """Gradients that cost nothing for variables that are not trained.
 
-TensorFlow computes all gradients of a step at once. Which variables a client
-trains is only known when its graph runs, so the graph of a step is cut here:
-operations that only one variable's gradient needs go into a branch that runs if
-that variable is trained.
+TensorFlow computes all gradients of a step at once, although the variables that
+a client trains are known only when its graph runs. So this module cuts the
+graph of a step: operations that only one variable's gradient needs go into a
+branch that runs if that variable is trained.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def _owners(
   shared: Sequence[tf.Tensor],
   gradients: Sequence[tf.Tensor | None],
 ) -> dict[str, set[int]]:
-  """Maps operations to the gradients that need them; -1 stands for others."""
+  """Maps each operation to the gradients that need it; -1 marks shared ones."""
   needed: dict[str, set[int]] = collections.defaultdict(set)
   for tensor in shared:
     needed[tensor.op.name].add(_SHARED)
   for index, gradient in enumerate(gradients):
     if gradient is not None:
       needed[gradient.op.name].add(index)
-  # Gradients rewrite loops, whose inputs may then be newer than the loops: the
-  # order of creation is not that of dependence.
+  # Gradients rewrite loops, which can then have inputs that were created after
+  # them: the order of creation is not that of dependence.
   for operation in _consumers_first(operations):
     if operation.op_def.is_stateful or operation.type == 'Placeholder':
       needed[operation.name].add(_SHARED)
@@ -113,7 +113,7 @@ class _Part:
         continue
       copied = self._graph_def.node.add()
       copied.CopyFrom(node)
-      # A colocation constraint, with an operation that may be missing here.
+      # A colocation constraint can name an operation that is missing here.
       copied.attr.pop('_class', None)
       del copied.input[:]
       for name in node.input:
@@ -193,7 +193,7 @@ class LazyGradients:
         (trainable, non_trainable), x, training=True
       )
       loss = model.loss(output=output, label=y)
-      # A tape would miss the operations of an imported model.
+      # A gradient tape would miss the operations of an imported model.
       gradients = tf.gradients(loss, list(trainable))
       return (
         loss,

@@ -19,7 +19,8 @@ def _build(
 
   Args:
     learning_rate: The largest learning rate.
-    warmup_rounds: The largest rate is reached in the last of these rounds.
+    warmup_rounds: The number of rounds of warm-up; the last one has the largest
+      rate.
     decay: The factor as a function of the rounds since the warm-up.
   """
   if isinstance(warmup_rounds, bool) or warmup_rounds != int(warmup_rounds):
@@ -48,7 +49,7 @@ def _check_final(final_fraction: float) -> None:
   if not 0 <= final_fraction <= 1:
     raise ValueError(
       f'final_fraction must be from 0 to 1, but it is {final_fraction}: give '
-      'the last learning rate as a part of the first.'
+      'the last learning rate as a fraction of the first.'
     )
 
 
@@ -67,7 +68,8 @@ def build_constant(
   Args:
     learning_rate: The learning rate.
     total_rounds: No effect.
-    warmup_rounds: The rate is reached in the last of these rounds.
+    warmup_rounds: The number of rounds of warm-up; the last one has the full
+      rate.
 
   Returns:
     A function of the number of the round, from 0.
@@ -195,7 +197,7 @@ def build_cool_down(
     learning_rate: The learning rate after the warm-up.
     total_rounds: The number of rounds.
     warmup_rounds: See `build_constant`.
-    fraction: The fraction of the rounds, at the end, in which it falls.
+    fraction: The last fraction of the rounds, in which the rate falls.
     final_fraction: The last rate, as a fraction of the first.
 
   Returns:
@@ -211,8 +213,8 @@ def build_cool_down(
   start = total_rounds - falling - warmup_rounds
   if start < 0:
     raise ValueError(
-      f'The {warmup_rounds} rounds of warm-up and the {falling} of cool-down '
-      f'are more than the {total_rounds} rounds there are; shorten one.'
+      f'{warmup_rounds} rounds of warm-up and {falling} of cool-down are more '
+      f'than the {total_rounds} rounds of the run; shorten one.'
     )
 
   def decay(rounds: tf.Tensor) -> tf.Tensor:

@@ -33,7 +33,8 @@ def build_mime_lite(
       with momentum or Adam.
     server_optimizer: Applies the mean update; SGD of rate 1 in the paper.
     aggregation_factory: Combines the updates.
-    gradient_aggregation_factory: Combines the gradients; of the same kind.
+    gradient_aggregation_factory: Combines the gradients; of the same kind as
+      `aggregation_factory`.
     client_weighting: See `build_fed_avg`.
     model_distributor: See `build_fed_avg`.
 
@@ -65,9 +66,9 @@ def build_mime_lite(
 
 @dataclasses.dataclass(frozen=True)
 class _FiniteFactory(tff.aggregators.WeightedAggregationFactory):
-  """Replaces gradients that are not finite by zeros; TFF does so for updates.
+  """Replaces non-finite gradients by zeros, as TFF does with updates.
 
-  The weight of such a client is zero, but zero times infinity is NaN.
+  The weight of their clients is zero, but zero times infinity is NaN.
   """
 
   inner: Any

@@ -60,8 +60,8 @@ def build_sgd(
     )
   if relative_clip is not None and not weight_decay:
     raise ValueError(
-      'relative_clip clips to a norm that follows from weight_decay, which is '
-      '0: give both or none.'
+      'relative_clip clips to a norm that depends on weight_decay, which is '
+      '0: give both or neither.'
     )
   if not weight_decay:
     return _clipped(
@@ -249,7 +249,7 @@ def split_clipping(
     and optimizer.relative_clip is not None
   ):
     raise ValueError(
-      'relative_clip compares the gradient with the norm of all weights, of '
-      'which a client trains a part; use gradient_clip_norm instead.'
+      'relative_clip compares the gradient with the norm of all weights, but '
+      'a client trains only some of them; use gradient_clip_norm instead.'
     )
   return clip_norm, optimizer

@@ -1,7 +1,7 @@
 """Computes logits only for tokens with a label, not for padding.
 
 Sentences of real text are a third shorter than the length to which they are
-padded, and logits over a vocabulary are much of a language model's work.
+padded, and logits over a vocabulary make up much of a language model's work.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class _LabelledPositions(tf.keras.layers.Layer):
 
   def call(self, inputs):
     flat = tf.reshape(inputs, [-1])
-    # Not `!=`, which compares identities in the graphs in which TFF traces.
+    # Not `!=`, which compares identities in the graphs that TFF traces.
     labelled = tf.not_equal(flat, _PADDING) & tf.not_equal(
       flat, self._end_of_sentence
     )
     if shapes_are_static():
-      # One position a token; those without a label are negative.
+      # One position a token, negative for tokens without a label.
       positions = tf.range(tf.size(flat))
       return tf.where(labelled, positions, -1 - positions)
     return tf.cast(tf.where(labelled)[:, 0], tf.int32)
@@ -65,9 +65,9 @@ def pack_tokens(
 ) -> tf.keras.Model:
   """Makes a language model compute the logits of labelled tokens only.
 
-  The model's last layers are called on the gathered tokens, in one row, as long
-  as they treat positions independently: dense layers, and layers with a true
-  attribute `is_position_wise`.
+  The model's last layers, as far as they treat positions independently, are
+  called on the gathered tokens in one row. Such layers are dense layers and
+  those whose attribute `is_position_wise` is true.
 
   Args:
     model: A functional model from ids `[B, T]`, padded with 0, to logits
@@ -75,8 +75,8 @@ def pack_tokens(
     end_of_sentence: The id that ends a sentence; no label follows it.
 
   Returns:
-    A model of the same weights from ids to the positions `[N]` of the ids that
-    are followed by a label, counted row by row, and their logits `[N, V]`.
+    A model with the same weights, from ids to the positions `[N]` of the ids
+    that have a label, counted row by row, and the logits `[N, V]` there.
   """
   (ids,) = model.inputs
   (hidden,) = model.outputs

@@ -1,4 +1,4 @@
-"""A client's training of a part of the variables."""
+"""Training of some of the variables on a client."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def build_training(
   Args:
     model: The model.
     optimizer: Treats each variable independently, except for clipping.
-    client_weighting: `'uniform'`, or else clients weigh by their number of
-      rows.
+    client_weighting: `'uniform'`; otherwise the number of rows weights clients.
     selection: Chooses the variables to train.
 
   Returns:
-    A function of the model's weights, the client's batches, a dataset of its
-    number, and the number of the round. It returns TFF's `ClientResult`, the
-    state of the metrics and the fraction of the parameters that were trained.
+    A function of the model's weights, the client's batches, a dataset that
+    contains the client's number, and the number of the round. It returns TFF's
+    `ClientResult`, the state of the metrics and the fraction of the parameters
+    that it trained.
 
   Raises:
     ValueError: If the optimizer needs all gradients at once.
@@ -139,7 +139,7 @@ def build_training(
         for is_trained, u in zip(trained, update)
       ]
     )
-    # As in TFF, an update that is not finite has no weight.
+    # As in TFF, a non-finite update has no weight.
     update = tuple(
       tf.cond(
         is_finite,

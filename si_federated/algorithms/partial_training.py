@@ -34,7 +34,7 @@ def client_datum(
 
   Args:
     batches: Its batches.
-    client: Its number, which identifies it.
+    client: Its identifying number.
   """
   number = tf.data.Dataset.from_tensors(tf.constant(client, tf.int64))
   return collections.OrderedDict([(EXAMPLES, batches), (CLIENT, number)])
@@ -57,12 +57,13 @@ def build_partial_training(
 
   A frozen variable costs a client neither gradient nor optimizer step, and its
   update is zero. A client's datum is a mapping of `examples`, its batches, and
-  `client`, a dataset of one number that names it.
+  `client`, a dataset that contains only its identifying number.
 
   A weighted aggregator averages each variable over the clients that trained it.
-  An unweighted one, which is usually private, divides the sum by the number of
-  all clients; its result is divided here by the probability that a variable was
-  trained, which is the same in expectation and needs no private count.
+  An unweighted aggregator, which is usually private, divides the sum by the
+  number of all clients. This algorithm divides its result by the probability
+  that a variable was trained, which is equal in expectation and needs no
+  private count.
 
   Differs from the paper: variables of one dimension are always trained.
 

@@ -21,7 +21,7 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
 
   Attributes:
     relative_clip: C; `None` disables clipping.
-    spared: For each variable, whether it does not decay; None if all do.
+    spared: For each variable, whether it is exempt from decay; None if none is.
   """
 
   def __init__(
@@ -46,7 +46,7 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
     self.spared = spared
 
   def sparing(self, spared: Sequence[bool]) -> DecayedSGD:
-    """Returns the optimizer with other variables spared."""
+    """Returns the optimizer with other variables exempt from weight decay."""
     return DecayedSGD(
       self._learning_rate, self._weight_decay, self.relative_clip, spared
     )
@@ -63,7 +63,7 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
       flat = wrapped_optimizer.clip(
         flat, tf.sqrt(ratio) * tf.linalg.global_norm(flat_weights)
       )
-    # A variable that the loss does not depend on decays as well.
+    # Variables that the loss does not depend on decay as well.
     spared = self.spared or [False] * len(flat)
     flat = [
       g

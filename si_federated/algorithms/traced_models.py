@@ -26,11 +26,11 @@ def functional_model_from_keras(
   loss: tf.keras.losses.Loss,
   input_spec: Any,
 ) -> tff.learning.models.FunctionalModel:
-  """Builds a functional model, whose graphs hold no variables.
+  """Builds a functional model, whose graphs contain no variables.
 
   Args:
-    keras_model_fn: Returns a new model of one input; the same variables in the
-      same order each time. Its layers must not change variables.
+    keras_model_fn: Returns a new model of one input, with the same variables in
+      the same order each time. Its layers must not change variables.
     loss: The loss of a batch.
     input_spec: The specs of a batch `(x, y)`.
 
@@ -100,7 +100,7 @@ def _legacy_random_operations() -> Iterator[None]:
 def _forget_seeds(graph_def: Any) -> None:
   """Removes the global seed, which TensorFlow writes into traced operations.
 
-  As TFF expects, each run then draws different random numbers.
+  Each run then draws different random numbers, as TFF expects.
   """
   functions = (function.node_def for function in graph_def.library.function)
   for node in itertools.chain(graph_def.node, *functions):
@@ -136,7 +136,8 @@ class _Traced:
       if left or used != {id(weight) for weight in given}:
         raise ValueError(
           f'Model {keras_model.name} was built with other variables than the '
-          'first time; its function must make the same ones in the same order.'
+          'first time; the function that builds it must create the same '
+          'variables in the same order.'
         )
       return keras_model(x, training=training)
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 class Recording:
   """The variables created in a `with` block.
 
-  TFF's functional models and checkpoints hold weights in the order of creation,
-  which need not be that of the layers.
+  TFF's functional models and checkpoints keep weights in the order of creation,
+  which can differ from that of the layers.
   """
 
   def __init__(self):

@@ -45,7 +45,7 @@ class Selection:
     if not 0 < fraction <= 1:
       raise ValueError(
         f'fraction must be above 0 and at most 1, but it is {fraction}: give '
-        'the part of the variables that a client trains.'
+        'the fraction of the variables that a client trains.'
       )
     for name, value, known in (
       ('by', by, ('variable', 'block')),

@@ -17,14 +17,14 @@ SPARED_NAMES = ('blending_weights', 'swish_beta')
 
 
 def is_spared(name: str) -> bool:
-  """Returns whether a variable of this name does not decay."""
+  """Returns whether a variable of this name is exempt from weight decay."""
   return name.partition(':')[0].rpartition('/')[2] in SPARED_NAMES
 
 
 def spare(
   optimizer: tff.learning.optimizers.Optimizer, names: Sequence[str]
 ) -> tff.learning.optimizers.Optimizer:
-  """Returns an optimizer whose weight decay spares some variables.
+  """Exempts some variables from an optimizer's weight decay.
 
   Args:
     optimizer: Any optimizer; only those with a method `sparing` have a weight
@@ -32,7 +32,8 @@ def spare(
     names: The names of all variables, in the order of the weights.
 
   Returns:
-    The optimizer; the same one if it has no weight decay or spares no variable.
+    The new optimizer, or the given one if it has no weight decay or no variable
+    is exempt.
   """
   spared = tuple(is_spared(name) for name in names)
   if not any(spared) or not hasattr(optimizer, 'sparing'):
@@ -59,7 +60,7 @@ class AdamW(wrapped_optimizer.WrappedOptimizer):
   """TFF's AdamW, with weight decay that can spare variables.
 
   Attributes:
-    spared: For each variable, whether it does not decay; None if all do.
+    spared: For each variable, whether it is exempt; None if none is.
   """
 
   def __init__(
@@ -77,7 +78,7 @@ class AdamW(wrapped_optimizer.WrappedOptimizer):
     self.spared = spared
 
   def sparing(self, spared: Sequence[bool]) -> AdamW:
-    """Returns the optimizer with other variables spared."""
+    """Returns the optimizer with other variables exempt from weight decay."""
     return AdamW(self.inner, spared)
 
   def next(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""An optimizer around another one, whose state it uses."""
+"""Base of optimizers that wrap another one and use its state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WrappedOptimizer(tff.learning.optimizers.Optimizer):
     return self.inner.get_hparams(state)
 
   def set_hparams(self, state: Any, hparams: Any) -> Any:
-    """Returns the state with other values of `get_hparams`."""
+    """Returns the state with new values for those of `get_hparams`."""
     return self.inner.set_hparams(state, hparams)
 
 

@@ -148,7 +148,7 @@ def test_fed_sgd_averages_gradients_at_the_servers_model():
 
 
 def test_fed_sgd_refuses_uniform_weights():
-  with pytest.raises(ValueError, match='weighs clients by their examples'):
+  with pytest.raises(ValueError, match='weights clients by their number'):
     _build('fed_sgd', client_weighting='uniform')
 
 

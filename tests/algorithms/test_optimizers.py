@@ -154,7 +154,7 @@ def test_hyperparameters_can_be_changed():
   [
     ({'weight_decay': -1.0}, 'weight_decay must be at least 0'),
     ({'weight_decay': 0.1, 'relative_clip': 0.0}, 'must be above 0'),
-    ({'relative_clip': 4.0}, 'give both or none'),
+    ({'relative_clip': 4.0}, 'give both or neither'),
   ],
 )
 def test_options_are_checked(options, message):
