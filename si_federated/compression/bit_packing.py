@@ -35,8 +35,8 @@ def pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
   if bits == 16:
     return tf.reshape(tf.bitcast(numbers, tf.uint8), [-1])
   count = int(numbers.shape[0])
-  # Eight numbers fill whole bytes. A row holds every eighth number, so that all
-  # operations read consecutive memory.
+  # Eight numbers fill whole bytes. A row contains every eighth number, so that
+  # all operations read consecutive memory.
   rows = tf.unstack(_columns(numbers, 8))
   packed = []
   for j in range(bits):
@@ -100,7 +100,7 @@ def pack_trits(trits: tf.Tensor) -> tf.Tensor:
 
 def unpack_trits(packed: tf.Tensor, count: int) -> tf.Tensor:
   """Inverts `pack_trits`; returns shape `[count]`, uint8."""
-  # Bytes above 242, which don't encode five trits, are outside of the table.
+  # Bytes above 242, which don't encode five trits, are not in the table.
   places = 3 ** np.arange(TRITS_PER_BYTE)
   numbers = np.arange(3**TRITS_PER_BYTE)
   table = (numbers[:, np.newaxis] // places % 3).astype(np.uint8)

@@ -1,11 +1,11 @@
 """Encodes a variable as bytes: as float32, in 2^b levels, or in three.
 
 Codes have a fixed width, without an entropy coder, so that the number of bytes
-follows from a variable's shape. All rounding is stochastic.
+depends only on a variable's shape. All rounding is stochastic.
 
 If an entry, the range or the standard deviation of a variable is not finite in
-float32, the whole variable decodes to NaN, so that later checks of updates find
-it.
+float32, the whole variable decodes to NaN, so that later checks of the update
+detect it.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Uniform:
   """Rounds to k = 2^bits levels between min and max (arXiv 1611.00429).
 
   u = (v - min) / (max - min); u (k - 1) is rounded up with a probability equal
-  to its fractional part, else down. This is unbiased, except for the last bits
-  of float32, with an error below one level. A variable of equal entries is
-  exact unless it is rotated.
+  to its fractional part, else down. This is unbiased up to float32 rounding,
+  with an error below one level. A variable of equal entries is exact unless it
+  is rotated.
 
   Encoding: min and max as float32, the eight bytes of the rotation's key if
   there is one, and `bits` bits per entry.
@@ -124,17 +124,17 @@ class Uniform:
       return tf.zeros([0], tf.uint8)
     values, key = _rotate(tensor, self.rotation, seed)
     low, high = tf.reduce_min(values), tf.reduce_max(values)
-    # Minima and maxima may ignore NaN.
+    # Minima and maxima can ignore NaN.
     is_finite = tf.logical_and(
       _all_finite(values), tf.math.is_finite(high - low)
     )
     low = tf.where(is_finite, low, float('nan'))
     top = float((1 << self.bits) - 1)
     scale = top / (high - low)
-    # For entries that are equal, or so close that the quotient overflows.
+    # Covers entries that are equal, or so close that the quotient overflows.
     scale = tf.where(tf.math.is_finite(scale), scale, 0.0)
-    # Rounded up if the fraction and a uniform number exceed 1. At the top of 16
-    # bits the sum itself is rounded to 1/256 of a level by float32.
+    # Rounds up if the fraction plus a uniform number exceeds 1. With 16 bits,
+    # float32 rounds this sum to 1/256 of a level at the top of the range.
     levels = (values - low) * scale + _uniform(values.shape, seed, 1.0)
     numbers = tf.cast(
       tf.minimum(levels, top), tf.uint8 if self.bits <= 8 else tf.uint16
@@ -167,11 +167,11 @@ class Uniform:
 class Ternary:
   """TernGrad: rounds to -s, 0 or s (Wen et al. 2017, arXiv 1705.07878).
 
-  Entries are clipped to 2.5 standard deviations of the variable, of which s is
-  the largest magnitude; v becomes sign(v) s with probability |v| / s, else 0.
-  This is unbiased for the clipped variable. Entries beyond 2.5 standard
-  deviations are biased towards zero, as is the mean of a variable whose entries
-  are similar but not equal.
+  Entries are clipped to 2.5 standard deviations of the variable. With s the
+  largest magnitude of the clipped entries, v becomes sign(v) s with probability
+  |v| / s, else 0. This is unbiased for the clipped variable. Entries beyond 2.5
+  standard deviations are biased towards zero, as is the mean of a variable
+  whose entries are similar but not equal.
 
   Differs from the paper (and FedJAX): a variable of equal entries is exact
   unless it is rotated, not clipped to zero.
@@ -181,8 +181,8 @@ class Ternary:
 
   Attributes:
     rotation: The rotation before rounding, one of `rotations.ROTATIONS`. It
-      spreads outliers over all entries, so that about 1 % of them are clipped
-      whatever the update is; the bias of clipping is then spread as well.
+      spreads outliers over all entries, so that about 1 % of the entries are
+      clipped whatever the update is; it spreads the bias of clipping as well.
     threshold: See `Uniform`.
   """
 
@@ -210,7 +210,8 @@ class Ternary:
     is_finite = tf.logical_and(_all_finite(values), tf.math.is_finite(limit))
     largest = tf.maximum(high, -low)
     scale = tf.where(tf.equal(low, high), largest, tf.minimum(largest, limit))
-    # Entries beyond the limit always exceed this, as s does: they are clipped.
+    # `uniform` is below s, so that entries of magnitude s or more always become
+    # -s or s: this clips those beyond the limit.
     uniform = _uniform(values.shape, seed, scale)
     up = tf.cast(uniform < values, tf.uint8)
     down = tf.cast(uniform < -values, tf.uint8)

@@ -1,6 +1,6 @@
 """Random numbers of the rounding, keyed by seed, round and a client's update.
 
-TFF gives clients no number, so that a 64-bit hash of the update makes the
+TFF does not number clients. Instead, a 64-bit hash of the update makes the
 random numbers of two clients independent: updates differ unless clients have
 the same data. For a fixed update the hash is fixed and the seed is random, so
 that rounding is unbiased. Everything is reproducible from seed, round and
@@ -48,9 +48,8 @@ def variable_seed(seed: tf.Tensor, index: int) -> tf.Tensor:
   """Returns the seed of one variable.
 
   Args:
-    seed: From `round_seed`. Its second half is a hash, so that changing its
-      lowest bits gives no seed of another round or client, except with a
-      probability of 2^-64.
+    seed: From `round_seed`. Its second half is a hash; changing its lowest bits
+      gives the seed of another round or client only with probability 2^-64.
     index: The number of the variable.
 
   Returns:
@@ -73,14 +72,14 @@ def rotation_key(seed: tf.Tensor) -> tf.Tensor:
 
 
 def rotation_seed(key: tf.Tensor) -> tf.Tensor:
-  """Returns the seed of the rotation of a key, shape `[2]`, int64."""
+  """Returns the seed of the rotation with this key, shape `[2]`, int64."""
   return tf.stack([tf.constant(0, tf.int64), tf.bitcast(key, tf.int64)])
 
 
 def random_bits(count: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-  """Returns random integers that use all their bits.
+  """Returns random integers, uniform over all values of their type.
 
-  Random bits are the most expensive part of rounding; float32 would take 32.
+  Random bits are the most expensive part of rounding; a float32 takes 32.
 
   Args:
     count: The number of integers.
@@ -99,6 +98,6 @@ def random_bits(count: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 def _fingerprint(tensor: tf.Tensor) -> tf.Tensor:
   """Returns FarmHash's 64 bits of all entries, as eight uint8.
 
-  A sum of floats would not do: it depends on the number of threads.
+  Not a sum of floats, which depends on the number of threads.
   """
   return tf.fingerprint(tf.reshape(tensor, [1, -1]))[0]

@@ -29,9 +29,9 @@ def check(rotation: str) -> None:
 def rotated_size(count: int, rotation: str) -> int:
   """Returns the number of entries of a rotated variable of `count` entries.
 
-  Hadamard's transform pads with zeros to a power of two, which may almost
-  double the bytes. Fourier's pads to an even number, but is several times
-  slower, above all for sizes with large prime factors.
+  The Hadamard transform pads with zeros to a power of two, which can almost
+  double the bytes. The Fourier transform pads to an even number, but is several
+  times slower, above all for sizes with large prime factors.
   """
   if rotation == 'hadamard':
     return 1 << max(count - 1, 0).bit_length()
@@ -110,7 +110,7 @@ def hadamard(values: tf.Tensor) -> tf.Tensor:
 
 
 def _hadamard_matrix(size: int) -> tf.Tensor:
-  """Returns the normalized matrix, too large for a constant in a graph."""
+  """Computes the normalized matrix, which is too large for a graph constant."""
   numbers = tf.range(size)
   common = tf.bitwise.bitwise_and(numbers[:, tf.newaxis], numbers)
   odd = tf.raw_ops.PopulationCount(x=common) % tf.constant(2, tf.uint8)

@@ -2,8 +2,8 @@
 
 An encoded update is a bitmap with a bit per variable, in the order of
 `tf.nest.flatten`, and the bytes of each variable whose bit is set. Variables
-that are all zeros, such as frozen ones, are not sent: their bit is 0. Shapes
-and compressor are known to both sides, and lengths follow from them.
+that are all zeros, such as frozen ones, are not sent: their bit is 0. Both
+sides know shapes and compressor, which determine the lengths.
 
 In a graph, where shapes are static, the encoded update has bytes for all
 variables; those of variables that are not sent are zeros and don't count.
@@ -175,11 +175,11 @@ def _bits(bitmap: np.ndarray, count: int) -> np.ndarray:
 def _functions(compressor: compressors.Compressor, count: int) -> Any:
   """Returns functions that encode and decode a variable.
 
-  Variables of one size share them, since TFF's compiler takes long for the
-  hundreds of operations of each.
+  Variables of one size share these functions, since each has hundreds of
+  operations, for which TFF's compiler takes long.
   """
   size = compressor.encoded_size(count)
-  # Zeros are encoded as zeros then, without a condition.
+  # Zeros are then encoded as zeros, without a condition.
   is_exact = isinstance(compressor, compressors.Float32)
 
   @tf.function(

@@ -34,9 +34,9 @@ def build_upload(
   neither encoded nor counted.
 
   The state is an ordered dictionary of `round_num` and `inner`. Measurements
-  are the inner ones under their names (under `inner` if they have none),
-  `bytes_up_per_client`, float64, the cohort's mean, and `bytes_up`, int64, its
-  sum: the lengths of `updates.serialize`'s results.
+  are those of `factory` under their names (under `inner` if they have none) and
+  the lengths of `updates.serialize`'s results: `bytes_up_per_client`, float64,
+  their mean over the cohort, and `bytes_up`, int64, their sum.
 
   Args:
     factory: The aggregation of decoded updates.
@@ -57,7 +57,7 @@ def build_upload(
   if isinstance(factory, tff.aggregators.WeightedAggregationFactory):
     return _WeightedUpload(factory, compressor, seed)
   raise TypeError(
-    'Uploads go into an aggregation factory of TFF; this is a '
+    'Compressed uploads need a TFF aggregation factory, but this is a '
     f'{type(factory).__name__}.'
   )
 
