@@ -28,12 +28,12 @@ def personalize_all(
     store: Gets the state of each client as soon as it is done.
     fingerprint: A digest of everything but the client that results depend on;
       stored results with another fingerprint are replaced.
-    num_clients: The number of clients to get results for; those that are too
-      small do not count.
+    num_clients: The number of clients to get results for, without those that
+      have too few examples.
     on_client: Called after each client with the number done and its results.
 
   Returns:
-    The results of each client, and the names of those that were too small.
+    The results of each client, and the names of those with too few examples.
   """
   done: list[dict[str, Any]] = []
   too_small: list[str] = []

@@ -1,4 +1,4 @@
-"""Opting out, orders and splits as functions of a seed and a client's name.
+"""Opt-outs, orders and splits as functions of a seed and a client's name.
 
 They depend neither on the order of clients nor on rounds, and are the same in
 every process on every machine.
@@ -49,7 +49,7 @@ def split_rows(
     num_rows: The number of rows.
     fractions: The share of each part, adding up to 1; each part but the first
       gets at least one row, and the first gets the rest.
-    *words: What the choice depends on.
+    *words: The values that determine the choice.
 
   Returns:
     The rows of each part, sorted; None if there are fewer rows than parts.

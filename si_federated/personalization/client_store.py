@@ -106,7 +106,7 @@ class ClientStore:
       ) from error
     if version != _FORMAT or owner != client_id:
       raise StoreError(
-        f'{path} is of client {owner!r} in format {version}, where client '
+        f'{path} is of client {owner!r} in format {version}, but client '
         f'{client_id!r} in format {_FORMAT} is expected; delete it.'
       )
     for name in sorted(set(arrays) | set(shapes)):
@@ -114,7 +114,7 @@ class ClientStore:
       want = tuple(shapes[name]) if name in shapes else 'nothing'
       if have != want:
         raise StoreError(
-          f'{path} is of another model: {name} has {have} where {want} is '
+          f'{path} is of another model: {name} has {have}, but {want} is '
           'expected; delete it.'
         )
     return arrays, facts

@@ -82,7 +82,7 @@ def compare(
     with np.errstate(invalid='ignore'):
       change = new - old
     worse = change > 0 if less_is_better(metric) else change < 0
-    # A value that is no longer finite got worse as well.
+    # A value that is no longer finite counts as worse.
     worse |= np.isfinite(old) & ~np.isfinite(new)
     result[metric] = {
       'before': describe(old, metric=metric),

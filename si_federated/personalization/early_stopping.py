@@ -55,7 +55,7 @@ class EarlyStopping:
 
   @property
   def should_stop(self) -> bool:
-    """Whether to end training."""
+    """Whether training should end."""
     return self._without_progress >= self._patience
 
   @property
@@ -114,7 +114,7 @@ def fit(
     epochs_per_validation: The number of epochs between validations.
     patience: See `EarlyStopping`.
     min_drop: See `EarlyStopping`.
-    words: Determines the order of the examples.
+    words: The values that determine the order of the examples.
 
   Returns:
     The best weights and their epoch.

@@ -2,8 +2,8 @@
 
 Listo Zec et al. 2020, arXiv 2010.02056: clients that opted in train the global
 model. Each client then fine-tunes a copy of it, trains a local model from
-scratch, and trains a copy and a gate jointly with the global model frozen. All
-of these use Adam and stop early by the client's validation part.
+scratch, and trains a copy and a gate jointly with the global model frozen. Each
+training uses Adam and stops early by the loss on the client's validation part.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Client:
 
   Attributes:
     client_id: The name.
-    opted_in: Whether the training part was in the global rounds.
+    opted_in: Whether the global rounds used the training part.
     examples: Returns all examples, `[n, T + 1]`.
   """
 
@@ -294,8 +294,8 @@ class Personalizer:
   ) -> dict[str, Any]:
     """Returns the expert and constant gate with the lowest validation loss.
 
-    Differs from the paper: its gate begins at one half, and few examples do not
-    move it where the global model is much worse or much better.
+    Differs from the paper: its gate begins at one half. If the global model is
+    much worse or much better, a few examples do not move the gate far enough.
     """
     held = examples_lib.batches(validation, self._spec, _EVALUATION_BATCH)
     starts = [

@@ -50,9 +50,9 @@ def build_evaluation(
 ) -> tff.Computation:
   """Builds TFF's personalization evaluation with one strategy, fine-tuning.
 
-  TFF gathers clients' metrics by reservoir sampling, without their clients'
-  names. Each example therefore carries its client's number, which is returned
-  as a metric.
+  TFF gathers metrics by reservoir sampling, without the names of their clients.
+  Each example therefore carries its client's number, which comes back as a
+  metric.
 
   Args:
     model: The model.
@@ -62,8 +62,8 @@ def build_evaluation(
 
   Returns:
     A computation from the server's weights and each client's `train_data` and
-    `test_data` (unbatched) to the weights and the metrics. It returns the
-    weights in order to have the form of a round, which our runtimes need.
+    `test_data` (unbatched) to the weights and the metrics. Returning the
+    weights gives it the form of a round, which our runtimes need.
   """
   inputs, labels = model.input_spec
   numbered = tff.learning.models.FunctionalModel(

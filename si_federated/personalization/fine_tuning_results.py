@@ -46,7 +46,7 @@ def describe(results: Sequence[ClientResult]) -> dict[str, Any]:
 
 
 def _judged(metrics: Mapping[str, float]) -> dict[str, float]:
-  """Leaves out counts."""
+  """Returns the metrics without counts."""
   return {k: v for k, v in metrics.items() if not k.startswith('num_')}
 
 

@@ -1,8 +1,8 @@
 """Training and evaluation on one client's batches, in TensorFlow.
 
 Trained weights are mappings of parts, such as `model` and `gate`, each with an
-optimizer; other weights are passed separately. Nothing here depends on a task:
-the model has the loss and the metrics.
+optimizer; other weights are passed separately. This module depends on no task:
+loss and metrics are the model's.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def train_on_batches(
   @tf.function
   def run():
     weights, optimizer_states = _as_tensors(trained), _as_tensors(states)
-    # An iterator's body is instantiated once, a reduction's once per call.
+    # The body of an iterator is instantiated once, that of a reduction once per
+    # call.
     for x, y in iter(batches):
       flat = tf.nest.flatten(weights)
       with tf.GradientTape() as tape:
@@ -145,8 +146,8 @@ def evaluate_on_batches(
 class Learner:
   """Training and evaluation as TFF computations.
 
-  They are built once and take all weights as arguments, so that clients cost
-  no tracing.
+  They are built once and take all weights as arguments, so that no client needs
+  tracing.
   """
 
   def __init__(

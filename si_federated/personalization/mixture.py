@@ -29,13 +29,13 @@ ReplaceLogits = Callable[[Any, tf.Tensor], Any]
 def initial_gate(
   vocab_size: int, *, embedding_size: int, units: int, seed: int
 ) -> dict[str, np.ndarray]:
-  """Draws the weights of a gate, which begins near one half everywhere.
+  """Draws the initial weights of a gate, whose value is near one half.
 
   Differs from the paper: its gate has the classifier's architecture with one
-  output. Here the gate is small, so that a client can store it. It embeds ids;
-  a hidden layer reads the embedding of a token and the mean of those up to it,
-  and gives one number. With one prediction per example, both inputs are the
-  mean over all tokens.
+  output. Here the gate is small, so that a client can store it. It embeds ids.
+  A hidden layer takes the embedding of a token and the mean embedding of all
+  tokens up to it, and an output layer gives one number. With one prediction per
+  example, both inputs are the mean over all tokens.
 
   Args:
     vocab_size: The number of ids.
@@ -122,7 +122,7 @@ def mix_logits(
   if mix == 'log_probabilities':
     g = tf.sigmoid(logits_of_gate)
     return tf.nn.log_softmax(g * local + (1.0 - g) * overall)
-  # In logarithms, since a probability may underflow.
+  # In logarithms, since a probability can underflow.
   return tf.reduce_logsumexp(
     tf.stack(
       [
@@ -159,7 +159,7 @@ def build_predict(
     local = model.predict_on_batch(
       (trained['model'], fixed['frozen']), x, training
     )
-    # Not in training mode, since it is frozen: no dropout.
+    # The global model is frozen, so it runs in inference mode, without dropout.
     overall = model.predict_on_batch(
       (fixed['global'], fixed['frozen']), x, False
     )
