@@ -55,7 +55,7 @@ class ClassificationTask:
     if self.sequence_length < MIN_LENGTH:
       raise ValueError(
         f'sequence_length must be {MIN_LENGTH} or more, for a word between the '
-        f'tokens of beginning and end; got {self.sequence_length}.'
+        f'beginning and end tokens; got {self.sequence_length}.'
       )
     if len(self.classes) < 2:
       raise ValueError(
@@ -71,7 +71,7 @@ class ClassificationTask:
       if population.sequence_length != self.sequence_length:
         raise ValueError(
           f'The {split} split of task {self.name} has texts of '
-          f'{population.sequence_length} ids, the task of '
+          f'{population.sequence_length} ids, but the task has '
           f'{self.sequence_length}; give both the same length.'
         )
 
@@ -206,7 +206,7 @@ def most_frequent(counts: Mapping[str, int], size: int) -> Vocabulary:
     ValueError: If there are no words.
   """
   if not counts:
-    raise ValueError('The training texts hold no words; give texts that do.')
+    raise ValueError('The training texts contain no words; give others.')
   order = sorted(counts, key=lambda w: (-counts[w], w.encode()))
   return Vocabulary(tuple(order[:size]))
 

@@ -16,15 +16,15 @@ _COLUMNS = {
   'client_metadata': ('split_name', 'client_id', 'num_examples'),
 }
 _FORMS = {'tokens': ', words separated by spaces'}
-# Sentences parsed at once, so that the cost of a call does not matter.
+# Sentences parsed at once; enough that the cost of a call is negligible.
 _BATCH = 8192
 _RUN = 100_000
 
 
-# Parts of SQLite's messages, which Python 3.9 has no codes for.
+# Parts of SQLite's messages, since Python 3.9 has no codes for its errors.
 _ADVICE = {
   'locked': 'end the program that writes to it, then try again',
-  'unable to open': 'check that it exists and that you may read it',
+  'unable to open': 'check that it exists and that you can read it',
   'malformed': 'it is damaged: download or make it again',
   'not a database': 'it is damaged or of another kind: give another file, or '
   'download or make it again',
@@ -71,7 +71,7 @@ def _advice(path: str, error: sqlite3.Error) -> str:
   if cannot_write and _is_wal(path) and _has_log(path):
     return (
       'it is in write-ahead (WAL) mode, and changes that it lacks are in '
-      f'{os.path.basename(path)}-wal: copy both into a folder that you may '
+      f'{os.path.basename(path)}-wal: copy both into a folder that you can '
       'write to, or let its owner run PRAGMA journal_mode=DELETE on it'
     )
   for part, advice in _ADVICE.items():
@@ -83,8 +83,8 @@ def _advice(path: str, error: sqlite3.Error) -> str:
 class ClientDatabase:
   """A read-only SQLite file of `tf.train.Example`s by client.
 
-  All methods raise ValueError with one sentence when the file is damaged,
-  locked or of another format.
+  All methods raise a ValueError of one sentence if the file is damaged, locked
+  or of another format.
   """
 
   def __init__(self, path: str, feature: str = 'tokens'):
@@ -92,7 +92,7 @@ class ClientDatabase:
 
     Args:
       path: The file.
-      feature: The feature of an example that holds its text.
+      feature: The feature of an example that contains its text.
     """
     self._path = path
     self._feature = feature
@@ -210,7 +210,7 @@ class ClientDatabase:
     except (tf.errors.OpError, TypeError, ValueError):
       raise ValueError(
         f'{self._path} has an example without a `{self._feature}` feature of '
-        'one string; give a file whose examples hold their text as '
+        'one string; give a file whose examples have their text as '
         f'`{self._feature}`{_FORMS.get(self._feature, "")}.'
       ) from None
     return parsed[self._feature].numpy().tolist()

@@ -17,8 +17,8 @@ def fingerprint(population: Population) -> str:
   """Returns a digest of clients, their numbers of examples, and examples.
 
   Args:
-    population: The clients. Names and numbers count of all of them, examples of
-      up to 500, spread evenly over their order.
+    population: The clients. The digest covers the names and numbers of all of
+      them, and the examples of up to 500, spread evenly over their order.
 
   Returns:
     A SHA-256 in hexadecimal, the same on all machines.

@@ -33,7 +33,7 @@ def docstrings(
   removed.
 
   Args:
-    data_dir: The folder for the result; None for `si_federated` in the user's
+    data_dir: The folder for the result; None means `si_federated` in the user's
       cache folder (`$XDG_CACHE_HOME` or `~/.cache`).
     vocab_size: V, the number of words with an id. Words are ranked by the
       number of training clients that use them.
@@ -63,8 +63,8 @@ def open_corpus(
 ) -> TokenStore:
   """Opens or builds the store of all modules below some folders.
 
-  A sentence is kept once, in the first module that has it, which removes
-  vendored copies, licences and other boilerplate.
+  Only the first module that has a sentence keeps it, which removes vendored
+  copies, licences and other boilerplate.
 
   Args:
     folder: The folder of the stores, one per state of the installation.

@@ -10,8 +10,8 @@ from si_federated.tasks.populations import permutation
 
 # Holding out and distributing use separate random streams.
 _HOLD_OUT, _SHARE_OUT = 1, 2
-# The concentrations for which numpy draws in no time, from shares of a single
-# client to equal ones.
+# The range in which numpy draws fast. At its lower end, one client gets nearly
+# all of a class; at its upper end, all clients get equal shares.
 _MIN_ALPHA, _MAX_ALPHA = 1e-4, 1e6
 
 
@@ -42,7 +42,7 @@ def hold_out(
     (numbers,) = np.nonzero(labels == label)
     if len(numbers) <= len(fractions):
       raise ValueError(
-        f'Class {name!r} has {len(numbers)} examples, where training and '
+        f'Class {name!r} has {len(numbers)} examples, but training and '
         f'{len(fractions)} held-out sets need one each; leave it out or give '
         'it more.'
       )
@@ -88,8 +88,9 @@ def dirichlet(
 ) -> list[np.ndarray]:
   """Distributes each class in Dirichlet proportions (arXiv 1905.12022).
 
-  Small values of `alpha` give clients few classes and unequal sizes, large ones
-  the same mixture. A client without examples gets one of the largest client's.
+  Small values of `alpha` give clients few classes and unequal sizes; large
+  values give all clients the same mixture. The largest client gives one example
+  to each client that would have none.
 
   Args:
     labels: See `iid`.
@@ -132,15 +133,15 @@ def by_majority(
 
   A fraction of a client's examples comes from two classes in equal parts, the
   rest from all other classes in equal parts. All clients have the same size,
-  the largest that the classes allow. The numbers of clients for which two
-  classes are in the majority differ by at most one. Surplus examples are left
-  out.
+  the largest that the classes allow. Each class is a majority class of the same
+  number of clients, or of one more. Surplus examples are left out.
 
   Args:
     labels: See `iid`.
     num_clients: See `iid`.
     seed: See `iid`.
-    majority: The fraction from the two classes; 2 / C of C classes is no skew.
+    majority: The fraction from the two classes; with C classes, 2 / C means no
+      skew.
 
   Returns:
     See `iid`.
@@ -171,12 +172,12 @@ def by_majority(
   size = min(
     len(pool) // share for pool, share in zip(pools, wanted) if share > 0
   )
-  # Rounding errors must not lower a whole number.
+  # Guards against rounding errors that would lower a whole number.
   counts = np.floor(size * shares + 1e-6).astype(int)
   if not counts.sum(axis=1).all():
     raise ValueError(
-      f'There are too few examples of some class for {num_clients} clients '
-      'with split=majority; give fewer clients or more examples.'
+      f'Some class has too few examples for {num_clients} clients with '
+      'split=majority; give fewer clients or more examples.'
     )
   parts = [
     np.split(pool, np.cumsum(taken))[:-1]

@@ -44,7 +44,7 @@ class LabelledText:
     if len(classes) == 1:
       raise ValueError(
         f'All examples of {self.source} are of one class, {classes[0]!r}; give '
-        'two or more to tell apart.'
+        'examples of two or more.'
       )
 
 
@@ -76,8 +76,8 @@ def read_file(
   kind = os.path.splitext(stem)[1]
   if kind not in ('.csv', '.jsonl', '.json'):
     raise ValueError(
-      f'{path} is neither .csv nor .jsonl (nor one of them with .gz or .xz); '
-      'name such a file.'
+      f'{path} is neither .csv nor .jsonl, plain or with .gz or .xz; give a '
+      'file of one of these kinds.'
     )
   columns = [text, label] + ([client] if client is not None else [])
   is_csv = kind == '.csv'
@@ -97,7 +97,7 @@ def read_file(
         values.append(_example(path, row, columns, label))
     except table_rows.MissingColumnsError as error:
       raise ValueError(
-        f'{error}: name yours by the options text, label and client of '
+        f'{error}: name its columns by the options text, label and client of '
         '--task=text_classification.'
       ) from error
   parts = tuple(zip(*values)) or ((),) * len(columns)
@@ -110,7 +110,7 @@ def _example(
   """Returns the text, the label and the client of a row."""
   place = f'{path}:{row.line}'
   if row.problem:
-    raise ValueError(f'{place}: {row.clause}; mend it.')
+    raise ValueError(f'{place}: {row.clause}; correct it.')
   missing = [name for name in columns if name not in row.values]
   if missing:
     raise table_rows.MissingColumnsError(place, missing, tuple(row.values))
@@ -202,8 +202,8 @@ def _largest(
 ) -> LabelledText:
   if not 2 <= num_classes <= len(found):
     raise ValueError(
-      f'num_classes must be from 2 to {len(found)}, what {source} has; got '
-      f'{num_classes}.'
+      f'num_classes must be from 2 to {len(found)}, the number in {source}; '
+      f'got {num_classes}.'
     )
   order = sorted(found, key=lambda name: (-len(found[name]), name))
   rows = [

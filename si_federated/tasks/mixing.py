@@ -1,4 +1,4 @@
-"""Makes clients more similar by exchanging a part of their sentences.
+"""Makes clients more similar by exchanging some of their sentences.
 
 Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378) control heterogeneity by
 giving clients s % of independent and identically distributed data. Here clients
@@ -59,17 +59,17 @@ def permute(values: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MixedPopulation(ClientPopulation):
-  """Clients that exchange a part of their sentences with all others.
+  """Clients that exchange some of their sentences with all others.
 
   The exchange depends on the seed alone: a client has the same sentences in
   every round. The sentences that a client gives away are spread evenly over its
-  text. Memory grows with the number of clients, not of sentences.
+  text. Memory grows with the number of clients, not with that of sentences.
 
   Attributes:
     similarity: The fraction of each client's sentences that is exchanged, from
       0 to 1; numbers of sentences are rounded at random.
     seed: The seed of the exchange.
-    slots: `[clients + 1]` numbers of sentences that all clients before give
+    slots: `[clients + 1]` numbers of sentences that all previous clients give
       away; derived.
   """
 

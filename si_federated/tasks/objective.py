@@ -17,9 +17,9 @@ def cross_entropy(
 ) -> tuple[tf.Tensor, Callable]:
   """Returns the softmax cross-entropy of each label, from logits.
 
-  Equals `tf.nn.sparse_softmax_cross_entropy_with_logits`, in plain operations
-  that are faster on a CPU and keep one array of the logits' size for the
-  gradient. First derivatives only.
+  Equals `tf.nn.sparse_softmax_cross_entropy_with_logits`, but consists of plain
+  operations, which are faster on a CPU and keep only one array of the logits'
+  size for the gradient. It has first derivatives only.
 
   Args:
     logits: `[..., V]` float32.
@@ -51,7 +51,7 @@ def cross_entropy(
 class NextWordLoss(tf.keras.losses.Loss):
   """Mean negative log-likelihood of the labels that are not padding (0).
 
-  Only the labels determine what counts, whether or not the logits carry a Keras
+  Only the labels determine what is padding, even if the logits carry a Keras
   mask. Sample weights make it a weighted mean. A batch of padding gives 0.
   """
 
@@ -75,8 +75,8 @@ class NextWordLoss(tf.keras.losses.Loss):
   def __call__(self, y_true, y_pred, sample_weight=None):
     """Returns the scalar mean; see the class.
 
-    Keras's own reduction is not used: it would take the mask of the logits for
-    weights and divide by the number of all positions, padding included.
+    Keras's own reduction would use the mask of the logits as weights and divide
+    by the number of all positions, padding included.
     """
     y_true = tf.convert_to_tensor(y_true)
     losses = self.call(y_true, tf.convert_to_tensor(y_pred))
@@ -84,7 +84,7 @@ class NextWordLoss(tf.keras.losses.Loss):
     if sample_weight is not None:
       sample_weight = tf.cast(sample_weight, losses.dtype)
       missing = weights.shape.rank - sample_weight.shape.rank
-      for _ in range(missing):  # A weight per example holds for all its labels.
+      for _ in range(missing):  # An example's weight applies to all its labels.
         sample_weight = sample_weight[..., tf.newaxis]
       weights *= sample_weight
     return tf.math.divide_no_nan(
@@ -143,7 +143,7 @@ class TokenCount(tf.keras.metrics.Metric):
 
 
 class MaskedAccuracy(tf.keras.metrics.Metric):
-  """Fraction of labels with the largest logit, without some labels."""
+  """Fraction of labels that have the largest logit; some labels are ignored."""
 
   def __init__(
     self, ignored: Sequence[int] = (0,), name: str = 'accuracy', dtype=None

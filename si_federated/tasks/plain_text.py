@@ -27,9 +27,9 @@ from si_federated.tasks.token_store import (
 from si_federated.tasks.tokenizer import tokenize
 from si_federated.tasks.vocabulary import CharacterVocabulary, Vocabulary
 
-# Raising it rebuilds existing stores.
+# Increment to invalidate existing stores.
 _VERSION = 2
-# Lines of a document: parts of a long file can be held out.
+# Lines per document, so that parts of a long file can be held out.
 _LINES = 200
 
 
@@ -43,18 +43,18 @@ def text_task(
 ) -> Task:
   """Makes a task of plain text.
 
-  Documents are files, or some 200 lines of longer files; a tenth of them each
-  is held out for validation and test. They are split into sentences, and
-  sentences into words by the rules of the task `docstrings` or by the
-  vocabulary. The result is kept in the user's cache folder.
+  Documents are files, or parts of some 200 lines of longer files. A tenth of
+  them is held out for validation, another for test. They are split into
+  sentences, and sentences into words by the rules of the task `docstrings` or
+  by the vocabulary. The user's cache folder keeps the result.
 
   Args:
     pattern: The files, with wildcards; `**` matches all folders below. `.gz`
-      and `.xz` files are unpacked. They are in UTF-8, or what a byte order mark
-      says.
+      and `.xz` files are unpacked. They are in UTF-8, or in the encoding of
+      their byte order mark.
     vocab_size: V, the number of words with an id.
     sequence_length: T, the number of words to which sentences are cut.
-    vocabulary: If given, it replaces one of `vocab_size` words.
+    vocabulary: If given, replaces the vocabulary of `vocab_size` words.
     by_line: Whether sentences also end at line ends. Otherwise lines are
       wrapped text, and an empty line ends a paragraph.
 
@@ -94,7 +94,7 @@ def train_on_text(task: Task, pattern: str, *, by_line: bool = False) -> Task:
   """Replaces a task's training clients by plain text.
 
   Args:
-    task: The task, whose vocabulary and evaluation stay.
+    task: The task, which keeps its vocabulary and evaluation.
     pattern: See `text_task`; nothing is held out.
     by_line: See `text_task`.
 
@@ -132,8 +132,8 @@ def _find(pattern: str) -> list[str]:
   paths = sorted(os.path.abspath(p) for p in found if os.path.isfile(p))
   if not paths:
     raise ValueError(
-      f'No file is called {pattern}; quote a name with wildcards, and mind the '
-      'folder that this is run in.'
+      f'No file matches {pattern}; quote a name with wildcards, and give it '
+      'relative to the working folder.'
     )
   return paths
 
@@ -171,7 +171,9 @@ def _encoded(
         split = held.get(name, 'train')
         writer.add_ranks(split, name, np.concatenate(parts), sizes)
     if not writer.num_clients('train'):
-      raise ValueError(f'There is no text in {", ".join(paths[:3])}.')
+      raise ValueError(
+        f'There is no text in {", ".join(paths[:3])}; give other files.'
+      )
 
   words = hashlib.sha256('\n'.join(vocabulary.words).encode()).hexdigest()
   options = {
@@ -224,7 +226,7 @@ def _documents(
       lines: list[str] = []
       first = 1
       for number, line in enumerate(file, start=1):
-        # Not within a paragraph, unless it is very long.
+        # Ends within a paragraph only if that is very long.
         may_end = by_line or not line.strip()
         if len(lines) >= (_LINES if may_end else 10 * _LINES):
           yield f'{path}:{first}', lines

@@ -1,4 +1,4 @@
-"""Some clients of a population, and of each some examples."""
+"""Some clients of a population, with some of their examples."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def hashed_permutation(size: int, *words: object) -> np.ndarray:
 
   Args:
     size: The number of items.
-    *words: What the order depends on, such as a seed and a client's name.
+    *words: The values that determine it, such as a seed and a client's name.
   """
-  # Sorted raw output: NumPy keeps its stream from version to version.
+  # Sorts raw output, whose stream is the same in all versions of NumPy.
   raw = np.random.PCG64(hashed_number(*words)).random_raw(size)
   return np.argsort(raw, kind='stable')
 
 
 @dataclasses.dataclass(frozen=True)
 class PopulationSubset(Population):
-  """Replaces a population where its other clients must not be read.
+  """Some clients of a population, for code that must not read the others.
 
-  Clients are numbered from 0, so that a client that does not belong to the
-  subset has no number by which it could be sampled. The order of examples is a
-  function of a client's name, since its number depends on the other members.
+  Clients are numbered from 0, so that clients outside the subset have no number
+  by which they could be sampled. The order of examples is a function of a
+  client's name, since its number depends on the other members.
 
   Attributes:
     population: The whole population.

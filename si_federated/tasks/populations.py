@@ -88,7 +88,7 @@ class Population(Protocol):
       index: The client.
       epochs: The number of passes over the examples.
       max_elements: At most this many examples over all epochs; None for all.
-      seed: With the client fixes the order; None for stored order.
+      seed: Determines the order, with the client; None for stored order.
 
     Returns:
       `[m, T + 1]` int32.
@@ -198,13 +198,13 @@ class ClientPopulation(Population):
       index: The client, 0 <= index < len(self).
 
     Returns:
-      `[n, T + 1]` int32: the beginning token, the words cut to T, the end token
-      if there are fewer than T, zeros.
+      `[n, T + 1]` int32: the beginning token, at most T words, the end token if
+      there are fewer than T words, zeros.
     """
     return self.select(index, np.arange(self.num_examples(index)))
 
   def sentence_numbers(self, index: int, order: np.ndarray) -> np.ndarray:
-    """Returns numbers within the split of some of a client's sentences.
+    """Returns the numbers of some of a client's sentences in the split.
 
     Args:
       index: The client.
@@ -248,7 +248,7 @@ class ClientPopulation(Population):
     rows: Callable[[int], np.ndarray | None] = lambda _: None,
   ) -> Population:
     """Returns some of the clients; see `Population`."""
-    # Imported here, since a subset is a population itself.
+    # Imported here because that module imports this one.
     from si_federated.tasks.population_subset import PopulationSubset
 
     return PopulationSubset(self, np.asarray(members, np.int64), rows)

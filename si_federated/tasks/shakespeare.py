@@ -38,7 +38,7 @@ def shakespeare(
 
   The input is a JSON Lines file, plain, `.xz` or `.gz`, a speech per line:
   `text` and either `client_id` or `play` and `speaker`; other fields are
-  ignored. TFF's Shakespeare data (from LEAF, arXiv 1812.01097) work, too. The
+  ignored. TFF's Shakespeare data (from LEAF, arXiv 1812.01097) also work. The
   first use converts the input to token arrays, one store per `sequence_length`,
   next to the input or, if that folder is read-only, in the user's cache folder.
 
@@ -108,8 +108,8 @@ def find_source(data_dir: str | None, path: str | None) -> str:
     source = os.path.join(data_dir or '', str(path))
     if not os.path.isfile(source):
       raise ValueError(
-        f'There is no {source}; give the name of a file of speeches, from '
-        '--data_dir or the working folder on.'
+        f'There is no {source}; give a file of speeches, relative to '
+        '--data_dir or the working folder.'
       )
     return source
   if data_dir is not None:

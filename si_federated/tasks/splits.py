@@ -1,4 +1,4 @@
-"""Assigns clients to training, validation and test by hashed names."""
+"""Assigns clients to training, validation and test by a hash of their names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def split_all(
 ) -> Mapping[str, str]:
   """Holds out a tenth of the clients, at least one, for each split in `held`.
 
-  Use this for small populations, where `split_of` may leave a split empty. The
+  Use this for small populations, where `split_of` can leave a split empty. The
   clients with the smallest hashes are held out.
 
   Args:

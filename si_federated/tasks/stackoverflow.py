@@ -153,8 +153,8 @@ def _read_words(path: str) -> list[str]:
       raise ValueError('it is empty')
   except (OSError, EOFError, ValueError, tarfile.TarError) as error:
     raise ValueError(
-      f'{path} is not a list of word counts ({error}); mend it, or rename it '
-      'to have the words counted from the training split.'
+      f'{path} is not a list of word counts ({error}); correct it, or rename '
+      'it to have the words counted from the training split.'
     ) from error
   return list(words)
 
@@ -172,7 +172,7 @@ def _open_counts(path: str) -> Iterator[IO[str]]:
         assert content is not None  # `isfile` is true.
         yield io.TextIOWrapper(content, encoding='utf-8-sig')
         return
-  raise ValueError(f'it holds no {WORD_COUNT_NAME}')
+  raise ValueError(f'it contains no {WORD_COUNT_NAME}')
 
 
 def _fill(writer: StoreWriter, database: ClientDatabase, path: str) -> None:

@@ -24,8 +24,8 @@ class StoreWriter:
   """Writes each client to disk as it is added.
 
   Without a list of words, words are ranked by the number of training clients
-  that use them, ties by their UTF-8 bytes. Memory holds only the words, their
-  counts and one client.
+  that use them, ties by their UTF-8 bytes. Only the words, their counts and one
+  client are in memory.
 
   Attributes:
     num_empty: Number of clients skipped because they have no sentences.
@@ -200,7 +200,7 @@ class StoreWriter:
       self.notes['words_not_utf8'] = garbled
       _LOGGER.warning(
         '%d words are not UTF-8 text, and will be unknown to every '
-        'vocabulary: make the data again in UTF-8 if they matter.',
+        'vocabulary: if they matter, convert the data to UTF-8.',
         garbled,
       )
     ranked.sort(key=lambda item: item[:2])

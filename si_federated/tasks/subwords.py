@@ -219,13 +219,13 @@ def train_model(counts: Iterable[tuple[str, int]], size: int) -> bytes:
       ) from error
     raise ValueError(
       f'SentencePiece cannot learn {size} pieces from these '
-      f'{len(counts)} words ({reason}); take another size.'
+      f'{len(counts)} words ({reason}); give another size.'
     ) from error
   model = target.getvalue()
   found = _processor(model).get_piece_size() - 1
   if found < size:
     _LOGGER.warning(
-      '%d pieces were asked for; these %d words give %d.',
+      '%d pieces were requested; these %d words give %d.',
       size,
       len(counts),
       found,
@@ -264,8 +264,8 @@ def _task_of_pieces(
     )
   if isinstance(task.vocabulary, CharacterVocabulary):
     raise ValueError(
-      f'Task {task.name} is made of characters, of which there are no '
-      'subwords; leave out --vocabulary=sentencepiece.'
+      f'Task {task.name} predicts characters, which have no subwords; leave '
+      'out --vocabulary=sentencepiece.'
     )
   folder = task.train.arrays.folder
   if folder is None:

@@ -153,7 +153,7 @@ def synthetic(
   ):
     if value < 1:
       raise ValueError(f'{name} must be 1 or more; got {value}.')
-  # Below, numpy draws for ever; above, sums overflow.
+  # Below this range numpy never finishes drawing; above it, sums overflow.
   if not 1e-4 <= concentration <= 1e6:
     raise ValueError(
       f'concentration must be from 0.0001 to 1000000; got {concentration}.'

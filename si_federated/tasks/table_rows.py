@@ -1,4 +1,4 @@
-"""Reads the tables that users give, CSV and JSON lines, row by row."""
+"""Reads users' tables (CSV and JSON lines) row by row."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import IO, Any, Iterator, Mapping, Optional, Sequence
 
 # The limit of one CSV field, in characters.
 _MOST = 1 << 26
-# csv has one limit for the whole process: it is set only while a row is read.
+# The csv module has one limit for the whole process, so that it is changed only
+# while a row is read.
 _LIMIT_LOCK = threading.Lock()
-# Such as 12.0, which pandas makes of whole numbers next to an empty cell.
+# Such as 12.0: pandas writes whole numbers so if a cell of the column is empty.
 _WHOLE = re.compile(r'([+-]?\d+)(?:\.0*)?')
 _WHOLE_NAME = re.compile(r'(0|-?[1-9]\d*)\.0+')
-# More digits are no number that anyone means, and take Python too long.
+# Longer numbers are not meaningful, and Python takes too long to parse them.
 _MOST_DIGITS = 400
 _INT64 = 1 << 63
 
@@ -26,8 +27,8 @@ class MissingColumnsError(ValueError):
   """A table without the columns that are needed.
 
   Attributes:
-    missing: The names of these columns.
-    known: The names of those that it has.
+    missing: The names of the missing columns.
+    known: The names of the columns that it has.
   """
 
   def __init__(self, path: str, missing: Sequence[str], known: Sequence[str]):
@@ -40,7 +41,7 @@ class MissingColumnsError(ValueError):
 
 
 class OddValueError(ValueError):
-  """A value that is neither missing nor of the kind that is needed."""
+  """A value that is not missing, but of the wrong kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Row:
     problem: Why the row has no values, such as "not a JSON object"; empty for a
       good row.
     details: The problem of this row as a clause, such as "it has 2 fields".
-    num_lines: How many lines are lost with a row that never ends; 1 otherwise.
+    num_lines: The number of lines that a row without an end swallows; 1 for
+      other rows.
   """
 
   line: int
@@ -69,12 +71,12 @@ class Row:
 
 
 def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
-  """Yields the rows of comma-separated values after the header; no blank ones.
+  """Yields the rows of comma-separated values, without header and blank rows.
 
   Args:
     file: The text, opened with `newline=''`.
     path: The file, for messages.
-    columns: The columns that must be there.
+    columns: The columns that the header must have.
 
   Raises:
     MissingColumnsError: If the header lacks one of them.
@@ -109,18 +111,18 @@ def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
     if not cells:
       continue
     if lines.ended:
-      # csv asks for more lines than there are only within quotes.
+      # Only within quotes does csv ask for lines after the last one.
       yield Row(
         line,
         problem='lines of a quotation that is never closed',
         num_lines=lines.number - line + 1,
-        details='it is not CSV (no mark closes the quotation that it opens)',
+        details='it is not CSV (it opens a quotation that is never closed)',
       )
     elif len(cells) != len(header):
       yield Row(
         line,
         problem='with more or fewer fields than columns',
-        details=f'it has {len(cells)} fields, the header {len(header)}',
+        details=f'it has {len(cells)} fields, but the header {len(header)}',
       )
     else:
       yield Row(line, dict(zip(header, cells)))
@@ -190,12 +192,12 @@ def json_rows(file: IO[str], path: str) -> Iterator[Row]:
 
 
 def _parse_int(digits: str) -> Any:
-  # Python refuses the whole line for an integer of 4,300 digits.
+  # Python refuses the whole line if it contains an integer of 4,300 digits.
   return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def is_missing(value: Any) -> bool:
-  """Tells null, NaN, blank text and a column that is not there (None)."""
+  """Returns whether a value is null, NaN, blank text or absent (None)."""
   return (
     value is None
     or (isinstance(value, float) and math.isnan(value))
@@ -204,7 +206,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text(value: Any) -> str:
-  """Returns a text as it is; half a surrogate pair becomes a question mark.
+  """Returns text unchanged, except that unpaired surrogates become `?`.
 
   Raises:
     OddValueError: If it is neither text nor a whole number.
@@ -219,8 +221,8 @@ def text(value: Any) -> str:
 def name(value: Any, *, booleans: bool = False) -> str:
   """Returns the name of a user, a class or a tag.
 
-  Whole numbers are whole, however they are written: 12, 12.0 and '12.0' are
-  the name 12. Space around a name is no part of it.
+  Whole numbers count as whole, however they are written: 12, 12.0 and '12.0'
+  are the name 12. White space around a name is removed.
 
   Args:
     value: Text or a number.
@@ -239,7 +241,7 @@ def name(value: Any, *, booleans: bool = False) -> str:
 
 
 def whole_number(value: Any) -> int:
-  """Returns a whole number of 64 bits, also if written 3.0; 0 if missing.
+  """Returns a whole number of 64 bits, even if written as 3.0; 0 if missing.
 
   Raises:
     OddValueError: If it is something else.

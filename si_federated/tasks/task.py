@@ -125,7 +125,7 @@ class Task:
     return {
       'num_words': len(self.vocabulary.words),
       'tokens_per_word': self.tokens_per_word(examples),
-      # Takes a pass over the training text.
+      # This takes a pass over the training text.
       'reference_perplexity': self.reference_perplexities(examples),
     }
 
@@ -151,7 +151,7 @@ class Task:
     labels = labels[labels != self.vocabulary.padding]
     if not labels.size:
       raise ValueError(
-        'The examples hold nothing but padding; give sentences with words.'
+        'The examples are all padding; give sentences with words.'
       )
     return labels
 

@@ -64,8 +64,8 @@ def text_classification(
     text: The file's column of texts.
     label: The file's column of classes.
     client: The file's column of clients, for `split=client`.
-    encoding: The file's encoding, such as `latin-1`; UTF-8 by default, or what
-      a byte order mark says.
+    encoding: The file's encoding, such as `latin-1`; by default that of a byte
+      order mark, or UTF-8 without one.
     split: `iid`; `label`, which sorts by class and cuts into chunks;
       `dirichlet`; `majority`, where two classes dominate each client; or
       `client`, which uses the column `client` (without a path: modules or
@@ -141,8 +141,8 @@ def _check(options: dict) -> None:
     raise ValueError(f'split must be one of {", ".join(known)}; got {split!r}.')
   if options['data'] not in _SOURCES:
     raise ValueError(
-      f'data must be one of {", ".join(_SOURCES)}; got {options["data"]!r}: a '
-      'file is named by path.'
+      f'data must be one of {", ".join(_SOURCES)}; got {options["data"]!r}: '
+      'name a file by path.'
     )
   for name in ('num_clients', 'num_classes', 'examples_per_class'):
     value = options[name]

@@ -1,4 +1,4 @@
-"""Opens the text files that users give: packed or not, of a known encoding."""
+"""Opens users' text files, plain or compressed, in a known encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zlib
 from typing import IO, BinaryIO, Iterator, Optional, cast
 
 _CHUNK = 1 << 20
-# UTF-32 first: its mark begins with that of UTF-16.
+# UTF-32 comes first because its mark begins with that of UTF-16.
 _MARKS = (
   (codecs.BOM_UTF8, 'utf-8-sig'),
   (codecs.BOM_UTF32_LE, 'utf-32'),
@@ -66,10 +66,11 @@ def open_text(
   newline: Optional[str] = None,
   stream: Optional[BinaryIO] = None,
 ) -> Iterator[IO[str]]:
-  """Opens a file of text; no character is ever replaced.
+  """Opens a file of text, without replacing any character.
 
-  Without `encoding` it is UTF-8, or what the byte order mark at its beginning
-  says (UTF-8, UTF-16 or UTF-32). The mark is no part of the text.
+  Without `encoding`, the encoding is that of the byte order mark at its
+  beginning (UTF-8, UTF-16 or UTF-32), or UTF-8 if it has none. The mark is not
+  part of the text.
 
   Args:
     path: The file, unpacked if it is `.xz` or `.gz`.
@@ -82,8 +83,8 @@ def open_text(
     The text.
 
   Raises:
-    ValueError: If the file cannot be read, or is not of the encoding; the
-      message names the first wrong byte and what to do.
+    ValueError: If the file cannot be read or is in another encoding; the
+      message names the first wrong byte and a remedy.
   """
   if encoding is not None:
     try:
@@ -91,8 +92,8 @@ def open_text(
         encoding = _UTF8
     except LookupError:
       raise ValueError(
-        f'{option or "encoding"}={encoding} is no encoding that Python knows; '
-        'give one such as latin-1, cp1252 or utf-16.'
+        f'{option or "encoding"}={encoding} is not an encoding that Python '
+        'knows; give one such as latin-1, cp1252 or utf-16.'
       ) from None
   with open_binary(path, stream) as content:
     buffered = io.BufferedReader(cast(io.RawIOBase, content), _CHUNK)
@@ -139,11 +140,11 @@ def _advice(path: str, encoding: str, option: Optional[str]) -> str:
 
 
 def _first_wrong(path: str, encoding: str) -> tuple[int, int, str]:
-  """Finds the first byte that is not of an encoding.
+  """Finds the first byte that is invalid in an encoding.
 
   Returns:
-    Its position in the unpacked text, from 0; its line, from 1; and what is
-    wrong.
+    Its position in the unpacked text, from 0; its line, from 1; and a clause
+    about the error.
   """
   decoder = codecs.getincrementaldecoder(encoding)()
   consumed, line = 0, 1
@@ -153,7 +154,7 @@ def _first_wrong(path: str, encoding: str) -> tuple[int, int, str]:
       try:
         line += decoder.decode(chunk, final=not chunk).count('\n')
       except UnicodeDecodeError as error:
-        # The decoder keeps the bytes of a character that is not complete.
+        # The decoder keeps the bytes of an incomplete character.
         begin = consumed + len(chunk) - len(error.object)
         valid = error.object[: error.start]
         line += valid.decode(encoding, 'replace').count('\n')

@@ -65,7 +65,7 @@ def open_store(folder: str, *, key: Any = None) -> TokenStore:
     with open(os.path.join(folder, META_NAME), encoding='utf-8') as file:
       meta = json.load(file)
     if meta['format_version'] != FORMAT_VERSION:
-      raise TokenStoreError(f'{folder} holds a token store of another format.')
+      raise TokenStoreError(f'{folder} has a token store of another format.')
     for name, size in meta['sizes'].items():
       actual = os.path.getsize(os.path.join(folder, name))
       if actual != size:
@@ -86,14 +86,14 @@ def open_store(folder: str, *, key: Any = None) -> TokenStore:
       found = (len(arrays.client_id_offsets) - 1, len(arrays.tokens))
       if found != (expected['clients'], expected['words']):
         raise TokenStoreError(
-          f'{META_NAME} and the {split} files in {folder} do not agree; '
-          'delete the folder to rebuild it.'
+          f'{META_NAME} and the {split} files in {folder} disagree; delete the '
+          'folder to rebuild it.'
         )
   except TokenStoreError:
     raise
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise TokenStoreError(
-      f'{folder} holds no complete token store ({error}).'
+      f'{folder} has no complete token store ({error}).'
     ) from None
   return TokenStore(folder, words, splits, meta)
 
@@ -119,7 +119,7 @@ def build_store(
   it.
 
   Args:
-    folder: Where to put the store; a store with another key is replaced.
+    folder: The folder of the store; a store with another key is replaced.
     fill: Adds all clients to the given writer.
     key: A JSON value that identifies the source of the store.
     words: The words by rank; None ranks the words of the training split.
@@ -209,7 +209,7 @@ def _remove_leftovers(parent: str) -> None:
           is_known = files.try_lock(file)
       except FileNotFoundError:
         is_known = False
-      # Without a lock, only its age says whether a build is under way.
+      # Without a lock, only its age shows whether a build is under way.
       if is_known or time.time() - os.path.getmtime(path) >= _STALE_SECONDS:
         shutil.rmtree(path, ignore_errors=True)
 

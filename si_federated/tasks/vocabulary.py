@@ -51,14 +51,14 @@ class Vocabulary:
 
   def __post_init__(self):
     if not self.words:
-      raise ValueError('A vocabulary needs one word at least; got none.')
+      raise ValueError('A vocabulary needs at least one word; got none.')
     if len(set(self.words)) != len(self.words):
       raise ValueError('A word occurs twice in the vocabulary; list it once.')
     for word in self.words:
       if not word or '\n' in word or '\r' in word:
         raise ValueError(
-          f'{word!r} can be no word of a vocabulary: words are not empty and '
-          'have no line breaks.'
+          f'{word!r} cannot be a word of a vocabulary: give words that are not '
+          'empty and have no line breaks.'
         )
 
   @property
@@ -147,7 +147,7 @@ class Vocabulary:
   def save(self, path: str) -> None:
     """Writes the words to a UTF-8 file, one per line."""
     text = ''.join(word + '\n' for word in self.words)
-    # `load` drops a mark; a word that begins with one must not lose it.
+    # `load` drops a byte order mark; a word that begins with one must keep it.
     mark = '\ufeff' if text.startswith('\ufeff') else ''
     files.write_atomically(path, mark + text)
 

@@ -1,4 +1,4 @@
-"""Saves and loads the vocabulary of a run, of any kind."""
+"""Saves and loads the vocabulary of a run, whatever its kind."""
 
 from __future__ import annotations
 

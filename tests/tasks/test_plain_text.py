@@ -133,7 +133,7 @@ def test_packed_files_and_changed_ones(tmp_path):
 
 
 def test_no_files_and_no_text_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='No file is called'):
+  with pytest.raises(ValueError, match='No file matches'):
     find_text(str(tmp_path / '*.nothing'))
   pattern = _write(tmp_path / 'text', '  \n', '')
   with pytest.raises(ValueError, match='There is no text'):

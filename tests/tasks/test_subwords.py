@@ -125,7 +125,7 @@ def test_more_pieces_than_the_words_give_are_warned_of(caplog):
   found = len(SubwordVocabulary.from_model(model).words)
   assert found < 20
   assert caplog.messages == [
-    f'4096 pieces were asked for; these 3 words give {found}.'
+    f'4096 pieces were requested; these 3 words give {found}.'
   ]
 
 

@@ -173,7 +173,7 @@ def test_quoted_fields_and_numbers(tmp_path):
   ('content', 'options', 'message'),
   [
     (_csv(header='text,kind,client'), {}, 'has no column label; it has text'),
-    (_csv() + 'a,b\n', {}, r'pets.csv:32: it has 2 fields, the header 3'),
+    (_csv() + 'a,b\n', {}, r'pets.csv:32: it has 2 fields, but the header 3'),
     (_csv() + ' ,cat,x\n', {}, r'pets.csv:32: text is empty'),
     (_csv() + 'cat,,x\n', {}, r'pets.csv:32: label is empty'),
     (_csv() + '"cat,b,x\n', {}, r'pets.csv:3\d: it is not CSV'),

@@ -137,7 +137,7 @@ def test_contradicting_counts_are_noticed(folder):
   meta['splits']['train']['clients'] = 3
   with open(path, 'w') as file:
     json.dump(meta, file)
-  with pytest.raises(TokenStoreError, match='do not agree'):
+  with pytest.raises(TokenStoreError, match='disagree'):
     open_store(folder)
 
 
