@@ -102,7 +102,7 @@ def test_a_log_beside_is_never_missed(folder):
   [
     ('database or disk is full', 'make room', False),
     ('disk I/O error', 'check the disk', False),
-    ('unable to open database file', 'you may read it', False),
+    ('unable to open database file', 'you can read it', False),
     ('attempt to write a readonly database', 'check the file', False),
     ('out of memory', 'check the file', False),
     ('database disk image is malformed', 'it is damaged', True),
