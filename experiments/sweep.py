@@ -35,11 +35,9 @@ command continues it and retries failed runs. Then:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
@@ -115,7 +113,7 @@ def main() -> None:
     for settings in plan.runs:
       print(shlex.join(command(settings)))
     return
-  with _held(folder):
+  with files.lock_folder(folder, 'running the sweep in'):
     plan.write(folder)
     runs = sweeps.find_runs(plan, folder)
     with sweeps.show(runs) as shown:
@@ -191,20 +189,6 @@ def _bases(given: dict[str, str], own_name: str) -> list[sweeps.Base]:
     )
     for path in paths
   ]
-
-
-@contextlib.contextmanager
-def _held(folder: str) -> Iterator[None]:
-  """Locks the folder against a second sweep."""
-  os.makedirs(folder, exist_ok=True)
-  try:
-    lock = files.lock(os.path.join(folder, '.lock'))
-  except files.LockedError as error:
-    raise config.ConfigError(
-      f'Another process is running the sweep in {folder}.'
-    ) from error
-  with lock:
-    yield
 
 
 def run() -> None:

@@ -154,33 +154,41 @@ def remove_leftovers(folder: Union[str, os.PathLike]) -> None:
         os.unlink(entry.path)
 
 
-class LockedError(Exception):
+class LockedError(ValueError):
   """Another process holds a lock."""
 
 
-def lock(path: Union[str, os.PathLike]) -> IO[str]:
-  """Locks a file against other processes.
+def lock_folder(folder: Union[str, os.PathLike], doing: str) -> IO[str]:
+  """Locks a folder against other processes.
 
   Some network file systems have no locks; there it only warns, once a folder.
 
   Args:
-    path: The file, made if missing.
+    folder: The folder, made if missing.
+    doing: What a process does that holds the lock, to go before the folder's
+      name, such as 'exporting to'.
 
   Returns:
-    The file; the lock lasts until it is closed.
+    The file `.lock` of the folder; the lock lasts until it is closed.
 
   Raises:
     LockedError: If another process holds the lock.
     OSError: If the file can't be opened.
   """
-  file = open(path, 'w')  # noqa: SIM115
+  os.makedirs(folder, exist_ok=True)
+  file = open(os.path.join(folder, '.lock'), 'w')  # noqa: SIM115
   try:
     has_locks = try_lock(file)
+  except LockedError as error:
+    file.close()
+    raise LockedError(
+      f'Another process is {doing} {os.fspath(folder)}; wait for it.'
+    ) from error
   except BaseException:
     file.close()
     raise
   if not has_locks:
-    _warn_of_no_locks(os.path.dirname(os.path.abspath(path)))
+    _warn_of_no_locks(os.path.abspath(folder))
   return file
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -55,9 +56,14 @@ def test_without_a_home_the_cache_is_temporary(monkeypatch, tmp_path, caplog):
 
 
 def test_a_held_lock_raises(tmp_path):
-  with files.lock(tmp_path / '.lock'), pytest.raises(files.LockedError):
-    files.lock(tmp_path / '.lock')
-  files.lock(tmp_path / '.lock').close()
+  folder = tmp_path / 'new'
+  message = f'Another process is writing to {folder}; wait for it.'
+  with (
+    files.lock_folder(folder, 'writing to'),
+    pytest.raises(files.LockedError, match=re.escape(message)),
+  ):
+    files.lock_folder(folder, 'writing to')
+  files.lock_folder(folder, 'writing to').close()
 
 
 @pytest.mark.parametrize('code', [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
@@ -69,8 +75,8 @@ def test_a_folder_without_locks_is_warned_of_once(
     raise OSError(code, os.strerror(code))
 
   monkeypatch.setattr('fcntl.flock', fail)
-  files.lock(tmp_path / '.lock').close()
-  files.lock(tmp_path / '.lock').close()
+  files.lock_folder(tmp_path, 'writing to').close()
+  files.lock_folder(tmp_path, 'writing to').close()
   (message,) = caplog.messages
   assert message.startswith(f'{tmp_path} has no file locks')
 

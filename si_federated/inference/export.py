@@ -131,14 +131,7 @@ def export_model(
       f'--top must be from 1 to the {vocabulary.size} ids of the model, found '
       f'{top}.'
     )
-  os.makedirs(folder, exist_ok=True)
-  try:
-    lock = files.lock(os.path.join(folder, '.lock'))
-  except files.LockedError as error:
-    raise config.ConfigError(
-      f'Another process is exporting to {folder}.'
-    ) from error
-  with lock:
+  with files.lock_folder(folder, 'exporting to'):
     return _write(
       run, trained, folder, formats, top=top, tflite_precision=tflite_precision
     )

@@ -270,13 +270,7 @@ def _work_folder(output: str) -> Iterator[str]:
 
   Files that a killed process left there are removed first.
   """
-  try:
-    lock = files.lock(os.path.join(output, '.lock'))
-  except files.LockedError as error:
-    raise ValueError(
-      f'Another process is preparing data in {output}; wait for it.'
-    ) from error
-  with lock:
+  with files.lock_folder(output, 'preparing data in'):
     work = os.path.join(output, _WORK)
     shutil.rmtree(work, ignore_errors=True)
     os.mkdir(work)

@@ -102,16 +102,10 @@ class RunFolder:
       Whether the folder already held this experiment.
 
     Raises:
-      config.ConfigError: If it holds a different one, or another process is
-        running it.
+      config.ConfigError: If it holds a different one.
+      files.LockedError: If another process is running it.
     """
-    os.makedirs(self.path, exist_ok=True)
-    try:
-      self._lock = files.lock(self._file('.lock'))
-    except files.LockedError as error:
-      raise config.ConfigError(
-        f'Another process is running the experiment in {self.path}.'
-      ) from error
+    self._lock = files.lock_folder(self.path, 'running the experiment in')
     try:
       return self._hold(experiment, planned_for_rounds)
     except BaseException:

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config
+from si_federated import config, files
 from si_federated.privacy import Participation, PrivacyRecord, strategies
 from si_federated.privacy import ledger as ledger_lib
 from si_federated.privacy.ledger import Ledger
@@ -360,7 +360,7 @@ def test_runs_where_an_event_loop_is_running(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
   one = run_folder.RunFolder(tmp_path)
   one.open(config.ExperimentConfig('x'))
-  with pytest.raises(config.ConfigError, match='Another process'):
+  with pytest.raises(files.LockedError, match='Another process'):
     run_folder.RunFolder(tmp_path).open(config.ExperimentConfig('x'))
   one.close()
   run_folder.RunFolder(tmp_path).open(config.ExperimentConfig('x'))
