@@ -255,7 +255,7 @@ def _temporary_cache(instead_of: str) -> str:
   if os.stat(parent).st_uid != os.getuid():
     folder = tempfile.mkdtemp(prefix='si_federated-')
   logging.warning(
-    '%s can not be written; what is kept for later runs goes to %s (set '
+    '%s cannot be written; what is kept for later runs goes to %s (set '
     'XDG_CACHE_HOME to name another folder).',
     instead_of,
     folder,

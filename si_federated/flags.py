@@ -29,101 +29,103 @@ _HELP = {
   'stackoverflow; speeches.jsonl, speeches.jsonl.xz or shakespeare.sqlite for '
   'shakespeare; where to keep the prepared text for docstrings. Not needed by '
   'default.',
-  'vocabulary': 'What text is cut into: words (characters for shakespeare), '
-  'sentencepiece, which is subwords learned from the training clients, as in '
-  'sentencepiece:size=4096, or pretrained, the tokens of a pretrained BERT.',
+  'vocabulary': 'The tokens: words (characters for shakespeare); '
+  'sentencepiece, subwords learned from the training clients, as in '
+  'sentencepiece:size=4096; or pretrained, the tokens of a pretrained BERT.',
   'model': 'The language model: lstm, gru, cifg, transformer or conformer, or '
-  'one of them with si_ before (--help_models of train shows all).',
-  'transform': 'What is done to the model before training: none, or freeze, '
-  'which leaves variables untrained and unsent whose names match a regular '
-  'expression, as in freeze:variables=embedding|block_1/.',
+  'one of these prefixed by si_ (train --help_models lists all).',
+  'transform': 'A change to the model before training: none, lora, ffa_lora, '
+  'or freeze, which neither trains nor sends variables whose names match a '
+  'regular expression, as in freeze:variables=embedding|block_1/.',
   'initial_model': 'Start from a trained model: the folder of a run of train '
-  'or pretrain (its newest checkpoint), a checkpoint in it, or what '
-  'Keras writes (.h5, .weights.h5, .keras, a SavedModel, a checkpoint of '
-  'TensorFlow), or a .npz by names of variables.',
-  'reinitialized_variables': 'A regular expression: variables in whose names '
-  'it is found begin at random instead of as in --initial_model.',
+  'or pretrain (its newest checkpoint), one of its checkpoints, a file or '
+  'folder that Keras wrote (.h5, .weights.h5, .keras, a SavedModel, a '
+  'TensorFlow checkpoint), or an .npz file keyed by names of variables.',
+  'reinitialized_variables': 'A regular expression: variables whose names '
+  'contain a match start at random values instead of those of '
+  '--initial_model.',
   'algorithm': 'The federated learning algorithm: fed_avg, fed_prox, fed_sgd, '
-  'mime_lite, partial_training, in which each client trains a part of the '
-  'model, as in partial_training:fraction=0.4, or expert_personalization, '
-  'federated averaging after which clients train experts of their own.',
+  'mime_lite; partial_training, in which each client trains part of the '
+  'model, as in partial_training:fraction=0.4; or expert_personalization, '
+  'federated averaging followed by experts that clients train for themselves.',
   'aggregator': "How the server combines the clients' updates: mean, or "
   'privately: gaussian, adaptive_gaussian, tree, banded, blt, dense or '
   'distributed_dp.',
-  'compression': 'How updates and models travel: none; upload=uniform:bits=8, '
-  'download=uniform:bits=16, both with a comma between them, or ternary. '
-  'rotation=hadamard is an option of each.',
-  'runtime': 'Where the clients are simulated: local (in this process, on all '
-  "processors), ray (on a cluster) or tff (TFF's own worker process).",
-  'precision': 'What the models compute in: float32, or bfloat16 with weights, '
-  'losses and updates in float32 (faster where the processor multiplies '
-  'bfloat16, slower elsewhere).',
-  'client_optimizer': 'The optimizer on the clients, sgd as a rule.',
+  'compression': 'How updates and models are compressed: none; '
+  'upload=uniform:bits=8, download=uniform:bits=16, or both separated by a '
+  'comma; or ternary. Each takes the option rotation=hadamard.',
+  'runtime': 'Where clients are simulated: local (in this process, on all '
+  'processors), jax (many clients as one program, on a GPU or TPU), ray (on a '
+  "cluster) or tff (TFF's own worker process).",
+  'precision': 'The precision of the model: float32, or bfloat16 with float32 '
+  'weights, losses and updates (faster if the processor has bfloat16 products, '
+  'slower if not).',
+  'client_optimizer': 'The optimizer on the clients, usually sgd.',
   'client_learning_rate': 'The learning rate of --client_optimizer.',
-  'server_optimizer': 'What applies the mean update: sgd, sgdm, adam, adamw, '
-  'yogi or adagrad.',
+  'server_optimizer': 'The optimizer that applies the mean update: sgd, sgdm, '
+  'adam, adamw, yogi or adagrad.',
   'server_learning_rate': 'The learning rate of --server_optimizer.',
-  'server_learning_rate_schedule': 'How --server_learning_rate changes with '
-  'the rounds: constant, linear, cosine, exponential or cool_down, each with '
-  'an option such as warmup_rounds=50.',
+  'server_learning_rate_schedule': 'How --server_learning_rate changes over '
+  'rounds: constant, linear, cosine, exponential or cool_down, each with '
+  'options such as warmup_rounds=50.',
   'server_momentum': 'The momentum of --server_optimizer=sgdm.',
   'clients_per_round': 'The cohort: how many clients train in a round.',
   'total_rounds': 'The number of rounds.',
-  'client_epochs_per_round': 'How often a client goes through its text.',
+  'client_epochs_per_round': 'Epochs over its text that a client trains in a '
+  'round.',
   'client_batch_size': "Sentences in a client's step.",
   'max_elements_per_client': 'The most sentences a client uses in a round.',
-  'sequence_length': 'Sentences are cut to this many words or subwords; '
-  'speeches of shakespeare into windows of so many characters, of 80 by '
-  'default.',
-  'vocab_size': 'How many words, the most frequent ones of the training '
-  'clients, the model knows (--vocabulary=sentencepiece has its own size).',
-  'num_validation_examples': "How many of the held-out clients' sentences to "
+  'sequence_length': 'Sentences are truncated to this many words or subwords; '
+  'speeches of shakespeare are split into windows of this many characters, 80 '
+  'by default.',
+  'vocab_size': 'The number of words, the most frequent of the training '
+  'clients, in the vocabulary (--vocabulary=sentencepiece has its own size).',
+  'num_validation_examples': "The number of the held-out clients' sentences to "
   'evaluate on.',
-  'rounds_per_eval': 'Evaluate every so many rounds.',
-  'rounds_per_checkpoint': 'Save every so many rounds.',
-  'personalize_epochs': 'After the last round, have validation clients '
-  'fine-tune the model on half of their text for so many epochs, and compare '
-  'on the other half. 0 disables it. This and the next two may be changed on a '
+  'rounds_per_eval': 'Rounds between evaluations.',
+  'rounds_per_checkpoint': 'Rounds between checkpoints.',
+  'personalize_epochs': 'After the last round, validation clients fine-tune '
+  'the model on half of their text for this many epochs and evaluate it on the '
+  'other half. 0 disables it. This and the next two may be changed on a '
   'finished run.',
-  'personalize_clients': 'How many validation clients do so.',
+  'personalize_clients': 'The number of validation clients that fine-tune.',
   'personalize_learning_rate': 'The learning rate of their SGD; '
   '--client_learning_rate by default.',
   'participation': 'Which clients take part in a round: uniform, '
   'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
   'of --min_separation rounds), poisson or cyclic_poisson.',
-  'clip_norm': "The most that the L2 norm of a client's update counts, for "
-  'private aggregators.',
+  'clip_norm': "The largest L2 norm of a client's update; private aggregators "
+  'scale longer ones down.',
   'noise_multiplier': 'The standard deviation of the noise on the sum of '
   'updates, relative to --clip_norm; 0 for clipping alone.',
   'target_epsilon': 'Instead of --noise_multiplier: take the least noise that '
   'keeps to this epsilon.',
   'delta': 'The delta of (epsilon, delta) differential privacy; by default the '
   'number of training clients to the power of -1.1.',
-  'min_separation': 'The promise that two rounds of one client are at least so '
-  'many apart (a difference of 1 is the next round). By default what '
-  '--participation keeps to.',
-  'max_participations': 'The promise that no client takes part more often. By '
-  'default what --participation keeps to.',
+  'min_separation': 'The least number of rounds between two participations of '
+  'a client (1 is the next round), which privacy assumes. By default that of '
+  '--participation.',
+  'max_participations': 'The most rounds in which a client takes part, which '
+  'privacy assumes. By default that of --participation.',
   'noise_cohort_size': 'Simulate the noise of a cohort of this size: privacy '
   'is then reported for such a cohort, as simulated.',
-  'noise_seed': 'Seed of the noise, for a run that can be repeated; by '
-  'default it is secret and random, as real privacy needs.',
+  'noise_seed': 'Seed of the noise, for reproducible simulations; by default '
+  'it is random and secret, as privacy requires.',
   'model_seed': 'Seed of the initial weights.',
   'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
-  'client_similarity': "This part of each training client's sentences is "
-  'exchanged for sentences of all training clients: 0 leaves the clients as '
-  'they are, 1 makes them alike but for their sizes. Privacy is then that of '
-  'such mixed clients.',
+  'client_similarity': "The fraction of each training client's sentences that "
+  'is replaced by sentences of all training clients: 0 keeps the clients, 1 '
+  'makes them differ in size alone. Privacy is then that of the mixed clients.',
   'diagnostics': 'Measure norms, learning rates, gates, attention and clients '
-  'by layer, for diagnostics.csv and the report: alone it means evaluations '
-  '(whenever there is one); or rounds:every=10; none by default.',
+  'by layer, for diagnostics.csv and the report: at evaluations (the flag '
+  'without a value) or, for example, rounds:every=10; none by default.',
 }
-# Defaults of a task that are not those of the configuration.
+# Defaults of a task that differ from those of the configuration.
 _TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   # As in McMahan et al. 2016 (arXiv 1602.05629), LEAF and TFF.
   'shakespeare': {'sequence_length': 80}
 }
-# Flags of the binaries that hold a path.
+# Flags of the binaries that take a path.
 _PATHS = (
   'input',
   'output',
@@ -145,7 +147,7 @@ def _number_type(hint: Any) -> Any:
 
 
 class _Switch(flags.Flag):
-  """A flag of text that may stand alone, for its usual value."""
+  """A text flag whose value may be left out for the usual one."""
 
   def _parse(self, argument: Any) -> Any:
     alone = {'true': 'evaluations', 'false': 'none'}
@@ -234,7 +236,7 @@ def numeric_experiment_flags() -> dict[str, bool]:
 
 
 def given_experiment_flags() -> dict[str, str]:
-  """Returns those flags that determine a run and were given, as text."""
+  """Returns the text of those flags given that determine a run."""
   return {
     name: str(flags.FLAGS[name].value)
     for name in [*numeric_experiment_flags(), 'ray_address']
@@ -245,7 +247,7 @@ def given_experiment_flags() -> dict[str, str]:
 def experiment_from_arguments(
   arguments: Sequence[str],
 ) -> config.ExperimentConfig:
-  """Reads flags as they stand on a command line of `experiments.train`.
+  """Reads flags as on the command line of `experiments.train`.
 
   Args:
     arguments: The flags; the last one wins if a flag is repeated.
@@ -324,14 +326,14 @@ def _expand_paths() -> None:
 def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Runs a binary: parses flags, and ends on bad input with one sentence.
 
-  Exit codes are 0, 1 for data or files that can't be used, 2 for usage, 130
-  when interrupted and 141 when nobody reads the output. `-v=1` shows the
+  Exit codes are 0, 1 for unusable data or files, 2 for wrong flags, 130 when
+  interrupted and 141 when the reader of the output is gone. `-v=1` shows the
   traceback.
 
   Args:
-    main: The binary's work.
-    arguments: Whether `main` takes a list of positional arguments; without
-      it, they are an error.
+    main: The work of the binary.
+    arguments: Whether `main` takes a list of positional arguments; otherwise
+      they are an error.
   """
 
   def parse(argv: Sequence[str]) -> list[str]:

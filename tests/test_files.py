@@ -49,7 +49,7 @@ def test_without_a_home_the_cache_is_temporary(monkeypatch, tmp_path, caplog):
   expected = str(tmp_path / f'si_federated-{os.getuid()}' / 'cache')
   monkeypatch.setenv('HOME', str(blocked))
   assert files.cache_folder() == expected
-  assert f'{blocked}/.cache/si_federated can not be written' in caplog.text
+  assert f'{blocked}/.cache/si_federated cannot be written' in caplog.text
   monkeypatch.setenv('HOME', '~')
   assert files.cache_folder() == expected
   assert 'XDG_CACHE_HOME' in caplog.messages[-1]

@@ -24,7 +24,7 @@ def build_mean(
     The mechanism.
 
   Raises:
-    ValueError: If the weighting is none of these.
+    ValueError: If the weighting is unknown.
   """
   return mechanism.Mechanism(
     factory=tff.learning.robust_aggregator(zeroing=zeroing, clipping=False),

@@ -88,7 +88,7 @@ class Mechanism:
     """
     if self.record is None:
       raise ValueError(
-        'This mechanism has no accounting of its own, so its noise can not be '
+        'This mechanism has no accounting of its own, so its noise cannot be '
         'calibrated; give a noise multiplier.'
       )
     if not self.record.is_variant_of(record):

@@ -98,7 +98,7 @@ def for_tree(strategy: strategies.Tree) -> TreeRows:
     none.
 
   Raises:
-    ValueError: If the decoder can not be streamed.
+    ValueError: If the decoder cannot be streamed.
   """
   heights = max(strategy.steps).bit_length() + 1
   kept = np.zeros((strategy.rounds, heights), np.float32)
@@ -155,7 +155,7 @@ def _tree_rounds(
   """
   if strategy.decoder not in ('plain', 'honaker'):
     raise ValueError(
-      f'A tree of decoder {strategy.decoder!r} can not be streamed; use plain '
+      f'A tree of decoder {strategy.decoder!r} cannot be streamed; use plain '
       'or honaker.'
     )
   first = 0

@@ -117,9 +117,9 @@ def _check_algorithm(experiment: config.ExperimentConfig) -> None:
   if aggregator in NOISE_FROM_CLIENTS:
     if experiment.compression.upload is not None:
       raise config.ConfigError(
-        f'--compression={experiment.compression} can not be combined with '
+        f'--compression={experiment.compression} cannot be combined with '
         f'--aggregator={aggregator}: secure aggregation adds up what clients '
-        'send, and can not decode it first; leave the upload as it is, which '
+        'send, and cannot decode it first; leave the upload as it is, which '
         'that aggregator quantises itself.'
       )
     if traits.releases_per_round > 1:

@@ -150,13 +150,13 @@ def keep_strategy(
     strategy_files.save(path, strategy)
     return mechanism
   if not os.path.exists(path):
-    # The checkpoint may be of before strategies were kept; the ledger tells.
+    # Older runs have no such file; their ledger checks the strategy.
     return mechanism
   try:
     return mechanism.with_strategy(strategy_files.load(path))
   except ValueError as error:
     raise config.ConfigError(
-      f'The strategy that the run began with can not be used ({error}); '
+      f'The strategy that the run began with cannot be used ({error}); '
       'restore that file, or start a new run under another --experiment_name.'
     ) from error
 
@@ -357,7 +357,7 @@ def build_ledger(
         experiment, mechanism, num_clients
       ),
       'client_similarity': experiment.client_similarity,
-      # A secret seed is in the state, so that it can not be mistaken.
+      # A secret seed is in the state, so that it cannot be mistaken.
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),
     },

@@ -81,7 +81,7 @@ def build_model(
   Raises:
     config.ConfigError: If the model refuses an option's value.
   """
-  # A graph of TFF's gets its weights from outside; no seed is to stay in it.
+  # TFF passes the weights to the graph, which must not contain their seed.
   if tf.executing_eagerly():
     tf.keras.utils.set_random_seed(experiment.model_seed)
   model = build_part(experiment, 'model', vocab_size=vocab_size, **labels)

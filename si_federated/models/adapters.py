@@ -23,7 +23,7 @@ INITIALIZERS: Dict[str, Any] = {
   'random': tf.keras.initializers.LecunNormal,
   'orthogonal': tf.keras.initializers.Orthogonal,
 }
-# Kernels of our layers and of Keras's; not embeddings, norms and biases.
+# Kernels of our layers and Keras layers, but not embeddings, norms and biases.
 _KERNELS = r'(^|_)kernel$'
 
 

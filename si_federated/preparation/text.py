@@ -1,4 +1,4 @@
-"""Cuts HTML or plain text into sentences like those of TFF's data."""
+"""Splits HTML or plain text into sentences like those of TFF's data."""
 
 from __future__ import annotations
 

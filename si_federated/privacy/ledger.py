@@ -170,7 +170,7 @@ class Ledger:
       lines.append(f'Privacy is simulated: {"; ".join(because)}.')
     if self._facts.get('noise_seed_is_secret'):
       lines.append(
-        'The noise has a secret seed, as real privacy needs: this run can not '
+        'The noise has a secret seed, as real privacy needs: this run cannot '
         'be repeated, and its checkpoints must stay secret.'
       )
     return lines

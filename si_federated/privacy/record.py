@@ -38,7 +38,7 @@ class Record(abc.ABC):
 
   @property
   def neighbouring_relation(self) -> str:
-    """Which data sets the guarantee makes hard to tell apart."""
+    """Which data sets the guarantee makes hard to distinguish."""
     return 'zero-out' if self.amplification is None else 'add-or-remove-one'
 
   def epsilon(self, delta: float, *, method: str = 'exact') -> float:

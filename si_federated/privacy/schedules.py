@@ -45,7 +45,7 @@ class Amplification:
         f'a sampling probability of {self.probability} is not in (0, 1].'
       )
     if self.groups < 1 or (self.kind == 'poisson' and self.groups != 1):
-      raise ValueError(f'{self.kind} can not have {self.groups} groups.')
+      raise ValueError(f'{self.kind} cannot have {self.groups} groups.')
 
 
 @dataclasses.dataclass(eq=False)

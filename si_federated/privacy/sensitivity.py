@@ -60,7 +60,7 @@ def of_matrix(
     raise ValueError(f'A strategy is square; found shape {matrix.shape}.')
   if len(matrix) < n:
     raise ValueError(
-      f'A strategy for {len(matrix)} rounds can not serve {n} rounds.'
+      f'A strategy for {len(matrix)} rounds cannot serve {n} rounds.'
     )
   matrix = matrix[:n, :n]
   if not np.isfinite(matrix).all() or np.triu(matrix, 1).any():

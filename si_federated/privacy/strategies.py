@@ -300,7 +300,7 @@ def check_rounds(rounds: int, contract: participation.Participation) -> None:
   """Raises ValueError if a contract has more rounds than a strategy."""
   if contract.rounds > rounds:
     raise ValueError(
-      f'A strategy for {rounds} rounds can not serve {contract.rounds} rounds.'
+      f'A strategy for {rounds} rounds cannot serve {contract.rounds} rounds.'
     )
 
 

@@ -108,7 +108,7 @@ def load(path: _Path) -> strategies.Strategy:
       arrays = {key: file[key] for key in file.files}
   except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
     raise ValueError(
-      f'{os.fspath(path)} can not be read as an .npz file of a strategy: {e}'
+      f'{os.fspath(path)} cannot be read as an .npz file of a strategy: {e}'
     ) from e
   except (AttributeError, TypeError) as e:
     raise ValueError(

@@ -125,7 +125,7 @@ def _refusal(error: Exception) -> errors.UnsupportedError:
   """Returns the error for a computation that can't be converted."""
   reason = str(error).strip().partition('\n')[0]
   return errors.UnsupportedError(
-    f'--runtime=jax can not run this computation: {reason} Use --runtime=local.'
+    f'--runtime=jax cannot run this computation: {reason} Use --runtime=local.'
   )
 
 

@@ -30,13 +30,13 @@ TASKS: dict[str, Callable[..., Any]] = {
   'text_classification': text_classification,
 }
 
-# Each builds a function from a task of words to one of its tokens.
+# Each builds a function that re-encodes a task of words in its tokens.
 VOCABULARIES: dict[str, Callable[..., Callable[[Any], Any]]] = {
   'pretrained': pretrained,
   'sentencepiece': sentencepiece,
   'words': words,
 }
-# Vocabularies that do not depend on the clients' text.
+# Vocabularies that are not learned from the clients' text.
 PUBLIC_VOCABULARIES = frozenset({'pretrained'})
 
 __all__ = [

@@ -36,15 +36,15 @@ _ADVICE = {
 
 
 def _connect(path: str) -> sqlite3.Connection:
-  """Opens a file for reading, also where SQLite may not write beside it."""
+  """Opens a file for reading, even in a folder that is read-only."""
   uri = pathlib.Path(path).resolve().as_uri()
   connection = sqlite3.connect(f'{uri}?mode=ro', uri=True)
   try:
     connection.execute('PRAGMA schema_version')
   except sqlite3.OperationalError:
     connection.close()
-    # A file in write-ahead mode needs two files beside it, unless nobody writes
-    # to it; what a log beside it holds would then be missed.
+    # Write-ahead mode needs two more files in the folder, unless the file is
+    # opened as immutable, which would miss what its log holds.
     if not _is_wal(path) or _has_log(path):
       raise
     connection = sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)
@@ -52,7 +52,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _is_wal(path: str) -> bool:
-  """Tells a file in write-ahead mode (section 1.3 of SQLite's format)."""
+  """Whether a file is in write-ahead mode (section 1.3 of SQLite's format)."""
   try:
     with open(path, 'rb') as file:
       return file.read(20)[18:] == b'\2\2'

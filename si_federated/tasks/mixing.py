@@ -143,7 +143,7 @@ def mix(task: Task, similarity: Optional[float], seed: int) -> Task:
   train = task.train
   if type(train) is not ClientPopulation:
     raise ValueError(
-      f'The clients of task {task.name} can not be mixed; leave '
+      f'The clients of task {task.name} cannot be mixed; leave '
       '--client_similarity out.'
     )
   mixed = MixedPopulation(

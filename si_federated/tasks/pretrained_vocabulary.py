@@ -1,4 +1,4 @@
-"""Vocabularies of pretrained models, with the ids that these know."""
+"""Vocabularies of pretrained models, which keep the models' own ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from si_federated.tasks.classification_task import ClassificationTask
 from si_federated.tasks.vocabulary import Vocabulary
 
 _CONTINUATION = '##'
-# Texts that are cut at once.
+# Number of texts to tokenize in one call.
 _CHUNK = 4096
 _BOUNDARY = '\N{LOWER ONE EIGHTH BLOCK}'
 WORDPIECE, SENTENCEPIECE = 'wordpiece', 'sentencepiece'
@@ -35,15 +35,15 @@ WORDPIECE, SENTENCEPIECE = 'wordpiece', 'sentencepiece'
 class PretrainedVocabulary(Vocabulary):
   """The tokens of a pretrained BERT, DistilBERT or ALBERT.
 
-  The ids are those of the pretrained model, special ones among them; text is
-  cut by KerasNLP's tokenizers.
+  Ids, special ones included, are those of the pretrained model. KerasNLP's
+  tokenizers split the text.
 
   Attributes:
     words: All tokens, by id.
     kind: `WORDPIECE` (BERT, DistilBERT) or `SENTENCEPIECE` (ALBERT).
-    lowercase: Whether text is lower-cased and loses its accents before; a model
-      of SentencePiece's has rules of its own.
-    model: The bytes of SentencePiece's model, none for `WORDPIECE`.
+    lowercase: Whether text is first lower-cased and stripped of accents; a
+      SentencePiece model has its own rules.
+    model: The bytes of the SentencePiece model; empty for `WORDPIECE`.
   """
 
   FILE_NAME: ClassVar[str] = 'pretrained_vocabulary.json'
@@ -54,7 +54,7 @@ class PretrainedVocabulary(Vocabulary):
 
   @classmethod
   def from_tokenizer(cls, tokenizer: Any) -> PretrainedVocabulary:
-    """Makes the vocabulary of a tokenizer.
+    """Returns the vocabulary of a tokenizer.
 
     Args:
       tokenizer: KerasNLP's `BertTokenizer`, `DistilBertTokenizer` or
@@ -73,8 +73,8 @@ class PretrainedVocabulary(Vocabulary):
     )
     if result.padding:
       raise ValueError(
-        f'Its padding has id {result.padding} where models take 0 for padding; '
-        'use a vocabulary that begins with it.'
+        f'Its padding token has id {result.padding}, but models expect 0; use '
+        'a vocabulary whose first token is padding.'
       )
     return result
 
@@ -87,22 +87,22 @@ class PretrainedVocabulary(Vocabulary):
 
   @property
   def padding(self) -> int:
-    """Id that fills a text up to the common length."""
+    """Id that pads a text to the common length."""
     return self._id('[PAD]', '<pad>')
 
   @property
   def out_of_vocabulary(self) -> int:
-    """Id of what cannot be cut into tokens."""
+    """Id of words that no other token covers."""
     return self._id('[UNK]', '<unk>')
 
   @property
   def beginning(self) -> int:
-    """Id that opens a text."""
+    """Id that begins a text."""
     return self._id('[CLS]')
 
   @property
   def end(self) -> int:
-    """Id that closes a text."""
+    """Id that ends a text."""
     return self._id('[SEP]')
 
   @property
@@ -112,7 +112,7 @@ class PretrainedVocabulary(Vocabulary):
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray:
-    """`[size]` bool: whether an id is not the continuation of a word."""
+    """`[size]` bool: whether a token begins a word."""
     if self.kind == WORDPIECE:
       begins = [not word.startswith(_CONTINUATION) for word in self.words]
     else:
@@ -143,12 +143,12 @@ class PretrainedVocabulary(Vocabulary):
     return ids
 
   def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Yields `encode` of each text, much faster than one by one."""
+    """Yields `encode` of each text, much faster than separate calls."""
     for start in range(0, len(texts), _CHUNK):
       yield from self._tokenizer(list(texts[start : start + _CHUNK])).to_list()
 
   def text_of(self, ids: Iterable[int]) -> str:
-    """Returns ids as text, tokens joined to words, spaces between words.
+    """Returns ids as text, with tokens joined into words.
 
     Raises:
       ValueError: An id lies outside 0..size - 1.
@@ -159,7 +159,7 @@ class PretrainedVocabulary(Vocabulary):
     return ''.join(tokens).replace(_BOUNDARY, ' ').strip()
 
   def save(self, path: str) -> None:
-    """Writes it as JSON."""
+    """Writes the vocabulary as JSON."""
     content = {
       'kind': self.kind,
       'lowercase': self.lowercase,
@@ -173,7 +173,7 @@ class PretrainedVocabulary(Vocabulary):
     """Reads what `save` wrote.
 
     Raises:
-      ValueError: The file is missing or damaged, or KerasNLP is.
+      ValueError: The file is missing or damaged, or KerasNLP is missing.
     """
     models = _package().models
     try:
@@ -189,8 +189,8 @@ class PretrainedVocabulary(Vocabulary):
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f'{path} is not a vocabulary of a pretrained model ({error}); a '
-        f'training run with --vocabulary=pretrained writes it as '
-        f'{cls.FILE_NAME} into its folder.'
+        f'training run with --vocabulary=pretrained writes {cls.FILE_NAME} to '
+        'its folder.'
       ) from error
 
 
@@ -205,28 +205,28 @@ def pretrained(
   Nothing is learned from the clients' text.
 
   Args:
-    preset: The name of a model of KerasNLP's, such as `bert_tiny_en_uncased`,
-      whose vocabulary is downloaded at first use.
-    file: Instead of `preset`: a list of WordPiece tokens, one a line, as BERT's
-      `vocab.txt`; or a model of SentencePiece's as ALBERT's, which ends in
+    preset: The name of a KerasNLP model, such as `bert_tiny_en_uncased`, whose
+      vocabulary is downloaded on first use.
+    file: Instead of `preset`: WordPiece tokens, one a line, like BERT's
+      `vocab.txt`; or a SentencePiece model, like ALBERT's, whose name ends in
       `.model` or `.spm`.
-    lowercase: Whether a `vocab.txt` is of lower-case text without accents, as
-      that of uncased models; true by default.
+    lowercase: Whether a `vocab.txt` is for lower-case text without accents, as
+      those of uncased models are; true by default.
 
   Returns:
     A function from a task to the same task in these tokens.
 
   Raises:
     ValueError: If there is no such preset or file, it can't be read or
-      downloaded, or KerasNLP is missing. The function too raises it: for a task
-      of another kind than `text_classification`.
+      downloaded, or KerasNLP is missing. The function raises it too, for any
+      task but `text_classification`.
   """
   if (preset is None) == (file is None):
-    raise ValueError('give either preset or file.')
+    raise ValueError('give either a preset or a file.')
   is_list = file is not None and not file.endswith(('.model', '.spm'))
   if lowercase is not None and not is_list:
     raise ValueError(
-      'lowercase is for a file of WordPiece tokens; leave it out.'
+      'lowercase only applies to a file of WordPiece tokens; leave it out.'
     )
   tokenizer = (
     _of_file(str(file), is_list, lowercase is not False)
@@ -238,8 +238,8 @@ def pretrained(
   def recode(task: Any) -> ClassificationTask:
     if not isinstance(task, ClassificationTask):
       raise ValueError(
-        f'Task {task.name} predicts tokens, and pretrained vocabularies are '
-        'for the models of --task=text_classification; leave out --vocabulary.'
+        f'Task {task.name} predicts tokens, but pretrained vocabularies only '
+        'work with --task=text_classification; leave out --vocabulary.'
       )
     return task.recode(lambda counts: vocabulary)
 
@@ -280,10 +280,12 @@ def _of_preset(preset: str) -> Any:
       reason = str(error).split('\n')[0].rstrip('.')
       raise ValueError(
         f'preset={preset} cannot be downloaded ({reason}); connect to the '
-        'network once, or name a file of its vocabulary.'
+        'network once, or give its vocabulary as a file.'
       ) from error
   known = [name for tokenizer in tokenizers for name in tokenizer.presets]
-  raise ValueError(f'preset={preset} is none of {", ".join(known)}.')
+  raise ValueError(
+    f'preset={preset} does not exist; known are {", ".join(known)}.'
+  )
 
 
 def _package() -> Any:
@@ -292,7 +294,7 @@ def _package() -> Any:
     import keras_nlp
   except ImportError as error:
     raise ValueError(
-      'Pretrained vocabularies need the package keras-nlp; install it by pip '
+      'Pretrained vocabularies need the package keras-nlp; run pip '
       "install 'si_federated[nlp]', or leave out --vocabulary."
     ) from error
   return keras_nlp

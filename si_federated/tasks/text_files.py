@@ -124,7 +124,7 @@ def open_text(
 
 
 def detect(head: bytes) -> str:
-  """Returns the encoding that a byte order mark tells, by default UTF-8."""
+  """Returns the encoding of a byte order mark, UTF-8 without one."""
   for mark, encoding in _MARKS:
     if head.startswith(mark):
       return encoding

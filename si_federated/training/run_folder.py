@@ -151,7 +151,7 @@ class RunFolder:
     if planned_for_rounds:
       raise config.ConfigError(
         f'{self.path} holds a run of {held.total_rounds} rounds, for which '
-        f'{" and ".join(planned_for_rounds)} were made: it can not go on to '
+        f'{" and ".join(planned_for_rounds)} were made: it cannot go on to '
         f'--total_rounds={experiment.total_rounds}. Start a run of another '
         f'--experiment_name from its weights by --initial_model={self.path}.'
       )

@@ -250,7 +250,7 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
       if not os.path.exists(os.path.join(run, 'config.json')):
         raise config.ConfigError(
           'A checkpoint has no names of variables; leave it in the folder '
-          'checkpoints of its run, whose config.json and vocabulary tell them.'
+          'checkpoints of its run, next to its config.json and vocabulary.'
         )
       return _from_run(path, run, [path], build)
     weights, is_named = weight_files.read(found)

@@ -30,7 +30,7 @@ def find(path: str) -> Optional[str]:
   """Returns the path of weights in a file, a folder, or several files.
 
   Args:
-    path: A file; the folder of a SavedModel or of TensorFlow's checkpoints; or
+    path: A file; the folder of a SavedModel or of TensorFlow checkpoints; or
       a checkpoint, by its name without or with `.index`.
 
   Returns:
@@ -47,7 +47,7 @@ def find(path: str) -> Optional[str]:
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], bool]:
-  """Reads the weights of a model; the content tells the format.
+  """Reads the weights of a model, in the format that the content shows.
 
   Args:
     path: A path that `find` has returned: what `save_weights` or `save` of a
@@ -143,7 +143,7 @@ def _read(path: str) -> tuple[Optional[dict[str, np.ndarray]], bool]:
 
 def _read_keras(path: str) -> dict[str, np.ndarray]:
   with tempfile.TemporaryDirectory() as folder:
-    # Keras tells the format by the name.
+    # Keras infers the format from the name.
     link = os.path.join(folder, 'model.keras')
     os.symlink(os.path.abspath(path), link)
     model = tf.keras.models.load_model(link, compile=False)

@@ -155,7 +155,7 @@ def test_contracts_out_of_range_are_rejected(name, option):
     ('banded', {'kind': 'diagonal'}, 'known are toeplitz and general'),
     ('banded', {'momentum': 1.0}, 'momentum is 1.0'),
     ('banded', {'cool_down': 2.0}, 'cool-down over 2.0'),
-    ('banded', {'matrix': 'absent.npz'}, 'absent.npz can not be read'),
+    ('banded', {'matrix': 'absent.npz'}, 'absent.npz cannot be read'),
     ('blt', {'num_buffers': 0}, 'num_buffers is 0'),
     ('adaptive_gaussian', {'target_quantile': 1.5}, 'target_quantile is 1.5'),
     ('adaptive_gaussian', {'count_noise': 0.05}, 'are too small'),

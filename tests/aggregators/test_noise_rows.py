@@ -184,5 +184,5 @@ def test_levels_are_kept_only_while_needed():
 
 @pytest.mark.parametrize('make', [noise_rows.for_strategy, noise_rows.for_tree])
 def test_the_full_decoder_is_refused(make):
-  with pytest.raises(ValueError, match='can not be streamed'):
+  with pytest.raises(ValueError, match='cannot be streamed'):
     make(strategies.Tree(4, 'full'))

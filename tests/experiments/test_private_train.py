@@ -65,7 +65,7 @@ def test_what_it_promises_and_keeps(whole):
   privacy = json.loads((root / 'x' / 'privacy.json').read_text())
   assert 'Privacy (simulated): at most epsilon 6 at delta' in output
   assert 'Privacy is simulated: the seed of the noise is public' in output
-  assert 'can not be repeated' not in output
+  assert 'cannot be repeated' not in output
   assert privacy['delta'] == pytest.approx(privacy['num_clients'] ** -1.1)
   assert privacy['promised']['epsilon'] == pytest.approx(6, rel=1e-6)
   assert 0 < privacy['epsilon'] <= 6 * (1 + 1e-9)
@@ -199,7 +199,7 @@ def test_secret_noise(tmp_path):
   weights = []
   for name in ('one', 'two'):
     _, output = _run(tmp_path / name, noise_multiplier=1.0, total_rounds=2)
-    assert 'can not be repeated' in output
+    assert 'cannot be repeated' in output
     state = _checkpoint(tmp_path / name)[1]
     weights.append(state['state/global_model_weights/trainable/0'])
     # The seed is in the checkpoint alone.

@@ -206,7 +206,7 @@ def test_bad_arguments_are_rejected():
     _single(-1.0)
   with pytest.raises(ValueError, match='noise_multiplier'):
     _single(math.nan)
-  with pytest.raises(ValueError, match='can not serve'):
+  with pytest.raises(ValueError, match='cannot serve'):
     PrivacyRecord(strategies.identity(1), 1.0, Participation(2, 1, 1))
   for delta in (0.0, 1.0, math.nan):
     with pytest.raises(ValueError, match='delta'):

@@ -103,7 +103,7 @@ def test_bad_arguments_are_rejected():
     binary_tree.prefix_variances(4, 'best')
   with pytest.raises(ValueError, match='do not make 9'):
     binary_tree.square_sensitivity((4, 4), Participation(9, 1, 1))
-  with pytest.raises(ValueError, match='can not serve'):
+  with pytest.raises(ValueError, match='cannot serve'):
     strategies.Tree(8).sensitivity(Participation(9, 1, 1))
   with pytest.raises(ValueError, match='prefix sums only'):
     strategies.Tree(8).errors(np.eye(8))

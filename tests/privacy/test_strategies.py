@@ -118,7 +118,7 @@ def test_matrix_made_elsewhere(tmp_path):
     (np.ones((3, 3)), 'above its diagonal'),
     (np.diag([1.0, np.nan]), 'not finite'),
     (np.diag([1.0, 0.0]), 'not above zero'),
-    (np.array([{'a': 1}]), 'can not be read'),
+    (np.array([{'a': 1}]), 'cannot be read'),
   ],
 )
 def test_faulty_matrices_are_refused(matrix, message, tmp_path):
@@ -129,7 +129,7 @@ def test_faulty_matrices_are_refused(matrix, message, tmp_path):
 
 def test_faulty_files_are_refused(tmp_path):
   path = tmp_path / 'm.npz'
-  with pytest.raises(ValueError, match='m.npz can not be read'):
+  with pytest.raises(ValueError, match='m.npz cannot be read'):
     strategy_files.load(path)
   strategy_files.save(path, _all()['dense'])
   whole = path.read_bytes()
@@ -189,7 +189,7 @@ def test_faulty_blt_is_refused(decay, scale):
 def test_other_bad_arguments_are_rejected():
   with pytest.raises(ValueError, match='Toeplitz'):
     strategies.Toeplitz(np.array([0.0, 1.0]), 8)
-  with pytest.raises(ValueError, match='can not serve'):
+  with pytest.raises(ValueError, match='cannot serve'):
     strategies.identity(8).sensitivity(participation.Participation(9, 1, 1))
   for workload in (np.eye(3), np.ones((8, 8)), np.zeros((8, 8))):
     with pytest.raises(ValueError, match='workload'):

@@ -250,7 +250,7 @@ def test_what_jax_can_not_trace_is_refused():
     )
 
   runtime.set_jax_context()
-  with pytest.raises(runtime.UnsupportedError, match='runtime=jax can not run'):
+  with pytest.raises(runtime.UnsupportedError, match='runtime=jax cannot run'):
     _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 

@@ -131,8 +131,8 @@ def test_a_damaged_file_is_told(content, tmp_path):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({}, 'either preset or file'),
-    ({'preset': 'x', 'file': 'y'}, 'either preset or file'),
+    ({}, 'either a preset or a file'),
+    ({'preset': 'x', 'file': 'y'}, 'either a preset or a file'),
     ({'preset': 'bert_tiny'}, 'none of bert_tiny_en_uncased, '),
     ({'preset': 'x', 'lowercase': True}, 'lowercase is for a file'),
     ({'file': 'nowhere.txt'}, 'there is no file nowhere.txt'),

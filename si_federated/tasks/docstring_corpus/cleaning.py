@@ -192,7 +192,7 @@ def _is_section(name: str) -> bool:
 
 
 def _indent_of(lines: list[str], number: int) -> int:
-  """Returns the indent of a line, -1 when it is blank or there is none."""
+  """Returns the indent of a line, -1 if it is blank or does not exist."""
   if number >= len(lines) or not lines[number].strip():
     return -1
   return len(lines[number]) - len(lines[number].lstrip())
@@ -201,7 +201,7 @@ def _indent_of(lines: list[str], number: int) -> int:
 def _classify(
   line: str, *, in_entries: bool, is_entry: bool, has_description: bool
 ) -> tuple[bool, str | None]:
-  """Says whether a line opens a paragraph, and what of it is prose, if any."""
+  """Returns whether a line opens a paragraph, and its prose, if any."""
   if line.startswith(('>>>', '... ', 'In [', 'Out[')) or line == '...':
     return True, None
   directive = _DIRECTIVE.match(line)
@@ -242,7 +242,7 @@ def _classify(
 
 def _inline(paragraph: str) -> str:
   """Replaces inline markup by plain words."""
-  # The cheap tests save most of the time: few paragraphs hold each mark.
+  # The cheap tests save most of the time: most paragraphs lack each mark.
   text = paragraph
   if '$' in text or '\\' in text:
     text = _MATH.sub(f' {CODE_TOKEN} ', text)
@@ -292,7 +292,7 @@ def split_sentences(text: str) -> Iterator[str]:
 
 
 def _is_english(tokens: list[str]) -> bool:
-  """Tells prose from code, lists of names and other languages."""
+  """Whether tokens are prose, not code, names or another language."""
   if not MIN_WORDS <= len(tokens) <= MAX_TOKENS:
     return False
   words = [token for token in tokens if _WORD.fullmatch(token)]

@@ -18,14 +18,14 @@ from typing import Iterator, Sequence
 
 from si_federated.tasks.docstring_corpus import cleaning
 
-# Raise it when the cleaning or the choice of modules changes, so that corpora
-# are rebuilt.
+# Increment it when the cleaning or the choice of modules changes, so that
+# corpora are rebuilt.
 CLEANER_VERSION = 1
 
 _SITE_NAMES = ('site-packages', 'dist-packages')
-# Not read, so that results stay comparable: this project's own modules, and
-# what extras that came later than the first results bring (Ray's, that of
-# subword vocabularies, those of BERT models, and that of the JAX runtime).
+# Left out to keep results comparable: this project's own modules, and packages
+# that extras have added since the first results (Ray, subword vocabularies,
+# BERT models, the JAX runtime).
 _OWN_PACKAGES = ('si_federated', 'experiments')
 _RAY_PACKAGES = (
   '_yaml',
@@ -65,9 +65,9 @@ _LEFT_OUT = frozenset(
 _VENDORED = frozenset(
   ('_vendor', '_vendored', 'vendor', 'vendored', 'extern', 'externals')
 ) | {'third_party', '_distutils', 'compat', 'packages'}
-# A module of more bytes than this is data or generated code.
+# Larger modules are data or generated code.
 _MAX_BYTES = 4_000_000
-# Fewer files than this are not worth the start of other processes.
+# With fewer files, starting other processes does not pay off.
 _MIN_SHARED_FILES = 50
 _MIN_BYTES_PER_SENTENCE = 20
 _QUOTED = re.compile(rb'("""|\'\'\')(.*?)\1', re.DOTALL)
@@ -83,7 +83,7 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class MinedModule:
-  """What was found in one file; `sentences` is None if it could not be read."""
+  """The sentences of one file, or None if it could not be read."""
 
   module: str
   sentences: tuple[str, ...] | None
@@ -174,8 +174,8 @@ def mine_file(source: SourceFile, min_sentences: int = 1) -> MinedModule:
 
   Args:
     source: The file.
-    min_sentences: How many the caller needs at least: a file with too few
-      characters between triple quotes is not parsed, which saves time.
+    min_sentences: The least number that the caller can use. Files with too few
+      characters between triple quotes to reach it are not parsed.
 
   Returns:
     The sentences, or None for a file that is not valid Python in UTF-8.
@@ -219,10 +219,10 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
     pending.extend(reversed(children))
 
 
-# The worker gets stand-ins for the packages, whose own start would load
-# TensorFlow. A command of its own instead of `multiprocessing` means that the
-# caller's main module is not run again, that no process with TensorFlow's
-# threads is forked, and that it works in a notebook.
+# The worker gets empty stand-ins for the packages, because importing them would
+# load TensorFlow. A command rather than `multiprocessing`, so that the caller's
+# main module does not run again, TensorFlow's threads are not forked, and it
+# works in a notebook.
 _WORKER = """
 import sys, types
 for name, path in (('si_federated', sys.argv[1]),
@@ -259,8 +259,8 @@ def mine(
   Args:
     sources: The files.
     min_sentences: As for `mine_file`.
-    num_workers: How many processes; None takes one for every core, at most 8.
-      Where none can be started, or one dies, this process does the work.
+    num_workers: The number of processes; None means one a core, at most 8. If
+      none can be started, or one dies, this process does the work.
 
   Yields:
     One record for each file.

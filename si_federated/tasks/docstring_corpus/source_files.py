@@ -1,4 +1,4 @@
-"""Files that tasks read: where they are, and where their stores go."""
+"""Where the files that tasks read are, and where their stores go."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def tff_folder() -> str:
 def tff_database(
   name: str, load: Callable[[], object], *, what: str, advice: str
 ) -> str:
-  """Returns the path of a file of TFF's, downloaded if it is not there yet.
+  """Returns the path of a TFF data file, downloaded if it is missing.
 
   Args:
     name: The file's name.
-    load: Has TFF download it.
-    what: What the file holds, for the message.
-    advice: What to do without it, for the message.
+    load: Makes TFF download it.
+    what: The file's content, for the message.
+    advice: What to do without the file, for the message.
 
   Returns:
     The path.
@@ -38,7 +38,7 @@ def tff_database(
   try:
     load()
   except (Exception, KeyboardInterrupt) as error:
-    # TFF would take the beginning of a file for the whole next time.
+    # TFF would take a partial file for the whole one next time.
     with contextlib.suppress(OSError):
       os.unlink(path)
     if isinstance(error, KeyboardInterrupt):
@@ -50,19 +50,19 @@ def tff_database(
 
 
 def stamp(path: str) -> list[int]:
-  """Returns a file's size and time: another of either is another file."""
+  """Returns the size and time of a file, which change when the file does."""
   status = os.stat(path)
   return [status.st_size, status.st_mtime_ns]
 
 
 def store_folder(path: str, *, suffix: str, task: str) -> str:
-  """Returns the folder of the store that is made from a file.
+  """Returns the folder for the store made from a file.
 
   Args:
     path: The file.
-    suffix: Replaces its extension in the name of the folder beside it.
-    task: The task's name, which begins the folder's name in the user's cache
-      folder. The store goes there if it cannot be written beside the file.
+    suffix: Replaces the extension of the file in the name of the folder.
+    task: The name of the task, a prefix of the folder's name in the user's
+      cache folder. The store goes there if the file's folder is read-only.
 
   Returns:
     The folder, which need not exist.
