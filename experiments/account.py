@@ -129,6 +129,8 @@ def _without_infinity(value: Any) -> Any:
   """Replaces numbers that JSON lacks by null."""
   if isinstance(value, dict):
     return {key: _without_infinity(part) for key, part in value.items()}
+  if isinstance(value, list):
+    return [_without_infinity(part) for part in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

@@ -33,7 +33,10 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'runtime': (set(), {'absl'}),
   'training': ({'config', 'files', 'privacy'}, set()),
   'personalization': ({'files', 'tasks'}, {'absl.flags'}),
-  'reporting': ({'config', 'files'}, {'tensorflow', 'absl', *_FEDERATED}),
+  'reporting': (
+    {'config', 'files', 'privacy'},
+    {'tensorflow', 'absl', *_FEDERATED},
+  ),
   'sweeps': (
     {'config', 'files', 'training'},
     {'tensorflow', 'absl', *_FEDERATED},

@@ -5,11 +5,60 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from si_federated import config
-from si_federated.aggregators import Mechanism
+from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
 from si_federated.tasks import PUBLIC_VOCABULARIES
+
+
+def trust_model(
+  experiment: config.ExperimentConfig, mechanism: Mechanism
+) -> str:
+  """Returns a clause about whom clients need to trust; empty without noise.
+
+  Args:
+    experiment: The experiment.
+    mechanism: How updates are combined, calibrated.
+  """
+  if mechanism.record is None or not mechanism.record.noise_multiplier:
+    return ''
+  if experiment.aggregator.name in NOISE_FROM_CLIENTS:
+    return (
+      'the server need not be trusted with single updates: clients add the '
+      'noise, and secure aggregation, which is simulated here, shows it sums '
+      'only; that as many clients as planned add their share is trusted'
+    )
+  return (
+    'the server is trusted: it sees the updates, adds the noise, and '
+    'keeps its checkpoints, which hold the state of the noise, secret; clients '
+    'need not trust those who see what is released'
+  )
+
+
+def released(
+  experiment: config.ExperimentConfig, mechanism: Mechanism
+) -> list[str]:
+  """Returns phrases for what is released under the guarantee, if there is one.
+
+  Args:
+    experiment: The experiment.
+    mechanism: How updates are combined, calibrated.
+  """
+  if mechanism.record is None or not mechanism.record.noise_multiplier:
+    return []
+  phrases = [
+    'the model after each round, all of them together, and whatever follows '
+    'from them alone, such as predictions and exports'
+  ]
+  if traits_of(experiment).releases_per_round > 1:
+    phrases.append("a second noisy sum a round, that of the clients' gradients")
+  if getattr(mechanism.factory, 'adaptive', None) is not None:
+    phrases.append(
+      'the clip norm of each round (train/clip_norm), which follows from noisy '
+      'counts of the clipped clients'
+    )
+  return phrases
 
 
 def unnoised(

@@ -361,6 +361,8 @@ def build_ledger(
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),
     },
+    trust_model=privacy_disclosures.trust_model(experiment, mechanism),
+    released=privacy_disclosures.released(experiment, mechanism),
     unnoised=privacy_disclosures.unnoised(experiment, mechanism, train_metrics),
     not_covered=privacy_disclosures.not_covered(experiment),
   )

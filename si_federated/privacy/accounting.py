@@ -15,9 +15,11 @@ import math
 from typing import Optional
 
 import dp_accounting
+import numpy as np
 from dp_accounting import pld, rdp
 from dp_accounting.pld import common as pld_common
 from dp_accounting.pld import privacy_loss_mechanism
+from scipy import special
 
 from si_federated.privacy import (
   participation,
@@ -149,14 +151,42 @@ class PrivacyRecord(record_lib.Record):
       return math.inf
     return (self.sensitivity.value / self.noise_multiplier) ** 2 / 2
 
+  @property
+  def mu(self) -> Optional[float]:
+    """The mu of Gaussian differential privacy; None with amplification."""
+    if self.amplification is not None:
+      return None
+    if not self.noise_multiplier:
+      return math.inf
+    return self.sensitivity.value / self.noise_multiplier
+
+  def _true_positive_rates(self, rates, method):
+    if method == 'exact' and self.mu is not None:
+      return gaussian_true_positive_rates(self.mu, rates)
+    return super()._true_positive_rates(rates, method)
+
+  def _curve(self, method):
+    if method != 'exact' or self.amplification is None:
+      return super()._curve(method)
+    # Of many epsilons, their deltas take no longer than that of one.
+    epsilons = np.linspace(0, self.epsilon(1e-12), 2001)
+    return epsilons, self._accountants[method].get_delta(epsilons)
+
+  @functools.cached_property
+  def _accountants(self) -> dict[str, dp_accounting.PrivacyAccountant]:
+    """The accountants of this mechanism so far, by method."""
+    return {}
+
   def _epsilon(self, delta, method):
     if method == 'exact' and self.amplification is None:
       return gaussian_epsilon(
         self.noise_multiplier / self.sensitivity.value, delta
       )
-    accountant = _accountant(method)
-    accountant.compose(self.event())
-    return float(accountant.get_epsilon(delta))
+    if method not in self._accountants:
+      # To compose takes seconds, to ask for another delta does not.
+      accountant = _accountant(method)
+      self._accountants[method] = accountant.compose(self.event())
+    return float(self._accountants[method].get_epsilon(delta))
 
   def after(self, observed):
     """Returns the record of a run so far; see `Record.after`.
@@ -238,6 +268,24 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
       pld_common.BinarySearchParameters(0.0, most, tolerance=1e-9 * most),
     )
   )
+
+
+def gaussian_true_positive_rates(
+  mu: float, false_positive_rates: np.ndarray
+) -> np.ndarray:
+  """Returns the true positive rates of the best attack on a Gaussian.
+
+  The likelihood ratio test of N(0, 1) against N(mu, 1) (Dong, Roth and Su 2019,
+  arXiv 1905.02383, equation 6).
+
+  Args:
+    mu: The sensitivity over the standard deviation, not negative.
+    false_positive_rates: In (0, 1).
+
+  Returns:
+    Of the same shape as the false positive rates.
+  """
+  return special.ndtr(special.ndtri(false_positive_rates) + mu)
 
 
 def calibrate(

@@ -167,6 +167,55 @@ def restarted_variances(
   return np.concatenate(parts)
 
 
+def update_variances(
+  steps: Sequence[int], kind: str, complete: bool
+) -> np.ndarray:
+  """Returns the variance of each round's update: prefix sum less the last.
+
+  Args:
+    steps: The number of rounds of each tree.
+    kind: `'plain'` or `'honaker'`.
+    complete: Whether trees are completed before a restart.
+
+  Returns:
+    Shape `[sum(steps)]`.
+  """
+  if kind not in ('plain', 'honaker'):
+    raise ValueError(
+      f'Tree decoder {kind!r} does not release updates round by round; plain '
+      'and honaker do.'
+    )
+  heights = (max(steps) - 1).bit_length() + 1
+  node = [node_variance(height, kind) for height in range(heights)]
+  # The weight of a node's own noise; the nodes below it have the rest.
+  own = [1.0] + [
+    1.0 if kind == 'plain' else 2 * below / (1 + 2 * below)
+    for below in node[:-1]
+  ]
+  # Of the update that ends a node: its variance, and its covariance with the
+  # node's estimate. The update is that estimate, less its left half, less what
+  # its right half was before.
+  update, with_node = [1.0], [1.0]
+  for w, below in zip(own[1:], node):
+    update.append(w**2 * (1 + 2 * below) + update[-1] - 2 * w * with_node[-1])
+    with_node.append(w**2 - 2 * w * (1 - w) * below + (1 - w) * with_node[-1])
+  parts = []
+  for size in steps:
+    part = [update[(t & -t).bit_length() - 1] for t in range(1, size + 1)]
+    top = (size - 1).bit_length()
+    if complete and size < 1 << top:
+      # The estimate of the completed tree replaces the sum before.
+      shared = sum(
+        float(np.prod([1 - w for w in own[height + 1 : top + 1]]))
+        * node[height]
+        for height, _ in prefix_nodes(size - 1)
+      )
+      before = sum(node[height] for height, _ in prefix_nodes(size - 1))
+      part[-1] = node[top] + before - 2 * shared
+    parts.append(part)
+  return np.concatenate(parts)
+
+
 @functools.lru_cache(maxsize=256)
 def square_sensitivity(
   steps: tuple[int, ...],

@@ -45,6 +45,8 @@ class Ledger:
     record: Optional[record_lib.Record] = None,
     simulated_because: Iterable[str] = (),
     facts: Optional[dict[str, Any]] = None,
+    trust_model: str = '',
+    released: Iterable[str] = (),
     unnoised: Iterable[str] = (),
     not_covered: Iterable[str] = (),
   ):
@@ -60,6 +62,8 @@ class Ledger:
         as clauses; without any it is not simulated.
       facts: Further plain values that determine privacy, such as clip norm,
         schedule and seeds. A run only resumes from a ledger of equal facts.
+      trust_model: Whom clients need to trust, as a clause.
+      released: What the guarantee covers, as phrases.
       unnoised: The names of outputs that are written without noise.
       not_covered: Further limits of the guarantee, as phrases.
     """
@@ -69,6 +73,8 @@ class Ledger:
     self._record = record
     self._simulated_because = list(simulated_because)
     self._facts = dict(facts or {})
+    self._trust_model = trust_model
+    self._released = list(released)
     self._unnoised = list(unnoised)
     self._not_covered = [*not_covered, *_NOT_COVERED]
     self._recorder = participation.ParticipationRecorder(contract)
@@ -131,10 +137,14 @@ class Ledger:
     return min(bound, self._promised_epsilon)
 
   @functools.cached_property
-  def _promised_epsilon(self) -> float:
-    """The epsilon of all rounds of the run."""
+  def _promised(self) -> dict[str, Any]:
+    """The guarantee of all rounds of the run."""
     assert self._record is not None
-    return self._record.epsilon(self._delta)
+    return self._record.summary(self._delta)
+
+  @property
+  def _promised_epsilon(self) -> float:
+    return self._promised['epsilon']
 
   def row(self) -> dict[str, float]:
     """Returns the privacy columns of a row of metrics."""
@@ -204,21 +214,23 @@ class Ledger:
         'min_separation': observed.min_separation,
       },
       'unit': 'all the updates of one client',
+      'trust_model': self._trust_model,
+      'released': self._released,
       'epsilon': 0.0 if self.is_private else math.inf,
       'delta': self._delta,
     }
     if self._record is not None:
-      promised = self._record.summary(self._delta)
-      result['promised'] = promised
-      result['neighbouring_relation'] = promised['neighbouring_relation']
+      result['promised'] = self._promised
+      result['neighbouring_relation'] = self._record.neighbouring_relation
       if observed.max_participations:
         so_far = self._record.after(observed.observed()).summary(self._delta)
         if self._record.amplification is not None:
           # Who knows the cohorts knows how often clients took part.
-          plain = self._record.without_amplification()
-          so_far['epsilon_without_amplification'] = plain.after(
+          plain = self._record.without_amplification().after(
             observed.observed()
-          ).epsilon(self._delta)
+          )
+          so_far['epsilon_without_amplification'] = plain.epsilon(self._delta)
+          so_far['profile_without_amplification'] = plain.profile(self._delta)
         result['so_far'] = so_far
         result.update({key: so_far[key] for key in ('rho', 'epsilon')})
     result['released_without_noise'] = self._unnoised

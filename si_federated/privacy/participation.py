@@ -108,11 +108,10 @@ class Participation:
 
   def __str__(self) -> str:
     cyclic = ' or a multiple of it' if self.cyclic else ' or more'
-    if self.block:
-      cyclic += f', once in each {self.block} rounds'
+    block = f', once in each {self.block} rounds' if self.block else ''
     return (
       f'{self.rounds} rounds, at most {self.participations} participations of '
-      f'a client, {self.min_separation} rounds{cyclic} apart'
+      f'a client, {self.min_separation} rounds{cyclic} apart{block}'
     )
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional, TypeVar
 
 import dp_accounting
+import numpy as np
 
 from si_federated.privacy import participation, schedules, sensitivity
 
 METHODS = ('exact', 'rdp')
+# Where summaries tell epsilon, besides the delta asked for...
+_DELTAS = (1e-4, 1e-6, 1e-8, 1e-10)
+# ...and the true positives of the best attack.
+_FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 AnyRecord = TypeVar('AnyRecord', bound='Record')
 
 
@@ -69,6 +74,7 @@ class Record(abc.ABC):
       method: As for `epsilon`.
     """
     plain = self.without_amplification()
+    profile = self.profile(delta, method=method)
     return {
       'kind': self.kind,
       'noise_multiplier': self.noise_multiplier,
@@ -79,12 +85,95 @@ class Record(abc.ABC):
       'epsilon': self.epsilon(delta, method=method),
       'epsilon_without_amplification': plain.epsilon(delta, method=method),
       'delta': delta,
+      'profile': profile,
+      'profile_without_amplification': profile
+      if plain is self
+      else plain.profile(delta, method=method),
       'neighbouring_relation': self.neighbouring_relation,
       'contract': dataclasses.asdict(self.contract),
       'amplification': self.amplification
       and dataclasses.asdict(self.amplification),
       **self._details(),
     }
+
+  def profile(self, delta: float, *, method: str = 'exact') -> dict[str, Any]:
+    """Returns what the guarantee means, as plain values fit for JSON.
+
+    Args:
+      delta: In (0, 1); epsilon is told at some others as well.
+      method: As for `epsilon`.
+
+    Returns:
+      `rho`, the `mu` of Gaussian differential privacy, epsilon by delta, and
+      the true positive rate of the best attack by its false positive rate.
+    """
+    rates = self.true_positive_rates(_FALSE_POSITIVE_RATES, method=method)
+    return {
+      'rho': self.rho,
+      'mu': self.mu,
+      'epsilons': [
+        {'delta': one, 'epsilon': self.epsilon(one, method=method)}
+        for one in sorted({delta, *_DELTAS}, reverse=True)
+      ],
+      'best_attack': [
+        {'false_positive_rate': false, 'true_positive_rate': float(true)}
+        for false, true in zip(_FALSE_POSITIVE_RATES, rates)
+      ],
+    }
+
+  @property
+  def mu(self) -> Optional[float]:
+    """The mu of Gaussian differential privacy; None if it has none."""
+    return None
+
+  def true_positive_rates(
+    self, false_positive_rates: Sequence[float], *, method: str = 'exact'
+  ) -> np.ndarray:
+    """Returns how often the best attack can be right about a client.
+
+    An attack sees all that is released and says whether a client's updates are
+    in it. No test of two (epsilon, delta)-indistinguishable distributions has
+    more true positives at a rate of false ones than either of two lines allows
+    (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776, theorem 2.1); the least
+    over deltas is a bound, tight but for the steps between them.
+
+    Args:
+      false_positive_rates: In (0, 1).
+      method: As for `epsilon`.
+
+    Returns:
+      Upper bounds on the true positive rates, of the same length.
+
+    Raises:
+      ValueError: If a rate or the method is invalid.
+    """
+    rates = np.asarray(false_positive_rates, np.float64)
+    if not ((rates > 0) & (rates < 1)).all():
+      raise ValueError(
+        f'False positive rates are {false_positive_rates}; they lie between 0 '
+        'and 1.'
+      )
+    if not self.noise_multiplier:
+      return np.ones(len(rates))
+    return self._true_positive_rates(rates, method)
+
+  def _true_positive_rates(self, rates, method):
+    epsilons, deltas = (part[:, None] for part in self._curve(method))
+    with np.errstate(over='ignore'):
+      growth = np.exp(epsilons)
+    first = growth * rates + deltas
+    second = 1 - (1 - deltas - rates) / growth
+    # The second line holds up to its root only.
+    second = np.where(deltas + rates < 1, second, 1.0)
+    return np.minimum(first, second).min(axis=0, initial=1.0)
+
+  def _curve(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns epsilons and deltas that hold together, in fine steps."""
+    # Rates of false positives are far above 1e-4.
+    deltas = np.concatenate(
+      [np.logspace(-12, -4, 17), np.logspace(-4, 0, 161)[1:-1]]
+    )
+    return np.array([self.epsilon(d, method=method) for d in deltas]), deltas
 
   def for_dimension(self, dimension: int) -> Record:
     """Returns the record for updates of a known size.

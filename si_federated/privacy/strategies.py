@@ -13,6 +13,7 @@ import functools
 from typing import Optional, Union
 
 import numpy as np
+from scipy import linalg
 
 from si_federated.privacy import (
   binary_tree,
@@ -69,6 +70,19 @@ class _Square:
     workload = workloads.check_workload(workload, self.rounds)
     decoder = workloads.decoder(workload, self.matrix())
     return _errors(np.einsum('ij,ij->i', decoder, decoder))
+
+  def noise_variances(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the variances of each round's update and of all so far.
+
+    Returns:
+      For noise z of standard deviation 1, the variance of each update's noise,
+      and of the noise in their sums, each of shape `[rounds]`.
+    """
+    inverse = linalg.solve_triangular(
+      self.matrix(), np.eye(self.rounds), lower=True
+    )
+    sums = np.cumsum(inverse, axis=0)
+    return (inverse**2).sum(axis=1), (sums**2).sum(axis=1)
 
   def forward_row(self, t: int) -> tuple[np.ndarray, float]:
     """Returns the weights that solve C y = z for y_t, given earlier rows of y.
@@ -130,7 +144,14 @@ class Toeplitz(_Square):
     """Returns the errors for a workload A, by default prefix sums."""
     if workload is not None:
       return super().errors(workload)
-    return _errors(np.cumsum(np.cumsum(self.inverse) ** 2))
+    return _errors(self.noise_variances()[1])
+
+  def noise_variances(self):
+    """Returns the variances of each round's update and of all so far."""
+    return (
+      np.cumsum(self.inverse**2),
+      np.cumsum(np.cumsum(self.inverse) ** 2),
+    )
 
   @functools.cached_property
   def inverse(self) -> np.ndarray:
@@ -268,6 +289,14 @@ class Tree:
       raise ValueError('Errors of trees are known for prefix sums only.')
     return _errors(
       binary_tree.restarted_variances(self.steps, self.decoder, self.complete)
+    )
+
+  def noise_variances(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the variances of each round's update and of all so far."""
+    tree = self.steps, self.decoder, self.complete
+    return (
+      binary_tree.update_variances(*tree),
+      binary_tree.restarted_variances(*tree),
     )
 
 

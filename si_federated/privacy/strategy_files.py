@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -136,6 +136,32 @@ def load(path: _Path) -> strategies.Strategy:
     ) from e
   except (TypeError, ValueError) as e:
     raise ValueError(f'{os.fspath(path)}: {e}') from e
+
+
+def of_run(found: Mapping[str, Any], path: _Path) -> strategies.Strategy:
+  """Returns the strategy of a run from what its privacy.json says.
+
+  Args:
+    found: From `facts`.
+    path: The file that keeps the run's strategy; trees have none.
+
+  Returns:
+    The strategy.
+
+  Raises:
+    ValueError: If the file is missing, damaged, or of another strategy.
+  """
+  try:
+    if found['kind'] == 'tree':
+      return strategies.Tree(**found)
+  except (KeyError, TypeError) as e:
+    raise ValueError(f'{dict(found)} is not the description of a tree.') from e
+  strategy = load(path)
+  if facts(strategy) != found:
+    raise ValueError(
+      f'{os.fspath(path)} holds another strategy than privacy.json describes.'
+    )
+  return strategy
 
 
 def cached(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from typing import List, Sequence, Tuple
 
-import jinja2
 import markupsafe
 
 from si_federated.reporting import (
@@ -14,6 +13,8 @@ from si_federated.reporting import (
   client_figures,
   diagnostics_section,
   plotting,
+  privacy_card,
+  rendering,
   run_groups,
   tables,
 )
@@ -48,7 +49,7 @@ def findings(comparison: Comparison) -> List[str]:
 
   Returns:
     Sentences: the task, each group's result relative to the unigram perplexity,
-    runs that diverged or are unfinished, oddities of their files.
+    runs that diverged or are unfinished, oddities of their files, privacy.
   """
   runs = comparison.runs
   said = _task_sentences(comparison)
@@ -76,6 +77,7 @@ def findings(comparison: Comparison) -> List[str]:
       sentences = [f'{len(sentences)} of {len(runs)} runs {verb}.']
     said += sentences
   said += [f'{run.name}: {note}' for run in runs for note in run.notes]
+  said += privacy_card.sentences(comparison)
   said += diagnostics_section.sentences(comparison)
   said += client_figures.sentences(comparison)
   return said
@@ -117,13 +119,9 @@ def _render(
   *,
   escape: bool,
 ) -> str:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('si_federated.reporting'),
-    autoescape=escape,
-    undefined=jinja2.StrictUndefined,
-    keep_trailing_newline=True,
-  )
-  return environment.get_template(template).render(
+  return rendering.render(
+    template,
+    escape=escape,
     title=title,
     findings=findings(comparison),
     pictures=pictures,
@@ -136,10 +134,6 @@ def _render(
     shared_heading=(
       'Settings' if len(comparison.runs) == 1 else 'Settings of all runs'
     ),
-    palette=plotting.PALETTE,
-    ink=plotting.INK,
-    quiet=plotting.QUIET,
-    grid=plotting.GRID,
   )
 
 

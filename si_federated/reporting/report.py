@@ -7,7 +7,12 @@ import pathlib
 from typing import Dict, List, Sequence, Union
 
 from si_federated import files
-from si_federated.reporting import diagnostics_section, figures, page
+from si_federated.reporting import (
+  diagnostics_section,
+  figures,
+  page,
+  privacy_card,
+)
 from si_federated.reporting.run_groups import Comparison
 
 
@@ -17,6 +22,8 @@ def write_report(
   title: str,
 ) -> List[pathlib.Path]:
   """Writes `report.html`, `report.md` and the figures as PNG and SVG.
+
+  For private runs, `privacy.html` and `privacy.md` are their report cards.
 
   All contents are computed before the first file is touched; each file is
   written under a temporary name and renamed.
@@ -31,12 +38,19 @@ def write_report(
 
   Raises:
     OSError: If a file can't be written.
+    ValueError: If a run's `privacy.json` can't be understood.
   """
   pictures = figures.draw_all(comparison) + diagnostics_section.draw(comparison)
+  cards = privacy_card.build(comparison)
   contents: Dict[str, bytes] = {
     'report.html': page.html(title, comparison, pictures).encode(),
     'report.md': page.markdown(title, comparison, pictures).encode(),
   }
+  if cards:
+    heading = f'{title}: privacy'
+    contents['privacy.html'] = privacy_card.html(heading, cards).encode()
+    contents['privacy.md'] = privacy_card.markdown(heading, cards).encode()
+    pictures += [card.picture for card in cards if card.picture]
   for picture in pictures:
     contents[f'{picture.name}.png'] = picture.png
     contents[f'{picture.name}.svg'] = picture.svg.encode()

@@ -62,6 +62,7 @@ class Run:
     last_round: The last round in `metrics.csv`, 0 if there is none.
     divergence: Where the run diverged, or None.
     notes: Sentences about oddities of the folder.
+    privacy: `privacy.json`, empty if missing.
   """
 
   path: pathlib.Path
@@ -73,6 +74,7 @@ class Run:
   last_round: int
   divergence: Divergence | None
   notes: Tuple[str, ...]
+  privacy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def total_rounds(self) -> int | None:
@@ -171,7 +173,7 @@ def read_run(path: pathlib.Path) -> Run:
 
   Args:
     path: Folder with `metrics.csv` and, if they exist, `config.json`,
-      `task.json` and `summary.json`.
+      `task.json`, `summary.json` and `privacy.json`.
 
   Returns:
     The run.
@@ -198,6 +200,7 @@ def read_run(path: pathlib.Path) -> Run:
     last_round=int(max(rounds)) if rounds else 0,
     divergence=_find_divergence(series),
     notes=tuple(notes),
+    privacy=read_json(path / 'privacy.json'),
   )
 
 

@@ -188,6 +188,80 @@ def test_no_noise_is_no_privacy():
   assert accounting.gaussian_epsilon(1e6, 1e-3) == 0
 
 
+def test_the_best_attack_on_a_gaussian():
+  # mu 1: the normal quantiles -3.0902, -2.3263 and -1.2816, plus 1.
+  expected = [0.01830, 0.09236, 0.38914]
+  rates = (0.001, 0.01, 0.1)
+  assert _single(1.0).mu == 1
+  assert _single(1.0).true_positive_rates(rates) == pytest.approx(
+    expected, abs=1e-5
+  )
+  # Four rounds of independent noise 2 are as one of noise 1.
+  four = PrivacyRecord(strategies.identity(4), 2.0, Participation(4, 4, 1))
+  assert four.true_positive_rates(rates) == pytest.approx(expected, abs=1e-5)
+  # Sampling in every round hides nothing; privacy loss distributions agree.
+  always = PrivacyRecord(
+    strategies.identity(4),
+    2.0,
+    Participation(4, 4, 1),
+    schedules.Amplification('poisson', 1.0),
+  )
+  assert always.mu is None
+  assert always.true_positive_rates(rates) == pytest.approx(expected, rel=1e-3)
+  assert (_single(0.0).true_positive_rates(rates) == 1).all()
+  # Bounds by Renyi differential privacy are valid, if loose.
+  loose = _single(1.0).true_positive_rates(rates, method='rdp')
+  assert (loose >= expected).all() and (loose < 1).all()
+  with pytest.raises(ValueError, match='between 0 and 1'):
+    _single(1.0).true_positive_rates([0.1, 1.0])
+
+
+def test_the_best_attack_under_sampling_by_brute_force():
+  noise, probability, rates = 0.8, 0.2, np.array([0.001, 0.01, 0.1])
+  found = _poisson(noise, 1, probability).true_positive_rates(rates)
+  # The client is added: its update of length 1 is there with the probability.
+  threshold = stats.norm.isf(rates)
+  added = (1 - probability) * rates
+  added += probability * stats.norm.sf(threshold - 1 / noise)
+  # The client is removed: values below a threshold speak for that.
+  low = np.linspace(-8, 8, 400_001)
+  false = (1 - probability) * stats.norm.cdf(low)
+  false += probability * stats.norm.cdf(low - 1 / noise)
+  removed = np.interp(rates, false, stats.norm.cdf(low))
+  best = np.maximum(added, removed)
+  assert (found >= best).all()
+  assert found == pytest.approx(best, rel=2e-3)
+
+
+@pytest.mark.parametrize('probability', [None, 0.02])
+def test_a_profile_is_that_of_dp_accounting(probability):
+  record = _poisson(1.0, 50, probability or 1.0)
+  if probability is None:
+    record = record.without_amplification()
+  accountant = dp_accounting.pld.PLDAccountant()
+  accountant.compose(record.event())
+  told = record.summary(1e-5)
+  epsilons = {
+    one['delta']: one['epsilon'] for one in told['profile']['epsilons']
+  }
+  assert list(epsilons) == [1e-4, 1e-5, 1e-6, 1e-8, 1e-10]
+  assert epsilons[1e-5] == told['epsilon']
+  for delta, epsilon in epsilons.items():
+    assert epsilon == pytest.approx(accountant.get_epsilon(delta), rel=2e-3)
+  # Noise 1 in each of 50 rounds of a client.
+  plain = told['profile_without_amplification']
+  assert plain['mu'] == pytest.approx(50**0.5)
+  assert plain['epsilons'][1]['epsilon'] == pytest.approx(
+    accounting.gaussian_epsilon(50**-0.5, 1e-5)
+  )
+  attack = plain['best_attack'][2]
+  assert attack['false_positive_rate'] == 0.1
+  assert attack['true_positive_rate'] == pytest.approx(
+    stats.norm.cdf(stats.norm.ppf(0.1) + 50**0.5)
+  )
+  assert (plain == told['profile']) == (probability is None)
+
+
 def test_summary_is_json():
   summary = _poisson().summary(1e-6, method='rdp')
   assert json.loads(json.dumps(summary)) == summary

@@ -29,6 +29,48 @@ def test_variances_by_hand():
   )
 
 
+def _estimate(height, end, kind, place):
+  """Returns the weights of all nodes in the estimate of one."""
+  weights = np.zeros(len(place))
+  weights[place[height, end]] = 1.0
+  if height and kind == 'honaker':
+    below = _estimate(height - 1, end, kind, place)
+    below += _estimate(height - 1, end - (1 << (height - 1)), kind, place)
+    # The less variance, the more weight.
+    share = (below @ below) / (1 + below @ below)
+    weights = share * weights + (1 - share) * below
+  return weights
+
+
+@pytest.mark.parametrize('kind', ['plain', 'honaker'])
+@pytest.mark.parametrize('complete', [False, True])
+def test_variances_of_updates_by_brute_force(kind, complete):
+  for size in range(1, 20):
+    nodes = binary_tree.nodes(size, complete)
+    place = {node: index for index, node in enumerate(nodes)}
+    sums = [np.zeros(len(nodes))]
+    for count in range(1, size + 1):
+      if complete and count == size:
+        top = (size - 1).bit_length()
+        sums.append(_estimate(top, 1 << top, kind, place))
+        continue
+      sums.append(
+        sum(
+          _estimate(height, end, kind, place)
+          for height, end in binary_tree.prefix_nodes(count)
+        )
+      )
+    expected = (np.diff(sums, axis=0) ** 2).sum(axis=1)
+    found, prefixes = strategies.Tree(
+      size, kind, complete=complete
+    ).noise_variances()
+    np.testing.assert_allclose(found, expected, err_msg=str(size))
+    np.testing.assert_allclose(prefixes, (np.array(sums[1:]) ** 2).sum(axis=1))
+  # A restarted tree begins anew.
+  twice = strategies.Tree(2 * size, kind, size, complete).noise_variances()[0]
+  np.testing.assert_allclose(twice, [*expected, *expected])
+
+
 def test_single_tree_agrees_with_tensorflow_privacy():
   for n in (1, 2, 3, 7, 8, 12, 19, 32):
     for k in (1, 2, 3, 7):

@@ -229,3 +229,17 @@ def test_a_full_disk_is_one_sentence_with_the_path(tmp_path):
   )
   assert result.stderr == ''
   assert list(tmp_path.iterdir()) == []
+
+
+def test_variances_of_updates_and_sums_by_hand():
+  # C is [[1, 0, 0], [1/2, 1, 0], [0, 1/2, 1]]: its inverse has the rows
+  # [1, 0, 0], [-1/2, 1, 0] and [1/4, -1/2, 1].
+  toeplitz = strategies.Toeplitz(np.array([1.0, 0.5]), 3)
+  for strategy in (toeplitz, strategies.Matrix(toeplitz.matrix(), 'banded')):
+    updates, sums = strategy.noise_variances()
+    np.testing.assert_allclose(updates, [1, 1.25, 1.3125])
+    # Their sums: [1, 0, 0], [1/2, 1, 0] and [3/4, 1/2, 1].
+    np.testing.assert_allclose(sums, [1, 1.25, 1.8125])
+  updates, sums = strategies.identity(4).noise_variances()
+  np.testing.assert_allclose(updates, [1, 1, 1, 1])
+  np.testing.assert_allclose(sums, [1, 2, 3, 4])

@@ -1,0 +1,323 @@
+"""Privacy report cards: what a private run promises, and what it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import markupsafe
+import matplotlib
+import numpy as np
+
+from si_federated.privacy import participation, strategies, strategy_files
+from si_federated.reporting import plotting, rendering, run_groups, tables
+from si_federated.reporting import runs as run_files
+from si_federated.reporting.plotting import Picture
+from si_federated.reporting.run_groups import Comparison
+from si_federated.reporting.runs import Run
+from si_federated.reporting.tables import Table
+
+FILE = 'privacy.json'
+_PAGE = 'privacy.html'
+_LEGEND = (
+  'The whole run: for every participation that the contract allows. Rounds so '
+  'far: for the participation as it was. Without amplification: for those who '
+  'know who took part when. The best attack sees all that is released and says '
+  'of a client whether its updates are in it: at that rate of false positives, '
+  'no attack has more true ones. Of guesses, the two rates are the same.'
+)
+_RELATIONS = {
+  'zero-out': 'zero-out: data sets in which all updates of one client become '
+  'zero',
+  'add-or-remove-one': 'add or remove one: data sets with and without one '
+  'client',
+}
+# More names of runs are counted.
+_MANY = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """The privacy of one run, or of several whose `privacy.json` are the same.
+
+  Attributes:
+    heading: The runs' names.
+    guarantee: Epsilon in a sentence.
+    statements: Names and texts of what the guarantee is about.
+    numbers: The guarantee in several units.
+    picture: The noise over rounds; None if the strategy is not known.
+  """
+
+  heading: str
+  guarantee: str
+  statements: Tuple[Tuple[str, Sequence[str]], ...]
+  numbers: Table
+  picture: Picture | None
+
+
+def build(comparison: Comparison) -> List[Card]:
+  """Builds the cards of all private runs.
+
+  Args:
+    comparison: The runs.
+
+  Returns:
+    A card for each different `privacy.json`, in the order of the runs.
+
+  Raises:
+    ValueError: If a `privacy.json` is not one of training.
+  """
+  alike: Dict[str, List[Run]] = {}
+  for run in _private(comparison):
+    alike.setdefault(json.dumps(run.privacy, sort_keys=True), []).append(run)
+  cards = []
+  for number, runs in enumerate(alike.values(), start=1):
+    try:
+      cards.append(_card(runs, f'privacy_noise_{number}'))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise ValueError(
+        f'{runs[0].path / FILE} is not what training writes '
+        f'({type(error).__name__}: {error}); restore it, or delete it to '
+        'report without it.'
+      ) from error
+  return cards
+
+
+def sentences(comparison: Comparison) -> List[str]:
+  """Returns sentences about the cards, and about private runs without one.
+
+  Args:
+    comparison: The runs.
+  """
+  runs = list(_private(comparison))
+  said = []
+  if runs:
+    what = f'{tables.count_of(len(runs))} with differential privacy'
+    said.append(f'Of {what}, {_PAGE} says what is promised and what is not.')
+  said += [
+    f'{run.name} has an ε but no {FILE}, and so no privacy report card.'
+    for run in comparison.runs
+    if not run.privacy and run.last(run_files.EPSILON) is not None
+  ]
+  return said
+
+
+def html(title: str, cards: Sequence[Card]) -> str:
+  """Returns the cards as one page that loads nothing.
+
+  Args:
+    title: The heading.
+    cards: From `build`.
+  """
+  shown = [
+    (card, markupsafe.Markup(plotting.for_page(card.picture)))
+    if card.picture
+    else (card, '')
+    for card in cards
+  ]
+  return rendering.render(
+    'privacy.html.jinja', escape=True, title=title, cards=shown, legend=_LEGEND
+  )
+
+
+def markdown(title: str, cards: Sequence[Card]) -> str:
+  """Returns the cards as Markdown that embeds the PNG files next to it.
+
+  Args:
+    title: The heading.
+    cards: From `build`.
+  """
+  shown = [(card, '') for card in cards]
+  return rendering.render(
+    'privacy.md.jinja', escape=False, title=title, cards=shown, legend=_LEGEND
+  )
+
+
+def _private(comparison: Comparison) -> List[Run]:
+  return [run for run in comparison.runs if run.privacy.get('private')]
+
+
+def _card(runs: Sequence[Run], name: str) -> Card:
+  facts, promised = runs[0].privacy, runs[0].privacy['promised']
+  names = [run.name for run in runs[:_MANY]]
+  if len(runs) > _MANY:
+    names.append(f'{len(runs) - _MANY} more')
+  picture, trouble = None, ''
+  try:
+    strategy = _strategy(facts, runs[0].path)
+    picture = _draw(strategy, promised['noise_multiplier'], name)
+  except ValueError as error:
+    trouble = f'not shown: {error}'
+  statements: Dict[str, Sequence[str]] = {
+    'Unit of privacy': [facts['unit']],
+    'Neighbouring data sets': [
+      _RELATIONS.get(
+        facts['neighbouring_relation'], facts['neighbouring_relation']
+      )
+    ],
+    'Trust model': _known([facts.get('trust_model')]),
+    'Released with noise': _known(facts.get('released', [])),
+    'Released without noise': facts['released_without_noise'],
+    'Participation promised': [
+      f'{participation.Participation(**promised["contract"])} '
+      f'(--participation={facts["participation"]})'
+    ],
+    'Participation observed': [_observed(facts['observed'])],
+    'Sampling that amplifies': [_sampling(promised['amplification'])],
+    'Mechanism': [_mechanism(facts, promised)],
+    'Noise over rounds': [trouble] if trouble else [],
+    'Not covered': facts['not_covered'],
+    'Simulated, not real, because': facts['simulated_because'],
+  }
+  return Card(
+    heading=', '.join(names),
+    guarantee=_guarantee(facts, promised),
+    statements=tuple(
+      (key, texts) for key, texts in statements.items() if texts
+    ),
+    numbers=_numbers(facts, promised),
+    picture=picture,
+  )
+
+
+def _known(texts: Sequence[str | None]) -> List[str]:
+  return [text for text in texts if text]
+
+
+def _guarantee(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> str:
+  delta = facts['delta']
+  text = f'ε {promised["epsilon"]:.3f} at δ {delta:.3g}'
+  if promised['amplification']:
+    plain = promised['epsilon_without_amplification']
+    text += f', {plain:.3f} without amplification'
+  text += ', for the whole run'
+  if facts['observed']['rounds']:
+    text += (
+      f'; {facts["epsilon"]:.3f} after {facts["observed"]["rounds"]} rounds'
+    )
+  if facts['simulated']:
+    text += '. It is simulated: this run itself does not have it'
+  return text + '.'
+
+
+def _observed(observed: Mapping[str, Any]) -> str:
+  text = (
+    f'{observed["rounds"]} rounds, {observed["clients"]} clients, at most '
+    f'{observed["max_participations"]} participations of a client'
+  )
+  if observed['min_separation']:
+    text += f', {observed["min_separation"]} rounds or more apart'
+  return text
+
+
+def _sampling(amplification: Mapping[str, Any] | None) -> str:
+  if not amplification:
+    return 'none: who takes part may be known'
+  text = (
+    f'Poisson, each client with probability {amplification["probability"]:.3g}'
+  )
+  if amplification['groups'] > 1:
+    text += f', in {amplification["groups"]} groups that take turns'
+  return text + '; who takes part must stay secret'
+
+
+def _mechanism(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> str:
+  exact = 'exact' if promised['sensitivity_is_exact'] else 'an upper bound'
+  clip = facts.get('clip_norm')
+  text = f'{facts["mechanism"]} (kind {promised["kind"]})'
+  if clip is not None:
+    text += f', clip norm {clip:g}'
+  return (
+    f'{text}, noise multiplier {promised["noise_multiplier"]:.4g}, sensitivity '
+    f'{promised["sensitivity"]:.4g} clip norms ({exact}: '
+    f'{promised["sensitivity_method"]})'
+  )
+
+
+def _numbers(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> Table:
+  """Returns the table: a column for each guarantee, a row for each number."""
+  guarantees = {'the whole run': promised}
+  if 'so_far' in facts:
+    guarantees['rounds so far'] = facts['so_far']
+  profiles = {}
+  for title, guarantee in guarantees.items():
+    profiles[title] = _profile(guarantee, '')
+    if promised['amplification']:
+      profiles[f'{title}, without amplification'] = _profile(
+        guarantee, '_without_amplification'
+      )
+  rows = list(dict.fromkeys(key for one in profiles.values() for key in one))
+  columns = {'': rows}
+  for title, profile in profiles.items():
+    columns[title] = [profile.get(row, run_groups.MISSING) for row in rows]
+  return tables.assemble(columns)
+
+
+def _profile(guarantee: Mapping[str, Any], suffix: str) -> Dict[str, str]:
+  """Returns the numbers of one guarantee by name."""
+  # Files of earlier versions have no profile.
+  profile = guarantee.get(f'profile{suffix}') or {
+    'epsilons': [
+      {'delta': guarantee['delta'], 'epsilon': guarantee[f'epsilon{suffix}']}
+    ]
+  }
+  shown = {}
+  for key, words in (('rho', 'ρ (zCDP)'), ('mu', 'μ (Gaussian DP)')):
+    shown[words] = _cell(profile.get(key))
+  for one in profile['epsilons']:
+    shown[f'ε at δ {one["delta"]:.3g}'] = _cell(one['epsilon'])
+  for one in profile.get('best_attack', []):
+    false, true = one['false_positive_rate'], one['true_positive_rate']
+    words = f'true positives of the best attack at {100 * false:g} % false ones'
+    shown[words] = f'{100 * true:.2f} %'
+  return shown
+
+
+def _cell(value: float | None) -> str:
+  return tables.cell(value, '{:.4g}')
+
+
+def _strategy(
+  facts: Mapping[str, Any], folder: pathlib.Path
+) -> strategies.Strategy:
+  """Returns the correlation of a run's noise.
+
+  Raises:
+    ValueError: If its file is missing, damaged, or another.
+  """
+  if facts.get('strategy') is None:
+    # Clients that make the noise make it anew in each round.
+    return strategies.identity(facts['promised']['contract']['rounds'])
+  return strategy_files.of_run(facts['strategy'], folder / 'strategy.npz')
+
+
+def _draw(strategy: strategies.Strategy, noise: float, name: str) -> Picture:
+  """Draws the noise of each round's update and of all updates so far."""
+  updates, sums = (noise * np.sqrt(part) for part in strategy.noise_variances())
+  rounds = np.arange(1, len(sums) + 1)
+  with matplotlib.rc_context(rc=plotting.STYLE):  # type: ignore[arg-type]
+    figure, axes = plotting.blank_axes('Noise (clip norms)', 2)
+    dots = 'o' if len(rounds) <= 12 else None
+    for values, label, color in (
+      (sums, 'all updates so far', plotting.PALETTE[0][0]),
+      (updates, "a round's update", plotting.PALETTE[1][0]),
+    ):
+      axes.plot(
+        rounds, values, color=color, label=label, marker=dots, markersize=2.8
+      )
+    plotting.scale_y(
+      axes,
+      float(min(updates.min(), sums.min())),
+      float(max(updates.max(), sums.max())),
+    )
+    plotting.scale_rounds(axes)
+    axes.set_xlim(0, math.ceil(rounds[-1]))
+    caption = (
+      'Standard deviation, the root of the variance, of the noise in the sum '
+      'of updates that each round releases, and in the sum of all so far: in '
+      'each coordinate, in units of the clip norm.'
+    )
+    return plotting.finish(name, caption, figure, axes)
