@@ -137,9 +137,9 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     'runtime': 'local',
   },
   'si_conformer': {
-    'aggregator': 'mean:weighting=uniform',
+    **_PRIVATE,
+    'aggregator': 'banded_inverse:bands=2',
     'server_learning_rate_schedule': 'linear:warmup_rounds=2',
-    'total_rounds': 4,
   },
 }
 # Tested elsewhere: classifiers by tests/test_classification.py, transforms by

@@ -13,6 +13,7 @@ from si_federated.aggregators.gaussian import (
 )
 from si_federated.aggregators.matrices import (
   build_banded,
+  build_banded_inverse,
   build_blt,
   build_dense,
 )
@@ -26,6 +27,7 @@ AGGREGATORS: dict[str, Callable[..., Mechanism]] = {
   'adaptive_gaussian': build_adaptive_gaussian,
   'tree': build_tree,
   'banded': build_banded,
+  'banded_inverse': build_banded_inverse,
   'blt': build_blt,
   'dense': build_dense,
   'distributed_dp': build_distributed_dp,
@@ -52,6 +54,7 @@ __all__ = [
   'Mechanism',
   'build_adaptive_gaussian',
   'build_banded',
+  'build_banded_inverse',
   'build_blt',
   'build_dense',
   'build_distributed_dp',

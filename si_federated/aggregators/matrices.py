@@ -1,4 +1,4 @@
-"""Matrix mechanisms, for DP-FTRL: banded, buffered linear Toeplitz and dense.
+"""Matrix mechanisms, for DP-FTRL: banded, of banded inverse, BLT and dense.
 
 With server SGD, with or without momentum, these are DP-FTRL. All assume that
 two rounds of one client are at least `min_separation` apart.
@@ -15,6 +15,7 @@ from si_federated.aggregators.private_settings import (
   private_builder,
 )
 from si_federated.privacy import (
+  banded_inverse,
   comparison,
   participation,
   strategies,
@@ -95,6 +96,62 @@ def build_banded(
       objective=objective,
     )
   return build_mechanism(strategy, settings, keep_rows=keep_rows)
+
+
+@private_builder(needs_separation=True)
+def build_banded_inverse(
+  settings: PrivateSettings,
+  *,
+  cache_dir: Optional[str] = None,
+  bands: Optional[int] = None,
+  kind: str = 'optimal',
+  momentum: float = 0.0,
+  cool_down: float = 0.0,
+  objective: str = 'rms',
+) -> Mechanism:
+  """Builds a mechanism whose C^-1 is banded (arXiv 2505.12128).
+
+  Its noise is a sum of the last `bands` rows of z, which are made again each
+  round: nothing is kept between rounds.
+
+  Args:
+    settings: The fields of `PrivateSettings`, as keyword arguments;
+      `min_separation` is required.
+    cache_dir: A folder that keeps optimised strategies.
+    bands: The number of diagonals of C^-1, up to the number of rounds and
+      independent of `min_separation`; by default 16.
+    kind: `'optimal'`, BandInvMF, or `'square_root'`, BISR: the truncated
+      inverse square root of the workload.
+    momentum: The momentum of server SGD that the strategy is made for.
+    cool_down: The fraction of the rounds, at the end, in which the server's
+      learning rate decreases; not for the square root.
+    objective: `'rms'` or `'max'` error, for the optimal kind.
+
+  Returns:
+    The mechanism.
+
+  Raises:
+    ValueError: If an argument is missing or out of range.
+  """
+  if kind not in ('optimal', 'square_root'):
+    raise ValueError(f'kind is {kind!r}; known are optimal and square_root.')
+  rounds = settings.total_rounds
+  if bands is None:
+    bands = min(banded_inverse.DEFAULT_BANDS, rounds)
+  if not 1 <= bands <= rounds:
+    raise ValueError(
+      f'bands is {bands}; {rounds} rounds take 1 to {rounds} of them.'
+    )
+  strategy = _optimize(
+    'banded_inverse' if kind == 'optimal' else 'inverse_square_root',
+    settings.contract(),
+    cache_dir,
+    momentum,
+    cool_down,
+    bands=bands,
+    objective=objective,
+  )
+  return build_mechanism(strategy, settings)
 
 
 @private_builder(needs_separation=True)

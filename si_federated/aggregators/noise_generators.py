@@ -224,7 +224,8 @@ def for_strategy(
     keep_rows: Whether noise of earlier rounds is kept, or regenerated from all
       of z in a time that grows with the round. Banded strategies keep the last
       `bands - 1` rows, by default up to 16 bands; trees an estimate of each
-      height of nodes, by default always. BLT keeps its buffers by default.
+      height of nodes, by default always. BLT keeps its buffers by default, and
+      strategies of a banded inverse nothing: their rows of C^-1 are short.
   """
   if isinstance(strategy, strategies.Tree):
     if keep_rows is None or keep_rows:
@@ -236,6 +237,8 @@ def for_strategy(
   if isinstance(strategy, strategies.Blt) and keep_rows is None:
     return Buffered(strategy.decay, strategy.scale)
   kept = strategy.bands - 1
+  if isinstance(strategy, strategies.BandedInverse) and keep_rows is None:
+    keep_rows = False
   if keep_rows is None:
     keep_rows = kept <= _MAX_KEPT_ROWS
   if keep_rows and kept:

@@ -35,6 +35,7 @@ _KINDS = (
   'banded_toeplitz',
   'toeplitz',
   'banded',
+  'banded_inverse',
   'blt',
   'dense',
 )

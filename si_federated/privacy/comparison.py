@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from si_federated.privacy import (
+  banded_inverse,
   blt,
   gram,
   participation,
@@ -27,6 +28,8 @@ MECHANISMS = (
   'tree_full',
   'banded_toeplitz',
   'banded',
+  'inverse_square_root',
+  'banded_inverse',
   'blt',
   'toeplitz',
   'dense',
@@ -113,7 +116,9 @@ def build(
   Args:
     mechanism: One of `MECHANISMS`.
     contract: The participation contract.
-    bands: Of the banded strategies; by default as many as the separation.
+    bands: Of the banded strategies; by default as many as the separation, and
+      of those whose inverse is banded at most 16, for noise that takes no
+      longer.
     num_buffers: Of blt; by default as few as are nearly the best.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
@@ -133,7 +138,13 @@ def build(
     return strategies.Tree(n, restart_every=every, complete=True)
   if mechanism in _DECODERS:
     return strategies.Tree(n, _DECODERS[mechanism])
-  bands = contract.separation if bands is None else bands
+  if bands is None:
+    bands = contract.separation
+    if 'inverse' in mechanism:
+      bands = min(banded_inverse.DEFAULT_BANDS, n)
+  if mechanism == 'inverse_square_root':
+    root = banded_inverse.square_root(bands, workload)
+    return strategies.BandedInverse.from_inverse(root, n)
 
   def make_toeplitz(width):
     column = toeplitz.optimize_toeplitz(
@@ -153,6 +164,12 @@ def build(
   builders: dict[str, Callable[[], strategies.Strategy]] = {
     'banded_toeplitz': lambda: make_toeplitz(bands),
     'toeplitz': lambda: make_toeplitz(n),
+    'banded_inverse': lambda: strategies.BandedInverse.from_inverse(
+      banded_inverse.optimize_banded_inverse(
+        contract, bands=bands, workload=workload, objective=objective
+      ),
+      n,
+    ),
     'blt': make_blt,
     'banded': lambda: strategies.Matrix(
       gram.optimize_banded(contract, bands=bands, workload=workload), 'banded'

@@ -13,6 +13,7 @@ import functools
 from typing import Optional, Union
 
 import numpy as np
+import numpy.typing as npt
 from scipy import linalg
 
 from si_federated.privacy import (
@@ -188,6 +189,38 @@ class Blt(Toeplitz):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class BandedInverse(Toeplitz):
+  """A strategy whose inverse is banded; make it by `from_inverse`.
+
+  Attributes:
+    leading: The first column of C^-1; zero after its end.
+  """
+
+  kind: str = 'banded_inverse'
+  leading: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(1))
+
+  @classmethod
+  def from_inverse(cls, leading: npt.ArrayLike, rounds: int) -> BandedInverse:
+    """Returns the strategy of the first column of C^-1.
+
+    Args:
+      leading: Finite, the first entry positive, shape `[bands]`.
+      rounds: The number of rounds, at least `bands`.
+
+    Raises:
+      ValueError: If the column is out of range, or C is not finite.
+    """
+    leading = Toeplitz(np.asarray(leading, np.float64), rounds).coefficients
+    column = toeplitz.inverse(leading, rounds)
+    return cls(column, rounds, 'banded_inverse', leading)
+
+  @functools.cached_property
+  def inverse(self) -> np.ndarray:
+    """The first column of C^-1, shape `[rounds]`."""
+    return np.append(self.leading, np.zeros(self.rounds - len(self.leading)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Matrix(_Square):
   """A strategy of any lower-triangular matrix.
 
@@ -300,7 +333,7 @@ class Tree:
     )
 
 
-Strategy = Union[Toeplitz, Blt, Matrix, Tree]
+Strategy = Union[Toeplitz, Blt, BandedInverse, Matrix, Tree]
 
 
 def identity(rounds: int) -> Toeplitz:

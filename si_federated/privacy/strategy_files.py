@@ -60,6 +60,8 @@ def _arrays(strategy: strategies.Strategy) -> dict[str, Any]:
     arrays.update(
       decay=strategy.decay, scale=strategy.scale, rounds=strategy.rounds
     )
+  elif isinstance(strategy, strategies.BandedInverse):
+    arrays.update(inverse=strategy.leading, rounds=strategy.rounds)
   elif isinstance(strategy, strategies.Toeplitz):
     arrays.update(coefficients=strategy.coefficients, rounds=strategy.rounds)
   else:
@@ -125,6 +127,10 @@ def load(path: _Path) -> strategies.Strategy:
     if 'decay' in arrays:
       return strategies.Blt.from_parameters(
         arrays['decay'], arrays['scale'], int(arrays['rounds'])
+      )
+    if 'inverse' in arrays:
+      return strategies.BandedInverse.from_inverse(
+        arrays['inverse'], int(arrays['rounds'])
       )
     return strategies.Toeplitz(
       arrays['coefficients'], int(arrays['rounds']), kind or 'banded_toeplitz'

@@ -27,6 +27,9 @@ _STRATEGIES: dict[str, Any] = {
     np.array([0.99, 0.9, 0.5, 0.1]), np.array([0.2, 0.2, 0.1, 0.02]), _ROUNDS
   ),
   'tree': strategies.Tree(_ROUNDS),
+  'banded_inverse': strategies.BandedInverse.from_inverse(
+    [1.0, -0.5, -0.25, -0.125], _ROUNDS
+  ),
 }
 
 
@@ -307,7 +310,7 @@ def _saved(state):
     )
 
 
-@pytest.mark.parametrize('strategy', ['blt', 'tree'])
+@pytest.mark.parametrize('strategy', ['blt', 'tree', 'banded_inverse'])
 def test_resuming_from_a_saved_state_is_exact(run, strategy):
   def begin():
     # A factory of its own is traced to a graph of its own.
@@ -328,14 +331,17 @@ def test_resuming_from_a_saved_state_is_exact(run, strategy):
     np.testing.assert_array_equal(_concatenated(result), expected)
 
 
-def test_the_state_is_the_buffers_alone(run):
+@pytest.mark.parametrize(
+  ('strategy', 'buffers'), [('blt', 4), ('banded_inverse', 0)]
+)
+def test_the_state_is_the_buffers_alone(run, strategy, buffers):
   shapes = [[40, 50], [100]]
-  initialize, step = run(_factory('blt', noise_multiplier=1.0), shapes)
+  initialize, step = run(_factory(strategy, noise_multiplier=1.0), shapes)
   state = initialize()
   zero = [np.zeros(shape, np.float32) for shape in shapes]
   for _ in range(2):
     sizes = [np.asarray(leaf).nbytes for leaf in tf.nest.flatten(state)]
-    assert 0 <= sum(sizes) - 4 * 2100 * 4 <= 100
+    assert 0 <= sum(sizes) - buffers * 2100 * 4 <= 100
     state, _, _ = step(state, [zero])
 
 

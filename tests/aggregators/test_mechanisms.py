@@ -27,7 +27,7 @@ _GIVEN = {
 }
 _PRIVATE = sorted(set(AGGREGATORS) - {'mean'})
 _ACCOUNTED = sorted(set(_PRIVATE) - {'distributed_dp'})
-_SEPARATED = ['banded', 'blt', 'dense', 'tree']
+_SEPARATED = ['banded', 'banded_inverse', 'blt', 'dense', 'tree']
 
 
 def _build(name, **options):
@@ -156,6 +156,13 @@ def test_contracts_out_of_range_are_rejected(name, option):
     ('banded', {'momentum': 1.0}, 'momentum is 1.0'),
     ('banded', {'cool_down': 2.0}, 'cool-down over 2.0'),
     ('banded', {'matrix': 'absent.npz'}, 'absent.npz cannot be read'),
+    ('banded_inverse', {'bands': 25}, 'bands is 25; 24 rounds take 1 to 24'),
+    ('banded_inverse', {'kind': 'root'}, 'known are optimal and square_root'),
+    (
+      'banded_inverse',
+      {'kind': 'square_root', 'cool_down': 0.5},
+      'constant diagonals; a cool-down',
+    ),
     ('blt', {'num_buffers': 0}, 'num_buffers is 0'),
     ('adaptive_gaussian', {'target_quantile': 1.5}, 'target_quantile is 1.5'),
     ('adaptive_gaussian', {'count_noise': 0.05}, 'are too small'),
@@ -183,7 +190,23 @@ def test_the_options_of_banded():
   assert general.bands == 4
 
 
-@pytest.mark.parametrize('name', ['banded', 'blt', 'dense'])
+def test_the_options_of_banded_inverse():
+  def inverse(**options):
+    strategy = _build('banded_inverse', **options).record.strategy
+    assert strategy.kind == 'banded_inverse'
+    return strategy.inverse
+
+  # Any number of bands goes with any separation.
+  assert np.flatnonzero(inverse(kind='square_root')).tolist() == [*range(16)]
+  root = inverse(kind='square_root', bands=3)
+  np.testing.assert_allclose(root, [1, -1 / 2, -1 / 8] + [0] * 21)
+  # (1 - x)^(1/2) (1 - x/2)^(1/2) = 1 - 3/4 x - x^2/32 - ...
+  root = inverse(kind='square_root', bands=3, momentum=0.5)
+  np.testing.assert_allclose(root, [1, -3 / 4, -1 / 32] + [0] * 21)
+  assert (inverse(objective='max') != inverse()).any()
+
+
+@pytest.mark.parametrize('name', ['banded', 'banded_inverse', 'blt', 'dense'])
 def test_strategies_are_optimised_for_momentum_and_kept(name, tmp_path):
   plain = _build(name, cache_dir=str(tmp_path)).record.strategy
   options = {'momentum': 0.9, 'cool_down': 0.25, 'cache_dir': str(tmp_path)}

@@ -23,6 +23,9 @@ _STRATEGIES: dict[str, Any] = {
     np.array([0.99, 0.9, 0.5, 0.1]), np.array([0.2, 0.2, 0.1, 0.02]), _ROUNDS
   ),
   'banded': strategies.Matrix(_BANDED, 'banded'),
+  'banded_inverse': strategies.BandedInverse.from_inverse(
+    [1.0, -0.5, -0.25, -0.125], _ROUNDS
+  ),
   'dense': strategies.Matrix(
     np.tril(_RNG.uniform(0, 0.1, [_ROUNDS, _ROUNDS])) + np.eye(_ROUNDS)
   ),
@@ -91,6 +94,8 @@ def _tree_noise(tree, tree_decoder):
     ('blt', False, 0),
     ('banded', None, 0),
     ('banded', True, 19),
+    ('banded_inverse', None, 0),
+    ('banded_inverse', True, 63),
     ('dense', None, 0),
     # Estimates of nodes of 1 to 32 rounds: that of all 64 is never replaced.
     ('tree', None, 6),

@@ -13,6 +13,7 @@ from si_federated.privacy import (
   Participation,
   PrivacyRecord,
   accounting,
+  banded_inverse,
   blt,
   strategies,
 )
@@ -216,7 +217,9 @@ def test_only_sampling_that_earns_it_amplifies(
   assert (mechanism.record.amplification is not None) == amplified
 
 
-@pytest.mark.parametrize('aggregator', ['gaussian', 'tree', 'banded', 'blt'])
+@pytest.mark.parametrize(
+  'aggregator', ['gaussian', 'tree', 'banded', 'banded_inverse', 'blt']
+)
 def test_noise_for_a_target_epsilon(aggregator):
   mechanism = _build(
     aggregator=aggregator,
@@ -369,11 +372,18 @@ def test_epsilon_stands_with_and_without_amplification():
   )
 
 
+@pytest.mark.parametrize(
+  ('aggregator', 'module', 'name'),
+  [
+    ('blt:num_buffers=1', blt, 'optimize_blt'),
+    ('banded_inverse:bands=4', banded_inverse, 'optimize_banded_inverse'),
+  ],
+)
 def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
-  tmp_path, monkeypatch
+  aggregator, module, name, tmp_path, monkeypatch
 ):
   flags = {
-    'aggregator': 'blt:num_buffers=1',
+    'aggregator': aggregator,
     'participation': 'fixed_cycles',
     'clip_norm': 1.0,
     'target_epsilon': 3.0,
@@ -396,13 +406,17 @@ def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
     )
 
   begun = ledger_of_run(False)
-  optimize = blt.optimize_blt
+  assert begun.facts['strategy']['kind'] == aggregator.partition(':')[0]
+  optimize = getattr(module, name)
 
   def elsewhere(*args, **kwargs):
-    decay, scale = optimize(*args, **kwargs)
-    return decay * (1 - 2e-16), scale
+    found = optimize(*args, **kwargs)
+    if module is blt:
+      decay, scale = found
+      return decay * (1 - 2e-16), scale
+    return found * (1 - 2e-16)
 
-  monkeypatch.setattr(blt, 'optimize_blt', elsewhere)
+  monkeypatch.setattr(module, name, elsewhere)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
   again = ledger_of_run(True)
   assert again.facts == begun.facts

@@ -26,6 +26,9 @@ def _all():
     'blt': strategies.Blt.from_parameters(
       np.array([0.9, 0.5, 0.2]), np.array([0.1, 0.2, 0.05]), _N
     ),
+    'banded_inverse': strategies.BandedInverse.from_inverse(
+      np.array([1.0, -0.5, -0.2]), _N
+    ),
     'banded': strategies.Matrix(np.triu(lower, -4), 'banded'),
     'dense': strategies.Matrix(lower),
   }
@@ -72,6 +75,7 @@ def test_bands():
     'identity': 1,
     'banded_toeplitz': 3,
     'blt': _N,
+    'banded_inverse': _N,
     'banded': 5,
     'dense': _N,
   }
@@ -184,6 +188,12 @@ def test_cache_builds_once_and_again_if_damaged(tmp_path):
 def test_faulty_blt_is_refused(decay, scale):
   with pytest.raises(ValueError, match='BLT'):
     strategies.Blt.from_parameters(decay, scale, 8)
+
+
+@pytest.mark.parametrize('inverse', [[], [0.0, 1.0], [1.0] * 9, [1.0, -1e99]])
+def test_faulty_banded_inverse_is_refused(inverse):
+  with pytest.raises(ValueError, match='finite coefficients, the first posit'):
+    strategies.BandedInverse.from_inverse(np.array(inverse), 8)
 
 
 def test_other_bad_arguments_are_rejected():
