@@ -71,7 +71,7 @@ def test_an_option_names_the_encoding(tmp_path, kind):
   with pytest.raises(ValueError, match=r'iconv -f latin1 .*encoding=latin1'):
     _classify(path)
   assert _classify(path, encoding='latin-1').vocabulary == plain
-  with pytest.raises(ValueError, match='no encoding that Python knows'):
+  with pytest.raises(ValueError, match='not an encoding that Python knows'):
     _classify(path, encoding='latin-x')
   with pytest.raises(ValueError, match='encoding has no effect'):
     TASKS['text_classification'](encoding='latin-1')
