@@ -12,7 +12,7 @@ from si_federated.reporting import runs as run_files
 from si_federated.reporting.run_groups import Comparison, Group
 from si_federated.reporting.runs import Run
 
-# Settings of which a fair comparison gives each model its own best value.
+# Settings for which a fair comparison uses the best value of each model.
 TUNED = (
   'client_learning_rate',
   'server_learning_rate',
@@ -26,7 +26,7 @@ _LEAST_VALUES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """Groups of runs that differ in nothing but tuned settings.
+  """Groups of runs that differ only in tuned settings.
 
   Attributes:
     label: Distinguishes this kind from the others.
@@ -58,8 +58,8 @@ def num_diverged(group: Group) -> int:
 def final_runs(group: Group) -> List[Run]:
   """Returns the runs whose last results count as final.
 
-  These are the finished runs that didn't diverge. If none has finished, the
-  unfinished ones count; otherwise they would look worse than they are.
+  These are the finished runs that didn't diverge. Unfinished runs, which look
+  worse than they are, count only if no run has finished.
   """
   known = [run for run in group.runs if run.divergence is None]
   return [run for run in known if run.finished] or known
@@ -89,7 +89,7 @@ def best_of(groups: Sequence[Group]) -> Group:
 def find_kinds(
   comparison: Comparison, without: Sequence[str] = TUNED
 ) -> List[Kind]:
-  """Collects groups that agree in all settings but some.
+  """Collects the groups that agree in all settings except the ignored ones.
 
   Args:
     comparison: The runs.
@@ -106,7 +106,7 @@ def find_kinds(
     key = tuple(
       value for name, value in group.settings.items() if name not in without
     )
-    # A group that its settings don't distinguish is a kind of its own.
+    # A group that its settings don't distinguish becomes a kind of its own.
     if alike[tuple(group.settings.values())] > 1 or not group.runs[0].config:
       key = (*key, group.label)
     found.setdefault(key, []).append(group)

@@ -76,7 +76,7 @@ def _panels(
   panels: Dict[str, List[best_settings.Kind]] = {}
   for kind in kinds:
     panels.setdefault(kind.groups[0].settings.get(_PANEL, ''), []).append(kind)
-  # With an aggregator for each kind there is nothing to split.
+  # If each kind has an aggregator of its own, there is nothing to split.
   crowded = len(kinds) > max(_MOST_CURVES, len(panels))
   named = all(map(str.isidentifier, panels))
   return panels if crowded and named else {'': list(kinds)}
@@ -85,7 +85,7 @@ def _panels(
 def by_epsilon(comparison: Comparison) -> Picture | None:
   """Draws the final perplexity against epsilon, if runs differ in it.
 
-  For each kind of run and each epsilon, the best setting counts.
+  The figure shows the best setting for each kind of run and each epsilon.
   """
   lines: Dict[str, Dict[float, Group]] = {}
   dashed = baselines.reference_lines(comparison)

@@ -26,13 +26,13 @@ _Boxes = Dict[str, Mapping[str, float]]
 
 
 def draw(comparison: Comparison) -> List[Picture]:
-  """Draws what fine-tuning and experts do for clients, for runs with either.
+  """Draws the effect of fine-tuning and experts on clients.
 
   Args:
     comparison: The runs.
 
   Returns:
-    Up to two pictures.
+    Up to two pictures, of the runs that have fine-tuning and experts.
   """
   pictures = []
   for name, reader, caption in (
@@ -122,13 +122,13 @@ def _boxes(described: Mapping[str, Any]) -> _Boxes:
 
 
 def sentences(comparison: Comparison) -> List[str]:
-  """States what fine-tuning and experts did for single clients.
+  """States the effect of fine-tuning and experts on single clients.
 
   Args:
     comparison: The runs.
 
   Returns:
-    A sentence for each run and each of the two that it has.
+    For each run, a sentence on fine-tuning and one on experts, if it has them.
   """
   said = []
   for run in comparison.runs:

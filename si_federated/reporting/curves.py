@@ -40,7 +40,7 @@ class Curve:
 
   @property
   def start(self) -> float:
-    """The highest first value: of the mean, or of a single run."""
+    """The highest first value, of the mean or of a single run."""
     first = [y[0] for y in self._ys(self.mean)]
     return float(max(first))
 

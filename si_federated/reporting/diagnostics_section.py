@@ -21,7 +21,7 @@ FILE = 'diagnostics.csv'
 _COLUMNS = ['round_num', 'layer', 'quantity', 'value']
 _MODEL = 'model'
 _BLENDING = 'blending_'
-# Only the first runs have pictures of their own: a sweep may have hundreds.
+# Only the first runs get pictures of their own: a sweep can have hundreds.
 _MOST_RUNS = 4
 _INCHES_A_ROW = 0.115
 
@@ -32,7 +32,7 @@ class _Map(NamedTuple):
   Attributes:
     quantity: The quantity shown.
     title: Its heading.
-    scale: `'log'`, `'sign'` if values may be negative, or `'linear'`.
+    scale: `'log'`, `'sign'` if values can be negative, or `'linear'`.
   """
 
   quantity: str

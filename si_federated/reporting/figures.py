@@ -37,8 +37,8 @@ _ACCURACIES = (
   (run_files.ACCURACY_NO_OOV, ', words outside the vocabulary not counted'),
   (run_files.ACCURACY, ''),
 )
-# What perplexity is drawn against: the x-axis, the caption, and units, each
-# with the smallest number that reads well in it.
+# For each x-axis of perplexity: its title, the words for the caption, and its
+# units, each with the smallest number that reads well in it.
 _AGAINST = {
   'round': ('Round', 'rounds of training', ()),
   'time': (
@@ -90,7 +90,7 @@ def draw_all(comparison: Comparison) -> List[Picture]:
 
 
 def _for_curves(comparison: Comparison) -> Comparison:
-  """Returns the groups to draw curves of: the best settings if all are many."""
+  """Returns the groups to draw: all, or the best settings if there are many."""
   kinds = best_settings.find_kinds(comparison)
   few = len(comparison.groups) <= len(plotting.PALETTE)
   if few or not best_settings.is_tuned(kinds):

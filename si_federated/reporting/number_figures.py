@@ -1,4 +1,4 @@
-"""The figure of final results against a number in which runs differ."""
+"""The figure of final results against a numeric setting of the runs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def varied_number(comparison: Comparison) -> str | None:
 
 
 def by_number(comparison: Comparison) -> Picture | None:
-  """Draws the final result against a number in which runs differ.
+  """Draws the final result against a numeric setting in which runs differ.
 
   Args:
     comparison: The runs.
 
   Returns:
     The picture, of accuracy for classifiers and of perplexity for language
-    models; None if there is no such number.
+    models; None if there is no such setting.
   """
   name = varied_number(comparison)
   if name is None:

@@ -1,4 +1,4 @@
-"""The style of all figures, and what they are drawn and saved with."""
+"""The style of all figures, and functions to draw and save them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INK = ('#1a1a1a', '#e6e6e6')
 QUIET = ('#6b6b6b', '#a3a3a3')
 GRID = ('#e3e3e3', '#383838')
 
-# Says in a caption what `draw_band` draws of repeated runs.
+# Explains in a caption how `draw_band` draws repeated runs.
 SEEDS = ' Line: mean over seeds; shade: smallest to largest.'
 
 _COLUMN_INCHES = 3.5
@@ -73,7 +73,7 @@ class Picture:
 
   Attributes:
     name: File name without extension.
-    caption: What it shows, in sentences.
+    caption: Sentences that explain it.
     png: The picture for papers and Markdown, 300 dots per inch.
     svg: The same as vectors, in the colors for a white page.
   """
@@ -104,7 +104,7 @@ def blank_axes(ylabel: str, num_curves: int) -> Tuple[Figure, Axes]:
   """Returns an empty figure as wide as a paper's column.
 
   Args:
-    ylabel: What the y-axis shows.
+    ylabel: The label of the y-axis.
     num_curves: Number of curves; many make the figure higher.
   """
   height = max(2.45, 0.6 + 0.18 * num_curves)
@@ -211,7 +211,7 @@ def finish(name: str, caption: str, figure: Figure, axes: Axes) -> Picture:
 
   Args:
     name: File name without extension.
-    caption: What the figure shows.
+    caption: Sentences that explain the figure.
     figure: A figure from `blank_axes`.
     axes: Its axes, with labelled curves.
   """
@@ -251,7 +251,7 @@ def render(name: str, caption: str, figure: Figure) -> Picture:
 
   Args:
     name: File name without extension.
-    caption: What the figure shows.
+    caption: Sentences that explain the figure.
     figure: The figure.
   """
   png, svg = io.BytesIO(), io.BytesIO()
@@ -265,10 +265,10 @@ def render(name: str, caption: str, figure: Figure) -> Picture:
 
 
 def for_page(picture: Picture) -> str:
-  """Returns a picture's SVG for a page that may be light or dark.
+  """Returns a picture's SVG for a page that can be light or dark.
 
   Colors become the page's variables (`--c0`, ..., `--ink`, `--quiet`,
-  `--grid`). Ids are prefixed by the picture's name, so that a page may hold
+  `--grid`). Ids are prefixed by the picture's name, so that a page can contain
   several pictures.
   """
   svg = picture.svg[picture.svg.index('<svg') :]

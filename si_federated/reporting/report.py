@@ -1,4 +1,4 @@
-"""From run folders to the files of a report."""
+"""Writes the files of a report on runs."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ _FIRST = (
   'clients_per_round', 'aggregator', 'clip_norm', 'noise_multiplier', 'task',
   'algorithm', 'total_rounds',
 )  # fmt: skip
-# Where more settings differ, labels name only those that determine the others,
-# preferably these.
+# If more settings differ, labels name only those that determine the others,
+# and these in preference to others.
 _MOST_NAMED = 3
 _NAMED_FIRST = (
   'model', 'aggregator', 'target_epsilon', 'noise_multiplier',
@@ -47,7 +47,7 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that differ in nothing but their seeds.
+  """Runs that differ only in their seeds.
 
   Attributes:
     label: Distinguishes this group from the others; short enough for a figure.
@@ -189,8 +189,8 @@ def _independent(
   """Returns settings that suffice to distinguish all rows.
 
   Recipes differ in many settings at once: a private aggregator has its own clip
-  norm, server optimizer and so on. Settings that are determined by those
-  already chosen are left out. A few settings are all kept.
+  norm, server optimizer and so on. Settings that those already chosen determine
+  are left out. If only a few settings differ, all are kept.
   """
   if len(names) <= _MOST_NAMED:
     return tuple(names)
@@ -219,14 +219,14 @@ def _label(values: Dict[str, str]) -> str:
 def implied(
   comparison: Comparison,
 ) -> Tuple[Tuple[str, ...], Dict[str, Tuple[str, ...]]]:
-  """Returns the settings that are determined by those that labels name.
+  """Returns the settings that those named in labels determine.
 
   Args:
     comparison: The runs.
 
   Returns:
-    Labels of the sets of runs that share all such settings, and setting -> its
-    value in each of them; no settings if the labels name all that differ.
+    Labels of the sets of runs that share all these settings, and setting -> its
+    value in each set; no settings if the labels name all differing ones.
   """
   groups = comparison.groups
   key = groups[0].telling
@@ -254,7 +254,7 @@ def _rows(
 
 
 def without(group: Group, *names: str) -> str:
-  """Returns a group's label without the settings that a curve is drawn over."""
+  """Returns a group's label without some settings, such as the x-axis's."""
   return _label(
     {name: group.settings[name] for name in group.telling if name not in names}
   )

@@ -147,7 +147,7 @@ def find_runs(paths: Sequence[str]) -> List[pathlib.Path]:
     by name, numbers in numerical order.
 
   Raises:
-    FileNotFoundError: If a folder doesn't exist or holds no run.
+    FileNotFoundError: If a folder doesn't exist or contains no run.
   """
   found: List[pathlib.Path] = []
   for path in map(pathlib.Path, paths):
@@ -161,7 +161,7 @@ def find_runs(paths: Sequence[str]) -> List[pathlib.Path]:
     children = [file.parent for file in path.glob(f'*/{METRICS_FILE}')]
     if not children:
       raise FileNotFoundError(
-        f'Neither {path} nor a folder in it holds a {METRICS_FILE}; give a run '
+        f'Neither {path} nor a folder in it has a {METRICS_FILE}; give a run '
         'folder written by experiments.train.'
       )
     found.extend(sorted(children, key=lambda child: _natural(child.name)))
@@ -223,7 +223,7 @@ def read_json(path: pathlib.Path) -> Dict[str, Any]:
     The object; empty if the file is missing.
 
   Raises:
-    ValueError: If the file holds no JSON object.
+    ValueError: If the file is not a JSON object.
   """
   if not path.is_file():
     return {}
@@ -278,7 +278,7 @@ def _read_metrics(path: pathlib.Path) -> Tuple[Dict[str, pd.Series], bool]:
         'remove the line or leave this run out.'
       )
     values = _read_row(path, line, header, row)
-    # A resumed run may write a round again: the last one counts.
+    # A resumed run can write a round again, of which the last row counts.
     table[int(values[ROUND])] = values
   series = {}
   for column in header:

@@ -131,7 +131,7 @@ def implied_table(comparison: run_groups.Comparison) -> Table | None:
 
   Returns:
     A row for each setting, a column for each set of runs that share them all;
-    None if labels name all that differs.
+    None if labels name all differing settings.
   """
   labels, implied = run_groups.implied(comparison)
   if not implied:
