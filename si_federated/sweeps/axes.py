@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 from si_federated import config
 
-# A bar separates values; \| is a bar in a value. Linked flags use & likewise.
+# A bar separates values; \| is a bar within a value. For flags that vary
+# together, & works likewise.
 _BAR = re.compile(r'(?<!\\)\|')
 _AND = re.compile(r'(?<!\\)&')
 _ESCAPED = re.compile(r'\\([|&])')
 _RANGE = re.compile(r'(linear|log|int):(.+)\.\.(.+)')
-# Enough to distinguish drawn numbers, few enough for the name of a folder.
+# Significant digits: enough to distinguish drawn numbers, few enough for the
+# name of a folder.
 _DIGITS = 3
 
 
@@ -52,9 +54,9 @@ class Axis:
 
   Attributes:
     flags: The names.
-    values: The values as text if they are listed: tuples with a value for each
-      flag.
-    range: The range from which the value of a single flag is drawn otherwise.
+    values: If they are listed: the values as text, in tuples with a value for
+      each flag.
+    range: Otherwise: the range from which the value of a single flag is drawn.
   """
 
   flags: tuple[str, ...]
@@ -84,15 +86,15 @@ def parse_axis(
 ) -> Axis:
   r"""Parses `FLAG=VALUES`.
 
-  Values are separated by `|`. Values of a numeric flag may also be separated by
-  commas; in all others a comma belongs to the value, as in
+  `|` separates values. For a numeric flag commas do so too; in values of other
+  flags a comma belongs to the value, as in
   `model=cifg:units=256,num_layers=2|si_cifg`.
 
   Flags joined by `&` vary together, and so do their values:
   `model&client_learning_rate=cifg&0.3|si_cifg&1`. `\|` and `\&` are a bar and
   an ampersand in a value.
 
-  Instead of values, a numeric flag may have a range: `log:0.01..3`,
+  Instead of values, a numeric flag can have a range: `log:0.01..3`,
   `linear:0..1` or `int:1..8`, both ends included.
 
   Args:

@@ -22,7 +22,7 @@ _MOST_CHARACTERS = 100
 _MOST_LISTED = 3
 # The one aggregator without noise.
 _NOT_PRIVATE = 'mean'
-# Flags whose values need no name in front.
+# Flags whose values appear in names without the name of the flag.
 _NAMELESS = ('model', 'aggregator', 'algorithm', 'task')
 _SHORT = {
   'client_learning_rate': 'client_lr',
@@ -35,7 +35,7 @@ class Base:
   """The flags that a family of runs shares.
 
   Attributes:
-    label: Distinguishes it from other bases in names; may be empty.
+    label: Distinguishes it from other bases in names; can be empty.
     arguments: Flags, as on a command line.
   """
 
@@ -86,7 +86,7 @@ class Plan:
     Args:
       new: The requested plan. Runs with equal settings are the same run,
         whatever their names.
-      add: Whether `new` may lack runs of this plan, which are kept.
+      add: Whether to allow that `new` lacks runs of this plan; they are kept.
       where: The location of this plan, for the message.
 
     Returns:
@@ -162,7 +162,8 @@ def build_plan(
 
   Args:
     bases: The bases; each is combined with every setting of the axes.
-    axes: What to vary. All combinations are run, unless `num_random` is given.
+    axes: The flags to vary. All combinations are run, unless `num_random` is
+      given.
     resolve: Turns flags, as on a command line, into a configuration; if a flag
       is given twice, the last value counts.
     num_seeds: Runs of each setting, with seeds that count up from those of the
@@ -246,7 +247,7 @@ def command_line(
   name = f'--experiment_name={run.experiment_name}'
   default = resolve([name])
   flags = _differing(run, default)
-  # Defaults may depend on other flags, such as the task.
+  # Defaults can depend on other flags, such as the task.
   for _ in range(2):
     arguments = [name, *(f'--{flag}={value}' for flag, value in flags.items())]
     missed = _differing(run, resolve(arguments))
@@ -309,7 +310,7 @@ def _check(
     )
   elif not axes:
     raise config.ConfigError(
-      '--random draws settings of --grid; say what to vary, as in '
+      '--random draws settings of --grid; give the flags to vary, as in '
       '--grid=client_learning_rate=log:0.01..3.'
     )
 
@@ -363,7 +364,7 @@ def _count(number: int) -> str:
 def _difference(
   gone: Sequence[ExperimentConfig], wanted: Sequence[ExperimentConfig]
 ) -> str:
-  """Describes how the most similar requested runs differ from those gone."""
+  """Describes how missing runs differ from the most similar requested ones."""
   texts = []
   for run in gone[:_MOST_LISTED]:
     nearest: list[str] = min(

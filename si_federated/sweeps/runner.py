@@ -72,7 +72,7 @@ class Run:
           if row.get('eval/accuracy'):
             self.accuracy = float(row['eval/accuracy'])
     except (OSError, ValueError, KeyError, TypeError):
-      # Missing as yet, or garbled, which the run itself will report.
+      # The file is still missing, or garbled, which the run itself will report.
       pass
 
 
@@ -183,7 +183,7 @@ def run_all(
 
 
 def _processors(num_jobs: int, threads_per_run: int) -> list[frozenset[int]]:
-  """Returns the processors of each process, shared if they are too few."""
+  """Returns the processors of each process, which share them if too few."""
   present = sorted(os.sched_getaffinity(0))
   return [
     frozenset(
@@ -219,7 +219,7 @@ def _start(
       stdout=log,
       stderr=subprocess.STDOUT,
       env={**os.environ, **limits},
-      # Ctrl-C goes to this process only, which stops the others.
+      # Only this process gets Ctrl-C; it then stops the others.
       start_new_session=True,
       preexec_fn=prepare,
     )

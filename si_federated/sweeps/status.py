@@ -1,4 +1,4 @@
-"""Shows a sweep's progress: a live table, or plain lines off a terminal."""
+"""Shows a sweep's progress: a live table on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from si_federated.sweeps import runner
 from si_federated.sweeps.runner import Run
 
 _LOG_SECS = 60.0
-# The most important states come first if the terminal is too low for all.
+# The most important states come first, in case not all rows fit the terminal.
 _ORDER = (runner.RUNNING, runner.FAILED, runner.FINISHED, runner.WAITING)
 _COLUMNS = ('run', 'state', 'round', 'result', 'time')
 _STYLES = {runner.RUNNING: 'bold', runner.FAILED: 'red', runner.WAITING: 'dim'}

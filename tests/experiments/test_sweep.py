@@ -135,7 +135,7 @@ def test_a_plan_of_which_nothing_has_run_may_be_replaced(tmp_path):
     (['--grid=client_lr=1,1'], 'twice'),
     (['--recipes=nowhere.flags'], 'no such file'),
     (['--jobs=0'], '1 or more'),
-    (['--random=2'], 'what to vary'),
+    (['--random=2'], 'the flags to vary'),
     (['--grid=client_lr=log:0.1..1'], '--random=N'),
     (['--seed_flags=seed'], 'no seed'),
   ],

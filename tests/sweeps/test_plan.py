@@ -210,7 +210,7 @@ def test_added_runs_extend_the_plan():
     ([_axis('model_seed', '0', '1')], {'num_seeds': 2}, 'both set'),
     ([_RATES], {'num_seeds': 0}, 'at least 1'),
     ([_RATES], {'num_random': 0}, 'at least 1'),
-    ([], {'num_random': 2}, 'what to vary'),
+    ([], {'num_random': 2}, 'the flags to vary'),
     ([_RATES], {'seed_flags': ['seed']}, "no seed 'seed'"),
     ([Axis(('clip_norm',), range=Range('log', 0.1, 1.0))], {}, '--random'),
     ([_axis('client_learning_rate', 'fast')], {}, 'fast'),
