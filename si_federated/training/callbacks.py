@@ -32,7 +32,7 @@ class Round:
   """A finished round, whose row is not yet written.
 
   Attributes:
-    round_num: The round; 0 is before the first.
+    round_num: The round; 0 is the evaluation before the first.
     row: Its columns of the metrics, so far.
     has_row: Whether a row is written after it.
     is_last: Whether it is the last round.
@@ -83,10 +83,10 @@ class Callback:
   def before_checkpoint(
     self, facts: Mapping[str, Any], folder: run_folder.RunFolder
   ) -> None:
-    """Writes files that go with a checkpoint, which is saved next.
+    """Writes files that belong to a checkpoint, which is saved next.
 
     Args:
-      facts: Those of the checkpoint; later rounds may have begun.
+      facts: The facts of the checkpoint; a later round may already have begun.
       folder: The run's folder.
     """
 
@@ -108,7 +108,7 @@ class Notices(Callback):
 
 
 def _same(one: Any, other: Any) -> bool:
-  # Noise for a target epsilon may differ in the last digit between machines.
+  # Noise for a target epsilon can differ in the last digit between machines.
   if isinstance(one, float) and isinstance(other, float):
     return math.isclose(one, other, rel_tol=1e-9)
   return one == other
@@ -125,14 +125,14 @@ class PrivacyAccounting(Callback):
 
     Raises:
       checkpoints.CheckpointError: If the checkpoint was made under another
-        privacy guarantee, or does not say who took part.
+        privacy guarantee, or does not record who took part.
     """
     if 'ledger' not in facts:
       if facts and self._ledger.is_private:
         raise checkpoints.CheckpointError(
-          f'The checkpoint of round {round_num} in {folder.path} does not say '
-          'who took part in the rounds before, so that no privacy can be '
-          'promised; start a new run under another --experiment_name.'
+          f'The checkpoint of round {round_num} in {folder.path} does not '
+          'record who took part in the rounds before, so that no privacy can '
+          'be promised; start a new run under another --experiment_name.'
         )
       return
     # JSON turns tuples into lists.
@@ -173,7 +173,8 @@ class PrivacyAccounting(Callback):
   def before_checkpoint(self, facts, folder):
     """Writes `privacy.json` as of the checkpoint.
 
-    It comes first: if a kill parts them, it covers a round more, not less.
+    It is written before the checkpoint, so that after a kill between the two it
+    covers one round too many rather than one too few.
     """
     state = {key: np.array(value) for key, value in facts['ledger'].items()}
     folder.write_json('privacy.json', self._ledger.summary(state))

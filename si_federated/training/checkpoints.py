@@ -27,11 +27,11 @@ _WEIGHTS = 'state/global_model_weights'
 
 
 class CheckpointError(ValueError):
-  """A checkpoint can't be used; the message says which and why."""
+  """A checkpoint can't be used; the message names it and the reason."""
 
 
 class NotFiniteError(ValueError):
-  """Weights can't be used, since they are not finite."""
+  """Weights can't be used because they are not finite."""
 
 
 def check_finite(weights: Mapping[str, np.ndarray], path: str) -> None:
@@ -51,7 +51,7 @@ def check_finite(weights: Mapping[str, np.ndarray], path: str) -> None:
   ]
   if bad:
     raise NotFiniteError(
-      f'{path} holds weights that are not finite, in {len(bad)} of '
+      f'{path} has weights that are not finite, in {len(bad)} of '
       f'{len(weights)} arrays, the first of them {bad[0]}: its training '
       'diverged; use a run with lower learning rates, or an earlier checkpoint.'
     )
@@ -117,8 +117,8 @@ class Checkpoints:
 
     Args:
       folder: The folder; created when the first is saved.
-      keep: How many of the newest to keep; at least 2, so that there is one to
-        fall back to.
+      keep: The number of newest checkpoints to keep; at least 2, so that there
+        is one to fall back to.
 
     Raises:
       ValueError: If `keep` is less than 2.
@@ -177,7 +177,7 @@ class Checkpoints:
       The state, the number of rounds done, and the facts kept with it.
 
     Raises:
-      CheckpointError: If checkpoints are there but none is whole, or the newest
+      CheckpointError: If there are checkpoints but none is whole, or the newest
         whole one is of another model or algorithm.
     """
     expected = _leaves(initial_state)
@@ -194,7 +194,7 @@ class Checkpoints:
         want = expected[name].shape if name in expected else 'nothing'
         if have != want:
           raise CheckpointError(
-            f'{path} is of another model or algorithm: {name} has {have} where '
+            f'{path} is of another model or algorithm: {name} has {have}, but '
             f'{want} is expected.'
           )
       leaves = [

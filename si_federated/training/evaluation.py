@@ -27,7 +27,7 @@ def build_evaluation(
   every runtime uses all its processors.
 
   Args:
-    model: The model. Its metrics, `loss` included, are means: over tokens if
+    model: The model. Its metrics, including `loss`, are means, over tokens if
       one of them is `num_tokens`.
     examples: Sentences, shape `[N, T + 1]`.
     inputs_and_labels: Returns the ids `[N, T]` and the labels of examples, as
@@ -46,7 +46,7 @@ def build_evaluation(
     raise ValueError('There are no sentences to evaluate on.')
   process = tff.learning.algorithms.build_fed_eval(
     model,
-    # As in training: an iterator's body is instantiated once.
+    # As in training, since the body of an iterator is instantiated once.
     loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
   )
   rows = batch_size * batches_per_shard
@@ -78,7 +78,7 @@ def build_evaluation(
 def better(
   metrics: Mapping[str, float], best: Mapping[str, float], round_num: int
 ) -> Mapping[str, float]:
-  """Returns the best evaluation so far, as it stands in the summary.
+  """Returns the best evaluation so far, as written to the summary.
 
   Args:
     metrics: A new evaluation. The lowest `perplexity` is best or, where there
@@ -97,5 +97,5 @@ def better(
 
 
 def perplexity(loss: float) -> float:
-  """Returns the exponential of a mean loss; infinite rather than an error."""
+  """Returns the exponential of a mean loss, infinity if it overflows."""
   return math.exp(loss) if loss < 700 else math.inf if loss >= 700 else loss

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, of a run that goes on from a checkpoint."""
+"""TensorBoard's event files of a run that resumes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _SUFFIX = '.kept'
 def remove_later_steps(folder: str, step: int) -> None:
   """Removes the steps that a killed run wrote after its last checkpoint.
 
-  They are made again, and would stand twice. The others keep their times. All
-  go into one new file; a half-written event at the end of a file is left out.
+  The resumed run repeats these steps, which would then appear twice. The other
+  steps keep their times and go into one new file. A half-written event at the
+  end of a file is left out.
 
   Args:
     folder: The folder of the event files.

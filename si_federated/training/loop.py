@@ -1,4 +1,4 @@
-"""The one round loop."""
+"""The round loop of all training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MEASUREMENTS = (
 
 
 class DivergedError(ValueError):
-  """A run's results are not finite; what it recorded is kept."""
+  """A run's results are not finite; its records are kept."""
 
 
 class Process(Protocol):
@@ -59,7 +59,7 @@ _NO_FACTS = {
 
 
 def _measurements(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Returns what aggregator and clients measured apart from the training."""
+  """Returns the measurements of aggregator and clients, without training's."""
   return {
     f'train/{name}': float(measured[name])
     for part in ('client_work', 'aggregator')
@@ -70,7 +70,10 @@ def _measurements(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _is_finite(row: Mapping[str, float], cohort: Optional[Cohort]) -> bool:
-  """Whether a round's losses are; one without clients has no training loss."""
+  """Whether a round's losses are finite.
+
+  A round without clients has no training loss, which is then ignored.
+  """
   names = ['eval/loss']
   if cohort is not None and len(cohort):
     names.append('train/loss')
@@ -99,7 +102,7 @@ class _Loop:
     for callback in callbacks:
       callback.begin(first, facts, folder)
     folder.open_metrics(first)
-    # An interrupt saves this.
+    # The state that an interrupt saves.
     self.complete = _Complete(state, first, {**_NO_FACTS, **facts})
     self._saved_round = first
     self._state_is_stale = False
@@ -234,30 +237,30 @@ def run(
   in_place: bool = False,
   unit: str = 'round',
 ) -> dict[str, Any]:
-  """Runs the rounds that are left, and records their results.
+  """Runs the remaining rounds, and records their results.
 
-  Killed at any moment and started again, it resumes from the newest whole
-  checkpoint; all results but the timings equal those of an uninterrupted run.
+  If killed at any moment and started again, it resumes from the newest whole
+  checkpoint. All results except timings equal those of an uninterrupted run.
 
   Args:
     process: The learning process.
     sample_cohort: Returns the datasets of a round's clients; must depend on the
       round alone.
-    evaluate: Returns metrics of weights, `loss` and `accuracy` among them.
+    evaluate: Returns metrics of weights, including `loss` and `accuracy`.
     folder: The run's folder.
     total_rounds: The number of the last round.
-    rounds_per_eval: How often to evaluate; always before the first and after
-      the last round.
-    rounds_per_checkpoint: How often to save; always after the last round and
-      when interrupted.
+    rounds_per_eval: Rounds between evaluations; it also evaluates before the
+      first and after the last round.
+    rounds_per_checkpoint: Rounds between checkpoints; it also saves after the
+      last round and when interrupted.
     bytes_per_client: Returns what a client sent, `up`, and received, `down`,
       given a round's metrics; empty if nothing is sent.
     callbacks: Called in this order before and after each round.
-    rounds_per_row: How often to write a row; always before the first and after
-      the last round.
+    rounds_per_row: Rounds between rows of the metrics; it also writes one
+      before the first and after the last round.
     in_place: Whether the process changes its state in place. An interrupt then
       waits for the end of the round, and a round that fails is not saved.
-    unit: What messages call a round.
+    unit: The word for a round in messages.
 
   Returns:
     The summary, which is also written to the folder.
@@ -270,8 +273,8 @@ def run(
     DivergedError: If the final weights or the last evaluation's loss are not
       finite; all files are written as usual, with `diverged_since` in the
       summary.
-    ValueError: If a callback refuses a cohort; it was not used, and the rounds
-      before are saved.
+    ValueError: If a callback refuses a cohort, which then takes no part; the
+      rounds before are saved.
   """
   loop = _Loop(process, evaluate, folder, callbacks, in_place)
   with (
@@ -284,7 +287,7 @@ def run(
       for notice in callback.notices():
         progress.message(notice)
     if loop.resumed:
-      progress.message(f'Going on from {unit} {loop.complete.round_num}.')
+      progress.message(f'Resuming from {unit} {loop.complete.round_num}.')
     try:
       if not loop.resumed:
         loop.finish(

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, Optional, TextIO
 
 import tqdm
 
-# Rounds over which speed and time left are estimated.
+# Rounds over which speed and remaining time are estimated.
 _RECENT_ROUNDS = 20
-# Without a terminal the wait between lines grows with the run, so that a run of
-# weeks writes hundreds of lines, not thousands.
+# Without a terminal, the time between lines grows with the run, so that a run
+# of weeks writes hundreds of lines, not thousands.
 _LOG_GROWTH = 0.02
 _LIVE_SECS = 0.1
 _LOG_SECS = 10.0
 
 
 class _Bar(tqdm.tqdm):
-  """A bar that starts no thread and makes no lock between processes."""
+  """A bar without a thread, and without a lock between processes."""
 
   monitor_interval = 0
 
@@ -48,7 +48,7 @@ class _Stream:
       self._broken = True
 
   def write(self, text: str) -> None:
-    """Writes a text; characters unknown to the stream are escaped."""
+    """Writes text, escaping characters that the stream cannot encode."""
     if self._broken:
       return
     with self._silenced():
@@ -59,7 +59,7 @@ class _Stream:
       self._stream.flush()
 
   def flush(self) -> None:
-    """Does nothing: each text is flushed."""
+    """Does nothing, since `write` flushes."""
 
   def isatty(self) -> bool:
     """Returns whether the stream is a terminal."""
@@ -69,7 +69,7 @@ class _Stream:
       return False
 
   def width(self) -> int:
-    """Returns the columns of a line that does not wrap."""
+    """Returns the number of columns that fit on a line."""
     columns = 0
     with contextlib.suppress(AttributeError, OSError, ValueError):
       columns = os.get_terminal_size(self._stream.fileno()).columns
@@ -90,8 +90,8 @@ class Progress:
   On a terminal this is a bar. Elsewhere (a pipe, a file) it is plain lines: the
   first round, then one at least every `min_interval_secs`, later every 2 % of
   the elapsed time, the first round with a non-finite loss, and the last round.
-  A broken stream raises nothing; after the first failed write nothing more is
-  written.
+  A broken stream raises no error; after the first failed write it gets no more
+  text.
 
   ```
   with Progress(total_rounds=800) as progress:
@@ -104,8 +104,8 @@ class Progress:
     total_rounds: The round at which training ends.
     start_round: The number of rounds already done, in a resumed run.
     stream: Where to write; standard error, as it is when constructed, if None.
-    min_interval_secs: The least seconds between two writes; if None, 0.1 on a
-      terminal and 10 elsewhere.
+    min_interval_secs: The minimum time between two writes, in seconds; if None,
+      0.1 on a terminal and 10 elsewhere.
     clock: Returns the time in seconds; for tests.
 
   Raises:
@@ -157,16 +157,16 @@ class Progress:
     clients: int = 0,
     accuracy: Optional[float] = None,
   ) -> None:
-    """Records a finished round, and shows it if it is time to.
+    """Records a finished round, and shows it if an update is due.
 
     Args:
       round_num: Number of rounds done, the first round being 1.
       loss: Training loss of the round, or None if there is none.
       perplexity: Evaluation perplexity if this round was evaluated; the last
         one given stays on the line.
-      clients: The number of the round's clients.
-      accuracy: Evaluation accuracy, which is shown where there is no
-        perplexity; the last one given stays, too.
+      clients: The number of clients in the round.
+      accuracy: Evaluation accuracy, shown if there is no perplexity; the last
+        one given stays on the line.
     """
     now = self._clock()
     self._loss = loss
@@ -175,8 +175,8 @@ class Progress:
     if accuracy is not None:
       self._accuracy = accuracy
     self._marks.append(_Mark(now, round_num, clients + self._marks[-1].clients))
-    # The first round traces and compiles: once two later rounds are known, it
-    # no longer counts for the estimates.
+    # The first round traces and compiles, so that estimates ignore it once two
+    # later rounds are known.
     if len(self._marks) == 4 and self._marks[0].round_num == self._start_round:
       self._marks.popleft()
     is_finite = loss is None or math.isfinite(loss)
@@ -186,7 +186,7 @@ class Progress:
       self._show()
 
   def message(self, text: str) -> None:
-    """Writes a line of its own, above the bar if any."""
+    """Writes a separate line, above the bar if there is one."""
     if self._bar is not None:
       self._bar.clear()
     self._stream.write(text + '\n')

@@ -7,8 +7,8 @@ ROOT/EXPERIMENT/
   metrics.csv     a row a round
   diagnostics.csv round, layer, quantity, value (--diagnostics)
   logdir/         TensorBoard
-  checkpoints/    the newest states; of a private run secret, since they hold
-                  the seed of the noise
+  checkpoints/    the newest states; secret for a private run, since they
+                  contain the seed of the noise
   strategy.npz    the correlation of a private run's noise, unless it is a tree
   privacy.json    participation, noise and the privacy guarantee, as of the
                   newest checkpoint
@@ -65,7 +65,7 @@ COLUMNS = (
 
 
 class RunFolder:
-  """The folder of one run, held by one process at a time."""
+  """The folder of one run, locked by one process at a time."""
 
   def __init__(self, path: Union[str, os.PathLike]):
     """Initializes the folder; nothing is written yet.
@@ -91,15 +91,15 @@ class RunFolder:
   ) -> bool:
     """Locks the folder for an experiment, new or resumed.
 
-    A run may go on for more rounds than it was begun for.
+    A finished run can go on for more rounds than planned.
 
     Args:
       experiment: The experiment.
-      planned_for_rounds: What depends on the number of rounds, and forbids
-        more, as phrases.
+      planned_for_rounds: Phrases for the parts that depend on the number of
+        rounds, and therefore forbid more.
 
     Returns:
-      Whether the folder already held this experiment.
+      Whether the folder already has this experiment.
 
     Raises:
       config.ConfigError: If it holds a different one.
@@ -117,13 +117,13 @@ class RunFolder:
     experiment: config.ExperimentConfig,
     planned_for_rounds: Sequence[str],
   ) -> bool:
-    """Makes the locked folder that of an experiment; see `open`."""
+    """Assigns the locked folder to an experiment; see `open`."""
     for folder in ('', 'checkpoints', 'logdir', 'clients'):
       files.remove_leftovers(self._file(folder))
     held = read_config(self.path) if self.has('config.json') else None
     differences = experiment.differences(held) if held is not None else []
-    # A run that failed before its first row, for example for lack of data,
-    # leaves nothing to resume.
+    # A run that failed before its first row, for example because data were
+    # missing, leaves nothing to resume.
     if held is not None and self.has('metrics.csv'):
       longer = dataclasses.replace(held, total_rounds=experiment.total_rounds)
       if (
@@ -134,7 +134,7 @@ class RunFolder:
         differences = []
     if differences and self.has('metrics.csv'):
       raise config.ConfigError(
-        f'{self.path} holds an experiment with other flags '
+        f'{self.path} has an experiment with other flags '
         f'({"; ".join(differences)}); give this one another '
         '--experiment_name, or the same flags to resume.'
       )
@@ -200,7 +200,7 @@ class RunFolder:
         for row in kept
       ]
       file.write(('\n'.join(lines) + '\n').encode())
-    # In append mode a kill could leave half a line.
+    # In append mode, a kill could leave half a line.
     self._metrics = tff.program.CSVFileReleaseManager(
       path, tff.program.CSVSaveMode.WRITE, 'round_num'
     )
@@ -213,7 +213,7 @@ class RunFolder:
     """Writes a round's row.
 
     Args:
-      round_num: The round; 0 is before the first.
+      round_num: The round; 0 is the evaluation before the first.
       values: The columns that the round has.
 
     Raises:
@@ -224,8 +224,8 @@ class RunFolder:
     if unknown:
       raise KeyError(f'There are no columns {sorted(unknown)}.')
     row = {column: values.get(column, '') for column in COLUMNS}
-    # TensorBoard's numbers have 32 bits, which the perplexity of a model that
-    # diverges soon exceeds.
+    # TensorBoard's numbers have 32 bits, too few for the perplexity of a
+    # diverging model.
     with np.errstate(over='ignore'):
       shown = {column: np.float32(value) for column, value in values.items()}
 
@@ -234,7 +234,7 @@ class RunFolder:
         await self._metrics.release(row, round_num)
         await self._tensorboard.release(shown, round_num)
       except tf.errors.OpError as error:
-        # TensorFlow's files have errors of their own, as for a full disk.
+        # TensorFlow raises its own errors, for example if the disk is full.
         raise OSError(
           f'The metrics of {self.path} were not written: {error.message}'
         ) from error
@@ -244,7 +244,7 @@ class RunFolder:
     except RuntimeError:
       asyncio.run(release())
     else:
-      # A notebook runs an event loop, in which no other can run.
+      # A notebook runs an event loop, which does not allow a second one.
       with concurrent.futures.ThreadPoolExecutor(1) as executor:
         executor.submit(asyncio.run, release()).result()
 
@@ -278,7 +278,7 @@ def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
     The configuration.
 
   Raises:
-    config.ConfigError: If the folder holds no run or a garbled configuration.
+    config.ConfigError: If the folder has no run or a garbled configuration.
   """
   file = os.path.join(path, 'config.json')
   try:
@@ -319,8 +319,8 @@ def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:
     path: The run's folder.
 
   Returns:
-    Their names by label; empty if the task has no classes, or if no data has
-    been read yet.
+    Their names by label; empty if the task has no classes, or if the run has
+    not read its data yet.
   """
   try:
     with open(os.path.join(path, 'task.json'), encoding='utf-8') as handle:
@@ -330,7 +330,7 @@ def read_classes(path: Union[str, os.PathLike]) -> tuple[str, ...]:
 
 
 def model_labels(path: Union[str, os.PathLike]) -> dict[str, int]:
-  """Returns the further arguments of a run's model: `num_classes` if any.
+  """Returns the arguments of a run's model that depend on its labels.
 
   Args:
     path: The run's folder.

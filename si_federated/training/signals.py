@@ -13,8 +13,8 @@ class Interrupts:
   """The signals that have arrived.
 
   Attributes:
-    arrived: Whether one has. Its KeyboardInterrupt may have come out as another
-      error: TensorFlow converts exceptions that are raised in its callbacks.
+    arrived: Whether one has arrived. Its KeyboardInterrupt can surface as
+      another error: TensorFlow converts exceptions raised in its callbacks.
   """
 
   def __init__(self, deferred: bool):
@@ -38,8 +38,7 @@ class Interrupts:
 def as_interrupts(*, deferred: bool = False) -> Iterator[Interrupts]:
   """Turns SIGTERM into the KeyboardInterrupt of Ctrl-C.
 
-  In threads other than the main one, which no signal interrupts, it does
-  nothing.
+  It has no effect in threads other than the main one, which get no signals.
 
   Args:
     deferred: Whether the first signal waits for the next `raise_deferred`.

@@ -69,7 +69,7 @@ def test_interrupted_saves_and_goes_on_as_if_it_had_not(tmp_path):
   assert 'round_000000' < newest < 'round_000400'
   done = _run('pretrain', *args, '--experiment_name=x')
   assert done.returncode == 0, done.stderr
-  assert 'Going on from step' in done.stderr
+  assert 'Resuming from step' in done.stderr
   whole = _run('pretrain', *args, '--experiment_name=whole')
   assert whole.returncode == 0, whole.stderr
   one, other = (

@@ -107,7 +107,7 @@ def test_killed_and_resumed_it_is_as_if_never_stopped(
     f'--root_output_dir={tmp_path}',
   )
   assert done.returncode == 0, done.stderr
-  assert 'Going on from round 4' in done.stderr
+  assert 'Resuming from round 4' in done.stderr
   assert _rows(tmp_path) == _rows(whole[0])
   epsilon = float(_rows(tmp_path)[-1]['privacy/epsilon'])
   assert f'epsilon {epsilon:.3f}' in done.stdout

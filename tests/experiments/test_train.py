@@ -115,7 +115,7 @@ def test_killed_it_resumes_from_a_whole_checkpoint(whole, tmp_path):
   assert _group_is_gone(process)
   assert newest.name in output
   assert 'Falling back' in output
-  assert 'Going on from round' in output
+  assert 'Resuming from round' in output
   assert 'round 12/12' in output
   assert str(tmp_path / 'x') in output
   tiny.assert_same_run(tmp_path / 'x', whole)

@@ -462,7 +462,9 @@ def test_privacy_json_does_not_count_a_round_that_was_not_saved(
 
 def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
   _run(tmp_path, total_rounds=4)
-  with pytest.raises(ValueError, match='round 4 .* does not say who took part'):
+  with pytest.raises(
+    ValueError, match='round 4 .* does not record who took part'
+  ):
     _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
   # Without noise there is nothing to promise.
   _run(

@@ -32,7 +32,7 @@ def test_its_results_are_kept(diverged):
 
 
 def test_its_weights_are_refused(diverged, tmp_path):
-  words = r'round_000002\.npz holds weights that are not finite.*diverged'
+  words = r'round_000002\.npz has weights that are not finite.*diverged'
   with pytest.raises(checkpoints.NotFiniteError, match=words):
     trained_model.load_model(str(diverged))
   with pytest.raises(checkpoints.NotFiniteError, match=words):
