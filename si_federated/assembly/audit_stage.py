@@ -53,7 +53,7 @@ def write(
     'std_score': float(scores.std(ddof=1)),
     'std_score_unseen': dimension**-0.5,
     'what': 'A one-shot estimate from the final model (arXiv 2302.03098), '
-    'without confidence; who sees every round may learn more.',
+    'without a confidence interval; an observer of every round can learn more.',
     'not_covered': [
       'clipping: canaries are added to the clipped sum, as long as the clip '
       'norm',

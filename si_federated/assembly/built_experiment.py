@@ -30,14 +30,14 @@ class Experiment:
     takes_client_numbers: See `learning_process.Process`.
     bytes_per_client: See `learning_process.Process`.
     schedule: The clients of each round.
-    ledger: The privacy that clients are promised, and its cost so far.
+    ledger: The privacy guarantee of the clients, and the cost so far.
     evaluate: Returns metrics of weights on the validation clients.
     validation_examples: The examples that `evaluate` uses, `[N, T + 1]`.
     num_parameters: The number of trained parameters.
-    whole_task: The data, with clients that have opted out of the rounds.
+    whole_task: The data, including clients that have opted out of the rounds.
     start: The weights of `--initial_model`, if they were read.
-    notices: What a user should know before the first round.
-    rounds_per_checkpoint: How often to save.
+    notices: Messages that a user should see before the first round.
+    rounds_per_checkpoint: The number of rounds between checkpoints.
   """
 
   config: config.ExperimentConfig

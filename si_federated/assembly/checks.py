@@ -24,14 +24,14 @@ _PRIVACY_FLAGS = (
 
 
 def check(experiment: config.ExperimentConfig) -> None:
-  """Checks all that can be known of an experiment without its data.
+  """Checks an experiment as far as possible without its data.
 
   Args:
     experiment: The experiment.
 
   Raises:
     config.ConfigError: If a part or an option does not exist, a flag is missing
-      or has no effect, or parts do not go together.
+      or has no effect, or parts cannot be combined.
   """
   registries.check_names(experiment)
   _check_privacy(experiment)
@@ -63,7 +63,7 @@ def _parameters(
 
 
 def _check_privacy(experiment: config.ExperimentConfig) -> None:
-  """Checks that the flags of privacy go together."""
+  """Checks that the flags of privacy can be combined."""
   name = experiment.aggregator.name
   parameters = _parameters(experiment, 'aggregator')
   if not is_private(name):
@@ -111,7 +111,7 @@ def _check_participation(experiment: config.ExperimentConfig) -> None:
 
 
 def _check_algorithm(experiment: config.ExperimentConfig) -> None:
-  """Checks that algorithm, aggregator and compression go together."""
+  """Checks that algorithm, aggregator and compression can be combined."""
   algorithm, aggregator = experiment.algorithm.name, experiment.aggregator.name
   traits = traits_of(experiment)
   if aggregator in NOISE_FROM_CLIENTS:
@@ -124,8 +124,8 @@ def _check_algorithm(experiment: config.ExperimentConfig) -> None:
       )
     if traits.releases_per_round > 1:
       raise config.ConfigError(
-        f'--algorithm={algorithm} releases a gradient besides the update, for '
-        f'which --aggregator={aggregator} has no accounting; choose another '
+        f'--algorithm={algorithm} also releases a gradient, for which '
+        f'--aggregator={aggregator} has no accounting; choose another '
         'aggregator.'
       )
   if not traits.makes_client_steps and experiment.client_epochs_per_round != 1:
@@ -146,18 +146,18 @@ def _required(builder: Callable) -> set[str]:
 def _check_objective(experiment: config.ExperimentConfig) -> None:
   """Checks that task and model have one objective and fit in length."""
   task, model = experiment.task.name, experiment.model.name
-  if task not in TASKS:  # Pretraining on plain text has no such task.
+  if task not in TASKS:  # In pretraining on plain text.
     return
   kind: Any = typing.get_type_hints(TASKS[task]).get('return')
-  if not hasattr(kind, 'MODEL_ARGUMENTS'):  # A user's, without annotations.
+  if not hasattr(kind, 'MODEL_ARGUMENTS'):  # A user's task, not annotated.
     return
   given = set(kind.MODEL_ARGUMENTS)
   if _required(MODELS[model]) != given:
     fitting = [n for n, b in MODELS.items() if _required(b) == given]
     what = {'next_token': 'the next token', 'class': 'the class of a text'}
     raise config.ConfigError(
-      f'--model={model} does not fit --task={task}, where '
-      f'{what[kind.OBJECTIVE]} is predicted; choose one of '
+      f'--model={model} does not fit --task={task}, which predicts '
+      f'{what[kind.OBJECTIVE]}; choose one of '
       f'{", ".join(fitting)}.'
     )
   parameters = inspect.signature(MODELS[model]).parameters

@@ -1,4 +1,4 @@
-"""From `--diagnostics` to the recorder of a run."""
+"""Builds the recorder that `--diagnostics` names."""
 
 from __future__ import annotations
 

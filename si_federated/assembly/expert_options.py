@@ -1,4 +1,4 @@
-"""From the options of expert personalization to clients and settings."""
+"""Clients and settings from the options of expert personalization."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def options_of(experiment: config.ExperimentConfig) -> dict[str, Any]:
 
 
 def settings_of(experiment: config.ExperimentConfig) -> ExpertSettings:
-  """Returns how clients train their experts.
+  """Returns the settings by which clients train their experts.
 
   Args:
     experiment: The experiment.
@@ -81,8 +81,9 @@ def check(experiment: config.ExperimentConfig) -> None:
       )
     if options['opt_out'] and experiment.client_similarity:
       raise ValueError(
-        f'with --client_similarity={experiment.client_similarity} others have '
-        'sentences of those who opt out; leave out one of the two.'
+        f'with --client_similarity={experiment.client_similarity} other '
+        'clients have sentences of those that opt out; leave out one of the '
+        'two.'
       )
     if not isinstance(options['num_clients'], int) or (
       options['num_clients'] < 1
@@ -100,7 +101,7 @@ def check(experiment: config.ExperimentConfig) -> None:
 def task_of_rounds(
   experiment: config.ExperimentConfig, task: AnyTask
 ) -> AnyTask:
-  """Returns what the rounds may see of a task.
+  """Returns the part of a task that the rounds use.
 
   Args:
     experiment: The experiment.
@@ -108,8 +109,8 @@ def task_of_rounds(
 
   Returns:
     The task; with experts, its training clients are those that have not opted
-    out, each with the examples that it trains on later, so that it can be
-    judged on others.
+    out, each with only the examples that it trains on later, so that it can be
+    evaluated on the others.
 
   Raises:
     config.ConfigError: If all clients have opted out.
@@ -135,7 +136,8 @@ def task_of_rounds(
     parts = experts.rows(
       population.num_examples(index), population.client_id(index), seed=seed
     )
-    # Who has too little to be personalised is not judged either.
+    # Clients with too few examples for experts are not evaluated, so that the
+    # rounds use all of their examples.
     return None if parts is None else parts[0]
 
   part: Any = population.subset(members, training_rows)

@@ -1,4 +1,4 @@
-"""From flags to a learning process: algorithm, optimizers and transport."""
+"""Builds the learning process: algorithm, optimizers and transport."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from si_federated.compression import (
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """A learning process, and what it sends.
+  """A learning process, and the size of its transfers.
 
   Attributes:
     process: TFF's learning process, which starts from the model's weights.
     takes_client_numbers: Whether a client's datum is a mapping of its
       `examples` and its number, `client`, rather than its batches alone.
-    bytes_per_client: From the metrics of a round, how many bytes a client
-      sent, `up`, and received, `down`.
+    bytes_per_client: Returns, from the metrics of a round, the bytes that a
+      client sent, `up`, and received, `down`.
   """
 
   process: StartedProcess
@@ -82,7 +82,7 @@ def build_client_optimizer(
   experiment: config.ExperimentConfig,
   model: tff.learning.models.FunctionalModel,
 ) -> tff.learning.optimizers.Optimizer:
-  """Builds what makes the steps on a client.
+  """Builds the optimizer of the steps on a client.
 
   Args:
     experiment: The experiment.
@@ -113,7 +113,7 @@ def _build_distributor(
 def _build_factory(
   experiment: config.ExperimentConfig, mechanism: Mechanism
 ) -> Any:
-  """Returns the aggregation factory, behind the upload's compression."""
+  """Returns the aggregation factory, with the upload's compression."""
   spec = experiment.compression.upload
   if spec is None:
     if not traits_of(experiment).sends_parts:
@@ -130,14 +130,14 @@ def _build_factory(
 def _gradient_factory(
   experiment: config.ExperimentConfig, mechanism: Mechanism
 ) -> Any:
-  """Returns the factory of a second release, with noise of its own."""
+  """Returns the factory of a second release, with independent noise."""
   factory: Any = mechanism.factory
   if mechanism.record is None:
     return factory
   if not hasattr(factory, 'release'):
     raise config.ConfigError(
-      f'--algorithm={experiment.algorithm} releases a gradient besides the '
-      'update, but an audit covers updates only; audit fed_avg.'
+      f'--algorithm={experiment.algorithm} also releases a gradient, but an '
+      'audit covers updates only; audit fed_avg.'
     )
   return dataclasses.replace(factory, release=1)
 
@@ -153,13 +153,13 @@ def build(
   Args:
     experiment: The experiment.
     model: The model to train.
-    mechanism: How updates are combined, its noise calibrated.
+    mechanism: The aggregator, with calibrated noise.
 
   Returns:
     The process.
 
   Raises:
-    config.ConfigError: If parts do not go together, or refuse an option.
+    config.ConfigError: If parts cannot be combined, or refuse an option.
   """
   releases = traits_of(experiment).releases_per_round
   names = getattr(model, 'variable_names', ())

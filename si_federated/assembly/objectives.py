@@ -26,7 +26,7 @@ def build_functional_model(
   Args:
     task: The task.
     keras_model_fn: Returns a new Keras model that fits it.
-    count_tokens: Whether clients weigh by tokens, not by examples.
+    count_tokens: Whether tokens weight clients, rather than examples.
     compute_dtype: The dtype that its layers compute in.
   """
   options: Mapping[str, Any] = task.objective_options
@@ -58,7 +58,7 @@ def build_evaluation(
   Args:
     task: The task.
     model: Its model.
-    examples: As its populations give them, `[N, T + 1]`.
+    examples: Examples of its populations, `[N, T + 1]`.
   """
   return evaluation.build_evaluation(
     model=leave_out_values(model),

@@ -43,7 +43,7 @@ _NOT_COVERED = (
 # How the functional models of each kind of task return logits.
 _LOGITS: Mapping[str, Any] = {
   'next_token': {
-    # Before them the positions of the tokens that have a label.
+    # The positions of the tokens with a label precede the logits.
     'read_output': lambda output: (output[-1], output[-2]),
     'replace_logits': lambda output, logits: (*output[:-1], logits),
   },
@@ -62,8 +62,8 @@ class _Run:
     experiment: The experiment that was run.
     folder: Its folder.
     model: The model as it was trained.
-    task: The whole task, with those who have opted out.
-    weights: Those of the newest checkpoint.
+    task: The whole task, including clients that have opted out.
+    weights: The weights of the newest checkpoint.
   """
 
   experiment: config.ExperimentConfig
@@ -80,8 +80,8 @@ def after_rounds(
 
   Args:
     built: The experiment, whose rounds are done.
-    folder: Its folder; gets `personalization.json` and `.csv`, and of experts
-      `experts.json`, `experts.csv` and `clients/`.
+    folder: Its folder, for `personalization.json` and `.csv`, and with experts
+      for `experts.json`, `experts.csv` and `clients/`.
 
   Returns:
     Entries of the run's summary.
@@ -183,7 +183,7 @@ def _train_experts(
   validation_examples: np.ndarray,
   new_model: Callable[[], tf.keras.Model],
 ) -> dict[str, Any]:
-  """Trains and judges the experts of single clients."""
+  """Trains and evaluates the experts of single clients."""
   options = expert_options.options_of(run.experiment)
   settings = expert_options.settings_of(run.experiment)
   seed, population = run.experiment.client_seed, run.task.train
@@ -269,7 +269,7 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 def _fingerprint(
   settings: Mapping[str, Any], weights: tff.learning.models.ModelWeights
 ) -> str:
-  """Returns what differs if results would."""
+  """Returns a digest of everything that results depend on."""
   text = json.dumps(
     {
       **settings,
@@ -285,7 +285,7 @@ def _tell(text: str) -> None:
 
 
 def _read_json(folder: run_folder.RunFolder, name: str) -> dict[str, Any]:
-  """Reads what a run before has written; nothing if it can't be read."""
+  """Returns the content of an earlier run's file; empty if it is unreadable."""
   try:
     with open(os.path.join(folder.path, name), encoding='utf-8') as file:
       known = json.load(file)

@@ -66,11 +66,11 @@ def unnoised(
   mechanism: Mechanism,
   train_metrics: Sequence[str],
 ) -> list[str]:
-  """Returns the names of what is written without noise.
+  """Returns the names of the quantities that are written without noise.
 
   Args:
     experiment: The experiment.
-    mechanism: How updates are combined.
+    mechanism: The aggregator.
     train_metrics: The names of the metrics of training.
   """
   names = [f'train/{name}' for name in train_metrics]
@@ -78,11 +78,11 @@ def unnoised(
   sends_parts = traits_of(experiment).sends_parts
   if sends_parts:
     names.append('train/trained_fraction')
-  # Which variables a client did not change shows in what it sends.
+  # The size of an upload reveals which variables a client did not change.
   if experiment.compression.upload is not None or sends_parts:
     names += ['bytes_up_per_client', 'bytes_up_total']
   if mechanism.record is not None and mechanism.record.amplification:
-    # Whether a client was sampled shows in the size of the cohort.
+    # The size of the cohort reveals whether a client was sampled.
     names += [
       f'{name} (the exact size of cohorts)'
       for name in ('clients_per_sec', 'bytes_up_total', 'bytes_down_total')
@@ -95,13 +95,13 @@ def unnoised(
 def simulated_because(
   experiment: config.ExperimentConfig, mechanism: Mechanism
 ) -> list[str]:
-  """Returns clauses for why the guarantee does not hold for this very run.
+  """Returns clauses for why the guarantee does not apply to this very run.
 
   The run's folder, apart from its checkpoints, counts as public.
 
   Args:
     experiment: The experiment.
-    mechanism: How updates are combined, calibrated.
+    mechanism: The aggregator, with calibrated noise.
   """
   record = mechanism.record
   if record is None or not record.noise_multiplier:
@@ -130,7 +130,7 @@ def simulated_because(
 
 
 def not_covered(experiment: config.ExperimentConfig) -> list[str]:
-  """Returns phrases for what else the guarantee does not cover.
+  """Returns phrases for other things that the guarantee does not cover.
 
   Args:
     experiment: The experiment.

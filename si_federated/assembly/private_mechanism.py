@@ -1,4 +1,4 @@
-"""From flags to privacy: schedule, mechanism with its noise, and ledger."""
+"""Builds the privacy of a run: schedule, mechanism with its noise, ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_schedule(
     The schedule.
 
   Raises:
-    config.ConfigError: If the schedule does not exist or can't be kept, or does
+    config.ConfigError: If the schedule does not exist, cannot be kept, or does
       not have clients for all rounds.
   """
   schedule = build_part(
@@ -65,14 +65,14 @@ def build_mechanism(
 
   Args:
     experiment: The experiment.
-    schedule: Who takes part when. If given, what it keeps to is the default of
-      the contract, which it must meet.
+    schedule: The clients of each round. If given, its own guarantees are the
+      default of the contract, which it must meet.
 
   Returns:
     The mechanism.
 
   Raises:
-    config.ConfigError: If flags do not go together, or the schedule does not
+    config.ConfigError: If flags cannot be combined, or the schedule does not
       meet the mechanism's contract.
   """
   separation = experiment.min_separation
@@ -102,7 +102,7 @@ def build_mechanism(
     experiment,
     'aggregator',
     clip_norm=experiment.clip_norm,
-    # The noise of a target epsilon follows from the strategy.
+    # The noise for a target epsilon depends on the strategy.
     noise_multiplier=1.0 if noise is None else noise,
     clients_per_round=experiment.clients_per_round,
     total_rounds=experiment.total_rounds,
@@ -126,10 +126,10 @@ def build_mechanism(
 def keep_strategy(
   mechanism: Mechanism, path: str, *, resumed: bool
 ) -> Mechanism:
-  """Keeps the strategy of a run in a file, from which a resumed run takes it.
+  """Keeps the strategy of a run in a file, which a resumed run reads.
 
-  The noise of all rounds must be of one strategy: the file that a user gave may
-  have changed since, and an optimizer may end elsewhere on another machine.
+  The noise of all rounds must use one strategy, but a file that the user gave
+  can change, and an optimizer can find another result on another machine.
 
   Args:
     mechanism: From `build_mechanism`.
@@ -137,7 +137,7 @@ def keep_strategy(
     resumed: Whether the run has checkpoints.
 
   Returns:
-    The mechanism, of the strategy in the file.
+    The mechanism, with the strategy in the file.
 
   Raises:
     config.ConfigError: If the file can't be read, or is of another kind.
@@ -169,13 +169,13 @@ def calibrate(
   schedule: Optional[schedules.Schedule] = None,
   dimension: Optional[int] = None,
 ) -> Mechanism:
-  """Returns a mechanism with as much noise as is asked for.
+  """Returns a mechanism with the requested noise.
 
   Args:
     experiment: The experiment.
     mechanism: From `build_mechanism`.
-    delta: For the noise of a target epsilon.
-    schedule: Its sampling may amplify privacy.
+    delta: The delta for the noise of a target epsilon.
+    schedule: The clients of each round, whose sampling can amplify privacy.
     dimension: The number of trained weights, which some accounting needs.
 
   Raises:
@@ -186,7 +186,7 @@ def calibrate(
   record: Any = mechanism.record
   if record is None:
     return mechanism
-  # Each of a round's sums is released by such a mechanism.
+  # Such a mechanism releases each of a round's sums.
   if (releases := traits_of(experiment).releases_per_round) > 1:
     record = dataclasses.replace(record, releases=releases)
   if schedule is not None and schedule.amplification is not None:
@@ -209,11 +209,11 @@ def calibrate(
 
 @dataclasses.dataclass(frozen=True)
 class Canaries:
-  """Clients of known updates, for an audit.
+  """Clients with known updates, for an audit.
 
   Attributes:
-    count: How many.
-    seed: Makes their updates.
+    count: The number of canaries.
+    seed: The seed of their updates.
   """
 
   count: int
@@ -228,8 +228,8 @@ def add_canaries(
   Args:
     experiment: The experiment.
     mechanism: Calibrated.
-    added: The canaries, which take part as often as the contract allows, or
-      are sampled as clients are where the accounting counts on it.
+    added: The canaries. They take part as often as the contract allows, or are
+      sampled like clients if the accounting relies on sampling.
 
   Raises:
     config.ConfigError: If the mechanism can't be audited.
@@ -267,7 +267,7 @@ def add_canaries(
 def default_delta(
   experiment: config.ExperimentConfig, num_clients: int
 ) -> float:
-  """Returns the delta of an experiment: the flag's, or one of the population's.
+  """Returns the delta of the flag, or a default for the population's size.
 
   Args:
     experiment: The experiment.
@@ -281,7 +281,7 @@ def default_delta(
 def delta_notices(
   mechanism: Mechanism, delta: float, num_clients: int
 ) -> list[str]:
-  """Returns a sentence if a delta is too large to mean privacy, else nothing.
+  """Returns a warning if a delta is too large to mean privacy, else nothing.
 
   Args:
     mechanism: The aggregator.
@@ -300,10 +300,10 @@ def delta_notices(
 def _simulated_population(
   experiment: config.ExperimentConfig, mechanism: Mechanism, num_clients: int
 ) -> Optional[dict[str, Any]]:
-  """Returns the population that the noise of a larger cohort stands for.
+  """Describes the population that the noise of a larger cohort simulates.
 
-  Each client takes part as often as here: with cohorts so many times larger, it
-  has as many times more clients, and so a smaller delta by default.
+  Each client takes part as often as in this run. With cohorts k times as large,
+  the population is therefore k times as large, and the default delta smaller.
   """
   size = mechanism.noise_cohort_size
   record = mechanism.record
@@ -330,7 +330,7 @@ def build_ledger(
 
   Args:
     experiment: The experiment.
-    mechanism: How updates are combined.
+    mechanism: The aggregator.
     train_metrics: The names of the metrics of training, which get no noise.
     num_clients: The number of training clients.
     added: Canaries in the cohorts.

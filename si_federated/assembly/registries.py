@@ -1,4 +1,4 @@
-"""The parts of an experiment by flag, and how one of them is built."""
+"""The parts of an experiment by flag, and the function that builds one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REGISTRIES: dict[str, dict[str, Callable[..., Any]]] = {
   'compression': COMPRESSORS,
   'diagnostics': DIAGNOSTICS,
 }
-# Arguments of builders that come from flags of their own or from other parts,
-# so that they are no options of the part.
+# Arguments of builders that are not options of the part, since they come from
+# flags of their own or from other parts.
 _GIVEN: dict[str, tuple[str, ...]] = {
   'task': ('data_dir', 'vocab_size', 'sequence_length'),
   'model': ('vocab_size', 'num_classes'),

@@ -41,7 +41,7 @@ def keep(
     if vocabulary_files.load_vocabulary(folder.path) != vocabulary:
       raise config.ConfigError(
         f'The data of {task.name} are no longer those that the run in '
-        f'{folder.path} began with (its vocabulary differs); give this one '
+        f'{folder.path} began with (its vocabulary differs); give this run '
         'another --experiment_name.'
       )
     classes = run_folder.read_classes(folder.path)
@@ -49,18 +49,18 @@ def keep(
       raise config.ConfigError(
         f'The data of {task.name} are no longer those that the run in '
         f'{folder.path} began with (it has {len(classes)} classes); give this '
-        'one another --experiment_name.'
+        'run another --experiment_name.'
       )
     kept = folder.read_json('task.json').get('train_fingerprint')
-    # Noise is a function of the round: on other data, a round that is done
-    # again would reveal the difference of the two.
+    # Noise is a function of the round: repeating a round on other data would
+    # reveal the difference of the two sums.
     if kept is not None and kept != data_fingerprint.fingerprint(task.train):
       raise config.ConfigError(
         f'The data of {task.name} are no longer those that the run in '
         f'{folder.path} began with (its training clients differ); give this '
-        'one another --experiment_name.'
+        'run another --experiment_name.'
       )
-    # Whoever reads an initial model again has not trained yet.
+    # A run that reads its initial model again has not trained yet.
     if initial_facts is None:
       return
   vocabulary_files.save_vocabulary(vocabulary, folder.path)

@@ -1,4 +1,4 @@
-"""From flags to the data and the Keras model of an experiment."""
+"""Builds the data and the Keras model of an experiment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from si_federated.models.transforms import stable_names
 from si_federated.tasks import AnyTask, mixing
 from si_federated.weights import initial_model
 
-# At most so many names are listed in a message.
+# The most names that a message lists.
 _LISTED = 4
 
 
@@ -30,7 +30,8 @@ def build_task(experiment: config.ExperimentConfig) -> AnyTask:
   Raises:
     config.ConfigError: If the data is missing or unusable.
   """
-  # Before the data, for a wrong option or a missing package ends it here.
+  # Built before the data, so that a wrong option or a missing package is
+  # reported first.
   build_part(experiment, 'vocabulary')
   task = build_part(
     experiment,
@@ -46,11 +47,11 @@ def build_task(experiment: config.ExperimentConfig) -> AnyTask:
 def cut_into_tokens(
   experiment: config.ExperimentConfig, task: AnyTask
 ) -> AnyTask:
-  """Returns a task of words in the tokens that `--vocabulary` asks for.
+  """Returns a task of words, encoded in the tokens of `--vocabulary`.
 
   Args:
     experiment: The experiment.
-    task: The task as it is built.
+    task: The task in words.
 
   Raises:
     config.ConfigError: If the task has no such tokens.
@@ -96,14 +97,14 @@ def prepare_model(
   Args:
     experiment: The experiment.
     task: Its task.
-    resumed: Whether a checkpoint has the weights, so that nothing is read.
+    resumed: Whether a checkpoint has the weights, so that they are not read.
 
   Returns:
     The initial weights, if any were read; and a function that returns a new
     model with these weights.
 
   Raises:
-    config.ConfigError: If the initial model can't be read or is another one.
+    config.ConfigError: If the initial model can't be read or does not fit.
   """
 
   def new_model() -> tf.keras.Model:
@@ -132,8 +133,8 @@ def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
   """Returns a sentence that names the weights frozen at random values, if any.
 
   Args:
-    keras_model: A model whose weights come from no other one. FFA-LoRA's first
-      factors are meant to be random, and are not named.
+    keras_model: A model without initial weights of another one. FFA-LoRA's
+      first factors are meant to be random, and are not named.
   """
   names = [
     name
@@ -148,14 +149,14 @@ def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
   )
   return [
     f'Without --initial_model these weights stay at random values: {listed}. '
-    'Name a trained model by --initial_model, or train them: --transform=none.'
+    'Give a trained model by --initial_model, or train them: --transform=none.'
   ]
 
 
 def draws_at_random(keras_model: tf.keras.Model) -> bool:
   """Returns whether training draws random numbers, as dropout does.
 
-  A client that is asked again then sends another update.
+  A client that repeats a round then sends another update.
 
   Args:
     keras_model: The model, of one input.
