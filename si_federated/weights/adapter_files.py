@@ -23,7 +23,7 @@ _TRANSFORM = 'transform'
 def write(
   run: str, path: str, build_model: Callable[..., tf.keras.Model]
 ) -> dict[str, Any]:
-  """Writes the adapters of a run, and all else that it trained.
+  """Writes the adapters of a run, and the other weights that it trained.
 
   Args:
     run: The folder of a run with `--transform=lora` or `ffa_lora`.
@@ -31,7 +31,7 @@ def write(
     build_model: Builds a run's model from its configuration and number of ids.
 
   Returns:
-    `checkpoint`, the checkpoint they are from, and `weights`, their names.
+    `checkpoint`, their checkpoint, and `weights`, their names.
 
   Raises:
     config.ConfigError: If the run has no adapters or no whole checkpoint.
@@ -80,11 +80,14 @@ def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
     The model; `si_federated.models.adapters.merge_adapters` merges them.
 
   Raises:
-    ValueError: If the file holds no adapters, or those of another model.
+    ValueError: If the file has no adapters, or those of another model.
   """
   weights: Mapping[str, np.ndarray] = weight_files.read(path)[0]
   if _TRANSFORM not in weights:
-    raise ValueError(f'{path} holds weights, but no adapters.')
+    raise ValueError(
+      f'{path} has weights, but no adapters; give a file that '
+      'experiments.export wrote with --formats=adapters.'
+    )
   spec = config.ComponentSpec.parse(str(weights[_TRANSFORM]))
   model = spec.build(TRANSFORMS, 'transform', model=model)
   names = adapters.stable_names(variable.name for variable in model.variables)
@@ -97,7 +100,7 @@ def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
   ]
   if differing:
     raise ValueError(
-      f'{path} is of another model, in which there is {differing[0]} of shape '
+      f'{path} is of another model, which has {differing[0]} of shape '
       f'{learned[differing[0]].shape}.'
     )
   named_variables.assign(variables, learned)

@@ -1,4 +1,4 @@
-"""The trained model that a run starts from, matched by names of variables."""
+"""The trained model that a run starts from, matched by variable name."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class InitialModel:
     file: The file of the weights.
     weights: The weights by name.
     vocabulary: Its words; None if only weights are known.
-    is_named: Whether the weights are by name; by their places in the file of a
-      model otherwise, see `weight_files.places`.
+    is_named: Whether the weights are by variable name. Otherwise they are by
+      their places in the file of a model, see `weight_files.places`.
   """
 
   path: str
@@ -68,10 +68,10 @@ class InitialModel:
       build: Builds the model that starts from them.
       vocabulary: The words of that model.
       reinitialized: A regular expression for the names of variables that do not
-        take these weights. The vocabulary may differ if all variables that
+        take these weights. The vocabulary can differ if all variables that
         depend on its size are among them.
-      build_plain: Builds the model without its transform, which is what a file
-        without names is of; `build` if None.
+      build_plain: Builds the model without its transform, the model of a file
+        without names; `build` if None.
 
     Returns:
       The weights to start from.
@@ -158,7 +158,7 @@ class InitialModel:
       raise config.ConfigError(
         f'--initial_model={self.path} is of another model: '
         f'{"; ".join(problems)}; start from a run with the same --model, or '
-        'name what is to start at random in --reinitialized_variables.'
+        'name variables to start at random in --reinitialized_variables.'
       )
 
 
@@ -181,7 +181,8 @@ class Start:
       build: Returns the model with random weights.
 
     Returns:
-      The model; unchanged in a graph, which takes its weights as arguments.
+      The model. In a graph, which takes its weights as arguments, it is
+      unchanged.
     """
     if not tf.executing_eagerly():
       return build()
@@ -223,9 +224,9 @@ def load(path: str, build: Callable[..., tf.keras.Model]) -> InitialModel:
 
   Args:
     path: The folder of a run, whose newest checkpoint is read; a checkpoint in
-      the folder of its run; or what Keras writes, told by its content: `.h5`,
-      `.weights.h5`, `.keras`, a SavedModel, a checkpoint of TensorFlow; or a
-      `.npz` by Keras variable name.
+      the folder of its run; a file of Keras, recognised by its content: `.h5`,
+      `.weights.h5`, `.keras`, a SavedModel, a TensorFlow checkpoint; or an
+      `.npz` file of arrays by Keras variable name.
     build: Builds a run's model from its configuration and number of ids.
 
   Returns:

@@ -20,9 +20,9 @@ def build_named(
     build: Returns a new model.
 
   Returns:
-    The model and its variables by stable name, in the order of creation, which
-    is that of TFF's functional models and of checkpoints, and need not be that
-    of the layers.
+    The model and its variables by stable name, in the order of creation. This
+    is the order of TFF's functional models and of checkpoints, and can differ
+    from that of the layers.
   """
   with Recording() as created:
     model = build()
@@ -34,6 +34,6 @@ def build_named(
 def assign(
   variables: Mapping[str, tf.Variable], weights: Mapping[str, np.ndarray]
 ) -> None:
-  """Assigns weights to the variables of the same names; others keep theirs."""
+  """Assigns weights to the variables of these names; others are unchanged."""
   for name, weight in weights.items():
     variables[name].assign(tf.cast(weight, variables[name].dtype))

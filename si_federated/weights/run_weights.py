@@ -96,7 +96,7 @@ def _checkpoint_weights(
   for kind, named in expected.items():
     if [shape for _, shape in named] != [w.shape for w in parts[kind]]:
       raise config.ConfigError(
-        f'{file} holds weights of other shapes than its model has.'
+        f'{file} has weights of other shapes than its model.'
       )
     weights.update((name, w) for (name, _), w in zip(named, parts[kind]))
   return {name: weights[name] for name in variables}

@@ -22,7 +22,7 @@ _KINDS = (
 )
 _SUFFIXES = ('.h5', '.hdf5', '.keras', '.npz')
 _GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
-# What a checkpoint holds of training, not of the model.
+# Entries of a checkpoint that belong to training, not to the model.
 _OF_TRAINING = ('optimizer', 'metrics', 'keras_api', 'save_counter')
 
 
@@ -76,16 +76,16 @@ def read(path: str) -> tuple[dict[str, np.ndarray], bool]:
     files.raise_if_unreadable(error, path)
     reason = str(error).strip().partition('\n')[0]
     raise ValueError(
-      f'It holds no weights that can be read ({reason}).'
+      f'It has no weights that can be read ({reason}).'
     ) from error
   if weights is None:
     if os.path.splitext(path)[1].lower() in _SUFFIXES:
-      raise ValueError('It holds no weights that can be read.')
+      raise ValueError('It has no weights that can be read.')
     raise ValueError(
       f'Models are read from the folder of a run, or from {_KINDS}.'
     )
   if not weights:
-    raise ValueError('It holds no weights.')
+    raise ValueError('It has no weights.')
   checkpoints.check_finite(weights, path)
   return weights, is_named
 
@@ -95,11 +95,11 @@ def places(
 ) -> dict[str, str]:
   """Returns the name of the variable at each place of a `.weights.h5` file.
 
-  Keras alone knows where it writes a variable. So it writes a file in which
-  every variable has its own number for a value.
+  Only Keras knows where it writes a variable. So this function has Keras write
+  a file in which the value of each variable is the variable's number.
 
   Args:
-    model: The model; it loses its values.
+    model: The model; its values are overwritten.
     variables: Its variables by name.
 
   Returns:
@@ -177,10 +177,10 @@ def _by_place(file: h5py.File) -> dict[str, np.ndarray]:
 
 
 def _read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
-  """Reads a checkpoint of TensorFlow, which keeps the variables' names."""
+  """Reads a TensorFlow checkpoint, which keeps the variables' names."""
   reader = tf.train.load_checkpoint(prefix)
   if not reader.has_tensor(_GRAPH):
-    raise ValueError('it is no checkpoint of TensorFlow 2')
+    raise ValueError('it is not a TensorFlow 2 checkpoint')
   graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
     reader.get_tensor(_GRAPH)
   )
