@@ -29,7 +29,7 @@ class NextToken(tf.Module):
 
   Args:
     trained: The model of a run.
-    top: K, how many next tokens to suggest.
+    top: K, the number of next tokens to suggest.
   """
 
   def __init__(self, trained: trained_model.TrainedModel, *, top: int) -> None:
@@ -53,16 +53,16 @@ class NextToken(tf.Module):
     return {'logits': logits}
 
   def next_token(self, ids: tf.Tensor) -> Dict[str, tf.Tensor]:
-    """Suggests what follows the last id of each row that is not padding.
+    """Suggests the id after the last one of each row that is not padding.
 
-    Padding, out-of-vocabulary and beginning are never suggested.
+    It never suggests padding, out-of-vocabulary or beginning.
 
     Args:
       ids: `[B, T]` int32, each row opened by the beginning id and padded with 0
         at its end.
 
     Returns:
-      `ids [B, K]` int32, the likeliest first, and `probabilities [B, K]`.
+      `ids [B, K]` int32, the most likely first, and `probabilities [B, K]`.
     """
     logits = self.logits(ids)['logits']
     valid = tf.cast(tf.not_equal(ids, self._padding), tf.int32)
@@ -96,12 +96,13 @@ def export_model(
     run: The run's folder.
     folder: The folder to write to; created if missing. Files of an earlier
       export are replaced, each once its successor is complete.
-    formats: `saved_model`, for ids of any shape `[B, T]`, and `tflite`, for
-      `[1, T]` with T the run's sequence length, of the model with its adapters
-      merged; `adapters`, those of a run that trains adapters, alone.
-    top: How many next tokens the signature `next_token` returns.
-    tflite_precision: `float32`, or `float16` or `int8` for weights that are
-      smaller and slightly less exact.
+    formats: `saved_model`, for ids of any shape `[B, T]`; `tflite`, for ids
+      `[1, T]` with T the run's sequence length; `adapters`, the adapters of a
+      run that trains them, without the model. The first two merge adapters into
+      the model.
+    top: The number of next tokens that the signature `next_token` returns.
+    tflite_precision: `float32`, or `float16` or `int8` for smaller, slightly
+      less exact weights.
 
   Returns:
     The content of `export.json`: paths, sizes, the special ids, how to call the
@@ -116,7 +117,7 @@ def export_model(
   ):
     if value not in known:
       raise config.ConfigError(
-        f'{value!r} is no {name} to export to; '
+        f'{value!r} is not a {name} for exports; '
         f'{config.near_matches(value, known)}'
       )
   trained = trained_model.load_model(run)
@@ -148,7 +149,7 @@ def _write(
 ) -> dict[str, Any]:
   """Writes the files of an export; see `export_model`."""
   files.remove_leftovers(folder)
-  # What a killed export left; it may have moved the model out of its way.
+  # Cleans up after a killed export, which can have moved the model aside.
   for left in glob.glob(os.path.join(glob.escape(folder), f'{_TEMPORARY}*')):
     whole = os.path.join(folder, 'saved_model')
     if left.endswith('.old') and not os.path.exists(whole):
@@ -226,7 +227,7 @@ def _write_saved_model(module: NextToken, path: str) -> None:
 
 
 def _tflite(module: NextToken, length: int, precision: str) -> bytes:
-  # A fixed length unrolls the recurrence, so that it needs no tensor lists.
+  # With a fixed length the recurrence is unrolled and needs no tensor lists.
   functions = _concrete_functions(module, [1, length])
   with tempfile.TemporaryDirectory() as folder:
     tf.saved_model.save(module, folder, signatures=functions)

@@ -16,7 +16,7 @@ from si_federated.tasks import Vocabulary, encode_texts, load_vocabulary
 from si_federated.training import run_folder as run_folder_lib
 from si_federated.weights import named_variables, run_weights
 
-# The width of the beam search, if tokens are pieces of words.
+# The width of the beam search for words of several pieces.
 _BEAM = 16
 _MAX_PIECES = 12
 
@@ -45,18 +45,18 @@ class TrainedModel:
   def next_words(
     self, ids: Sequence[int], *, top: int
   ) -> list[tuple[list[int], float]]:
-    """Suggests the next word (character, for a vocabulary of characters).
+    """Suggests the next word, or character for a vocabulary of characters.
 
-    Words of several pieces are found by beam search. The probability of a word
-    is that of its pieces and of no further piece after them.
+    Beam search finds words of several pieces. The probability of a word is that
+    of its pieces, times that of no further piece after them.
 
     Args:
       ids: The text so far, without special ids.
       top: The maximum number of suggestions.
 
     Returns:
-      Ids and probability of each, the likeliest first. The end of the sentence
-      counts as a word.
+      Ids and probability of each, the most likely first. The end of the
+      sentence counts as a word.
     """
     begins = self.vocabulary.begins_word
     first = self._next_tokens([ids])[0] * begins
@@ -77,7 +77,7 @@ class TrainedModel:
       following = self._next_tokens([[*ids, *word] for word, _ in started])
       longer = []
       for (word, probability), row in zip(started, following):
-        if self.vocabulary.text_of(word):  # The mark of a word alone is none.
+        if self.vocabulary.text_of(word):  # A word mark alone is not a word.
           whole.append((word, probability * float(row[begins].sum())))
         continued = np.where(begins, 0.0, row)
         longer += [
@@ -89,7 +89,7 @@ class TrainedModel:
     return sorted(whole, key=lambda item: -item[1])[:top]
 
   def class_probabilities(self, text: str) -> list[tuple[str, float]]:
-    """Returns the classes of a text, the likeliest first.
+    """Returns the classes of a text, the most likely first.
 
     Args:
       text: Any text.
@@ -106,8 +106,8 @@ class TrainedModel:
   def _next_tokens(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns `[n, V]` probabilities after each of n texts of one length."""
     vocabulary = self.vocabulary
-    # The model was trained on sentences cut to a length: pass the end of a
-    # longer one.
+    # The model was trained on sentences cut to a length, so it gets only the
+    # end of a longer text.
     start = max(0, len(texts[0]) + 1 - self.config.sequence_length)
     batch = [[vocabulary.beginning, *text[start:]] for text in texts]
     logits = self.model(np.array(batch, np.int32), training=False)[:, -1]
@@ -126,7 +126,7 @@ def load_model(path: str) -> TrainedModel:
     The model.
 
   Raises:
-    config.ConfigError: If the folder holds no run or no whole checkpoint.
+    config.ConfigError: If the folder has no run or no whole checkpoint.
   """
   experiment = run_folder_lib.read_config(path)
   try:
