@@ -1,4 +1,4 @@
-"""When and on how much a run is measured, as `--diagnostics` names it."""
+"""The rounds and the data of a run's measurements, for `--diagnostics`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Optional
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """When and on how much to measure.
+  """The rounds and the data of a run's measurements.
 
   Attributes:
-    every: Measure every so many rounds; None for when there is an evaluation.
+    every: Rounds between measurements; None to measure at every evaluation.
     examples: Validation sentences for gates, attention and gradients.
-    clients: Clients of a round to train on the side.
+    clients: Clients of a round that are trained again for measurements.
   """
 
   every: Optional[int]
@@ -31,7 +31,7 @@ class Plan:
 
 
 def none() -> None:
-  """Measures nothing, but for the weights of adaptive blending units."""
+  """Measures only the weights of adaptive blending units."""
 
 
 def evaluations(*, examples: int = 128, clients: int = 4) -> Plan:
@@ -39,16 +39,16 @@ def evaluations(*, examples: int = 128, clients: int = 4) -> Plan:
 
   Args:
     examples: Validation sentences for gates, attention and gradients.
-    clients: Clients of a round that are trained on the side; 0 for none.
+    clients: Clients of a round that are trained again; 0 disables this.
   """
   return Plan(None, examples, clients)
 
 
 def rounds(*, every: int = 10, examples: int = 128, clients: int = 4) -> Plan:
-  """Measures every so many rounds, and before the first and after the last.
+  """Measures regularly, and before the first and after the last round.
 
   Args:
-    every: The number of rounds.
+    every: The number of rounds between measurements.
     examples: As for `evaluations`.
     clients: As for `evaluations`.
   """

@@ -1,8 +1,8 @@
 """Diagnostics: norms, cosines, gates, attention, the spread of clients.
 
 Plain numpy functions of weights, updates and tapped values; each returns rows
-of layer, quantity and value. A layer is all variables whose names differ in
-the last part only; `model` is all variables.
+of layer, quantity and value. A layer consists of all variables whose names
+differ only in the last part; `model` consists of all variables.
 """
 
 from __future__ import annotations
@@ -148,10 +148,10 @@ def client_rows(
 
 
 def gate_rows(layer: str, gates: np.ndarray) -> list[Row]:
-  """Measures SI-σ gates; a gate is dead where it is exactly zero.
+  """Measures SI-σ gates; a gate is dead if it is exactly zero.
 
   Args:
-    layer: Their name.
+    layer: The name of their layer.
     gates: `[N, H]` values of H units at N words.
 
   Returns:
@@ -203,7 +203,7 @@ def attention_rows(
 def tap_rows(
   taps: Mapping[tuple[str, str], Sequence[Any]], valid: np.ndarray
 ) -> list[Row]:
-  """Measures the values that `layers.tapping` recorded of a batch.
+  """Measures the values that `layers.tapping` recorded for a batch.
 
   Args:
     taps: (scope, name) -> values; the scope begins with the model's name. A
@@ -221,14 +221,14 @@ def tap_rows(
     elif len(values) == 1 and len(values[0]) == int(valid.sum()):
       rows += gate_rows(layer, np.asarray(values[0]))
     else:
-      # A loop of unknown length has an additional first step.
+      # A loop of unknown length records an additional first step.
       steps = np.stack([np.asarray(v) for v in values[-valid.shape[1] :]])
       rows += gate_rows(layer, steps[valid.T])
   return rows
 
 
 def means(rows: Iterable[Row], quantities: Iterable[str]) -> list[Row]:
-  """Returns rows of `model`: means of some quantities over layers."""
+  """Returns the means of some quantities over layers, as rows of `model`."""
   found: dict[str, list[float]] = {name: [] for name in quantities}
   for layer, quantity, value in rows:
     if quantity in found and '/head_' not in layer:

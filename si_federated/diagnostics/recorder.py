@@ -1,7 +1,7 @@
-"""Measures a run by round without touching its training.
+"""Measures a run round by round, without affecting its training.
 
 The measurements come from the weights before and after a round, from a pass
-over validation sentences, and from a few clients that are trained once more.
+over validation sentences, and from training a few clients a second time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BATCH = 64
 
 
 class Recorder(callbacks.Callback):
-  """Measures a run's model and clients, and keeps what it finds."""
+  """Measures a run's model and clients, and records the results."""
 
   def __init__(
     self,
@@ -41,11 +41,11 @@ class Recorder(callbacks.Callback):
 
     Args:
       folder: The run's folder.
-      plan: When and what to measure; None for the weights of adaptive blending
-        units alone.
+      plan: The rounds and the data to measure; None for the weights of adaptive
+        blending units alone.
       build_keras_model: Returns a new model, as clients train it.
-      client_optimizer: Trains clients on the side.
-      loss: Of labels and logits.
+      client_optimizer: Trains clients the second time.
+      loss: The loss of labels and logits.
       examples: Validation sentences `[N, T + 1]`, padded with zeros.
       seed: Chooses clients.
       is_private: Whether privacy is accounted for.
@@ -55,7 +55,7 @@ class Recorder(callbacks.Callback):
     self._loss = loss
     self._seed = seed
     self._is_private = is_private
-    # No random number that training might use is drawn from TensorFlow here.
+    # Draws no random number from TensorFlow, whose sequence training uses.
     self._keras, self._variables = named_variables.build_named(
       build_keras_model
     )
@@ -73,13 +73,13 @@ class Recorder(callbacks.Callback):
     self._file.open(round_num)
 
   def after_round(self, done):
-    """Measures the model if it is time to; adds no columns."""
+    """Measures the model if a measurement is due; adds no columns."""
     if self._plan is None or self._plan.every is None:
       is_due = 'eval/loss' in done.row
     else:
       is_due = done.is_last or done.round_num % self._plan.every == 0
     if is_due:
-      # Taking the weights out of a state copies them.
+      # Only now, since getting the weights from a state copies them.
       self.record(
         done.round_num,
         after=done.weights(),
@@ -101,7 +101,7 @@ class Recorder(callbacks.Callback):
     """Measures after a round.
 
     Args:
-      round_num: The round; 0 is before the first.
+      round_num: The round; 0 is the evaluation before the first.
       after: The model after it.
       before: The model before it.
       cohort: Its clients.
@@ -120,7 +120,7 @@ class Recorder(callbacks.Callback):
     self._file.write(round_num, rows)
 
   def summary(self, folder):
-    """Returns what the run's summary says of its diagnostics."""
+    """Returns the entries of the run's summary on diagnostics."""
     del folder
     result: dict[str, Any] = {'file': rows_file.NAME}
     if self._is_private and self._plan is not None:
@@ -198,7 +198,7 @@ class Recorder(callbacks.Callback):
     updates = []
     for position in sorted(int(p) for p in chosen):
       data = cohort[position]
-      if isinstance(data, Mapping):  # Of partial training.
+      if isinstance(data, Mapping):  # In partial training.
         data = data['examples']
       self._assign(before)
       updates.append(self._train(data))
@@ -206,7 +206,7 @@ class Recorder(callbacks.Callback):
 
 
 def _extend(taps, seen, valid) -> None:
-  """Adds what was seen of a batch to what was seen of those before it."""
+  """Adds the tapped values of a batch to those of the batches before it."""
   for key, values in seen.items():
     values = [np.asarray(value) for value in values]
     if key[1] != 'attention' and len(values) > valid.shape[1]:
@@ -222,10 +222,10 @@ def _build_training(
   loss: tf.keras.losses.Loss,
   optimizer: tff.learning.optimizers.Optimizer,
 ) -> Callable[[Any], list[np.ndarray]]:
-  """Returns a function from batches to the update that training on them makes.
+  """Returns a function from batches to the update of training on them.
 
-  The model begins with the values that its variables have. It is the training
-  of federated averaging, whatever the algorithm of the run, in float32.
+  Training starts from the current values of the model's variables. It is that
+  of federated averaging in float32, whatever the algorithm of the run.
   """
 
   @tf.function(reduce_retracing=True)

@@ -17,8 +17,8 @@ COLUMNS = ('round_num', 'layer', 'quantity', 'value')
 class DiagnosticsFile:
   """`diagnostics.csv` in a run's folder, in the order of rounds.
 
-  Numbers are rounded to six digits, which hides differences of the last bits
-  between machines.
+  Numbers are rounded to six digits, which hides differences between machines in
+  the last bits.
   """
 
   def __init__(self, folder: Union[str, os.PathLike]):
@@ -31,7 +31,7 @@ class DiagnosticsFile:
     self._lines: list[str] = []
 
   def open(self, round_num: int) -> None:
-    """Opens the file to continue it after a round; drops later rows.
+    """Opens the file to continue it after a round, and removes later rows.
 
     Args:
       round_num: The round of the checkpoint; -1 for a new run.
