@@ -35,15 +35,15 @@ def pretrain(
   Args:
     experiment: Model and task; federated settings are not used.
     settings: The settings of the training.
-    root: The folder that will hold the run's folder, which is like that of a
-      federated run, with steps for rounds.
+    root: The folder for the run's folder, which is like that of a federated
+      run, with steps for rounds.
 
   Returns:
     The summary.
 
   Raises:
     config.ConfigError: If a part, an option or the data does not exist, or the
-      folder holds another run.
+      folder has another run.
     KeyboardInterrupt: If interrupted; all complete steps are saved.
   """
   checks.check(experiment)
@@ -82,7 +82,7 @@ def _refuse_others(
   complete: config.ExperimentConfig,
   sources: dict[str, Any],
 ) -> None:
-  """Raises, naming the flags, if the folder holds a run with other flags."""
+  """Raises, naming the flags, if the folder has a run with other flags."""
   if not folder.has('metrics.csv') or not folder.has('config.json'):
     return
   ours = {field: name for name, field in CONFIG_NAMES.items()}
@@ -104,7 +104,7 @@ def _refuse_others(
       differences = [f'--text_files={sources["text_files"]}: other files there']
   if differences:
     raise config.ConfigError(
-      f'{folder.path} holds an experiment with other flags '
+      f'{folder.path} has an experiment with other flags '
       f'({"; ".join(differences)}); give this one another --experiment_name, '
       'or the same flags to resume.'
     )
@@ -118,12 +118,12 @@ def _build_task(
     task = task_and_model.build_task(experiment)
     if not isinstance(task, Task):
       raise config.ConfigError(
-        f'--task={experiment.task} has labels, and pretraining is for language '
-        'models: name a task of text, or --text_files alone.'
+        f'--task={experiment.task} has labels, but pretraining is for language '
+        'models: give a task of text, or --text_files alone.'
       )
     if settings.text_files is None:
       return task
-  assert settings.text_files is not None, 'Settings ask for a task or for text.'
+  assert settings.text_files is not None, 'Settings require a task or text.'
   try:
     if settings.has_task:
       return plain_text.train_on_text(

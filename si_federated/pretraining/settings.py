@@ -8,7 +8,8 @@ from typing import Optional
 
 from si_federated import config
 
-# The names of these settings in config.json, which is that of federated runs.
+# The names of these settings in config.json, whose entries are those of
+# federated runs.
 CONFIG_NAMES = {
   'learning_rate': 'client_learning_rate',
   'batch_size': 'client_batch_size',
@@ -27,15 +28,15 @@ class Settings:
     text_files: Plain text to train on, as a name with wildcards; None for the
       sentences of the task's training clients.
     text_by_line: Whether line ends also end sentences.
-    has_task: Whether the task's vocabulary and validation clients are used;
-      otherwise the text's own.
-    vocabulary_from: The run whose vocabulary is used if there is no task.
+    has_task: Whether to use the vocabulary and the validation clients of the
+      task, rather than the words and a part of the text.
+    vocabulary_from: The run whose vocabulary to use if there is no task.
     learning_rate: The learning rate of Adam.
     num_steps: The number of steps.
     batch_size: Sentences per step.
     steps_per_eval: Steps between evaluations, each of which writes a row.
     steps_per_checkpoint: Steps between checkpoints.
-    data_seed: Seed of the order of sentences.
+    data_seed: The seed of the order of sentences.
   """
 
   text_files: Optional[str] = None
@@ -67,8 +68,8 @@ class Settings:
       raise config.ConfigError('There is no text: give --task or --text_files.')
     if self.vocabulary_from is not None and self.has_task:
       raise config.ConfigError(
-        '--vocabulary_from is for --text_files alone; with --task the '
-        "vocabulary is the task's."
+        '--vocabulary_from is for --text_files alone, since --task has a '
+        'vocabulary of its own; leave out one of the two.'
       )
 
   def complete(

@@ -1,4 +1,4 @@
-"""Central training as a learning process, of which a round is a step."""
+"""Central training as a learning process whose rounds are steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from si_federated.weights import named_variables
 
 
 class Batch(NamedTuple):
-  """The sentences of a step, `[B, T]` ids and labels; no client's."""
+  """The sentences of a step, `[B, T]` ids and labels, of no client."""
 
   ids: np.ndarray
   labels: np.ndarray
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 class Process:
   """Steps of Adam on a Keras model.
 
-  The state is that of the model's and the optimizer's variables, which a step
-  changes in place. It is a dictionary of these variables, or, as restored from
-  a checkpoint, of their values.
+  The state is a dictionary of the model's and the optimizer's variables, which
+  a step changes in place. Restored from a checkpoint, it contains their values
+  instead.
 
   Args:
     keras_model_fn: Builds the model.
@@ -82,7 +82,7 @@ class Process:
     return self._state
 
   def next(self, state: dict[str, Any], batch: Batch) -> types.SimpleNamespace:
-    """Makes a step; returns the mean loss of a token, and their number."""
+    """Makes a step; returns the loss per token and the number of tokens."""
     if state is not self._state:
       tf.nest.map_structure(lambda v, x: v.assign(x), self._state, state)
     loss, num_tokens = self._step(batch.ids, batch.labels)
@@ -106,13 +106,12 @@ class Process:
 class Batches:
   """The batch of each step, which depends on seed and step alone.
 
-  Each epoch has all sentences in another order, which takes 16 bytes a
-  sentence.
+  Each epoch has all sentences in a new order, which takes 16 bytes a sentence.
 
   Args:
     population: The clients, whose sentences are pooled.
     batch_size: B.
-    seed: Fixes the order.
+    seed: Determines the order.
   """
 
   def __init__(
@@ -124,7 +123,7 @@ class Batches:
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-      # Sorted raw output: NumPy keeps its stream from version to version.
+      # Sorts raw output, whose stream is the same in all versions of NumPy.
       raw = np.random.PCG64([seed, epoch]).random_raw(size)
       return np.argsort(raw, kind='stable')
 
