@@ -328,7 +328,7 @@ def test_characters_have_no_subwords(tmp_path):
   lines = [f'{{"client_id": "c{i}", "text": "Ay!"}}\n' for i in range(5)]
   (tmp_path / 'speeches.jsonl').write_text(''.join(lines))
   task = TASKS['shakespeare'](data_dir=str(tmp_path))
-  with pytest.raises(ValueError, match='shakespeare is made of characters'):
+  with pytest.raises(ValueError, match='shakespeare predicts characters'):
     VOCABULARIES['sentencepiece']()(task)
 
 
