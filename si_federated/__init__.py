@@ -42,7 +42,7 @@ _MOVED = {
 def __getattr__(name: str) -> Any:
   if name in _MOVED:
     return importlib.import_module(_MOVED[name])
-  # Read when asked for: metadata are slow, and a plain checkout has none.
+  # Read on request: metadata are slow, and a plain checkout has none.
   if name == '__version__':
     from importlib import metadata
 

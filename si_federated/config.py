@@ -42,8 +42,8 @@ def expand_path(path: str) -> str:
   expanded = os.path.expanduser(path)
   if expanded.startswith('~') and not os.path.exists(expanded):
     raise ConfigError(
-      f'{path} begins in a home folder that is not known here; give the whole '
-      'path, or set HOME.'
+      f'{path} begins in a home folder that is not known here; give the '
+      'absolute path, or set HOME.'
     )
   return expanded
 
@@ -87,7 +87,7 @@ class ComponentSpec:
     """Parses `name:key=value,key=value`.
 
     Args:
-      text: The text; values may be numbers, true, false, none, or words.
+      text: The text; values are numbers, true, false, none, or words.
 
     Returns:
       The specification.
@@ -122,7 +122,7 @@ class ComponentSpec:
 
     Args:
       registry: The parts by name.
-      flag: The flag that holds this specification, for the message.
+      flag: The flag with this specification, for the message.
       given: Arguments of the builder that do not come from the options.
 
     Raises:
@@ -149,9 +149,9 @@ class ComponentSpec:
 
     Args:
       registry: The parts by name.
-      flag: The flag that holds this specification, for messages.
+      flag: The flag with this specification, for messages.
       **available: Arguments that do not come from the options. The builder gets
-        those that it accepts; None leaves it its own default.
+        those that it accepts; None leaves the builder's default.
 
     Returns:
       The part.
@@ -170,7 +170,7 @@ class ComponentSpec:
     try:
       return builder(**accepted, **dict(self.options))
     except (ValueError, TypeError) as error:
-      # Our own messages are one sentence; TensorFlow's errors span lines.
+      # Our own messages are one sentence; TensorFlow's have several lines.
       if isinstance(error, ConfigError) or '\n' in str(error).strip():
         raise
       raise ConfigError(f'--{flag}={self}: {error}') from error
@@ -178,7 +178,7 @@ class ComponentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class CompressionSpec:
-  """How updates and models are compressed on their way.
+  """The compression of updates and models in transit.
 
   Written `upload=NAME:key=value,download=NAME:key=value`, either part alone, a
   NAME alone for the upload, or `none`.
@@ -230,7 +230,7 @@ class CompressionSpec:
 # Types of flags that have a grammar of their own.
 _SPECS = (ComponentSpec, CompressionSpec)
 PRECISIONS = ('float32', 'bfloat16')
-# The ranges of numbers, in the words of the message: which flags, and the test.
+# The ranges of numbers in the words of the message, with their flags and tests.
 _RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
   'at least 1': (
     (
@@ -276,7 +276,7 @@ _RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
     lambda value: 0 < value < math.inf,
   ),
 }
-# Flags of the work after the last round, which may change on a resumed run.
+# Flags of the work after the last round, which a resumed run can change.
 _AFTER_TRAINING = (
   'personalize_epochs',
   'personalize_clients',
@@ -367,8 +367,8 @@ class ExperimentConfig:
       )
     if self.noise_multiplier is not None and self.target_epsilon is not None:
       raise ConfigError(
-        '--noise_multiplier and --target_epsilon exclude each other: the one '
-        'follows from the other.'
+        '--noise_multiplier and --target_epsilon exclude each other, since '
+        'either determines the other; give one of them.'
       )
 
   def to_json(self) -> str:
@@ -386,7 +386,7 @@ class ExperimentConfig:
 
   @classmethod
   def from_json(cls, text: str) -> ExperimentConfig:
-    """Reads what `to_json` wrote; raises ConfigError if it is anything else."""
+    """Reads the result of `to_json`; raises ConfigError for anything else."""
     try:
       values = json.loads(text)
       defaults: dict[str, Any] = {
@@ -411,9 +411,9 @@ class ExperimentConfig:
       raise ConfigError(f'The configuration is garbled: {error}') from error
 
   def differences(self, other: ExperimentConfig) -> list[str]:
-    """Returns `--flag: this value, other value` for each one that differs.
+    """Returns `--flag: this value, other value` for each flag that differs.
 
-    What is done after the last round is left out: it can be done again.
+    Flags of the work after the last round are left out: it can be repeated.
     """
     return [
       f'--{key}: {value} here, {vars(other)[key]} there'

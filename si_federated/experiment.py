@@ -1,4 +1,4 @@
-"""From a configuration to a finished run.
+"""Builds an experiment from its configuration, and runs it.
 
 ExperimentConfig -> task, model -> mechanism -> learning process -> rounds
 """
@@ -55,7 +55,7 @@ def build(
 
   Args:
     experiment: The experiment.
-    canaries: For an audit, clients of known updates.
+    canaries: Clients with known updates, for an audit.
     resumed: Whether a checkpoint has the weights, so that `--initial_model` is
       not read.
 
@@ -119,8 +119,8 @@ def _build(
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
-  # A round that is done again has the same noise: on other updates of the same
-  # clients, its two releases would differ by the data alone.
+  # A repeated round has the same noise: if clients sent other updates, the
+  # difference of its two releases would be that of the data, without noise.
   every_round = (
     mechanism.record is not None
     and bool(mechanism.record.noise_multiplier)
@@ -157,7 +157,7 @@ def _build(
       *(
         [
           'Clients draw random numbers (dropout): every round is saved, since '
-          'one that is done again would reveal what its noise hides.'
+          'repeating one would reveal what its noise hides.'
         ]
         if every_round
         else []
@@ -178,16 +178,16 @@ def run(
 
   Args:
     experiment: The experiment.
-    root: The folder that holds the folder of this run.
-    canaries: For an audit, clients of known updates.
+    root: The folder that contains the folder of this run.
+    canaries: Clients with known updates, for an audit.
 
   Returns:
-    The summary; of an audit with `audit`, what the canaries show.
+    The summary; for an audit, its entry `audit` is the result.
 
   Raises:
     config.ConfigError: If a part, an option or the data does not exist, or the
-      folder holds another experiment.
-    KeyboardInterrupt: If interrupted; what was done is saved.
+      folder has another experiment.
+    KeyboardInterrupt: If interrupted; the complete rounds are saved.
     ValueError: If a client fails; the message names it.
   """
   check(experiment)
@@ -195,7 +195,7 @@ def run(
   folder = run_folder_lib.RunFolder(path)
   folder.open(experiment, planned_for_rounds(experiment))
   try:
-    # An audit compares the end with the beginning.
+    # An audit compares the final weights with the initial ones.
     resumed = canaries is None and bool(folder.checkpoints.newest())
     with static_shapes(experiment.runtime.name in STATIC_SHAPES):
       built = _build(experiment, canaries, resumed=resumed, folder=folder)

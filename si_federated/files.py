@@ -1,4 +1,4 @@
-"""Writing files so that none is seen half written, and faults of reading."""
+"""Atomic writing of files, locks, and errors of reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, BinaryIO, Union
 
-# Errors of a machine, which say nothing about what is in a file.
+# Errors of a machine, which do not depend on the content of a file.
 _OF_MACHINES = frozenset(
   [
     errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
@@ -26,37 +26,37 @@ _OF_MACHINES = frozenset(
 def raise_if_unreadable(
   error: BaseException, path: Union[str, os.PathLike]
 ) -> None:
-  """Tells a file that cannot be read now from one that is damaged.
+  """Distinguishes a file that cannot be read now from a damaged one.
 
   Args:
-    error: What reading the file has raised.
+    error: The error raised by reading the file.
     path: The file.
 
   Raises:
-    OSError: If the error says nothing about what is in the file, such as an
+    OSError: If the error does not depend on the file's content, such as an
       input/output error or too many open files; the message names the file.
   """
   if isinstance(error, OSError) and error.errno in _OF_MACHINES:
     raise OSError(
-      f'{os.fspath(path)} cannot be read ({error.strerror}); mend that, and '
+      f'{os.fspath(path)} cannot be read ({error.strerror}); correct that, and '
       'try again.'
     ) from error
 
 
-# The names that `atomic_file` gives, by `mkstemp`, and those of TFF.
+# Temporary names: those that `atomic_file` gets from `mkstemp`, and TFF's.
 _LEFTOVER = re.compile(r'\..+\.[a-z0-9_]{8}|.+\.csv_temp\d{4}')
 
 
 @contextlib.contextmanager
 def atomic_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
-  """Opens a file under a temporary name, renamed when the block has ended.
+  """Opens a file under a temporary name, and renames it after the block.
 
   Args:
-    path: Where the file will be; its folder is made if missing.
+    path: The final path of the file; its folder is made if missing.
 
   Yields:
-    The open binary file. If the block raises, the file goes away and what was
-    at `path` before stays.
+    The open binary file. If the block raises, this file is removed and any
+    earlier file at `path` stays.
 
   Raises:
     OSError: If it can't be written; the message names `path`, not the
@@ -76,7 +76,7 @@ def atomic_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
       umask = os.umask(0)
       os.umask(umask)
-      # mkstemp's files are for their owner alone.
+      # Only the owner can read the files of mkstemp.
       os.chmod(temporary, 0o666 & ~umask)
       os.replace(temporary, path)
     except BaseException:
@@ -86,7 +86,7 @@ def atomic_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-  """Names a file in errors of the system that concern no file or its copy."""
+  """Names a file in system errors that name none, or its temporary copy."""
   try:
     yield
   except OSError as error:
@@ -107,13 +107,13 @@ def write_archive(
   arrays: Mapping[str, Any],
   write_array: Callable[[Any, Any], None],
 ) -> None:
-  """Writes arrays to an `.npz` file at once, as `numpy.savez` writes them.
+  """Writes arrays to an `.npz` file atomically, in the format of `numpy.savez`.
 
-  `savez` leaves an open archive behind when the disk is full, whose destructor
+  If the disk is full, `savez` leaves an open archive behind, whose destructor
   then complains that the file is closed.
 
   Args:
-    path: Where the file will be.
+    path: The path of the file.
     arrays: The arrays by name.
     write_array: `numpy.lib.format.write_array`; this module needs no numpy.
 
@@ -129,10 +129,10 @@ def write_archive(
 def write_atomically(
   path: Union[str, os.PathLike], content: Union[str, bytes]
 ) -> None:
-  """Writes a whole file at once.
+  """Writes a whole file atomically.
 
   Args:
-    path: Where the file will be.
+    path: The path of the file.
     content: Text (written as UTF-8) or bytes.
   """
   with atomic_file(path) as file:
@@ -140,10 +140,10 @@ def write_atomically(
 
 
 def remove_leftovers(folder: Union[str, os.PathLike]) -> None:
-  """Removes what killed processes left of files that were being written.
+  """Removes temporary files that killed processes left behind.
 
   Args:
-    folder: The folder, to which no other process may write now; it need not
+    folder: The folder, to which no other process must be writing; it need not
       exist.
   """
   if not os.path.isdir(folder):
@@ -216,20 +216,20 @@ def try_lock(file: IO[str]) -> bool:
 @functools.cache
 def _warn_of_no_locks(folder: str) -> None:
   logging.warning(
-    '%s has no file locks, as some network file systems: make sure yourself '
+    '%s has no file locks, like some network file systems: make sure yourself '
     'that no other process writes there.',
     folder,
   )
 
 
 def cache_folder() -> str:
-  """Returns the folder for what takes long to make.
+  """Returns the folder for results that take long to compute.
 
-  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`, or, if that can't be
-  written, a temporary folder of this user's, which a warning names.
+  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`. If that can't be
+  written, it is a temporary folder of this user, which a warning names.
   """
   base = os.environ.get('XDG_CACHE_HOME', '')
-  if not os.path.isabs(base):  # What the XDG specification asks for.
+  if not os.path.isabs(base):  # As the XDG specification requires.
     base = os.path.join(os.path.expanduser('~'), '.cache')
   folder = os.path.join(base, 'si_federated')
   if os.path.isabs(folder) and _is_writable(folder):
@@ -238,7 +238,7 @@ def cache_folder() -> str:
 
 
 def _is_writable(folder: str) -> bool:
-  """Whether files can be made in a folder, or the folder itself."""
+  """Whether a folder can be written to, or created if it is missing."""
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
   return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
@@ -249,7 +249,7 @@ def _temporary_cache(instead_of: str) -> str:
   folder = os.path.join(
     tempfile.gettempdir(), f'si_federated-{os.getuid()}', 'cache'
   )
-  # Others may write to the folder of temporary files, too.
+  # Other users can write to the folder of temporary files, too.
   parent = os.path.dirname(folder)
   os.makedirs(parent, mode=0o700, exist_ok=True)
   if os.stat(parent).st_uid != os.getuid():
