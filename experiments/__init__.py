@@ -1,1 +1,1 @@
-"""Binaries: `python -m experiments.NAME --help` says what each one does."""
+"""Binaries: `python -m experiments.NAME --help` describes each one."""

@@ -1,6 +1,6 @@
 """Computes the privacy of a mechanism, or the noise that a budget needs.
 
-Neither trains nor reads data. Prints JSON and, with --compare, a table of
+It neither trains nor reads data. It prints JSON and, with --compare, a table of
 mechanisms at equal privacy. DP-FTRL with trees, as deployed in Gboard:
 
   python -m experiments.account --aggregator=tree --noise_multiplier=7 \\
@@ -64,7 +64,8 @@ flags.define_config_flags(
   for field in dataclasses.fields(config.ExperimentConfig)
   if field.name != 'experiment_name'
 )
-# The other flags have no effect here: they are accepted for recipes.
+# The other flags have no effect here; they are accepted because recipes set
+# them.
 for _name in _NAMES:
   absl_flags.declare_key_flag(_name)
 _NUM_CLIENTS = absl_flags.DEFINE_integer(
@@ -84,7 +85,7 @@ _METHOD = absl_flags.DEFINE_enum(
   'method',
   'exact',
   ['exact', 'rdp'],
-  'How epsilon is computed: exactly (with amplification, from privacy loss '
+  'The computation of epsilon: exact (with amplification, from privacy loss '
   'distributions), or from Renyi differential privacy, a little larger.',
 )
 _COMPARE = absl_flags.DEFINE_bool(

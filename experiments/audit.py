@@ -1,16 +1,16 @@
 """Audits private training: an empirical estimate of epsilon.
 
-Trains as experiments.train does, with the same flags, and with canaries in the
-cohorts: clients whose updates are known random directions. How visible they are
-in the final model is an estimate of epsilon (one-shot auditing, arXiv
-2302.03098). An estimate far above the guarantee reveals an error; one below
+It trains as experiments.train does, with the same flags, and adds canaries to
+the cohorts: clients whose updates are known random directions. Their visibility
+in the final model gives an estimate of epsilon (one-shot auditing, arXiv
+2302.03098). An estimate far above the guarantee reveals an error; one below it
 proves nothing:
 
   python -m experiments.audit --experiment_name=audit \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
     --num_canaries=500
 
-Prints the result as JSON and writes it to audit.json in the run's folder. An
+It prints the result as JSON and writes it to audit.json in the run's folder. An
 interrupted audit resumes when it is started again.
 """
 
@@ -29,7 +29,7 @@ absl_flags.adopt_module_key_flags(flags)
 _NUM_CANARIES = absl_flags.DEFINE_integer(
   'num_canaries',
   500,
-  'The number of canaries; more make the estimate better and rounds longer.',
+  'The number of canaries; more of them improve the estimate and slow rounds.',
   lower_bound=2,
 )
 _CANARY_SEED = absl_flags.DEFINE_integer(

@@ -4,8 +4,8 @@
 
 writes the vocabulary, a TensorFlow SavedModel, a TensorFlow Lite file and
 export.json, which explains how to call them. Both models have a signature
-`next_token` (ids of a sentence so far -> the likeliest next ids and their
-probabilities) and one for the logits.
+`next_token` (ids of the sentence so far -> the most likely next ids and their
+probabilities) and a signature `logits`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _OUTPUT = absl_flags.DEFINE_string(
 _FORMATS = absl_flags.DEFINE_list(
   'formats',
   ['saved_model', 'tflite'],
-  'The formats: saved_model, tflite, adapters (those of --transform=lora, '
-  'without the model).',
+  'The formats: saved_model, tflite, and adapters (the adapters of '
+  '--transform=lora, without the model).',
 )
 _TOP = absl_flags.DEFINE_integer(
-  'top', 5, 'How many next tokens to suggest.', lower_bound=1
+  'top', 5, 'The number of next tokens to suggest.', lower_bound=1
 )
 _PRECISION = absl_flags.DEFINE_string(
   'tflite_precision',
@@ -40,7 +40,7 @@ _PRECISION = absl_flags.DEFINE_string(
 
 
 def main() -> None:
-  """Exports, and prints what was written."""
+  """Exports the model, and prints the files written."""
   from si_federated.inference import export
   from si_federated.privacy import ledger
 

@@ -21,21 +21,21 @@ _RUN = absl_flags.DEFINE_string(
 _TEXT = absl_flags.DEFINE_multi_string(
   'text',
   None,
-  'The beginning of a sentence; may be repeated. Read from the terminal if not '
+  'The beginning of a sentence; can be repeated. Read from the terminal if not '
   'given.',
 )
 _TOP = absl_flags.DEFINE_integer(
   'top',
   5,
-  'How many words (or characters, if those are its tokens) to suggest, or '
-  'classes to show.',
+  'The number of words (or characters, if those are its tokens) to suggest, or '
+  'of classes to show.',
   lower_bound=1,
 )
 _CONTINUE = absl_flags.DEFINE_integer(
   'continue_words',
   0,
-  'Also continue the text by up to so many words (or characters), the '
-  'likeliest one each time.',
+  'Also continue the text by at most this many words (or characters), taking '
+  'the most likely one each time.',
   lower_bound=0,
 )
 

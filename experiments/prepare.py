@@ -1,4 +1,4 @@
-"""Converts text by many users to data for --task=stackoverflow.
+"""Converts texts of many users to data for --task=stackoverflow.
 
 Input can be a dump of a Stack Exchange site
 (https://archive.org/details/stackexchange): Posts.xml, plain or .xz, optionally
@@ -27,9 +27,9 @@ from absl import flags as absl_flags
 from si_federated import config, flags
 
 _SOURCE = absl_flags.DEFINE_enum(
-  'source', None, ['stackexchange', 'jsonl', 'csv'], 'What the input is.'
+  'source', None, ['stackexchange', 'jsonl', 'csv'], 'The kind of the input.'
 )
-_INPUT = absl_flags.DEFINE_string('input', None, 'The file, or the folder.')
+_INPUT = absl_flags.DEFINE_string('input', None, 'The file or the folder.')
 _OUTPUT = absl_flags.DEFINE_string(
   'output', None, 'The folder to write to, made if missing.'
 )
@@ -37,27 +37,27 @@ _SPLIT = absl_flags.DEFINE_enum(
   'split',
   None,
   ['date', 'hash'],
-  "How users' texts are split: date, as TFF does it (users whose number is a "
-  'multiple of 10 are held out, later texts are for tests), the default for '
-  'dumps; or hash, a tenth of the users held out and a tenth for tests, the '
-  'default for tables.',
+  'How to split texts. date, the default for dumps, is the split of TFF: users '
+  'whose number is a multiple of 10 are held out, and later texts are for '
+  'tests. hash, the default for tables: a tenth of the users are held out, '
+  'another tenth are for tests.',
 )
 _SPLIT_DATE = absl_flags.DEFINE_string(
-  'split_date', '2018-01-01', 'From this day on texts are for tests.'
+  'split_date', '2018-01-01', 'Texts from this day on are for tests.'
 )
 _COMMENTS = absl_flags.DEFINE_bool(
-  'comments', True, "Take a dump's comments, too; TFF's data have none."
+  'comments', True, "Include a dump's comments; TFF's data have none."
 )
 _MIN_SENTENCES = absl_flags.DEFINE_integer(
   'min_sentences', 1, "Leave out users with fewer sentences (TFF's data: 100)."
 )
 _TEXT_COLUMN = absl_flags.DEFINE_string(
-  'text_column', 'text', 'The column of a table that has the text.'
+  'text_column', 'text', 'The column of a table that contains the text.'
 )
 _CLIENT_COLUMN = absl_flags.DEFINE_string(
   'client_column',
   'client_id',
-  "The column of a table that has the user's name.",
+  "The column of a table that contains the user's name.",
 )
 _IS_HTML = absl_flags.DEFINE_bool(
   'html', False, 'Texts of a table are HTML; those of dumps always are.'
@@ -65,11 +65,11 @@ _IS_HTML = absl_flags.DEFINE_bool(
 _ENCODING = absl_flags.DEFINE_string(
   'encoding',
   None,
-  'The encoding of a table, such as latin-1 or cp1252, if it is not UTF-8 and '
-  'has no byte order mark that says so.',
+  'The encoding of a table, such as latin-1 or cp1252; by default that of a '
+  'byte order mark, or UTF-8 without one.',
 )
 _OVERWRITE = absl_flags.DEFINE_bool(
-  'overwrite', False, 'Replace what is in the output folder.'
+  'overwrite', False, 'Replace the content of the output folder.'
 )
 for _name in ('source', 'input', 'output'):
   absl_flags.mark_flag_as_required(_name)

@@ -13,13 +13,14 @@ and then
     --initial_model=runs/before
 
 Without --text_files it trains on the sentences of all training clients of the
-task. With --text_files alone it uses their own words, or those of the run
---vocabulary_from. Perplexity is measured on the task's validation clients, as
-in experiments.train; without a task, on a tenth of the text.
+task. With --text_files but no --task, the vocabulary consists of the words of
+the text, or is that of the run --vocabulary_from. Perplexity is measured on the
+task's validation clients, as in experiments.train; without a task, on a tenth
+of the text.
 
 The folder runs/NAME is like that of experiments.train, with steps for rounds:
-the same command again resumes from its newest checkpoint, and
-experiments.predict, experiments.export and experiments.report read it.
+the same command resumes from its newest checkpoint, and experiments.predict,
+experiments.export and experiments.report read it.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ flags.define_config_flags(
 )
 absl_flags.mark_flag_as_required('experiment_name')
 _ROOT = absl_flags.DEFINE_string(
-  'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
+  'root_output_dir', 'runs', 'The folder for the folders of runs.'
 )
 _TEXT_FILES = absl_flags.DEFINE_string(
   'text_files',
   None,
   'Plain text to train on: a file, or a name with wildcards in quotes (** for '
-  'all folders below); .gz and .xz are unpacked. With --task, in the '
-  "vocabulary of the task and in place of its training clients' sentences.",
+  'all folders below); .gz and .xz are unpacked. With --task, the text is '
+  "encoded in the task's vocabulary and replaces its training clients' "
+  'sentences.',
 )
 _TEXT_BY_LINE = absl_flags.DEFINE_boolean(
   'text_by_line',
@@ -66,8 +68,8 @@ _TEXT_BY_LINE = absl_flags.DEFINE_boolean(
 _VOCABULARY_FROM = absl_flags.DEFINE_string(
   'vocabulary_from',
   None,
-  'The folder of a run whose vocabulary --text_files are written in, if there '
-  'is no --task.',
+  'The folder of a run whose vocabulary to use for --text_files without '
+  '--task.',
 )
 _LEARNING_RATE = absl_flags.DEFINE_float(
   'learning_rate', 0.001, 'The learning rate of Adam.'
@@ -75,17 +77,15 @@ _LEARNING_RATE = absl_flags.DEFINE_float(
 _NUM_STEPS = absl_flags.DEFINE_integer(
   'num_steps', 10_000, 'The number of steps.'
 )
-_BATCH_SIZE = absl_flags.DEFINE_integer(
-  'batch_size', 64, 'Sentences in a step.'
-)
+_BATCH_SIZE = absl_flags.DEFINE_integer('batch_size', 64, 'Sentences per step.')
 _STEPS_PER_EVAL = absl_flags.DEFINE_integer(
-  'steps_per_eval', 500, 'Evaluate, and write a row, every so many steps.'
+  'steps_per_eval', 500, 'Steps between evaluations, which also write a row.'
 )
 _STEPS_PER_CHECKPOINT = absl_flags.DEFINE_integer(
-  'steps_per_checkpoint', 500, 'Save every so many steps.'
+  'steps_per_checkpoint', 500, 'Steps between checkpoints.'
 )
 _DATA_SEED = absl_flags.DEFINE_integer(
-  'data_seed', 0, 'Seed of the order of sentences.', lower_bound=0
+  'data_seed', 0, 'The seed of the order of sentences.', lower_bound=0
 )
 # Otherwise --help would omit the flags of another module.
 absl_flags.adopt_module_key_flags(flags)
@@ -93,7 +93,7 @@ absl_flags.adopt_module_key_flags(flags)
 
 def main() -> None:
   """Trains, and prints the result."""
-  # TensorFlow takes seconds to load: report wrong flags first.
+  # TensorFlow takes seconds to load, so wrong flags are reported first.
   config = flags.experiment_from_flags()
   names_task = not absl_flags.FLAGS['task'].using_default_value
   from si_federated.pretraining.settings import Settings

@@ -3,7 +3,7 @@
   python -m experiments.report --runs=runs
   python -m experiments.report --runs=runs/cifg --runs=runs/si_cifg
 
-It reads what training has written so far, so it can run at any time.
+It reads everything that training has written so far, so it can run at any time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from si_federated import config, flags, reporting
 _RUNS = absl_flags.DEFINE_multi_string(
   'runs',
   None,
-  'Run folders, or a folder whose children are run folders; several are '
-  'separated by commas or spaces.',
+  'Run folders, or a folder whose children are run folders, separated by '
+  'commas or spaces.',
 )
 _OUTPUT = absl_flags.DEFINE_string(
   'output',

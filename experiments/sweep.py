@@ -25,9 +25,9 @@ A random search:
   python -m experiments.sweep --experiment_name=search --random=20 \\
     --grid=client_learning_rate=log:0.01..3 --grid=clip_norm=0.1,0.3,1
 
-Every flag of experiments.train may be given, for all runs or in --grid. Runs
+You can give every flag of experiments.train, for all runs or in --grid. Runs
 are written to runs/NAME/RUN, their output to runs/NAME/logs. As many run in
-parallel as there are processors. A sweep may be stopped at any time: the same
+parallel as there are processors. You can stop a sweep at any time: the same
 command continues it and retries failed runs. Then:
 
   python -m experiments.report --runs=runs/rates
@@ -49,15 +49,15 @@ absl_flags.adopt_module_key_flags(flags)
 _GRID = absl_flags.DEFINE_multi_string(
   'grid',
   [],
-  'What to vary, FLAG=VALUE|VALUE, or FLAG=NUMBER,NUMBER; with --random also '
-  'FLAG=log:0.01..3, FLAG=linear:0..1 or FLAG=int:1..8. May be given for '
-  'several flags; FLAG&FLAG=VALUE&VALUE|VALUE&VALUE varies them together.',
+  'The values of a flag, FLAG=VALUE|VALUE or FLAG=NUMBER,NUMBER; with --random '
+  'also FLAG=log:0.01..3, FLAG=linear:0..1 or FLAG=int:1..8. Can be repeated '
+  'for other flags; FLAG&FLAG=VALUE&VALUE|VALUE&VALUE varies two together.',
 )
 _RECIPES = absl_flags.DEFINE_multi_string(
   'recipes',
   [],
-  'Files of flags, separated by commas or given one by one: everything is run '
-  'for each of them. Flags of the command line take precedence.',
+  'Files of flags, separated by commas or in repeated flags. The sweep runs '
+  'all settings with each file. Flags of the command line take precedence.',
 )
 _SEEDS = absl_flags.DEFINE_integer(
   'seeds', 1, 'Number of runs of each setting, with seeds that count up.'
@@ -65,8 +65,8 @@ _SEEDS = absl_flags.DEFINE_integer(
 _SEED_FLAGS = absl_flags.DEFINE_list(
   'seed_flags',
   list(sweeps.SEED_FLAGS),
-  'The seeds that --seeds counts up; noise_seed with private aggregators only '
-  '(if left out, it keeps its value: secret by default).',
+  'The seeds that --seeds counts up; noise_seed only with private aggregators '
+  '(a seed that is left out keeps its value; noise_seed is secret by default).',
 )
 _RANDOM = absl_flags.DEFINE_integer(
   'random', None, 'Draw this many settings of --grid instead of running all.'
@@ -82,7 +82,7 @@ _JOBS = absl_flags.DEFINE_integer(
 _THREADS = absl_flags.DEFINE_integer(
   'threads_per_run',
   None,
-  'Number of processors of each run; by default they are divided evenly.',
+  'Number of processors of each run; by default an equal share of them.',
 )
 _ADD = absl_flags.DEFINE_bool(
   'add', False, 'Add these runs to a sweep that has other runs.'
@@ -154,7 +154,7 @@ def _plan(folder: str) -> sweeps.Plan:
     num_random=_RANDOM.value,
     random_seed=_RANDOM_SEED.value,
   )
-  # If nothing has run yet, the folder's plan is replaced.
+  # Before the first run has started, the folder's plan is replaced.
   if held is None or not any(
     run.round_num or run.state == sweeps.FINISHED
     for run in sweeps.find_runs(held, folder)

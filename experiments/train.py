@@ -11,8 +11,8 @@ A recipe, with a flag changed:
     --client_learning_rate=0.5
 
 Each part (task, model, optimizers and so on) is written NAME or
-NAME:option=value,option=value, as in --model=si_cifg:units=670; a wrong name or
-option is answered with the ones that exist. --help_models lists the models with
+NAME:option=value,option=value, as in --model=si_cifg:units=670. The error for a
+wrong name or option lists those that exist. --help_models lists the models with
 their options, shapes and numbers of parameters.
 
 Results go to the folder runs/NAME: metrics.csv has one row per round,
@@ -35,7 +35,7 @@ from si_federated import flags
 
 
 class _HelpModels(absl_flags.BooleanFlag):
-  """Prints the models and ends, whatever other flags there are."""
+  """Prints the models and exits, whatever the other flags."""
 
   def parse(self, argument: Any) -> None:
     """Parses; see the class."""
@@ -50,15 +50,15 @@ class _HelpModels(absl_flags.BooleanFlag):
 
 flags.define_experiment_flags()
 absl_flags.DEFINE_flag(
-  _HelpModels('help_models', False, 'Show the models, then end.')
+  _HelpModels('help_models', False, 'Show the models, then exit.')
 )
-# Otherwise --help would leave out what another module defines.
+# Otherwise --help would omit the flags of another module.
 absl_flags.adopt_module_key_flags(flags)
 
 
 def main() -> None:
   """Trains, and prints the result."""
-  # TensorFlow takes seconds to load: wrong flags are answered before.
+  # TensorFlow takes seconds to load, so wrong flags are reported first.
   config = flags.experiment_from_flags()
   from si_federated import experiment
   from si_federated.privacy import ledger
