@@ -15,9 +15,17 @@ or .gz:
   python -m experiments.prepare --source=jsonl --input=messages.jsonl \\
     --text_column=text --client_column=user --output=data/messages
 
-The columns creation_date, title, score, tags and type are kept if present. The
-output folder contains stackoverflow.sqlite, client data in TFF's format, and
-the word and tag counts of the training users.
+The columns creation_date, title, score, tags and type are kept if present.
+
+Or a tree of source files (C, C++, Java, JavaScript, TypeScript, Go, Rust,
+Python) and documents (.rst, .md), whose comments become sentences, each once,
+and whose files become users:
+
+  python -m experiments.prepare --source=comments --input=linux-source-6.1 \\
+    --min_sentences=8 --output=data/comments
+
+The output folder contains stackoverflow.sqlite, client data in TFF's format,
+and the word and tag counts of the training users.
 """
 
 from __future__ import annotations
@@ -27,7 +35,10 @@ from absl import flags as absl_flags
 from si_federated import config, flags
 
 _SOURCE = absl_flags.DEFINE_enum(
-  'source', None, ['stackexchange', 'jsonl', 'csv'], 'The kind of the input.'
+  'source',
+  None,
+  ['stackexchange', 'jsonl', 'csv', 'comments'],
+  'The kind of the input.',
 )
 _INPUT = absl_flags.DEFINE_string('input', None, 'The file or the folder.')
 _OUTPUT = absl_flags.DEFINE_string(
@@ -39,8 +50,8 @@ _SPLIT = absl_flags.DEFINE_enum(
   ['date', 'hash'],
   'How to split texts. date, the default for dumps, is the split of TFF: users '
   'whose number is a multiple of 10 are held out, and later texts are for '
-  'tests. hash, the default for tables: a tenth of the users are held out, '
-  'another tenth are for tests.',
+  'tests. hash, the default for tables and comments: a tenth of the users are '
+  'held out, another tenth are for tests.',
 )
 _SPLIT_DATE = absl_flags.DEFINE_string(
   'split_date', '2018-01-01', 'Texts from this day on are for tests.'
@@ -66,7 +77,8 @@ _ENCODING = absl_flags.DEFINE_string(
   'encoding',
   None,
   'The encoding of a table, such as latin-1 or cp1252; by default that of a '
-  'byte order mark, or UTF-8 without one.',
+  'byte order mark, or UTF-8 without one. Of a source tree, the encoding of '
+  'files that are not UTF-8.',
 )
 _OVERWRITE = absl_flags.DEFINE_bool(
   'overwrite', False, 'Replace the content of the output folder.'

@@ -9,11 +9,12 @@ import json
 import lzma
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 from si_federated import files
-from si_federated.preparation import dump, store, table_files
+from si_federated.preparation import dump, source_tree, store, table_files
 from si_federated.preparation.records import Counts, Record
 from si_federated.tasks import splits
 
@@ -21,7 +22,7 @@ DATABASE_NAME = 'stackoverflow.sqlite'
 WORD_COUNT_NAME = 'stackoverflow.word_count'
 TAG_COUNT_NAME = 'stackoverflow.tag_count'
 SUMMARY_NAME = 'preparation.json'
-SOURCES = ('stackexchange', 'jsonl', 'csv')
+SOURCES = ('stackexchange', 'jsonl', 'csv', 'comments')
 SPLITS = ('date', 'hash')
 _WORK = '.preparing'
 _LONELY = (
@@ -50,8 +51,9 @@ class Settings:
     text_column: The column of a table with the text.
     client_column: The column of a table with the user's name.
     is_html: Whether the texts of a table have tags.
-    encoding: The encoding of a table, such as `latin-1`; None for UTF-8, or
-      what a byte order mark says.
+    encoding: The encoding of a table, or of those files of a source tree that
+      are not UTF-8, such as `latin-1`; None for UTF-8, or what a byte order
+      mark says.
     overwrite: Whether to replace the results of an earlier preparation.
   """
 
@@ -118,12 +120,12 @@ def prepare(settings: Settings) -> dict[str, Any]:
     )
   os.makedirs(settings.output, exist_ok=True)
   with _work_folder(settings.output) as work:
-    counts = Counts()
+    counts = Counts('file' if settings.source == 'comments' else 'row')
     with store.open_database(os.path.join(work, 'staging')) as staging:
       store.create_staging(staging)
       num_records = 0
       unit = 'row' if settings.source == 'stackexchange' else 'line'
-      for path, records in _sources(settings, work, counts):
+      for path, records in _sources(settings, work, counts, staging):
 
         def left_out(reason: str, record: Record, path: str = path) -> None:
           counts.leave_out(reason, path, record.row, unit)
@@ -147,13 +149,11 @@ def prepare(settings: Settings) -> dict[str, Any]:
       )
     summary = {
       'settings': dataclasses.asdict(settings),
-      'rows': counts.rows,
-      'left_out': dict(counts.left_out),
-      'dropped': dict(counts.dropped),
-      'first_left_out': counts.first,
+      **counts.as_json(),
       'clients_left_out': totals.small,
       'clients': totals.clients,
       'sentences': totals.sentences,
+      'words': totals.num_words,
     }
     with open(os.path.join(work, SUMMARY_NAME), 'w', encoding='utf-8') as file:
       json.dump(summary, file, indent=2)
@@ -215,10 +215,21 @@ def _splitter(settings: Settings) -> Callable[[str, str], str]:
 
 
 def _sources(
-  settings: Settings, work: str, counts: Counts
+  settings: Settings, work: str, counts: Counts, staging: sqlite3.Connection
 ) -> Iterator[tuple[str, Iterator[Record]]]:
   """Yields the files to read and their records."""
   path = settings.input
+  if settings.source == 'comments':
+    yield (
+      path,
+      source_tree.read_tree(
+        path,
+        counts,
+        is_new=store.Distinct(staging).add,
+        encoding=settings.encoding,
+      ),
+    )
+    return
   if settings.source != 'stackexchange':
     yield (
       path,

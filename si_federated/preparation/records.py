@@ -35,6 +35,8 @@ class Record:
     score: The score.
     kind: `question`, `answer`, `comment`, or the source's own word.
     row: The number of its row or line in the file.
+    sentences: The sentences of the text, if they are cut already: words
+      separated by single spaces. None: they are to be cut.
   """
 
   client: str
@@ -48,38 +50,44 @@ class Record:
   score: int = 0
   kind: str = ''
   row: int = 0
+  sentences: Optional[tuple[str, ...]] = None
 
 
 class Counts:
   """Counts rows that are read, and what is left out of them, by reason.
 
   Attributes:
+    noun: What the rows are, for messages.
     rows: The number of rows read, good or bad.
     left_out: The number of rows left out for each reason.
     dropped: The number of optional values left out for each reason, without
       their rows.
     first: The first row of each reason, such as `FILE, row 7`.
+    parts: Counts of what rows consist of, such as the comments of files.
   """
 
-  def __init__(self):
+  def __init__(self, noun: str = 'row'):
+    self.noun = noun
     self.rows = 0
     self.left_out: collections.Counter[str] = collections.Counter()
     self.dropped: collections.Counter[str] = collections.Counter()
     self.first: dict[str, str] = {}
+    self.parts: list[Counts] = []
 
   def leave_out(
-    self, reason: str, path: str, row: int, unit: str = 'row'
+    self, reason: str, path: str, row: int = 0, unit: str = 'row'
   ) -> None:
     """Counts a row that is left out.
 
     Args:
       reason: The end of the sentence "rows were left out: ".
       path: The file.
-      row: The row's number in the file, from 1.
-      unit: What the number counts: `row` or `line`.
+      row: The row's number in the file, from 1; 0 for the file itself.
+      unit: What the number counts, such as `row` or `line`.
     """
     self.left_out[reason] += 1
-    self.first.setdefault(reason, f'{os.path.basename(path)}, {unit} {row}')
+    place = f'{os.path.basename(path)}, {unit} {row}' if row else path
+    self.first.setdefault(reason, place)
 
   def drop(self, reason: str, path: str, row: int, unit: str = 'row') -> None:
     """Counts an optional value that is left out of a row that stays.
@@ -119,9 +127,21 @@ class Counts:
       self.drop(f'their {what}', *place)
       return None
 
+  def as_json(self) -> dict[str, Any]:
+    """Returns the counts as `preparation.json` has them."""
+    found: dict[str, Any] = {
+      'rows': self.rows,
+      'left_out': dict(self.left_out),
+      'dropped': dict(self.dropped),
+      'first_left_out': self.first,
+    }
+    if self.parts:
+      found['parts'] = {f'{part.noun}s': part.as_json() for part in self.parts}
+    return found
+
   def sentences(self) -> list[str]:
     """Returns a sentence for each reason, rows that are left out first."""
-    found = []
+    found: list[str] = []
     for counter, what in (
       (self.left_out, 'were left out: '),
       (self.dropped, 'are used without '),
@@ -129,7 +149,11 @@ class Counts:
       for reason, number in counter.most_common():
         first = self.first.get(reason)
         where = f' (the first: {first})' if first else ''
-        found.append(f'{number:,} of {self.rows:,} rows {what}{reason}{where}.')
+        found.append(
+          f'{number:,} of {self.rows:,} {self.noun}s {what}{reason}{where}.'
+        )
+    for part in self.parts:
+      found += part.sentences()
     return found
 
 

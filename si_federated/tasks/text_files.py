@@ -87,14 +87,7 @@ def open_text(
       message names the first wrong byte and a remedy.
   """
   if encoding is not None:
-    try:
-      if codecs.lookup(encoding).name == 'utf-8':
-        encoding = _UTF8
-    except LookupError:
-      raise ValueError(
-        f'{option or "encoding"}={encoding} is not an encoding that Python '
-        'knows; give one such as latin-1, cp1252 or utf-16.'
-      ) from None
+    encoding = known_encoding(encoding, option)
   with open_binary(path, stream) as content:
     buffered = io.BufferedReader(cast(io.RawIOBase, content), _CHUNK)
     head = buffered.peek(4)[:4]
@@ -121,6 +114,25 @@ def open_text(
       with contextlib.suppress(ValueError):
         text.detach()
         buffered.detach()
+
+
+def known_encoding(encoding: str, option: Optional[str] = None) -> str:
+  """Returns an encoding's name, that of UTF-8 so that a mark may begin it.
+
+  Args:
+    encoding: The name that was given.
+    option: The option that gave it, for the message.
+
+  Raises:
+    ValueError: Python does not know it.
+  """
+  try:
+    return _UTF8 if codecs.lookup(encoding).name == 'utf-8' else encoding
+  except LookupError:
+    raise ValueError(
+      f'{option or "encoding"}={encoding} is not an encoding that Python '
+      'knows; give one such as latin-1, cp1252 or utf-16.'
+    ) from None
 
 
 def detect(head: bytes) -> str:

@@ -66,7 +66,7 @@ _VENDORED = frozenset(
   ('_vendor', '_vendored', 'vendor', 'vendored', 'extern', 'externals')
 ) | {'third_party', '_distutils', 'compat', 'packages'}
 # Larger modules are data or generated code.
-_MAX_BYTES = 4_000_000
+MAX_BYTES = 4_000_000
 # With fewer files, starting other processes does not pay off.
 _MIN_SHARED_FILES = 50
 _MIN_BYTES_PER_SENTENCE = 20
@@ -181,7 +181,7 @@ def mine_file(source: SourceFile, min_sentences: int = 1) -> MinedModule:
     The sentences, or None for a file that is not valid Python in UTF-8.
   """
   try:
-    if os.path.getsize(source.path) > _MAX_BYTES:
+    if os.path.getsize(source.path) > MAX_BYTES:
       return MinedModule(source.module, None)
     with open(source.path, 'rb') as file:
       content = file.read()
