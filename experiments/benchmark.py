@@ -18,12 +18,21 @@ measured in turns; figures are medians. The sections:
   attention  steps of our Transformers against the same of stock Keras layers;
              rounds and memory of all large models
   partial    rounds, memory and upload of partial training against FedAvg's
+  accelerator  rounds of the JAX runtime, on the GPU or TPU of .venv-jax if
+             there is one, against clients in plain JAX; only if asked for
 
 Tables go to the terminal and to table.md, all figures to benchmark.jsonl, facts
 about the machine to machine.json, in --output_dir. A check of the plumbing,
 which takes a minute and whose figures mean nothing:
 
   python -m experiments.benchmark --quick
+
+For a machine that has a GPU and JAX, but no TensorFlow,
+
+  python -m experiments.benchmark --record=FOLDER
+
+records the rounds of the section on accelerators, and `python FOLDER/replay.py`
+measures them there.
 """
 
 from __future__ import annotations
@@ -50,6 +59,8 @@ _CHOICES = {
   'client_kinds': workload.KINDS,
   'sections': tuple(sections.SECTIONS),
 }
+# Not measured unless asked for: on a processor it takes hours.
+_ON_REQUEST = frozenset({'accelerator'})
 _HELP = {
   'contestants': 'The contestants. The first is the reference with which the '
   "others' updates are compared.",
@@ -60,7 +71,9 @@ _HELP = {
 }
 
 for _name, _all in _CHOICES.items():
-  absl_flags.DEFINE_list(_name, list(_all), _HELP[_name])
+  absl_flags.DEFINE_list(
+    _name, [one for one in _all if one not in _ON_REQUEST], _HELP[_name]
+  )
 absl_flags.DEFINE_integer(
   'repetitions', 3, 'Measurements of each round.', lower_bound=1
 )
@@ -77,6 +90,42 @@ for _peer in ('fedjax', 'pfl'):
     f'The Python that has {_peer}; .venv-{_peer}/bin/python of this checkout '
     'if there is one.',
   )
+absl_flags.DEFINE_string(
+  'accelerator_python',
+  None,
+  'The Python whose JAX knows the device; .venv-jax/bin/python of this '
+  'checkout if there is one (make accelerator), else this one, on the '
+  'processor.',
+)
+absl_flags.DEFINE_string(
+  'accelerator_device', None, 'cpu, cuda or tpu; JAX chooses by default.'
+)
+absl_flags.DEFINE_list(
+  'accelerator_models',
+  list(plan_lib.Plan.accelerator_models),
+  'The models of the section on accelerators; options are separated by ; here.',
+)
+absl_flags.DEFINE_list(
+  'accelerator_clients', ['10', '100', '1000'], 'Its clients a round.'
+)
+absl_flags.DEFINE_integer(
+  'accelerator_group',
+  None,
+  'How many clients run at once; by default as many as the runtime chooses.',
+  lower_bound=1,
+)
+absl_flags.DEFINE_enum(
+  'matmul_precision',
+  'default',
+  ['default', 'high', 'highest'],
+  'The precision of matrix products on accelerators.',
+)
+absl_flags.DEFINE_string(
+  'record',
+  None,
+  'A new folder: record the rounds of the section on accelerators in it and '
+  'measure nothing.',
+)
 absl_flags.DEFINE_bool(
   'quick', False, 'Tiny sizes, to check that everything works.'
 )
@@ -96,6 +145,40 @@ def _chosen(name: str) -> list[str]:
     )
   # Without duplicates, in the order given.
   return list(dict.fromkeys(values))
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+  """Returns a list flag's positive numbers."""
+  values = absl_flags.FLAGS[name].value
+  if not values or not all(v.isdecimal() and int(v) for v in values):
+    raise config.ConfigError(
+      f'--{name}={",".join(values)} must be numbers of 1 or more.'
+    )
+  return tuple(map(int, values))
+
+
+def _accelerator_python() -> str | None:
+  """Returns the interpreter whose JAX knows an accelerator, if there is one."""
+  given = absl_flags.FLAGS.accelerator_python
+  path = given or os.path.join(_ROOT, '.venv-jax', 'bin', 'python')
+  if os.path.exists(path):
+    return os.path.abspath(path)
+  if given:
+    raise config.ConfigError(
+      f'--accelerator_python={given} does not exist; name the Python of an '
+      'environment that has JAX.'
+    )
+  return None
+
+
+def _record_folder() -> str | None:
+  """Returns the folder of a recording, checked."""
+  folder = absl_flags.FLAGS.record
+  if folder and os.path.exists(folder) and os.listdir(folder):
+    raise config.ConfigError(
+      f'--record={folder} is not empty; name a new folder.'
+    )
+  return os.path.abspath(folder) if folder else None
 
 
 def _peer_pythons() -> dict[str, str]:
@@ -125,6 +208,15 @@ def _make_plan(folder: str) -> plan_lib.Plan:
     kinds=_chosen('client_kinds'),
     repetitions=absl_flags.FLAGS.repetitions,
     pythons=_peer_pythons(),
+    accelerator_models=tuple(
+      model.replace(';', ',') for model in absl_flags.FLAGS.accelerator_models
+    ),
+    accelerator_clients=_numbers('accelerator_clients'),
+    accelerator_python=_accelerator_python(),
+    accelerator_device=absl_flags.FLAGS.accelerator_device,
+    accelerator_group=absl_flags.FLAGS.accelerator_group,
+    matmul_precision=absl_flags.FLAGS.matmul_precision,
+    record_folder=_record_folder(),
   )
   if absl_flags.FLAGS.quick:
     plan = dataclasses.replace(
@@ -156,6 +248,8 @@ def _make_plan(folder: str) -> plan_lib.Plan:
       partial_model='cifg:units=16,embedding_size=8',
       partial_clients=2,
       partial_batches=2,
+      accelerator_models=('lstm',),
+      accelerator_clients=(3,),
     )
     plan.note('--quick: the sizes are tiny and the figures mean nothing.')
   for peer in plan.present(['fedjax', 'pfl']):
@@ -195,6 +289,8 @@ def main() -> None:
   began = time.perf_counter()
   with tempfile.TemporaryDirectory(prefix='si_federated_benchmark') as folder:
     chosen = _chosen('sections')
+    if absl_flags.FLAGS.record:
+      chosen = ['accelerator']
     plan = _make_plan(folder)
     facts = machine.facts()
     failed: list[str] = []

@@ -30,7 +30,7 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'aggregators': ({'privacy'}, {'absl'}),
   'algorithms': ({'layers'}, {'absl'}),
   'compression': (set(), {'absl'}),
-  'runtime': (set(), {'absl'}),
+  'runtime': ({'files'}, {'absl'}),
   'training': ({'config', 'files', 'privacy'}, set()),
   'personalization': ({'files', 'tasks'}, {'absl.flags'}),
   'reporting': (

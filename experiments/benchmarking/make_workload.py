@@ -21,7 +21,9 @@ def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
       f'{settings.num_words}; choose a larger one.'
     )
   chosen = np.random.default_rng([settings.seed, 0]).choice(
-    len(task.train), settings.clients_per_round, replace=False
+    len(task.train),
+    settings.clients_per_round,
+    replace=settings.clients_per_round > len(task.train),
   )
   return [
     task.train.training_examples(
@@ -31,25 +33,36 @@ def _uneven_clients(settings: workload.Settings) -> list[np.ndarray]:
   ]
 
 
+def clients(settings: workload.Settings, kind: str) -> list[np.ndarray]:
+  """Creates the sentences of a round's clients.
+
+  Args:
+    settings: The sizes and the number of clients.
+    kind: The kind of clients, of `workload.KINDS`.
+
+  Returns:
+    `[n, T + 1]` ids of each client.
+  """
+  if kind == 'uneven':
+    return _uneven_clients(settings)
+  count = settings.clients_per_round
+  size = settings.batch_size * (workload.FULL_BATCHES if kind == 'full' else 1)
+  return np.split(workload.full_sentences(settings, count * size), count)
+
+
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Creates everything; see `protocol.serve`. There are no other commands."""
   settings = workload.Settings.from_json(request)
-  count, batch = settings.clients_per_round, settings.batch_size
   facts: dict[str, Any] = {'clients': {}}
   for kind in request['kinds']:
-    if kind == 'uneven':
-      clients = _uneven_clients(settings)
-    else:
-      size = batch * (workload.FULL_BATCHES if kind == 'full' else 1)
-      ids = workload.full_sentences(settings, count * size)
-      clients = np.split(ids, count)
-    workload.save_cohort(settings, kind, clients)
+    cohort = clients(settings, kind)
+    workload.save_cohort(settings, kind, cohort)
     facts['clients'][kind] = {
-      'clients': len(clients),
-      'steps': workload.num_steps(settings, clients),
-      'sentences': sum(map(len, clients)),
-      'tokens': workload.num_tokens(clients),
-      'sentences_by_client': [len(client) for client in clients],
+      'clients': len(cohort),
+      'steps': workload.num_steps(settings, cohort),
+      'sentences': sum(map(len, cohort)),
+      'tokens': workload.num_tokens(cohort),
+      'sentences_by_client': [len(client) for client in cohort],
     }
   ours.set_runtime('local')
   for model in request['models']:

@@ -64,11 +64,15 @@ class Cohort(collections.abc.Sequence):
     return self._clients.client_batches(position, batch_size=self._batch_size)
 
 
-def set_runtime(name: str) -> None:
+def set_runtime(name: str, **options: Any) -> Any:
   """Sets the runtime of all processes that `build` will build.
 
   Args:
     name: Of `RUNTIMES`.
+    **options: Its options.
+
+  Returns:
+    Its context.
 
   Raises:
     ValueError: There is no runtime of that name.
@@ -77,8 +81,9 @@ def set_runtime(name: str) -> None:
     raise ValueError(
       f'There is no runtime {name!r} in this checkout; leave it out.'
     )
-  RUNTIMES[name]()
+  context = RUNTIMES[name](**options)
   RUNTIMES[_NAME] = lambda: None
+  return context
 
 
 def build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from experiments.benchmarking import protocol, workload
 
@@ -54,6 +54,16 @@ class Plan:
     partial_model: The model of the section on partial training.
     partial_clients: Its clients a round.
     partial_batches: The batches of each.
+    accelerator_models: The models of the section on accelerators, with options
+      or of `MODELS`.
+    accelerator_clients: Its numbers of clients a round.
+    accelerator_python: The Python whose JAX knows the device; None for this
+      one, on the processor.
+    accelerator_device: JAX's name of the platform; None if JAX chooses.
+    accelerator_group: How many clients run at once; None for the default.
+    matmul_precision: Of the JAX runtime and of plain JAX.
+    record_folder: Where to record the programs of that section, which then
+      measures nothing.
     records: The findings, as JSON lines.
     notes: Sentences that a reader of the tables needs.
   """
@@ -92,6 +102,18 @@ class Plan:
   partial_model: str = 'transformer:size=large'
   partial_clients: int = 10
   partial_batches: int = 4
+  # Of 4.05, 18.8 and 21 million parameters.
+  accelerator_models: Tuple[str, ...] = (
+    'lstm',
+    'cifg:size=large',
+    'transformer:size=large',
+  )
+  accelerator_clients: Tuple[int, ...] = (10, 100, 1000)
+  accelerator_python: Optional[str] = None
+  accelerator_device: Optional[str] = None
+  accelerator_group: Optional[int] = None
+  matmul_precision: str = 'default'
+  record_folder: Optional[str] = None
   records: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
   notes: List[str] = dataclasses.field(default_factory=list)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from experiments.benchmarking import (
+  accelerator,
   attention,
   flops,
   noise,
@@ -161,4 +162,5 @@ SECTIONS: dict[str, Callable[[Plan], Sequence[str]]] = {
   'noise': noise.measure_noise,
   'attention': attention.measure_attention,
   'partial': partial.measure_partial,
+  'accelerator': accelerator.measure_accelerator,
 }

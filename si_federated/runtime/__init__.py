@@ -53,6 +53,7 @@ def set_jax_context(
   device: str | None = None,
   clients_per_group: int | None = None,
   matmul_precision: str = 'highest',
+  record: str | None = None,
 ) -> Any:
   """Makes TFF run the clients of its computations by JAX, many at once.
 
@@ -69,6 +70,8 @@ def set_jax_context(
     matmul_precision: 'highest' computes matrix products in float32; 'default'
       is faster, in TF32 on NVIDIA's GPUs, and agrees with other runtimes to
       three digits only.
+    record: A new folder for a recording: the first round of each computation,
+      which `python FOLDER/replay.py` runs again where there is JAX alone.
 
   Returns:
     The context, now TFF's default.
@@ -86,7 +89,9 @@ def set_jax_context(
       "The JAX runtime needs tf2jax: pip install 'si_federated[jax]'.",
       name=error.name,
     ) from error
-  return jax_context.start(python, device, clients_per_group, matmul_precision)
+  return jax_context.start(
+    python, device, clients_per_group, matmul_precision, record
+  )
 
 
 # These trace client work without data-dependent shapes.

@@ -27,10 +27,12 @@ class Group:
     arrays: For each sequence of a client's datum the components of its
       elements, `[K, S, ...]`, then the numbers of elements, `[K]`; the
       tensors, `[K, ...]`; last which clients are not padding, `[K]`.
+    members: The numbers of its clients in the cohort, without padding.
   """
 
   size: int
   arrays: list[np.ndarray]
+  members: list[int]
 
   @property
   def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -124,4 +126,4 @@ def _group(
     padded = [*chosen, *[chosen[0]] * (size - len(chosen))]
     arrays += map(np.stack, zip(*(tensors[k] for k in padded)))
   arrays.append(np.arange(size) < len(chosen))
-  return Group(size, arrays)
+  return Group(size, arrays, chosen)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -26,6 +26,7 @@ from si_federated.runtime import (
   dispatch,
   errors,
   jax_programs,
+  jax_recording,
   jax_worker,
   rounds,
   tensorflow_function,
@@ -34,6 +35,7 @@ from si_federated.runtime import (
 
 _PLATFORMS = {'gpu': 'cuda'}
 _CLIENTS_PER_GROUP = {'cpu': 8}
+_ACCELERATORS_CLIENTS = 64
 _END_SECS = 5.0
 
 
@@ -138,6 +140,7 @@ class JaxContext(context_base.SyncContext):
     device: str | None = None,
     clients_per_group: int | None = None,
     matmul_precision: str = 'highest',
+    record: str | None = None,
   ):
     """Initializes the context; see `set_jax_context`."""
     if matmul_precision not in jax_programs.PRECISIONS:
@@ -160,11 +163,22 @@ class JaxContext(context_base.SyncContext):
     platform = self._worker.facts['platform']
     self._platform = _PLATFORMS.get(platform, platform)
     self._clients_per_group = client_arrays.power_of_two(
-      clients_per_group or _CLIENTS_PER_GROUP.get(platform, 64)
+      clients_per_group
+      or _CLIENTS_PER_GROUP.get(platform, _ACCELERATORS_CLIENTS)
+    )
+    self._recorded_group = client_arrays.power_of_two(
+      clients_per_group or _ACCELERATORS_CLIENTS
     )
     self._precision = matmul_precision
     self._programs: dict[int, jax_programs.ClientPrograms] = {}
     self._loaded: set[str] = set()
+    self._recording = (
+      None if record is None else jax_recording.Recording(record)
+    )
+    self._recorded: set[int] = set()
+    # What `record_next` has asked for.
+    self._next_facts: Mapping[str, Any] | None = None
+    self._next_checked: int | None = None
     self._dispatcher = dispatch.Dispatcher(
       self._run_clients, prepare=self._convert
     )
@@ -178,6 +192,26 @@ class JaxContext(context_base.SyncContext):
   def worker_pid(self) -> int:
     """The number of the process that owns the device."""
     return self._worker.pid
+
+  @property
+  def recording(self) -> jax_recording.Recording | None:
+    """The recording that rounds are added to."""
+    return self._recording
+
+  def record_next(
+    self, facts: Mapping[str, Any], num_checked: int | None = None
+  ) -> None:
+    """Records the next round, even if it is not its computation's first.
+
+    Args:
+      facts: What JSON can hold; columns of the table of a replay.
+      num_checked: If given, only so many clients of the cohort are computed
+        here, and compared in a replay, which still runs all of them. The
+        round's result is then theirs.
+    """
+    if self._recording is None:
+      raise ValueError('The context was made without `record`.')
+    self._next_facts, self._next_checked = facts, num_checked
 
   def invoke(self, comp: tff.Computation, arg: Any) -> Any:
     """Runs a computation; TFF calls it for `comp(arg)`."""
@@ -228,9 +262,12 @@ class JaxContext(context_base.SyncContext):
       )
     ]
     arrays = [np.asarray(tensor) for tensor in broadcast]
+    facts, checked = self._facts_to_record(compiled)
     while True:
       try:
-        total = self._sum(programs, arrays, zeros, data, tensors)
+        total = self._sum(
+          programs, arrays, zeros, data[:checked], tensors[:checked]
+        )
         break
       except _OutOfMemoryError as error:
         if self._clients_per_group == 1:
@@ -249,6 +286,10 @@ class JaxContext(context_base.SyncContext):
           f'{error}; the rounds before this one are saved: start again to go '
           'on.'
         ) from error
+    if facts is not None:
+      self._record(
+        programs, arrays, zeros, data, tensors, total, checked, facts
+      )
     partial = None
     for start in range(0, len(total), len(zeros)):
       sums = [
@@ -267,7 +308,9 @@ class JaxContext(context_base.SyncContext):
     tensors: Sequence[Sequence[np.ndarray]],
   ) -> list[np.ndarray]:
     """Returns the sums over clients of each device, one after the other."""
-    num_devices = min(self._worker.facts['num_devices'], len(data))
+    num_devices = 1
+    if self._recording is None:
+      num_devices = min(self._worker.facts['num_devices'], len(data))
     self._worker.ask(
       {
         'command': 'begin',
@@ -284,16 +327,9 @@ class JaxContext(context_base.SyncContext):
     for number, group in enumerate(groups):
       key = f'{id(programs)} {group.shapes}'
       if key not in self._loaded:
-        try:
-          program = programs.export(
-            broadcast,
-            zeros,
-            group,
-            platform=self._platform,
-            matmul_precision=self._precision,
-          )
-        except (NotImplementedError, TypeError, ValueError) as error:
-          raise _refusal(error) from error
+        program = self._export(
+          programs, broadcast, zeros, group, self._platform
+        )
         self._worker.ask(
           {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
         )
@@ -304,14 +340,104 @@ class JaxContext(context_base.SyncContext):
       )
     return self._worker.ask({'command': 'end'})[1]
 
+  def _export(
+    self,
+    programs: jax_programs.ClientPrograms,
+    broadcast: list[np.ndarray],
+    zeros: list[np.ndarray],
+    group: client_arrays.Group,
+    platform: str,
+  ) -> bytes:
+    try:
+      return programs.export(
+        broadcast,
+        zeros,
+        group,
+        platform=platform,
+        matmul_precision=self._precision,
+      )
+    except (NotImplementedError, TypeError, ValueError) as error:
+      raise _refusal(error) from error
+
+  def _facts_to_record(
+    self, compiled: rounds.Round
+  ) -> tuple[Mapping[str, Any] | None, int | None]:
+    """Returns the facts of a round to record, and how many clients to check."""
+    facts, self._next_facts = self._next_facts, None
+    checked, self._next_checked = self._next_checked, None
+    first = id(compiled) not in self._recorded
+    self._recorded.add(id(compiled))
+    if facts is None and first and self._recording is not None:
+      facts = {'model': f'computation {len(self._recorded)}'}
+    return facts, checked
+
+  def _record(
+    self,
+    programs: jax_programs.ClientPrograms,
+    broadcast: list[np.ndarray],
+    zeros: list[np.ndarray],
+    data: Sequence[Sequence[Any]],
+    tensors: Sequence[Sequence[np.ndarray]],
+    total: list[np.ndarray],
+    checked: int | None,
+    facts: Mapping[str, Any],
+  ) -> None:
+    """Adds a round to the recording, in groups as an accelerator has them."""
+    recording = self._recording
+    assert recording is not None
+    size = min(self._recorded_group, client_arrays.power_of_two(len(data)))
+    kept: dict[tuple, dict[str, str]] = {}
+    groups, masks = [], []
+    for group in client_arrays.groups(
+      data, programs.sequence_types, size, tensors
+    ):
+      if group.shapes not in kept:
+        kept[group.shapes] = {
+          platform: recording.add_program(
+            self._export(programs, broadcast, zeros, group, platform)
+          )
+          for platform in jax_recording.PLATFORMS
+        }
+      groups.append(
+        {
+          'programs': kept[group.shapes],
+          'arrays': recording.add_arrays(group.arrays),
+        }
+      )
+      counted = [
+        number < (len(data) if checked is None else checked)
+        for number in group.members
+      ]
+      masks.append(
+        np.array(counted + [False] * (group.size - len(counted)), bool)
+      )
+    recording.add_round(
+      {
+        'facts': dict(facts),
+        'matmul_precision': self._precision,
+        'num_clients': len(data),
+        'num_steps': sum(
+          max((len(part) for part in client), default=0) for client in data
+        ),
+        'broadcast': recording.add_arrays(broadcast),
+        'zeros': recording.add_arrays(zeros),
+        'groups': groups,
+        'checked': recording.add_arrays(masks),
+        'sums': recording.add_arrays(total),
+      }
+    )
+
 
 def start(
   python: str | None,
   device: str | None,
   clients_per_group: int | None,
   matmul_precision: str,
+  record: str | None,
 ) -> JaxContext:
   """Makes TFF run clients by JAX; see `runtime.set_jax_context`."""
-  context = JaxContext(python, device, clients_per_group, matmul_precision)
+  context = JaxContext(
+    python, device, clients_per_group, matmul_precision, record
+  )
   context_stack_impl.context_stack.set_default_context(context)
   return context

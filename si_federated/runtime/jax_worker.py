@@ -14,6 +14,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -79,13 +80,15 @@ def _read(stream, size):
   return data
 
 
-def _use_flatbuffers():
-  """Makes the package `flatbuffers` of the driver importable.
+def flatbuffers_from(folder):
+  """Makes the package `flatbuffers` importable from its folder.
 
   JAX reads exported programs with this small package in plain Python, but does
   not depend on it.
+
+  Args:
+    folder: The package's folder; it is used if there is no other one.
   """
-  folder = os.environ.get(FLATBUFFERS)
   if folder is None or importlib.util.find_spec('flatbuffers') is not None:
     return
   spec: Any = importlib.util.spec_from_file_location(
@@ -98,17 +101,37 @@ def _use_flatbuffers():
   spec.loader.exec_module(module)
 
 
-class _Worker:
-  """The programs, and the values of the current round, on the device."""
+def compiled_memory(compiled):
+  """Returns the bytes that a compiled program takes, or None if unknown."""
+  stats = compiled.memory_analysis()
+  if stats is None:
+    return None
+  return (
+    stats.temp_size_in_bytes
+    + stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    - stats.alias_size_in_bytes
+  )
+
+
+class Worker:
+  """The programs, and the values of the current round, on the device.
+
+  Its methods answer messages: they take a message and its arrays, and return
+  those of the answer.
+  """
 
   def __init__(self, jax):
     self._jax = jax
     self._programs = {}
+    # By the program's key and the device's number.
+    self._compiled = {}
     # Of each device.
     self._broadcast: list[tuple[Any, ...]] = []
     self._total: list[tuple[Any, ...]] = []
 
   def hello(self, message, arrays):
+    """Returns facts about the device."""
     del message, arrays
     device = self._jax.devices()[0]
     return {
@@ -124,12 +147,31 @@ class _Worker:
       from jax import export
     except ImportError:
       import jax.export as export
-    program = export.deserialize(bytearray(arrays[0].tobytes()))
-    # The sums so far are given up: their memory serves the new ones.
-    self._programs[message['key']] = self._jax.jit(
-      program.call, donate_argnums=1
+    self._programs[message['key']] = export.deserialize(
+      bytearray(arrays[0].tobytes())
     )
     return {}, ()
+
+  def compile(self, message, arrays):
+    """Compiles a program for a device; returns the time and memory it takes."""
+    del arrays
+    key, number = message['key'], message['device']
+    program = self._programs[key]
+    where = self._jax.sharding.SingleDeviceSharding(self._jax.devices()[number])
+    shapes = [
+      self._jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=where)
+      for aval in program.in_avals
+    ]
+    args, kwargs = self._jax.tree_util.tree_unflatten(program.in_tree, shapes)
+    began = time.perf_counter()
+    # The sums so far are given up: their memory serves the new ones.
+    function = self._jax.jit(program.call, donate_argnums=1)
+    compiled = function.lower(*args, **kwargs).compile()
+    self._compiled[key, number] = compiled
+    return {
+      'seconds': time.perf_counter() - began,
+      'bytes': compiled_memory(compiled),
+    }, ()
 
   def begin(self, message, arrays):
     """Takes what the server broadcasts, and the sums of no clients."""
@@ -144,11 +186,13 @@ class _Worker:
 
   def add(self, message, arrays):
     """Adds the updates of a group of clients to the sums of a device."""
-    device = message['device']
-    where = self._jax.devices()[device]
-    self._total[device] = self._programs[message['key']](
-      self._broadcast[device],
-      self._total[device],
+    key, number = message['key'], message['device']
+    if (key, number) not in self._compiled:
+      self.compile(message, ())
+    where = self._jax.devices()[number]
+    self._total[number] = self._compiled[key, number](
+      self._broadcast[number],
+      self._total[number],
       tuple(self._jax.device_put(array, where) for array in arrays),
     )
     return {}, ()
@@ -175,10 +219,10 @@ def main():
       return
     try:
       if worker is None:
-        _use_flatbuffers()
+        flatbuffers_from(os.environ.get(FLATBUFFERS))
         import jax
 
-        worker = _Worker(jax)
+        worker = Worker(jax)
       answer = getattr(worker, message['command'])(message, arrays)
     except Exception as error:  # the driver decides what it means
       text = str(error).strip() or type(error).__name__

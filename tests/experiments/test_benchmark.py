@@ -252,6 +252,8 @@ def _benchmark(*args, **options):
     ('--sections=', '--sections is empty'),
     ('--pfl_python=nowhere/python', '--pfl_python=nowhere/python does not'),
     ('--repetitions=0', 'repetitions'),
+    ('--accelerator_clients=ten', '--accelerator_clients=ten must be numbers'),
+    ('--record=experiments', '--record=experiments is not empty'),
   ],
 )
 def test_wrong_flags_end_with_a_sentence(tmp_path, flag, message):
