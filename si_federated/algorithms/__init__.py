@@ -29,7 +29,7 @@ from si_federated.algorithms.mime_lite import build_mime_lite
 from si_federated.algorithms.optimizers import OPTIMIZERS
 from si_federated.algorithms.partial_training import build_partial_training
 from si_federated.algorithms.traits import Traits
-from si_federated.algorithms.weight_decay import spare
+from si_federated.algorithms.wrapped_optimizer import for_variables
 
 ALGORITHMS: dict[str, Callable[..., tff.learning.templates.LearningProcess]] = {
   'expert_personalization': build_expert_personalization,
@@ -71,7 +71,7 @@ __all__ = [
   'build_functional_model',
   'build_mime_lite',
   'build_partial_training',
+  'for_variables',
   'leave_out_values',
-  'spare',
   'weights_type',
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -29,12 +28,6 @@ class ClippedOptimizer(wrapped_optimizer.WrappedOptimizer):
       )
     super().__init__(inner)
     self.clip_norm = clip_norm
-
-  def sparing(self, spared: Sequence[bool]) -> ClippedOptimizer:
-    """Returns the optimizer with some variables exempt from weight decay."""
-    if not hasattr(self.inner, 'sparing'):
-      return self
-    return ClippedOptimizer(self.inner.sparing(spared), self.clip_norm)
 
   def next(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:
     """Returns the state and the weights after a step."""

@@ -1,35 +1,97 @@
-"""Optimizers by name: TFF's builders with their options."""
+"""Optimizers by name: TFF's builders with their options.
+
+Besides its own arguments, each builder takes `gradient_clip_norm`,
+`rate_factor` and `rate_factor_variables`; see `_add_common_options`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow_federated as tff
 
 from si_federated.algorithms import (
   clipped_optimizer,
   scale_invariant_sgd,
+  scaled_rates,
+  wrapped_optimizer,
 )
 from si_federated.algorithms import (
   weight_decay as weight_decay_lib,
 )
 
+_Builder = Callable[..., tff.learning.optimizers.Optimizer]
 
-def _clipped(
+
+def _add_common_options(
   optimizer: tff.learning.optimizers.Optimizer,
-  gradient_clip_norm: float | None,
+  *,
+  gradient_clip_norm: float | None = None,
+  rate_factor: float = 1.0,
+  rate_factor_variables: str | None = None,
 ) -> tff.learning.optimizers.Optimizer:
-  if gradient_clip_norm is None:
-    return optimizer
-  return clipped_optimizer.ClippedOptimizer(optimizer, gradient_clip_norm)
+  """Wraps an optimizer in what the options of all builders ask for.
+
+  Args:
+    optimizer: The optimizer.
+    gradient_clip_norm: If given, gradients are scaled down to this global L2
+      norm first.
+    rate_factor: Multiplies the learning rate of `rate_factor_variables`.
+    rate_factor_variables: A regular expression, found in the names of the
+      variables that `rate_factor` applies to.
+
+  Raises:
+    ValueError: If an option is out of range, or one of the last two is missing.
+  """
+  if (rate_factor != 1) != (rate_factor_variables is not None):
+    raise ValueError(
+      'rate_factor and rate_factor_variables go together, as in '
+      'rate_factor=0.3,rate_factor_variables=embedding: give both or neither.'
+    )
+  if rate_factor_variables is not None:
+    optimizer = scaled_rates.ScaledRates(
+      optimizer, str(rate_factor_variables), rate_factor
+    )
+  if gradient_clip_norm is not None:
+    optimizer = clipped_optimizer.ClippedOptimizer(
+      optimizer, gradient_clip_norm
+    )
+  return optimizer
 
 
+_COMMON = [
+  parameter
+  for parameter in inspect.signature(_add_common_options).parameters.values()
+  if parameter.kind is parameter.KEYWORD_ONLY
+]
+
+
+def _with_common_options(build: _Builder) -> _Builder:
+  """Decorates a builder: it takes the options of `_add_common_options` too."""
+  signature = inspect.signature(build)
+  names = {parameter.name for parameter in _COMMON}
+
+  @functools.wraps(build)
+  def build_wrapped(**options: Any) -> tff.learning.optimizers.Optimizer:
+    common = {name: options.pop(name) for name in names & options.keys()}
+    return _add_common_options(build(**options), **common)
+
+  signature = signature.replace(
+    parameters=[*signature.parameters.values(), *_COMMON]
+  )
+  setattr(build_wrapped, '__signature__', signature)  # noqa: B010
+  return build_wrapped
+
+
+@_with_common_options
 def build_sgd(
   *,
   learning_rate: float,
   weight_decay: float = 0.0,
   relative_clip: float | None = None,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds stochastic gradient descent.
 
@@ -39,8 +101,6 @@ def build_sgd(
     relative_clip: C; gradients are clipped to a global norm of √(2 C λ/η)
       times that of the weights (arXiv 2202.00980, where C is 4). Needs a weight
       decay.
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
@@ -64,45 +124,37 @@ def build_sgd(
       '0: give both or neither.'
     )
   if not weight_decay:
-    return _clipped(
-      tff.learning.optimizers.build_sgdm(learning_rate), gradient_clip_norm
-    )
-  return _clipped(
-    scale_invariant_sgd.DecayedSGD(learning_rate, weight_decay, relative_clip),
-    gradient_clip_norm,
+    return tff.learning.optimizers.build_sgdm(learning_rate)
+  return scale_invariant_sgd.DecayedSGD(
+    learning_rate, weight_decay, relative_clip
   )
 
 
+@_with_common_options
 def build_sgdm(
   *,
   learning_rate: float,
   momentum: float = 0.9,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds stochastic gradient descent with (heavy-ball) momentum.
 
   Args:
     learning_rate: The learning rate.
     momentum: The decay of the velocity, in [0, 1).
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
   """
-  return _clipped(
-    tff.learning.optimizers.build_sgdm(learning_rate, momentum or None),
-    gradient_clip_norm,
-  )
+  return tff.learning.optimizers.build_sgdm(learning_rate, momentum or None)
 
 
+@_with_common_options
 def build_adam(
   *,
   learning_rate: float,
   beta_1: float = 0.9,
   beta_2: float = 0.999,
   epsilon: float = 1e-7,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Adam; on the server FedAdam (Reddi et al., arXiv 2003.00295).
 
@@ -112,18 +164,16 @@ def build_adam(
     beta_2: Decay of the mean of their squares.
     epsilon: Added to the denominator; the degree of adaptivity, tau, in the
       paper.
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
   """
-  return _clipped(
-    tff.learning.optimizers.build_adam(learning_rate, beta_1, beta_2, epsilon),
-    gradient_clip_norm,
+  return tff.learning.optimizers.build_adam(
+    learning_rate, beta_1, beta_2, epsilon
   )
 
 
+@_with_common_options
 def build_adamw(
   *,
   learning_rate: float,
@@ -131,7 +181,6 @@ def build_adamw(
   beta_2: float = 0.999,
   epsilon: float = 1e-7,
   weight_decay: float = 0.004,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Adam with decoupled weight decay (arXiv 1711.05101).
 
@@ -142,22 +191,18 @@ def build_adamw(
     epsilon: Added to the denominator.
     weight_decay: Weights shrink by this fraction, times the learning rate, in
       each step.
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
   """
-  return _clipped(
-    weight_decay_lib.AdamW(
-      tff.learning.optimizers.build_adamw(
-        learning_rate, beta_1, beta_2, epsilon, weight_decay
-      )
-    ),
-    gradient_clip_norm,
+  return weight_decay_lib.AdamW(
+    tff.learning.optimizers.build_adamw(
+      learning_rate, beta_1, beta_2, epsilon, weight_decay
+    )
   )
 
 
+@_with_common_options
 def build_yogi(
   *,
   learning_rate: float,
@@ -165,7 +210,6 @@ def build_yogi(
   beta_2: float = 0.999,
   epsilon: float = 1e-3,
   initial_preconditioner_value: float = 1e-6,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Yogi; on the server FedYogi (Reddi et al., arXiv 2003.00295).
 
@@ -175,26 +219,21 @@ def build_yogi(
     beta_2: Rate of change of the second moment.
     epsilon: Added to the denominator; tau in the paper.
     initial_preconditioner_value: The second moment before the first step.
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
   """
-  return _clipped(
-    tff.learning.optimizers.build_yogi(
-      learning_rate, beta_1, beta_2, epsilon, initial_preconditioner_value
-    ),
-    gradient_clip_norm,
+  return tff.learning.optimizers.build_yogi(
+    learning_rate, beta_1, beta_2, epsilon, initial_preconditioner_value
   )
 
 
+@_with_common_options
 def build_adagrad(
   *,
   learning_rate: float,
   initial_preconditioner_value: float = 0.1,
   epsilon: float = 1e-7,
-  gradient_clip_norm: float | None = None,
 ) -> tff.learning.optimizers.Optimizer:
   """Builds Adagrad; on the server FedAdagrad (Reddi et al., arXiv 2003.00295).
 
@@ -202,21 +241,16 @@ def build_adagrad(
     learning_rate: The learning rate.
     initial_preconditioner_value: The sum of squares before the first step.
     epsilon: Added to the denominator; tau in the paper.
-    gradient_clip_norm: If given, gradients are scaled down to this global L2
-      norm first.
 
   Returns:
     The optimizer.
   """
-  return _clipped(
-    tff.learning.optimizers.build_adagrad(
-      learning_rate, initial_preconditioner_value, epsilon
-    ),
-    gradient_clip_norm,
+  return tff.learning.optimizers.build_adagrad(
+    learning_rate, initial_preconditioner_value, epsilon
   )
 
 
-OPTIMIZERS: dict[str, Callable[..., tff.learning.optimizers.Optimizer]] = {
+OPTIMIZERS: dict[str, _Builder] = {
   'sgd': build_sgd,
   'sgdm': build_sgdm,
   'adam': build_adam,
@@ -244,12 +278,12 @@ def split_clipping(
   clip_norm = None
   if isinstance(optimizer, clipped_optimizer.ClippedOptimizer):
     clip_norm, optimizer = optimizer.clip_norm, optimizer.inner
-  if (
-    isinstance(optimizer, scale_invariant_sgd.DecayedSGD)
-    and optimizer.relative_clip is not None
-  ):
-    raise ValueError(
-      'relative_clip compares the gradient with the norm of all weights, but '
-      'a client trains only some of them; use gradient_clip_norm instead.'
-    )
+  innermost = optimizer
+  while isinstance(innermost, wrapped_optimizer.WrappedOptimizer):
+    if getattr(innermost, 'relative_clip', None) is not None:
+      raise ValueError(
+        'relative_clip compares the gradient with the norm of all weights, but '
+        'a client trains only some of them; use gradient_clip_norm instead.'
+      )
+    innermost = innermost.inner
   return clip_norm, optimizer

@@ -14,7 +14,6 @@ from si_federated.algorithms import (
   lazy_gradients,
   optimizers,
   variable_selection,
-  weight_decay,
   wrapped_optimizer,
 )
 from si_federated.layers.static_graphs import shapes_are_static
@@ -47,8 +46,11 @@ def build_training(
   clip_norm, optimizer = optimizers.split_clipping(optimizer)
   sizes = [float(weight.size) for weight in model.initial_weights[0]]
 
-  # Steps are made for one variable at a time, each with its own weight decay.
-  single = [weight_decay.of_variable(optimizer, i) for i in range(len(sizes))]
+  # Steps are made for one variable at a time, each with its own weight decay
+  # and learning rate.
+  single = [
+    wrapped_optimizer.of_variable(optimizer, i) for i in range(len(sizes))
+  ]
 
   def next_variable(index, state, weight, gradient):
     state, (weight,) = single[index].next(state, (weight,), (gradient,))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated.algorithms import weight_decay as weight_decay_lib
 from si_federated.algorithms import wrapped_optimizer
 
 
-class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
+class DecayedSGD(weight_decay_lib.DecayingOptimizer):
   """x <- (1 - ηλ) x - η g, where the gradient g is optionally clipped.
 
   The gradient over all variables is scaled down to a norm of
@@ -21,7 +21,6 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
 
   Attributes:
     relative_clip: C; `None` disables clipping.
-    spared: For each variable, whether it is exempt from decay; None if none is.
   """
 
   def __init__(
@@ -29,7 +28,6 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
     learning_rate: float,
     weight_decay: float,
     relative_clip: float | None = None,
-    spared: Sequence[bool] | None = None,
   ) -> None:
     """Initializes the optimizer.
 
@@ -37,19 +35,10 @@ class DecayedSGD(wrapped_optimizer.WrappedOptimizer):
       learning_rate: η.
       weight_decay: λ.
       relative_clip: C; `None` disables clipping.
-      spared: See the class.
     """
     super().__init__(tff.learning.optimizers.build_sgdm(learning_rate))
-    self._learning_rate = learning_rate
     self._weight_decay = weight_decay
     self.relative_clip = relative_clip
-    self.spared = spared
-
-  def sparing(self, spared: Sequence[bool]) -> DecayedSGD:
-    """Returns the optimizer with other variables exempt from weight decay."""
-    return DecayedSGD(
-      self._learning_rate, self._weight_decay, self.relative_clip, spared
-    )
 
   def next(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:
     """Returns the state and the weights after a step."""

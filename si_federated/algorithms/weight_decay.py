@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from si_federated.algorithms import wrapped_optimizer
 
@@ -21,65 +20,33 @@ def is_spared(name: str) -> bool:
   return name.partition(':')[0].rpartition('/')[2] in SPARED_NAMES
 
 
-def spare(
-  optimizer: tff.learning.optimizers.Optimizer, names: Sequence[str]
-) -> tff.learning.optimizers.Optimizer:
-  """Exempts some variables from an optimizer's weight decay.
-
-  Args:
-    optimizer: Any optimizer; only those with a method `sparing` have a weight
-      decay.
-    names: The names of all variables, in the order of the weights.
-
-  Returns:
-    The new optimizer, or the given one if it has no weight decay or no variable
-    is exempt.
-  """
-  spared = tuple(is_spared(name) for name in names)
-  if not any(spared) or not hasattr(optimizer, 'sparing'):
-    return optimizer
-  return optimizer.sparing(spared)
-
-
-def of_variable(
-  optimizer: tff.learning.optimizers.Optimizer, index: int
-) -> tff.learning.optimizers.Optimizer:
-  """Returns the optimizer of a single variable.
-
-  Args:
-    optimizer: An optimizer that treats each variable independently.
-    index: The variable's index in the order of the weights.
-  """
-  spared = getattr(optimizer, 'spared', None)
-  if spared is None or not hasattr(optimizer, 'sparing'):
-    return optimizer
-  return optimizer.sparing((spared[index],))
-
-
-class AdamW(wrapped_optimizer.WrappedOptimizer):
-  """TFF's AdamW, with weight decay that can spare variables.
+class DecayingOptimizer(wrapped_optimizer.WrappedOptimizer):
+  """Base of optimizers with a weight decay that spares some variables.
 
   Attributes:
     spared: For each variable, whether it is exempt; None if none is.
   """
 
-  def __init__(
-    self,
-    inner: tff.learning.optimizers.Optimizer,
-    spared: Sequence[bool] | None = None,
-  ) -> None:
-    """Initializes the optimizer.
+  spared: tuple[bool, ...] | None = None
 
-    Args:
-      inner: From `tff.learning.optimizers.build_adamw`.
-      spared: See the class.
-    """
-    super().__init__(inner)
-    self.spared = spared
+  def for_variables(self, names: Sequence[str]) -> DecayingOptimizer:
+    """Returns the optimizer of variables with these names."""
+    spared = tuple(is_spared(name) for name in names)
+    return self._replace(spared=spared if any(spared) else None)
 
-  def sparing(self, spared: Sequence[bool]) -> AdamW:
-    """Returns the optimizer with other variables exempt from weight decay."""
-    return AdamW(self.inner, spared)
+  def of_variable(self, index: int) -> DecayingOptimizer:
+    """Returns the optimizer of one of the variables of `for_variables`."""
+    if self.spared is None:
+      return self
+    return self._replace(spared=(self.spared[index],))
+
+
+class AdamW(DecayingOptimizer):
+  """TFF's AdamW, with weight decay that spares some variables.
+
+  Attributes:
+    inner: From `tff.learning.optimizers.build_adamw`.
+  """
 
   def next(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:
     """Returns the state and the weights after a step."""

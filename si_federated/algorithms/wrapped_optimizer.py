@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 import tensorflow_federated as tff
+
+_Self = TypeVar('_Self', bound='WrappedOptimizer')
 
 
 class WrappedOptimizer(tff.learning.optimizers.Optimizer):
@@ -31,6 +34,50 @@ class WrappedOptimizer(tff.learning.optimizers.Optimizer):
   def set_hparams(self, state: Any, hparams: Any) -> Any:
     """Returns the state with new values for those of `get_hparams`."""
     return self.inner.set_hparams(state, hparams)
+
+  def for_variables(self: _Self, names: Sequence[str]) -> _Self:
+    """Returns the optimizer of variables with these names, in their order."""
+    return self._replace(inner=for_variables(self.inner, names))
+
+  def of_variable(self: _Self, index: int) -> _Self:
+    """Returns the optimizer of one of the variables of `for_variables`."""
+    return self._replace(inner=of_variable(self.inner, index))
+
+  def _replace(self: _Self, **attributes: Any) -> _Self:
+    """Returns a copy with other attributes."""
+    changed = copy.copy(self)
+    vars(changed).update(attributes)
+    return changed
+
+
+def for_variables(
+  optimizer: tff.learning.optimizers.Optimizer, names: Sequence[str]
+) -> tff.learning.optimizers.Optimizer:
+  """Returns the optimizer of variables with these names.
+
+  Weight decay and the factors of learning rates depend on variables' names.
+
+  Args:
+    optimizer: Any optimizer.
+    names: The names of all variables, in the order of the weights.
+  """
+  if isinstance(optimizer, WrappedOptimizer):
+    return optimizer.for_variables(names)
+  return optimizer
+
+
+def of_variable(
+  optimizer: tff.learning.optimizers.Optimizer, index: int
+) -> tff.learning.optimizers.Optimizer:
+  """Returns the optimizer of a single variable.
+
+  Args:
+    optimizer: An optimizer that treats each variable independently.
+    index: The variable's index in the order of the weights.
+  """
+  if isinstance(optimizer, WrappedOptimizer):
+    return optimizer.of_variable(index)
+  return optimizer
 
 
 def flatten_gradients(gradients: Any) -> list[tf.Tensor | None]:

@@ -16,8 +16,8 @@ from si_federated.algorithms import (
   ALGORITHM_TRAITS,
   StartedProcess,
   Traits,
+  for_variables,
   leave_out_values,
-  spare,
   weights_type,
 )
 from si_federated.assembly.registries import build_part
@@ -60,7 +60,10 @@ def _build_optimizer(
   if side == 'server' and 'momentum' not in options:
     available['momentum'] = experiment.server_momentum
   optimizer = build_part(experiment, flag, **available)
-  optimizer = spare(optimizer, variable_names)
+  try:
+    optimizer = for_variables(optimizer, variable_names)
+  except ValueError as error:
+    raise config.ConfigError(f'--{flag}: {error}') from error
   schedule = experiment.server_learning_rate_schedule
   if (
     side == 'client'

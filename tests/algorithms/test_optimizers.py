@@ -1,4 +1,4 @@
-"""SGD with weight decay and relative clipping, step by step and by symmetry."""
+"""Weight decay, relative clipping and rates of a part, by hand and symmetry."""
 
 import collections
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated.algorithms import OPTIMIZERS
+from si_federated import config, experiment
+from si_federated.algorithms import OPTIMIZERS, for_variables
+from tests import tiny
 
 _SHAPES = ((3, 4), (4,))
 
@@ -160,3 +162,86 @@ def test_hyperparameters_can_be_changed():
 def test_options_are_checked(options, message):
   with pytest.raises(ValueError, match=message):
     OPTIMIZERS['sgd'](learning_rate=0.1, **options)
+
+
+_NAMES = ('embedding/embeddings:0', 'recurrent_1/kernel:0')
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_rates_of_a_part(name):
+  """The named part steps as with a factor of the rate, the rest as without."""
+
+  def run(rate, **options):
+    optimizer = for_variables(
+      OPTIMIZERS[name](learning_rate=rate, **options), _NAMES
+    )
+    weights = [tf.constant(w) for w in _values(0)]
+    state = optimizer.initialize(
+      [tf.TensorSpec(w.shape, w.dtype) for w in weights]
+    )
+    for step in range(3):
+      gradients = [tf.constant(g) for g in _values(step + 1)]
+      state, weights = optimizer.next(state, weights, gradients)
+    return weights
+
+  both = run(0.5, rate_factor=0.25, rate_factor_variables='^embedding')
+  np.testing.assert_allclose(both[0], run(0.125)[0], rtol=1e-5)
+  np.testing.assert_array_equal(both[1], run(0.5)[1])
+
+
+def test_rates_of_a_part_by_hand():
+  optimizer = OPTIMIZERS['sgd'](
+    learning_rate=0.5,
+    gradient_clip_norm=5.0,
+    rate_factor=0.1,
+    rate_factor_variables='kernel',
+  )
+  weights = [tf.constant([1.0]), tf.constant([1.0])]
+  state = optimizer.initialize([tf.TensorSpec([1])] * 2)
+  # The gradient has norm 10 and is clipped before the rates apply.
+  gradients = [tf.constant([6.0]), tf.constant([8.0])]
+  with pytest.raises(ValueError, match='call for_variables'):
+    optimizer.next(state, weights, gradients)
+  _, stepped = for_variables(optimizer, _NAMES).next(state, weights, gradients)
+  np.testing.assert_allclose(stepped, [[1 - 0.5 * 3], [1 - 0.05 * 4]])
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'rate_factor': 0.5}, 'give both or neither'),
+    ({'rate_factor_variables': 'kernel'}, 'give both or neither'),
+    ({'rate_factor': -1.0, 'rate_factor_variables': 'a'}, 'at least 0'),
+    ({'rate_factor': 0.5, 'rate_factor_variables': '('}, 'not a regular'),
+    (
+      {'rate_factor': 0.5, 'rate_factor_variables': 'dense'},
+      'matches no variable; there are embedding/embeddings:0, recurrent_1',
+    ),
+  ],
+)
+def test_wrong_rates_of_a_part(options, message):
+  with pytest.raises(ValueError, match=message):
+    for_variables(OPTIMIZERS['sgd'](learning_rate=0.5, **options), _NAMES)
+
+
+def test_a_whole_experiment_with_rates_of_a_part():
+  """Frozen by a factor of 0, the embedding stays as it was."""
+  built = experiment.build(
+    tiny.tiny_config(
+      client_optimizer='sgd:rate_factor=0,rate_factor_variables=embedding'
+    )
+  )
+  state = built.process.initialize()
+  before = built.process.get_model_weights(state).trainable
+  output = built.process.next(state, built.sample_cohort(1))
+  after = built.process.get_model_weights(output.state).trainable
+  moved = [not np.array_equal(a, b) for a, b in zip(before, after)]
+  assert moved.count(False) == 1
+  embedding = moved.index(False)
+  assert 'embedding' in built.model.variable_names[embedding]
+  with pytest.raises(config.ConfigError, match='--client_optimizer: rate_fac'):
+    experiment.build(
+      tiny.tiny_config(
+        client_optimizer='sgd:rate_factor=0,rate_factor_variables=nothing'
+      )
+    )
