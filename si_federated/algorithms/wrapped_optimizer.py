@@ -46,7 +46,8 @@ class WrappedOptimizer(tff.learning.optimizers.Optimizer):
   def _replace(self: _Self, **attributes: Any) -> _Self:
     """Returns a copy with other attributes."""
     changed = copy.copy(self)
-    vars(changed).update(attributes)
+    for name, value in attributes.items():
+      setattr(changed, name, value)
     return changed
 
 

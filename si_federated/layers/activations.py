@@ -181,6 +181,7 @@ def si_sigmoid(x: Any, axis: int = -1, dead_slope: float = 0.0) -> tf.Tensor:
 
 
 _BY_NAME = {'maxn': maxn, 'si_sigmoid': si_sigmoid, 'si_tanh': si_tanh}
+SCALE_INVARIANT = frozenset(_BY_NAME.values())
 
 
 def get(

@@ -1,4 +1,4 @@
-"""The check of counts that layers and models share."""
+"""The checks of counts that layers and models share."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ def check_count(name: str, value: Any) -> None:
       f'{name} must be a positive whole number, but it is {value!r}: give a '
       'number from 1 up.'
     )
+
+
+def check_groups(num_groups: Any, units: int) -> int:
+  """Returns a number of groups that divides a number of units.
+
+  Args:
+    num_groups: The number of groups.
+    units: The number of units.
+
+  Raises:
+    ValueError: If it is not a positive integer that divides `units`.
+  """
+  check_count('num_groups', num_groups)
+  if units % num_groups:
+    raise ValueError(
+      f'num_groups={num_groups} does not divide units={units}: give a divisor.'
+    )
+  return int(num_groups)

@@ -46,6 +46,8 @@ class GatedCell(tf.keras.layers.LSTMCell):
   """
 
   kind: ClassVar[gates.Kind]
+  # In how many groups of units scale-invariant activations take the maximum.
+  num_groups = 1
 
   def __init__(
     self,
@@ -196,7 +198,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
   def make_gates(self, dtype: str) -> recurrence.Gates:
     """Returns the gates for `recurrence.scan`, computed in the given dtype."""
     return gates.make_gates(
-      self.kind, self._functions, self.dead_gate_slope, dtype
+      self.kind, self._functions, self.dead_gate_slope, dtype, self.num_groups
     )
 
   def call(self, inputs: Any, states: Sequence, training: Any = None):
@@ -211,10 +213,9 @@ class GatedCell(tf.keras.layers.LSTMCell):
       self.input_product(inputs),
       tf.matmul(dropped, self.weight('recurrent_kernel')),
     )
-    functions = [
-      gates.with_dead_slope(function, self.dead_gate_slope)
-      for function in self._functions
-    ]
+    functions = gates.complete(
+      self._functions, self.dead_gate_slope, self.num_groups
+    )
     h, c = self.kind.apply(functions, z, c)
     if self.projection_units:
       h = tf.matmul(h, self.weight('projection_kernel'))

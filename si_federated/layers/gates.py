@@ -92,43 +92,64 @@ def _find_rules(
 
 
 def make_gates(
-  kind: Kind, functions: Sequence[Callable], dead_slope: float, dtype: str
+  kind: Kind,
+  functions: Sequence[Callable],
+  dead_slope: float,
+  dtype: str,
+  num_groups: int = 1,
 ) -> Gates:
   """Builds the gates of a cell for `recurrence.scan`.
 
   The derivative is written out for tanh, sigmoid, SI-tanh and SI-sigma; for
-  other activations, and for scale-invariant ones in float16, TensorFlow
-  differentiates each step.
+  other activations, and for scale-invariant ones in float16 or over groups of
+  units, TensorFlow differentiates each step.
 
   Args:
     kind: The equations of the cell.
     functions: The activations, see `Kind.apply`.
     dead_slope: See `si_sigmoid`.
     dtype: The dtype of the computation.
+    num_groups: In how many groups of units maxima are taken.
 
   Returns:
     The gates.
   """
   rules = _find_rules(functions, dead_slope, dtype)
-  if rules:
+  if rules and num_groups == 1:
     return kind.written_out(rules)
-  functions = [with_dead_slope(f, dead_slope) for f in functions]
+  functions = complete(functions, dead_slope, num_groups)
   return _differentiated(lambda z, c: kind.apply(functions, z, c))
 
 
-def with_dead_slope(activation: Callable, dead_slope: float) -> Callable:
-  """Returns SI-sigma with the given dead slope, other activations unchanged.
+def complete(
+  functions: Sequence[Callable], dead_slope: float, num_groups: int = 1
+) -> List[Callable]:
+  """Returns activations with the options of scale-invariant ones.
 
   Args:
-    activation: An activation function.
+    functions: Activation functions.
     dead_slope: See `si_sigmoid`.
+    num_groups: In how many groups of units maxima are taken.
 
   Returns:
-    A function of one tensor.
+    For each, a function of one tensor `[B, H]`.
   """
-  if activation is activations.si_sigmoid and dead_slope:
-    return lambda z: activations.si_sigmoid(z, dead_slope=dead_slope)
-  return activation
+
+  def completed(activation):
+    function = activation
+    if activation is activations.si_sigmoid and dead_slope:
+      function = functools.partial(activation, dead_slope=dead_slope)
+    if num_groups == 1 or activation not in activations.SCALE_INVARIANT:
+      return function
+
+    def over_groups(z):
+      units = z.shape[-1]
+      groups = tf.reshape(z, [-1, num_groups, units // num_groups])
+      return tf.reshape(function(groups), [-1, units])
+
+    return over_groups
+
+  return [completed(function) for function in functions]
 
 
 def _differentiated(

@@ -12,6 +12,7 @@ from si_federated.layers import (
   gated_rnn,
   gru_gates,
 )
+from si_federated.layers.checks import check_groups
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
@@ -109,6 +110,9 @@ class SIGRUCell(GRUCell):
     activation: Activation of the candidate.
     recurrent_activation: Activation of the gates.
     dead_gate_slope: Slope of the gradient of gates that are all zero.
+    num_groups: In how many groups of units the maxima are taken, so that a
+      large unit scales down only its own group; it divides `units`. Slower than
+      one group, the paper's.
     **kwargs: See `GatedCell`.
   """
 
@@ -119,6 +123,7 @@ class SIGRUCell(GRUCell):
     recurrent_activation: Any = 'si_sigmoid',
     *,
     dead_gate_slope: float = 0.1,
+    num_groups: int = 1,
     **kwargs: Any,
   ) -> None:
     super().__init__(
@@ -128,6 +133,11 @@ class SIGRUCell(GRUCell):
       dead_gate_slope=dead_gate_slope,
       **kwargs,
     )
+    self.num_groups = check_groups(num_groups, units)
+
+  def get_config(self) -> Dict[str, Any]:
+    """Returns the constructor's arguments."""
+    return {**super().get_config(), 'num_groups': self.num_groups}
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)

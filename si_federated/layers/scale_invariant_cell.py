@@ -6,6 +6,8 @@ from typing import Any, Callable, Dict
 
 import tensorflow as tf
 
+from si_federated.layers.checks import check_groups
+
 
 class ScaleInvariant(tf.keras.layers.Layer):
   """Makes a `GatedCell` scale invariant (arXiv 2403.08100), as its first base.
@@ -27,6 +29,9 @@ class ScaleInvariant(tf.keras.layers.Layer):
     dead_gate_slope: Slope of the gradient of gates that are all zero.
     scale_invariant_output: Whether the output applies `activation` to the
       carry, rather than tanh.
+    num_groups: In how many groups of units the maxima are taken, so that a
+      large unit scales down only its own group; it divides `units`. Slower than
+      one group, the paper's.
     **kwargs: See `GatedCell`.
   """
 
@@ -39,6 +44,7 @@ class ScaleInvariant(tf.keras.layers.Layer):
     unit_forget_bias: bool = False,
     dead_gate_slope: float = 0.1,
     scale_invariant_output: bool = True,
+    num_groups: int = 1,
     **kwargs: Any,
   ) -> None:
     super().__init__(
@@ -50,6 +56,7 @@ class ScaleInvariant(tf.keras.layers.Layer):
       **kwargs,
     )
     self.scale_invariant_output = scale_invariant_output
+    self.num_groups = check_groups(num_groups, units)
 
   @property
   def output_activation(self) -> Callable:
@@ -63,4 +70,5 @@ class ScaleInvariant(tf.keras.layers.Layer):
     return {
       **super().get_config(),
       'scale_invariant_output': self.scale_invariant_output,
+      'num_groups': self.num_groups,
     }

@@ -172,6 +172,7 @@ def si_gru(
   recurrent_activation: str = 'si_sigmoid',
   dead_gate_slope: float = 0.1,
   initial_scale: float = 1.0,
+  num_groups: int = 1,
   **options: Any,
 ) -> tf.keras.Model:
   """Builds a scale-invariant GRU language model.
@@ -187,6 +188,8 @@ def si_gru(
     dead_gate_slope: Slope of the gradient of gates that are all zero.
     initial_scale: Factor of the initial kernels. It changes no output, but
       doubling the weights quarters the relative size of an SGD step.
+    num_groups: In how many groups of units the maxima are taken; it divides
+      `units`. Slower than one group, the paper's.
     **options: Further options.
 
   Returns:
@@ -203,6 +206,7 @@ def si_gru(
     recurrent_activation=recurrent_activation,
     dead_gate_slope=dead_gate_slope,
     initial_scale=initial_scale,
+    num_groups=num_groups,
     **options,
   )
 

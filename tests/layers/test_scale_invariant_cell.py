@@ -135,3 +135,62 @@ def test_forget_bias_of_si_lstm(unit_forget_bias):
   cell.build((1, 3))
   forget = float(unit_forget_bias)
   np.testing.assert_array_equal(cell.bias, [0, 0, forget, forget, 0, 0, 0, 0])
+
+
+def _columns(name, group, num_groups):
+  """Returns the columns of a group of units, in all blocks."""
+  width = UNITS // num_groups
+  units = np.arange(group * width, (group + 1) * width)
+  return np.concatenate([UNITS * b + units for b in range(BLOCKS[name])])
+
+
+@ALL
+def test_each_group_of_units_ignores_the_scale_of_its_own_weights(name):
+  layer, x = _layer(name, num_groups=4, dead_gate_slope=0.0)
+  weights = layer.get_weights()
+  expected = layer(x)
+  scaled = [w.copy() for w in weights]
+  for w in scaled:
+    w[..., _columns(name, 1, 4)] *= 8
+  layer.set_weights(scaled)
+  np.testing.assert_array_equal(layer(x), expected)
+  # With a single group the same change is one of the function.
+  single, _ = _layer(name)
+  single.set_weights(weights)
+  before = single(x)
+  single.set_weights(scaled)
+  assert np.abs(single(x) - before).max() > 0.05
+
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_sum(tf.sin(layer(x)))
+  gradients = tape.gradient(loss, layer.trainable_variables)
+  for group in range(4):
+    columns = _columns(name, group, 4)
+    w, g = (
+      np.concatenate([np.ravel(v[..., columns]) for v in values])
+      for values in (scaled, [g.numpy() for g in gradients])
+    )
+    assert np.linalg.norm(g) > 0
+    cosine = np.sum(w * g) / np.linalg.norm(w) / np.linalg.norm(g)
+    assert abs(cosine) < 1e-5
+
+
+def test_groups_of_units_by_hand():
+  cell = layers.SICIFGCell(4, num_groups=2)
+  cell.build((1, 1))
+  # Column blocks: forget, candidate, output.
+  kernel = [4, 2, 1, -3, -4, 1, 5, 10, 2, 1, -1, -2]
+  cell.set_weights([np.array([kernel]), np.zeros([4, 12]), np.zeros([12])])
+  h, [_, c] = cell(tf.constant([[1.0]]), [tf.zeros([1, 4])] * 2)
+  # f = (1, 1/2, 1, 0), g = (-1, 1/4, 1/2, 1); o = (1, 1/2, 0, 0).
+  np.testing.assert_array_equal(c, [[0, 0.125, 0, 1]])
+  np.testing.assert_array_equal(h, [[0, 0.5, 0, 0]])
+
+
+def test_groups_of_units_are_part_of_the_configuration():
+  layer = layers.SIGRU(6, num_groups=3)
+  assert type(layer).from_config(layer.get_config()).cell.num_groups == 3
+  with pytest.raises(ValueError, match='num_groups=4 does not divide units=6'):
+    layers.SICIFG(6, num_groups=4)
+  with pytest.raises(ValueError, match='num_groups must be a positive'):
+    layers.SILSTM(6, num_groups=0)
