@@ -20,7 +20,7 @@ The map of the package. A room imports from lower levels only, and within level
   preparation      client data from dumps and tables
   flags            absl flags to ExperimentConfig
 2 weights          weights in files: checkpoints, Keras files, adapters
-  diagnostics      DIAGNOSTICS: what is measured of a model while it trains
+  diagnostics      DIAGNOSTICS: measurements of a model while it trains
   assembly         from names to parts; its README.md draws the flow
   pretraining      central training to start a federated run from
 3 experiment       build and run: one page from configuration to results

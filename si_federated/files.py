@@ -165,7 +165,7 @@ def lock_folder(folder: Union[str, os.PathLike], doing: str) -> IO[str]:
 
   Args:
     folder: The folder, made if missing.
-    doing: What a process does that holds the lock, to go before the folder's
+    doing: The activity of a process with the lock, to go before the folder's
       name, such as 'exporting to'.
 
   Returns:
@@ -255,7 +255,7 @@ def _temporary_cache(instead_of: str) -> str:
   if os.stat(parent).st_uid != os.getuid():
     folder = tempfile.mkdtemp(prefix='si_federated-')
   logging.warning(
-    '%s cannot be written; what is kept for later runs goes to %s (set '
+    '%s cannot be written; caches for later runs go to %s (set '
     'XDG_CACHE_HOME to name another folder).',
     instead_of,
     folder,

@@ -1,4 +1,4 @@
-"""FedProx: federated averaging with clients held near the server's model."""
+"""FedProx: federated averaging that keeps clients near the server's model."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def unpack_trits(packed: tf.Tensor, count: int) -> tf.Tensor:
 def _columns(values: tf.Tensor, width: int) -> tf.Tensor:
   """Pads with zeros and returns shape `[width, n / width]`.
 
-  Row i holds the values i, i + width, i + 2 width, ...
+  Row i contains the values i, i + width, i + 2 width, ...
   """
   missing = -int(values.shape[0]) % width
   if missing:

@@ -1,4 +1,4 @@
-"""Privacy report cards: what a private run promises, and what it does not."""
+"""Privacy report cards: the guarantee of a private run, and its limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Card:
   Attributes:
     heading: The runs' names.
     guarantee: Epsilon in a sentence.
-    statements: Names and texts of what the guarantee is about.
+    statements: Names and texts of the statements about the guarantee.
     numbers: The guarantee in several units.
     picture: The noise over rounds; None if the strategy is not known.
   """
@@ -79,7 +79,7 @@ def build(comparison: Comparison) -> List[Card]:
       cards.append(_card(runs, f'privacy_noise_{number}'))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(
-        f'{runs[0].path / FILE} is not what training writes '
+        f'{runs[0].path / FILE} is not a file of training '
         f'({type(error).__name__}: {error}); restore it, or delete it to '
         'report without it.'
       ) from error
@@ -96,9 +96,9 @@ def sentences(comparison: Comparison) -> List[str]:
   said = []
   if runs:
     what = f'{tables.count_of(len(runs))} with differential privacy'
-    said.append(f'Of {what}, {_PAGE} says what is promised and what is not.')
+    said.append(f'For {what}, {_PAGE} shows the guarantee and its limits.')
   said += [
-    f'{run.name} has an ε but no {FILE}, and so no privacy report card.'
+    f'{run.name} has an ε but no {FILE}, and thus no privacy report card.'
     for run in comparison.runs
     if not run.privacy and run.last(run_files.EPSILON) is not None
   ]
@@ -106,7 +106,7 @@ def sentences(comparison: Comparison) -> List[str]:
 
 
 def html(title: str, cards: Sequence[Card]) -> str:
-  """Returns the cards as one page that loads nothing.
+  """Returns the cards as one self-contained page.
 
   Args:
     title: The heading.
@@ -286,10 +286,10 @@ def _strategy(
   """Returns the correlation of a run's noise.
 
   Raises:
-    ValueError: If its file is missing, damaged, or another.
+    ValueError: If its file is missing, damaged, or that of another strategy.
   """
   if facts.get('strategy') is None:
-    # Clients that make the noise make it anew in each round.
+    # Noise from clients is independent in each round.
     return strategies.identity(facts['promised']['contract']['rounds'])
   return strategy_files.of_run(facts['strategy'], folder / 'strategy.npz')
 

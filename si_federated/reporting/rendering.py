@@ -15,7 +15,7 @@ def render(template: str, *, escape: bool, **values: Any) -> str:
   Args:
     template: The name of a file in `templates/`.
     escape: Whether texts become HTML.
-    **values: What the template shows; the colors of the page are added.
+    **values: The template's variables; the colors of the page are added.
   """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('si_federated.reporting'),

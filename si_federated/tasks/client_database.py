@@ -44,7 +44,7 @@ def _connect(path: str) -> sqlite3.Connection:
   except sqlite3.OperationalError:
     connection.close()
     # Write-ahead mode needs two more files in the folder, unless the file is
-    # opened as immutable, which would miss what its log holds.
+    # opened as immutable, which would miss the content of its log.
     if not _is_wal(path) or _has_log(path):
       raise
     connection = sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)

@@ -1,1 +1,1 @@
-"""The round loop and what it needs: sampling, evaluation, checkpoints."""
+"""The round loop, with sampling, evaluation and checkpoints."""

@@ -102,7 +102,7 @@ class RunFolder:
       Whether the folder already has this experiment.
 
     Raises:
-      config.ConfigError: If it holds a different one.
+      config.ConfigError: If it has a different one.
       files.LockedError: If another process is running it.
     """
     self._lock = files.lock_folder(self.path, 'running the experiment in')

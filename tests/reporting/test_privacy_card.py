@@ -140,7 +140,7 @@ def test_a_missing_file_is_one_sentence(trained, tmp_path):
   comparison = _compare(_copy(trained, tmp_path, None))
   assert privacy_card.build(comparison) == []
   assert privacy_card.sentences(comparison) == [
-    'private has an ε but no privacy.json, and so no privacy report card.'
+    'private has an ε but no privacy.json, and thus no privacy report card.'
   ]
 
 
