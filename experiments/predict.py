@@ -8,6 +8,8 @@ the run is training: it reads the newest checkpoint.
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Iterator
 
@@ -88,10 +90,22 @@ def main() -> None:
 
 def _typed_lines() -> Iterator[str]:
   interactive = sys.stdin.isatty()
+  encoding = codecs.lookup(sys.stdin.encoding).name
+  if encoding == 'utf-8' and isinstance(sys.stdin, io.TextIOWrapper):
+    # A byte order mark is no part of a word. In some locales Python would take
+    # wrong bytes for characters of their own.
+    sys.stdin.reconfigure(encoding='utf-8-sig', errors='strict')
   while True:
     if interactive:
       print('text> ', end='', flush=True)
-    line = sys.stdin.readline()
+    try:
+      line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'The lines read are not {encoding} text ({error.reason}, byte '
+        f'0x{error.object[error.start]:02x}); if they are latin1, convert them '
+        'by `iconv -f latin1 -t utf8`, or set PYTHONIOENCODING=latin1.'
+      ) from error
     if not line or (interactive and not line.strip()):
       return
     if line.strip():

@@ -65,6 +65,12 @@ _TEXT_BY_LINE = absl_flags.DEFINE_boolean(
   'Whether line ends of --text_files also end sentences; otherwise lines are '
   'wrapped text, and an empty line ends a paragraph.',
 )
+_TEXT_ENCODING = absl_flags.DEFINE_string(
+  'text_encoding',
+  None,
+  'The encoding of --text_files, such as latin-1 or cp1252, if it is not UTF-8 '
+  'and has no byte order mark that says so.',
+)
 _VOCABULARY_FROM = absl_flags.DEFINE_string(
   'vocabulary_from',
   None,
@@ -101,6 +107,7 @@ def main() -> None:
   settings = Settings(
     text_files=_TEXT_FILES.value,
     text_by_line=_TEXT_BY_LINE.value,
+    text_encoding=_TEXT_ENCODING.value,
     has_task=names_task or _TEXT_FILES.value is None,
     vocabulary_from=_VOCABULARY_FROM.value,
     learning_rate=_LEARNING_RATE.value,

@@ -72,6 +72,7 @@ def _sources(settings: Settings) -> dict[str, Any]:
   return {
     'text_files': settings.text_files,
     'text_by_line': settings.text_by_line,
+    'text_encoding': settings.text_encoding,
     'vocabulary_from': settings.vocabulary_from,
     'files': files,
   }
@@ -127,7 +128,10 @@ def _build_task(
   try:
     if settings.has_task:
       return plain_text.train_on_text(
-        task, settings.text_files, by_line=settings.text_by_line
+        task,
+        settings.text_files,
+        by_line=settings.text_by_line,
+        encoding=settings.text_encoding,
       )
     vocabulary = None
     if settings.vocabulary_from is not None:
@@ -138,6 +142,7 @@ def _build_task(
       sequence_length=experiment.sequence_length,
       vocabulary=vocabulary,
       by_line=settings.text_by_line,
+      encoding=settings.text_encoding,
     )
     if vocabulary is not None:
       return task

@@ -28,6 +28,8 @@ class Settings:
     text_files: Plain text to train on, as a name with wildcards; None for the
       sentences of the task's training clients.
     text_by_line: Whether line ends also end sentences.
+    text_encoding: The text's encoding, such as `latin-1`; None for UTF-8, or
+      that of a byte order mark.
     has_task: Whether to use the vocabulary and the validation clients of the
       task, rather than the words and a part of the text.
     vocabulary_from: The run whose vocabulary to use if there is no task.
@@ -41,6 +43,7 @@ class Settings:
 
   text_files: Optional[str] = None
   text_by_line: bool = False
+  text_encoding: Optional[str] = None
   has_task: bool = True
   vocabulary_from: Optional[str] = None
   learning_rate: float = 0.001
@@ -66,6 +69,10 @@ class Settings:
       )
     if not self.has_task and self.text_files is None:
       raise config.ConfigError('There is no text: give --task or --text_files.')
+    if self.text_encoding is not None and self.text_files is None:
+      raise config.ConfigError(
+        '--text_encoding is for --text_files; a task reads its own data.'
+      )
     if self.vocabulary_from is not None and self.has_task:
       raise config.ConfigError(
         '--vocabulary_from is for --text_files alone, since --task has a '

@@ -40,6 +40,7 @@ def text_task(
   sequence_length: int,
   vocabulary: Vocabulary | None = None,
   by_line: bool = False,
+  encoding: str | None = None,
 ) -> Task:
   """Makes a task of plain text.
 
@@ -50,13 +51,14 @@ def text_task(
 
   Args:
     pattern: The files, with wildcards; `**` matches all folders below. `.gz`
-      and `.xz` files are unpacked. They are in UTF-8, or in the encoding of
-      their byte order mark.
+      and `.xz` files are unpacked.
     vocab_size: V, the number of words with an id.
     sequence_length: T, the number of words to which sentences are cut.
     vocabulary: If given, replaces the vocabulary of `vocab_size` words.
     by_line: Whether sentences also end at line ends. Otherwise lines are
       wrapped text, and an empty line ends a paragraph.
+    encoding: The files' encoding, such as `latin-1`; None for UTF-8, or that
+      of a byte order mark.
 
   Returns:
     The task.
@@ -69,7 +71,12 @@ def text_task(
   paths = _find(pattern)
   if vocabulary is not None:
     store = _encoded(
-      paths, vocabulary, sequence_length, by_line=by_line, hold_out=True
+      paths,
+      vocabulary,
+      sequence_length,
+      by_line=by_line,
+      encoding=encoding,
+      hold_out=True,
     )
     train, validation, test = (
       _population(store, split, vocabulary, sequence_length) for split in SPLITS
@@ -77,36 +84,49 @@ def text_task(
     return Task('text', vocabulary, sequence_length, train, validation, test)
 
   def fill(writer: StoreWriter) -> None:
-    held = _held_out(paths, by_line)
-    for name, lines in _progress(paths, by_line):
+    held = _held_out(paths, by_line, encoding)
+    for name, lines in _progress(paths, by_line, encoding):
       texts = (' '.join(tokenize(s)) for s in _sentences(lines, by_line))
       writer.add_client(
         held.get(name, 'train'), name, [text.encode() for text in texts if text]
       )
 
-  store = _open(paths, fill, {'by_line': by_line})
+  store = _open(paths, fill, {'by_line': by_line}, encoding)
   return task_from_store(
     'text', store, vocab_size=vocab_size, sequence_length=sequence_length
   )
 
 
-def train_on_text(task: Task, pattern: str, *, by_line: bool = False) -> Task:
+def train_on_text(
+  task: Task,
+  pattern: str,
+  *,
+  by_line: bool = False,
+  encoding: str | None = None,
+) -> Task:
   """Replaces a task's training clients by plain text.
 
   Args:
     task: The task, which keeps its vocabulary and evaluation.
     pattern: See `text_task`; nothing is held out.
     by_line: See `text_task`.
+    encoding: See `text_task`.
 
   Returns:
     The task with documents as training clients.
 
   Raises:
-    ValueError: If there are no such files or no text.
+    ValueError: If there are no such files, no text, or text in another
+      encoding.
   """
   vocabulary, length = task.vocabulary, task.sequence_length
   store = _encoded(
-    _find(pattern), vocabulary, length, by_line=by_line, hold_out=False
+    _find(pattern),
+    vocabulary,
+    length,
+    by_line=by_line,
+    encoding=encoding,
+    hold_out=False,
   )
   population = _population(store, 'train', vocabulary, length)
   return dataclasses.replace(task, train=population)
@@ -144,6 +164,7 @@ def _encoded(
   length: int,
   *,
   by_line: bool,
+  encoding: str | None,
   hold_out: bool,
 ) -> TokenStore:
   """Opens or builds the store of text in the tokens of a vocabulary.
@@ -163,8 +184,8 @@ def _encoded(
         yield ranks[start : start + step]
 
   def fill(writer: StoreWriter) -> None:
-    held = _held_out(paths, by_line) if hold_out else {}
-    for name, lines in _progress(paths, by_line):
+    held = _held_out(paths, by_line, encoding) if hold_out else {}
+    for name, lines in _progress(paths, by_line, encoding):
       parts = list(encode(lines))
       if parts:
         sizes = [len(part) for part in parts]
@@ -182,7 +203,7 @@ def _encoded(
     'window': window,
     'hold_out': hold_out,
   }
-  return _open(paths, fill, options, vocabulary.words)
+  return _open(paths, fill, options, encoding, vocabulary.words)
 
 
 def _population(
@@ -191,9 +212,12 @@ def _population(
   return ClientPopulation(store.splits[split], len(vocabulary.words), length)
 
 
-def _held_out(paths: Sequence[str], by_line: bool) -> Mapping[str, str]:
+def _held_out(
+  paths: Sequence[str], by_line: bool, encoding: str | None
+) -> Mapping[str, str]:
+  names = [name for name, _ in _documents(paths, by_line, encoding)]
   try:
-    return split_all(name for name, _ in _documents(paths, by_line))
+    return split_all(names)
   except ValueError as error:
     raise ValueError(
       f'The text of {", ".join(paths[:3])} is too short to hold a part of it '
@@ -205,6 +229,7 @@ def _open(
   paths: Sequence[str],
   fill: Any,
   options: dict[str, Any],
+  encoding: str | None,
   words: Sequence[str] | None = None,
 ) -> TokenStore:
   key = {
@@ -212,17 +237,22 @@ def _open(
     'version': _VERSION,
     **options,
   }
+  # Not always, so that stores made before there was a choice are found.
+  if encoding is not None:
+    key['encoding'] = encoding
   digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
   folder = os.path.join(files.cache_folder(), f'text-{digest}')
   return open_or_build(folder, fill, key=key, words=words)
 
 
 def _documents(
-  paths: Iterable[str], by_line: bool
+  paths: Iterable[str], by_line: bool, encoding: str | None
 ) -> Iterator[tuple[str, list[str]]]:
   """Yields names and lines of documents."""
   for path in paths:
-    with text_files.open_text(path) as file:
+    with text_files.open_text(
+      path, encoding=encoding, option='--text_encoding'
+    ) as file:
       lines: list[str] = []
       first = 1
       for number, line in enumerate(file, start=1):
@@ -237,10 +267,10 @@ def _documents(
 
 
 def _progress(
-  paths: Sequence[str], by_line: bool
+  paths: Sequence[str], by_line: bool, encoding: str | None
 ) -> Iterator[tuple[str, list[str]]]:
   for path in progress_bar(paths, total=len(paths), label='Reading text'):
-    yield from _documents([path], by_line)
+    yield from _documents([path], by_line, encoding)
 
 
 def _sentences(lines: Iterable[str], by_line: bool) -> Iterator[str]:

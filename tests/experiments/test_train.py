@@ -265,7 +265,9 @@ def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
     'predict',
     f'--run={whole}',
     '--top=21',
-    input=f'{words[0]} {words[1]}\n\nunheard\n',
+    # A file of Windows' editors begins with a byte order mark.
+    input=f'\ufeff{words[0]} {words[1]}\n\nunheard\n',
+    encoding='utf-8',
   )
   assert done.returncode == 0, done.stderr
   assert f'{words[0]} {words[1]} ...' in done.stdout
@@ -278,6 +280,19 @@ def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
   assert len(shares) == 42
   assert sum(shares) == pytest.approx(200, abs=2.5)
   assert shares[:21] == sorted(shares[:21], reverse=True)
+
+
+def test_predict_refuses_lines_of_another_encoding(whole):
+  # In this locale Python would read the byte as a character of its own.
+  done = tiny.run_binary(
+    'predict',
+    f'--run={whole}',
+    input='café\n',
+    encoding='latin-1',
+    env={**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '1'},
+  )
+  assert done.returncode == 1
+  assert '0xe9); if they are latin1' in done.stderr.splitlines()[-1]
 
 
 def test_predict_without_a_run_is_one_sentence(tmp_path):

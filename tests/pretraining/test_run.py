@@ -264,6 +264,12 @@ def test_text_in_the_vocabulary_of_a_task(text, whole, tmp_path):
     pretrain(
       _config(), _settings(text_files=text, text_by_line=True), str(tmp_path)
     )
+  with pytest.raises(config.ConfigError, match='text_encoding: cp1252 here'):
+    pretrain(
+      _config(),
+      _settings(text_files=text, text_encoding='cp1252'),
+      str(tmp_path),
+    )
   with open(text.replace('*', '0'), 'a') as file:
     file.write('w5\n')
   with pytest.raises(config.ConfigError, match='other files'):
@@ -297,6 +303,7 @@ def test_text_in_its_own_words_or_those_of_a_run(text, whole, tmp_path):
     ({'batch_size': 0}, '--batch_size'),
     ({'num_steps': -1}, '--num_steps'),
     ({'learning_rate': 0.0}, '--learning_rate'),
+    ({'text_encoding': 'latin-1'}, '--text_encoding is for --text_files'),
     ({'learning_rate': float('nan')}, '--learning_rate'),
     ({'has_task': False}, '--text_files'),
     ({'vocabulary_from': 'runs/x'}, '--vocabulary_from'),

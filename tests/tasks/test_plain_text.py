@@ -89,6 +89,18 @@ def test_characters_are_cut_into_windows(tmp_path):
   }
 
 
+def test_one_file_read_in_two_encodings(tmp_path):
+  # The bytes C3 A9 are é in UTF-8.
+  characters = CharacterVocabulary(('é', 'Ã', '©'))
+  pattern = _write(tmp_path / 'text', '')
+  (tmp_path / 'text' / '00.txt').write_bytes(b'\xc3\xa9')
+  for encoding, expected in ((None, 'é'), ('latin-1', 'Ã©')):
+    trained = train_on_text(_task(characters), pattern, encoding=encoding)
+    assert _texts(trained.train, characters) == {
+      '00.txt:1': [f'<BOS>{expected}<EOS>']
+    }
+
+
 def test_a_task_of_its_own_words_holds_documents_out(tmp_path):
   texts = [f'the cat saw word{i}.\n\nthe dog too.\n' for i in range(20)]
   pattern = _write(tmp_path / 'text', *texts)

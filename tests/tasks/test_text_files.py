@@ -121,17 +121,21 @@ def test_half_of_utf_16_is_one_sentence(tmp_path):
 def test_plain_text_with_and_without_a_mark(tmp_path):
   text = ''.join(f'word naïve dog{i}.\n\n' for i in range(2000))
 
-  def words(content):
+  def words(content, **options):
     (tmp_path / 'a.txt').write_bytes(content)
     pattern = str(tmp_path / 'a.txt')
-    task = text_task(pattern, vocab_size=10_000, sequence_length=6)
+    task = text_task(pattern, vocab_size=10_000, sequence_length=6, **options)
     return task.vocabulary.words
 
   plain = words(text.encode())
   assert words(codecs.BOM_UTF8 + text.encode()) == plain
   assert words(text.encode('utf-16')) == plain
-  with pytest.raises(ValueError, match=r'a\.txt is not UTF-8.*position 7'):
+  with pytest.raises(
+    ValueError,
+    match=r'^\S*a\.txt is not UTF-8.*position 7.*--text_encoding=latin1',
+  ):
     words(text.encode('latin-1'))
+  assert words(text.encode('latin-1'), encoding='latin-1') == plain
 
 
 def test_a_mark_before_speeches_and_numbers_as_names(tmp_path):
