@@ -19,7 +19,8 @@ The privacy of a recipe:
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags
 
 Flags are those of experiments.train. For Poisson sampling, which amplifies
-privacy, give --participation=poisson, --clients_per_round and --num_clients.
+privacy, give --participation=poisson, --clients_per_round and --num_clients;
+for groups that clients draw, --participation=balls_in_bins instead.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ _HELP = {
   '--client_learning_rate by default.',
   'participation': 'Which clients take part in a round: uniform, '
   'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
-  'of --min_separation rounds), poisson or cyclic_poisson.',
+  'of --min_separation rounds), poisson, cyclic_poisson or balls_in_bins '
+  '(fixed cycles of groups that each client draws).',
   'clip_norm': "The largest L2 norm of a client's update; private aggregators "
   'scale longer ones down.',
   'noise_multiplier': 'The standard deviation of the noise on the sum of '

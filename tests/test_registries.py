@@ -75,6 +75,7 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     **_PRIVATE,
     'algorithm': 'fed_avg',
     'aggregator': 'blt',
+    'participation': 'balls_in_bins',
     'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
     'server_optimizer': 'sgdm',
     'server_momentum': 0.5,

@@ -98,8 +98,17 @@ def _sampled(
   amplification: schedules.Amplification,
   canary_seed: int,
 ) -> list[np.ndarray]:
-  """Returns the cohorts of Poisson sampling, within groups that take turns."""
+  """Returns the cohorts of Poisson sampling, within groups that take turns.
+
+  In balls in bins, canaries draw their group, or none, instead.
+  """
   generator = np.random.default_rng([canary_seed, _SAMPLING])
+  if amplification.kind == 'balls_in_bins':
+    drawn = generator.random(num_canaries) // amplification.probability
+    return [
+      np.flatnonzero(drawn == time % amplification.groups)
+      for time in range(rounds)
+    ]
   group = np.arange(num_canaries) % amplification.groups
   return [
     np.flatnonzero(

@@ -4,7 +4,7 @@ Without amplification, a mechanism of correlated noise is one Gaussian
 mechanism whose noise is the noise multiplier over the sensitivity. Two data
 sets are neighbours if one client's updates are all replaced by zeros
 ("zero-out"); with Poisson sampling, if they differ by one client ("add or
-remove one").
+remove one"). Balls in bins have the same epsilon for both, by Monte Carlo.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import dp_accounting
 import numpy as np
@@ -22,6 +22,7 @@ from dp_accounting.pld import privacy_loss_mechanism
 from scipy import special
 
 from si_federated.privacy import (
+  monte_carlo,
   participation,
   schedules,
   sensitivity,
@@ -84,6 +85,14 @@ class PrivacyRecord(record_lib.Record):
     amplification = self.amplification
     if amplification is None:
       return
+    if amplification.kind == 'balls_in_bins':
+      # Dominance by fixed means is proven for these.
+      if self.kind == 'tree' or (self.strategy.matrix() < 0).any():
+        raise ValueError(
+          f'A {self.kind} strategy is not amplified by balls_in_bins; it takes '
+          'a square matrix without negative entries.'
+        )
+      return
     if amplification.kind == 'poisson' and self.kind != 'identity':
       raise ValueError(
         'Poisson sampling does not amplify the correlated noise of '
@@ -124,10 +133,56 @@ class PrivacyRecord(record_lib.Record):
     once = participation.Participation(rounds, 1, rounds)
     return self.strategy.sensitivity(once).value * self.releases**0.5
 
+  @property
+  def is_sampled_in_bins(self) -> bool:
+    """Whether epsilon comes from Monte Carlo, for balls in bins."""
+    amplification = self.amplification
+    return amplification is not None and amplification.kind == 'balls_in_bins'
+
+  @property
+  def confidence(self):
+    """The probability with which sampled figures hold; None if exact."""
+    return monte_carlo.CONFIDENCE if self.is_sampled_in_bins else None
+
+  def mixture(self) -> monte_carlo.GaussianMixture:
+    """Returns the release under balls in bins as a mixture of Gaussians.
+
+    Choquette-Choo et al. 2024: the mean of a group is the sum of the columns of
+    C in which it has its turn.
+
+    Raises:
+      ValueError: If the amplification is another one, or there is no noise.
+    """
+    amplification = self.amplification
+    if amplification is None or not self.is_sampled_in_bins:
+      raise ValueError(
+        'Only balls_in_bins makes a mixture; choose that participation.'
+      )
+    if not self.noise_multiplier:
+      raise ValueError('There is no noise; give a positive noise_multiplier.')
+    rounds = self.contract.rounds
+    matrix = self.strategy.matrix()[:rounds, :rounds]
+    groups = min(amplification.groups, rounds)
+    means = [
+      matrix[:, group :: amplification.groups].sum(axis=1)
+      for group in range(groups)
+    ]
+    scale = self.releases**0.5 / self.noise_multiplier
+    scaled = scale * np.stack(means)
+    return monte_carlo.GaussianMixture(
+      scaled @ scaled.T, np.full(groups, amplification.probability)
+    )
+
+  @functools.cached_property
+  def _sampled(self) -> monte_carlo.Sampled:
+    return monte_carlo.Sampled(self.mixture())
+
   def event(self):
     """Returns the mechanism as an event of dp_accounting."""
     if not self.noise_multiplier:
       return dp_accounting.NonPrivateDpEvent()
+    if self.is_sampled_in_bins:
+      return dp_accounting.UnsupportedDpEvent()
     if self.amplification is None:
       return dp_accounting.GaussianDpEvent(
         self.noise_multiplier / self.sensitivity.value
@@ -169,6 +224,9 @@ class PrivacyRecord(record_lib.Record):
   def _curve(self, method):
     if method != 'exact' or self.amplification is None:
       return super()._curve(method)
+    if self.is_sampled_in_bins:
+      epsilons = np.linspace(0, self._epsilon(1e-4, 'rdp'), 201)
+      return epsilons, self._sampled.deltas(epsilons)
     # Of many epsilons, their deltas take no longer than that of one.
     epsilons = np.linspace(0, self.epsilon(1e-12), 2001)
     return epsilons, self._accountants[method].get_delta(epsilons)
@@ -182,6 +240,12 @@ class PrivacyRecord(record_lib.Record):
     if method == 'exact' and self.amplification is None:
       return gaussian_epsilon(
         self.noise_multiplier / self.sensitivity.value, delta
+      )
+    if self.is_sampled_in_bins:
+      # That of a known group: never less, and there is no better Renyi bound.
+      known = gaussian_epsilon(self._sampled.mixture.most**-0.5, delta)
+      return (
+        known if method == 'rdp' else min(known, self._sampled.epsilon(delta))
       )
     if method not in self._accountants:
       # To compose takes seconds, to ask for another delta does not.
@@ -207,6 +271,8 @@ class PrivacyRecord(record_lib.Record):
         tolerance=1e-10,
       )
       return self.with_noise(noise)
+    if self.is_sampled_in_bins:
+      return _calibrated_in_bins(self, target_epsilon, delta)
 
     def search(method, bracket, tolerance):
       return dp_accounting.calibrate_dp_mechanism(
@@ -243,7 +309,37 @@ class PrivacyRecord(record_lib.Record):
     return self.with_noise(float(noise))
 
   def _details(self):
-    return {'releases_per_round': self.releases}
+    details: dict[str, Any] = {'releases_per_round': self.releases}
+    if self.confidence is not None:
+      details['epsilon_confidence'] = self.confidence
+    return details
+
+
+def _calibrated_in_bins(record, target_epsilon, delta):
+  known = record_lib.least_enough(
+    lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
+    low=1e-6,
+    tolerance=1e-6,
+  )
+  most = known * record.with_noise(1.0).mixture().most ** 0.5
+  # The search looks at samples of its own, so that those of the result are
+  # independent of it but for the few tries below.
+  noise = record_lib.least_enough(
+    lambda z: (
+      z >= most
+      or monte_carlo.Sampled(record.with_noise(z).mixture()).estimate(delta)
+      <= target_epsilon
+    ),
+    low=0.0,
+    high=most,
+    tolerance=2e-3,
+  )
+  for _ in range(8):
+    found = record.with_noise(min(noise, most))
+    if found.epsilon(delta) <= target_epsilon:
+      return found
+    noise *= 1.003
+  return record.with_noise(most)
 
 
 def gaussian_epsilon(noise: float, delta: float) -> float:

@@ -170,6 +170,11 @@ class Ledger:
       lines.append(
         f'To those who know who takes part when, epsilon is {plain:.4g}.'
       )
+    if record.confidence is not None:
+      lines.append(
+        'Epsilon with sampling is a bound by Monte Carlo, which holds with '
+        f'confidence {record.confidence}.'
+      )
     if population := self._facts.get('simulated_population'):
       lines.append(
         'Cohorts of that size, with clients that take part as often, are of a '

@@ -42,6 +42,11 @@ class Record(abc.ABC):
   rho: Optional[float]
 
   @property
+  def confidence(self) -> Optional[float]:
+    """The probability with which sampled figures hold; None if exact."""
+    return None
+
+  @property
   def neighbouring_relation(self) -> str:
     """Which data sets the guarantee makes hard to distinguish."""
     return 'zero-out' if self.amplification is None else 'add-or-remove-one'
@@ -53,8 +58,8 @@ class Record(abc.ABC):
       delta: In (0, 1).
       method: `'exact'`: the tightest known, from the privacy profile of a
         Gaussian or, with amplification, dp_accounting's privacy loss
-        distributions; `'rdp'`: from Renyi differential privacy, a little
-        larger.
+        distributions or Monte Carlo; `'rdp'`: fast, from Renyi differential
+        privacy, a little larger.
 
     Raises:
       ValueError: If delta or the method is invalid.

@@ -25,8 +25,11 @@ class Amplification:
   Attributes:
     kind: `'poisson'`: each client takes part in each round independently; or
       `'cyclic_poisson'`: the same within fixed groups that take turns
-      (Choquette-Choo et al. 2023, section 4).
-    probability: Of a client whose group has its turn.
+      (Choquette-Choo et al. 2023, section 4); or `'balls_in_bins'`: each client
+      draws its group, and takes part whenever that has its turn (Choquette-Choo
+      et al. 2024).
+    probability: Of a client whose group has its turn; of `'balls_in_bins'`,
+      that a client is in a given group.
     groups: The number of groups; 1 for `'poisson'`.
   """
 
@@ -35,10 +38,10 @@ class Amplification:
   groups: int = 1
 
   def __post_init__(self):
-    if self.kind not in ('poisson', 'cyclic_poisson'):
+    if self.kind not in ('poisson', 'cyclic_poisson', 'balls_in_bins'):
       raise ValueError(
-        f'amplification kind is {self.kind!r}; known are poisson and '
-        'cyclic_poisson.'
+        f'amplification kind is {self.kind!r}; known are poisson, '
+        'cyclic_poisson and balls_in_bins.'
       )
     if not 0 < self.probability <= 1:
       raise ValueError(
@@ -46,6 +49,11 @@ class Amplification:
       )
     if self.groups < 1 or (self.kind == 'poisson' and self.groups != 1):
       raise ValueError(f'{self.kind} cannot have {self.groups} groups.')
+    if self.kind == 'balls_in_bins' and self.groups * self.probability > 1.001:
+      raise ValueError(
+        f'{self.groups} groups cannot have a probability of '
+        f'{self.probability} each; together it is at most 1.'
+      )
 
 
 @dataclasses.dataclass(eq=False)
@@ -343,6 +351,51 @@ class CyclicPoisson(Schedule):
     return _cyclic_contract(rounds, self.min_separation)
 
 
+@dataclasses.dataclass(eq=False)
+class BallsInBins(Schedule):
+  """Fixed cycles whose cohorts are drawn client by client.
+
+  Each client draws one of the groups that take turns, or none, independently of
+  the others, once and for all: balls in bins (Choquette-Choo et al. 2024, arXiv
+  2410.06266). Unlike the cohorts of `FixedCycles`, whose sizes are fixed, those
+  amplify: others' groups tell nothing about a client's.
+
+  Attributes:
+    min_separation: The number of groups, the rounds in a cycle; all whole
+      cohorts by default.
+  """
+
+  min_separation: Optional[int] = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.min_separation is None:
+      self.min_separation = self.whole_cohorts
+    self._check_separation(self.min_separation)
+    draws = self._generator().random(self.num_clients)
+    # Groups from the separation on have no turn.
+    self._groups = np.floor(draws / self.amplification.probability)
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    assert self.min_separation is not None
+    return Amplification(
+      'balls_in_bins',
+      self.clients_per_round / self.num_clients,
+      self.min_separation,
+    )
+
+  def _cohort(self, round_num):
+    turn = (round_num - 1) % self.min_separation
+    return np.flatnonzero(self._groups == turn)
+
+  def contract(self, rounds):
+    """Returns the contract that the schedule meets for a number of rounds."""
+    assert self.min_separation is not None
+    return _cyclic_contract(rounds, self.min_separation)
+
+
 def _cyclic_contract(rounds, separation):
   return participation.Participation(
     rounds, -(-rounds // separation), separation, cyclic=True
@@ -356,4 +409,5 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
   'min_separation': MinSeparation,
   'poisson': Poisson,
   'cyclic_poisson': CyclicPoisson,
+  'balls_in_bins': BallsInBins,
 }

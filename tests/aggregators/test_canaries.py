@@ -102,6 +102,23 @@ def test_sampled_canaries_take_part_as_clients_do(groups):
   assert len({tuple(column) for column in taken.T}) > 0.9 * count / groups
 
 
+def test_canaries_in_bins_stay_in_the_group_that_they_draw():
+  table = canaries.schedule(
+    num_canaries=800,
+    rounds=8,
+    participations=2,
+    separation=4,
+    amplification=schedules.Amplification('balls_in_bins', 0.2, 4),
+    canary_seed=7,
+  )
+  cohorts = [set(cohort[cohort >= 0]) for cohort in table]
+  assert cohorts[:4] == cohorts[4:]
+  assert not set.intersection(cohorts[0], cohorts[1], cohorts[2], cohorts[3])
+  # 160 of each group, standard deviation 11.3; as many have none.
+  assert all(100 < len(cohort) < 220 for cohort in cohorts)
+  assert 100 < 800 - len(set.union(*cohorts)) < 220
+
+
 def test_the_estimate_under_sampling_respects_amplification(run):
   shapes, count, rounds, noise = [[200, 100], [10_000]], 400, 20, 0.7
   amplification = schedules.Amplification('poisson', 0.1)

@@ -202,6 +202,9 @@ def test_the_contract_is_what_the_schedule_keeps_to():
     ('gaussian', 'cyclic_poisson', True),
     ('tree', 'cyclic_poisson', False),
     ('banded:bands=4', 'fixed_cycles', False),
+    ('gaussian', 'balls_in_bins', True),
+    ('blt', 'balls_in_bins', True),
+    ('tree', 'balls_in_bins', False),
   ],
 )
 def test_only_sampling_that_earns_it_amplifies(
@@ -302,6 +305,10 @@ def test_ledger_of_a_simulated_cohort():
         'min_separation': 4,
       },
       [],
+    ),
+    (
+      {'aggregator': 'blt', 'participation': 'balls_in_bins'},
+      ['--client_seed'],
     ),
     ({'aggregator': 'distributed_dp'}, ['by the clock', 'plain sum']),
     (

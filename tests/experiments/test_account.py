@@ -105,6 +105,32 @@ def test_two_releases_a_round_need_more_noise(account):
   assert found['mime_lite']['epsilon'] == pytest.approx(8, rel=1e-3)
 
 
+def test_groups_that_clients_draw_amplify_with_a_stated_confidence(account):
+  flags = (
+    '--aggregator=blt:num_buffers=1',
+    '--total_rounds=20',
+    '--clients_per_round=10',
+    '--num_clients=100',
+    '--min_separation=10',
+    '--noise_multiplier=2',
+    '--delta=1e-5',
+  )
+  facts, plain = (
+    json.loads(account(*flags, f'--participation={name}')[1])
+    for name in ('balls_in_bins', 'fixed_cycles')
+  )
+  assert facts['epsilon_confidence'] == 0.999
+  assert facts['amplification'] == {
+    'kind': 'balls_in_bins',
+    'probability': 0.1,
+    'groups': 10,
+  }
+  assert facts['epsilon'] < 0.8 * plain['epsilon']
+  assert facts['epsilon_without_amplification'] == plain['epsilon']
+  assert facts['simulated'] and not plain['simulated']
+  assert plain['amplification'] is None
+
+
 def test_poisson_sampling_is_that_of_dp_accounting(account):
   code, output, errors = account(
     '--aggregator=gaussian',

@@ -25,7 +25,11 @@ _SCHEDULES = {
   'cyclic_poisson': lambda seed: schedules.CyclicPoisson(
     **_SIZES, seed=seed, min_separation=7
   ),
+  'bins': lambda seed: schedules.BallsInBins(
+    **_SIZES, seed=seed, min_separation=7
+  ),
 }
+_VARYING = {'poisson', 'cyclic_poisson', 'bins'}
 
 
 @pytest.mark.parametrize('name', _SCHEDULES)
@@ -56,7 +60,7 @@ def test_stated_contract_is_met(name, rounds):
   for round_num in range(1, rounds + 1):
     cohort = schedule.cohort(round_num)
     assert all(cohort >= 0) and all(cohort < 60)
-    if 'poisson' not in name:
+    if name not in _VARYING:
       assert len(cohort) == 5
     recorder.record(round_num, cohort)
   assert schedule.contract(rounds).rounds == rounds
@@ -74,15 +78,19 @@ def test_contracts():
     'limited': contract(50, 6, 4),
     'poisson': contract(50, 50, 1),
     'cyclic_poisson': contract(50, 8, 7, cyclic=True),
+    'bins': contract(50, 8, 7, cyclic=True),
   }
 
 
-def test_only_poisson_sampling_is_amplified():
+def test_only_independent_draws_are_amplified():
   earned = {name: make(0).amplification for name, make in _SCHEDULES.items()}
   assert earned.pop('poisson') == schedules.Amplification('poisson', 5 / 60)
   # 60 clients make 7 groups of 8.
   assert earned.pop('cyclic_poisson') == schedules.Amplification(
     'cyclic_poisson', 5 / 8, 7
+  )
+  assert earned.pop('bins') == schedules.Amplification(
+    'balls_in_bins', 5 / 60, 7
   )
   assert set(earned.values()) == {None}
 
@@ -111,6 +119,22 @@ def test_poisson_takes_each_client_at_its_rate():
   assert counts.max() < 140
   assert np.mean(sizes) == pytest.approx(5, abs=0.3)
   # A fixed size would have variance 0; that of the binomial is 4.58.
+  assert np.var(sizes) == pytest.approx(4.58, rel=0.25)
+
+
+def test_each_client_draws_its_group():
+  counts, sizes = np.zeros([7, 60]), []
+  for seed in range(300):
+    schedule = _SCHEDULES['bins'](seed)
+    cohorts = [schedule.cohort(r) for r in range(1, 8)]
+    for group, cohort in enumerate(cohorts):
+      counts[group, cohort] += 1
+      sizes.append(len(cohort))
+      np.testing.assert_array_equal(schedule.cohort(group + 15), cohort)
+  # 25 expected of each, standard deviation 4.8.
+  assert counts.min() > 5 and counts.max() < 50
+  # 60 draws of one in twelve: a fixed size would have variance 0.
+  assert np.mean(sizes) == pytest.approx(5, abs=0.3)
   assert np.var(sizes) == pytest.approx(4.58, rel=0.25)
 
 
@@ -192,7 +216,7 @@ def test_schedules_of_which_no_client_retires_last(name):
   schedule = _SCHEDULES[name](0)
   schedule.check_rounds(200)
   sizes = [len(schedule.cohort(round_num)) for round_num in range(1, 201)]
-  assert 'poisson' in name or set(sizes) == {5}
+  assert name in _VARYING or set(sizes) == {5}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +239,13 @@ def test_impossible_schedules_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-  'arguments', [('uniform', 0.1), ('poisson', 0.0), ('poisson', 0.1, 2)]
+  'arguments',
+  [
+    ('uniform', 0.1),
+    ('poisson', 0.0),
+    ('poisson', 0.1, 2),
+    ('balls_in_bins', 0.4, 3),
+  ],
 )
 def test_impossible_amplifications_are_refused(arguments):
   with pytest.raises(ValueError, match='amplification|probability|groups'):

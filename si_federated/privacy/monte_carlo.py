@@ -1,0 +1,355 @@
+"""Epsilon of mixtures of Gaussians by Monte Carlo, with a stated confidence.
+
+A client whose rounds are drawn at random turns the release of a matrix
+mechanism into a mixture P of Gaussians, one of each choice of rounds; without
+the client it is the Gaussian Q around zero (Choquette-Choo et al. 2024, arXiv
+2410.06266). delta at epsilon is the mean of a number between 0 and 1, which is
+estimated by sampling. Differs from the paper: samples are drawn where the
+privacy loss is large and weighted accordingly, which resolves a small delta by
+fewer of them. Their weights are bounded, so that Chernoff's bound with the
+Kullback-Leibler divergence, which is an upper bound of the mean with the stated
+confidence, holds for any number of samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+# Of one figure, and of a few tries of a calibration together.
+CONFIDENCE = 0.999
+_FAILURE = (1 - CONFIDENCE) / 10
+_SEED = 2410_06266
+# Of numbers drawn at once, and of all for a figure.
+_CHUNK, _WORK = 2**18, 2**25
+_MOST_SAMPLES, _LEAST_SAMPLES = 2**19, 2**16
+# Candidates for how far sampling is shifted, in standard deviations.
+_SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianMixture:
+  """A mixture of Gaussians of covariance 1, and what it is compared with.
+
+  Attributes:
+    gram: The inner products of the means, relative to the variance of the
+      noise, shape `[components, components]`.
+    weights: Of the components; what they lack to 1 is the weight of the
+      Gaussian around zero.
+  """
+
+  gram: np.ndarray
+  weights: np.ndarray
+
+  def __post_init__(self):
+    size = len(self.weights)
+    if self.gram.shape != (size, size):
+      raise ValueError(
+        f'gram has the shape {self.gram.shape}; {size} weights need '
+        f'({size}, {size}).'
+      )
+    if not (self.weights > 0).all() or self.weights.sum() > 1 + 1e-9:
+      raise ValueError(
+        'weights of a mixture are positive, and their sum at most 1; it is '
+        f'{self.weights.sum()}.'
+      )
+
+  @property
+  def most(self) -> float:
+    """The largest square norm of a mean."""
+    return float(np.diag(self.gram).max())
+
+
+class Sampled:
+  """Bounds of a mixture's epsilon, each with the confidence `CONFIDENCE`.
+
+  For a client that is added, and for one that is removed. Equal mixtures have
+  equal bounds. Samples are kept, so that further figures take little time.
+  """
+
+  def __init__(self, mixture: GaussianMixture):
+    """Initializes the bounds.
+
+    Args:
+      mixture: The release with the client; without it, it has mean zero.
+    """
+    self.mixture = mixture
+    self._directions = (_Removed(mixture), _Added(mixture))
+    self._count = min(
+      _MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // len(mixture.weights))
+    )
+    self._bounds: dict[tuple, _Bound] = {}
+
+  def epsilon(self, delta: float) -> float:
+    """Returns an upper bound of epsilon; infinite if none was found.
+
+    Args:
+      delta: In (0, 1).
+    """
+    found = [
+      self._bound(index, self._shift(index, delta)).epsilon(delta)
+      for index in range(2)
+    ]
+    return max(found)
+
+  def estimate(self, delta: float) -> float:
+    """Returns about what `epsilon` does, from other samples, and faster.
+
+    Arguments may be chosen by it without harm to the confidence.
+
+    Args:
+      delta: In (0, 1).
+    """
+    found = [
+      self._bound(index, self._shift(index, delta), pilot=True).epsilon(
+        delta, count=self._count
+      )
+      for index in range(2)
+    ]
+    return max(found)
+
+  def deltas(self, epsilons: np.ndarray) -> np.ndarray:
+    """Returns upper bounds of deltas that hold together.
+
+    Args:
+      epsilons: Not negative.
+
+    Returns:
+      A delta of each epsilon.
+    """
+    failure = _FAILURE / len(epsilons)
+    deltas = np.zeros(len(epsilons))
+    for index in range(2):
+      bound = self._bound(index, self._shift(index, 1e-3))
+      part = [bound.delta(epsilon, failure) for epsilon in epsilons]
+      deltas = np.maximum(deltas, part)
+    return np.minimum(deltas, 1.0)
+
+  def _shift(self, index, delta):
+    # The shift is chosen by samples of its own: the bound's are independent.
+    # By their bound, not their mean, which is too small if shifted too far.
+    return min(
+      _SHIFTS,
+      key=lambda shift: self._bound(index, shift, pilot=True).epsilon(delta),
+    )
+
+  def _bound(self, index, shift, *, pilot=False):
+    if (index, shift, pilot) not in self._bounds:
+      self._bounds[index, shift, pilot] = _Bound(
+        self._directions[index],
+        shift,
+        self._count // 16 if pilot else self._count,
+        stream=int(pilot),
+      )
+    return self._bounds[index, shift, pilot]
+
+
+class _Removed:
+  """Samples of P: the mean of (1 - e^(epsilon - loss))+ is delta.
+
+  With means longer by a factor 1 + t, the loss is larger. The weight of a
+  sample is at most e^(t (1 + t) most / 2 - t loss), by the inequality of power
+  means. If the Gaussian around zero has the weight r, the same inequality for
+  the others gives a factor (1 - r)^t (1 - r e^-loss)^-(1 + t).
+  """
+
+  def __init__(self, mixture):
+    self._mixture = mixture
+    self._log_weights, self._factor, self._rest = _prepared(mixture)
+    self._square = np.diag(mixture.gram)
+
+  def tilt(self, shift):
+    return shift / math.sqrt(self._mixture.most)
+
+  def log_range(self, tilt, epsilon):
+    """Returns the logarithm of the most of weight times e^(t loss).
+
+    Args:
+      tilt: t.
+      epsilon: The loss is at least that.
+    """
+    factor = 0.0
+    if 0 < self._rest < 1:
+      factor = tilt * math.log1p(-self._rest)
+      factor -= (1 + tilt) * math.log1p(-self._rest * math.exp(-epsilon))
+    return tilt * (1 + tilt) * self._mixture.most / 2 + min(factor, 0.0)
+
+  def sample(self, generator, count, tilt):
+    """Returns losses and the logarithms of weights."""
+    gram = self._mixture.gram
+    drawn = generator.choice(
+      len(gram) + 1, size=count, p=[*self._mixture.weights, self._rest]
+    )
+    scores = generator.standard_normal((count, self._factor.shape[1]))
+    scores = scores @ self._factor.T
+    scores += (1 + tilt) * np.vstack([gram, np.zeros(len(gram))])[drawn]
+    loss = self._log_ratio(scores, 0.0)
+    if not tilt:
+      return loss, np.zeros(count)
+    return loss, loss - self._log_ratio(scores, tilt)
+
+  def _log_ratio(self, scores, tilt):
+    """The logarithm of the density of the longer mixture over that of Q."""
+    exponents = (1 + tilt) * scores
+    exponents += self._log_weights - (1 + tilt) ** 2 * self._square / 2
+    return _log_sum(exponents, self._rest)
+
+
+class _Added(_Removed):
+  """Samples of Q; the loss is that of Q over P.
+
+  Samples are shifted by t times the mean of P, against it. By Jensen's
+  inequality, their weight is at most e^(t (mean square norm) / 2 + t^2 (square
+  norm of the mean) / 2 - t loss).
+  """
+
+  def __init__(self, mixture):
+    super().__init__(mixture)
+    self._towards = mixture.gram @ mixture.weights
+    self._norm = float(mixture.weights @ self._towards)
+    self._mean = float(mixture.weights @ self._square)
+
+  def tilt(self, shift):
+    return shift / math.sqrt(self._norm)
+
+  def log_range(self, tilt, epsilon):
+    """Returns the logarithm of the most of weight times e^(t loss)."""
+    del epsilon
+    return tilt * self._mean / 2 + tilt**2 * self._norm / 2
+
+  def sample(self, generator, count, tilt):
+    scores = generator.standard_normal((count, self._factor.shape[1]))
+    scores = scores @ self._factor.T - tilt * self._towards
+    log_weights = tilt * (scores @ self._mixture.weights)
+    log_weights += tilt**2 * self._norm / 2
+    return -self._log_ratio(scores, 0.0), log_weights
+
+
+class _Bound:
+  """Bounds delta, and so epsilon, by samples of one shift."""
+
+  def __init__(self, direction, shift, drawn, stream):
+    """Initializes the bound.
+
+    Args:
+      direction: What to sample.
+      shift: How far, in standard deviations.
+      drawn: The number of samples.
+      stream: Different ones are independent.
+    """
+    self._drawn = drawn
+    self._tilt = tilt = direction.tilt(shift)
+    self._log_range = functools.partial(direction.log_range, tilt)
+    generator = np.random.default_rng([_SEED, stream])
+    size = max(1, _CHUNK // len(direction._log_weights))
+    parts = [
+      direction.sample(generator, min(size, drawn - start), tilt)
+      for start in range(0, drawn, size)
+    ]
+    loss, log_weights = (np.concatenate(part) for part in zip(*parts))
+    # Largest losses first: of those above an epsilon, the sum of (1 -
+    # e^(epsilon - loss)) weight is that of two running sums.
+    order = np.argsort(-loss)[: np.count_nonzero(loss > 0)]
+    self._falling = -loss[order]
+    log_weights = log_weights[order]
+    self._scale = float(log_weights.max(initial=-math.inf))
+    weights = np.exp(log_weights - self._scale)
+    self._weights = np.cumsum(weights)
+    self._offsets = np.cumsum(weights * np.exp(self._falling))
+
+  def delta(self, epsilon, failure=_FAILURE, count=None):
+    """Returns the upper bound of delta at epsilon.
+
+    Args:
+      epsilon: Not negative.
+      failure: The probability that the bound does not hold.
+      count: Bounds as if the mean were of so many samples, for an estimate.
+    """
+    tilt = self._tilt
+    # The largest value of a sample: of (1 - e^(epsilon - loss)) e^(-t loss).
+    log_most = self._log_range(epsilon) - tilt * epsilon - math.log1p(tilt)
+    if tilt:
+      log_most += tilt * math.log(tilt / (1 + tilt))
+    mean = 0.0
+    if above := int(np.searchsorted(self._falling, -epsilon)):
+      total = self._weights[above - 1]
+      total -= math.exp(epsilon) * self._offsets[above - 1]
+      mean = max(float(total), 0.0) / self._drawn
+      mean *= math.exp(min(self._scale - log_most, 700.0))
+    bound = _kl_upper(mean, math.log(2 / failure) / (count or self._drawn))
+    return math.exp(min(log_most, 700.0)) * bound
+
+  def epsilon(self, delta, count=None):
+    """Returns the least epsilon whose bound is at most delta."""
+
+    def too_small(epsilon):
+      return self.delta(epsilon, count=count) > delta
+
+    if not too_small(0.0):
+      return 0.0
+    low, high = 0.0, 1.0
+    # Both means and ranges decrease in epsilon, and the bound with them: it
+    # fails for the result only if it does at the one true epsilon.
+    while too_small(high):
+      low, high = high, 2 * high
+      if high > 500:
+        return math.inf
+    while high - low > 1e-5 * high:
+      middle = (low + high) / 2
+      if too_small(middle):
+        low = middle
+      else:
+        high = middle
+    return high
+
+
+def _prepared(mixture):
+  values, vectors = np.linalg.eigh(mixture.gram)
+  kept = values > 1e-12 * max(values[-1], 0.0)
+  factor = vectors[:, kept] * np.sqrt(values[kept])
+  rest = max(1 - float(mixture.weights.sum()), 0.0)
+  return np.log(mixture.weights), factor, rest
+
+
+def _log_sum(exponents, rest):
+  """Returns log(rest + the sum of exponentials), and overwrites these."""
+  most = exponents.max(axis=1)
+  if rest:
+    most = np.maximum(most, 0.0)
+  exponents -= most[:, None]
+  total = np.exp(exponents, out=exponents).sum(axis=1)
+  if rest:
+    total += rest * np.exp(-most)
+  return most + np.log(total)
+
+
+def _kl_upper(mean, limit):
+  """Returns the largest number whose divergence from a mean is the limit.
+
+  For means of numbers between 0 and 1 that is an upper bound of the
+  expectation, with probability 1 - e^(-count limit) (Hoeffding 1963).
+  """
+  if mean >= 1:
+    return 1.0
+  low, high = mean, 1.0
+  for _ in range(60):
+    middle = (low + high) / 2
+    if _divergence(mean, middle) > limit:
+      high = middle
+    else:
+      low = middle
+    if high - low <= 1e-6 * high:
+      break
+  return high
+
+
+def _divergence(p, q):
+  if q >= 1:
+    return math.inf
+  found = (1 - p) * (math.log1p(-p) - math.log1p(-q))
+  if p > 0:
+    found += p * math.log(p / q)
+  return found
