@@ -34,12 +34,14 @@ test test-slow coverage soak: export TF_NUM_INTEROP_THREADS ?= 2
 test test-slow coverage soak: export OMP_NUM_THREADS ?= 1
 test test-slow coverage soak: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo reproduce test test-slow soak coverage bench bench-peers accelerator lint format lock environment clean
+.PHONY: help demo reproduce corpus test test-slow soak coverage bench bench-peers accelerator lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
 	@echo 'make reproduce  measure four models with and without privacy, over rates'
 	@echo '                and seeds (hours; SCALE=smoke takes minutes), then report'
+	@echo 'make corpus     client data of the comments in Linux, in data/comments'
+	@echo '                (CORPUS=FOLDER; needs apt, 2 GB for a while, 15 minutes)'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
 	@echo 'make soak       kill runs at a hundred random moments (hours), and'
@@ -78,6 +80,12 @@ reproduce: environment
 	$(VENV_PYTHON) -m experiments.report --runs=$(STUDY)/$(SCALE) \
 	  --output=$(STUDY)/$(SCALE)/report \
 	  --title='Scale-invariant and standard models' && exit $$status
+
+# The recipes of `comments` expect it there.
+CORPUS ?= data/comments
+CORPUS_PACKAGE ?= linux-source-6.1
+corpus: environment
+	@.ci/make_corpus $(CORPUS) $(CORPUS_PACKAGE)
 
 test: environment
 	$(PYTEST) -m 'not slow'
