@@ -30,7 +30,11 @@ from si_federated.assembly.task_and_model import (
   prepare_model,
 )
 from si_federated.layers.static_graphs import static_shapes
-from si_federated.runtime import STATIC_SHAPES, ClientError, UnsupportedError
+from si_federated.runtime import (
+  ClientError,
+  UnsupportedError,
+  needs_static_shapes,
+)
 from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
@@ -66,8 +70,13 @@ def build(
     config.ConfigError: If a part, an option or the data does not exist.
   """
   check(experiment)
-  with static_shapes(experiment.runtime.name in STATIC_SHAPES):
+  with static_shapes(_has_static_shapes(experiment)):
     return _build(experiment, canaries, resumed=resumed)
+
+
+def _has_static_shapes(experiment: config.ExperimentConfig) -> bool:
+  runtime = experiment.runtime
+  return needs_static_shapes(runtime.name, dict(runtime.options))
 
 
 def _build(
@@ -197,7 +206,7 @@ def run(
   try:
     # An audit compares the final weights with the initial ones.
     resumed = canaries is None and bool(folder.checkpoints.newest())
-    with static_shapes(experiment.runtime.name in STATIC_SHAPES):
+    with static_shapes(_has_static_shapes(experiment)):
       built = _build(experiment, canaries, resumed=resumed, folder=folder)
     run_data.keep(
       folder,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from si_federated.runtime.errors import ClientError, UnsupportedError
@@ -14,6 +15,10 @@ def set_ray_context(
   num_actors: int | None = None,
   address: str | None = None,
   device: str | None = None,
+  worker: str = 'tensorflow',
+  python: str | None = None,
+  clients_per_group: int | None = None,
+  matmul_precision: str = 'highest',
 ) -> Any:
   """Makes TFF run the clients of its computations on a Ray cluster.
 
@@ -27,14 +32,25 @@ def set_ray_context(
       Every node needs this package installed. By default Ray is started on
       this machine, and ends with this process.
     device: The TensorFlow device of an actor, '/CPU:0' to leave GPUs unused; by
-      default TensorFlow chooses. GPUs are untested.
+      default TensorFlow chooses. With `worker='jax'`, JAX's name of the
+      platform, cpu or cuda. GPUs are untested.
+    worker: What an actor runs clients with: 'tensorflow', one at a time, or
+      'jax', many at once, as `set_jax_context` does; build learning processes
+      within `layers.static_shapes()` then.
+    python: With `worker='jax'`, see `set_jax_context`; the same path on all
+      nodes.
+    clients_per_group: Likewise. Groups are what actors are given, and don't
+      depend on their number.
+    matmul_precision: Likewise.
 
   Returns:
     The context, now TFF's default.
 
   Raises:
-    ModuleNotFoundError: If Ray is not installed.
-    ValueError: If the cluster does not answer or is too small.
+    ModuleNotFoundError: If Ray is not installed, or tf2jax for
+      `worker='jax'`.
+    ValueError: If the cluster does not answer or is too small, or an option is
+      out of range.
   """
   try:
     from si_federated.runtime import ray
@@ -45,7 +61,16 @@ def set_ray_context(
       "The Ray runtime needs Ray: pip install 'si_federated[ray]'.",
       name=error.name,
     ) from error
-  return ray.start(num_actors, address, device)
+  with _naming_the_jax_extra() if worker == 'jax' else contextlib.nullcontext():
+    return ray.start(
+      num_actors,
+      address,
+      device,
+      worker,
+      python,
+      clients_per_group,
+      matmul_precision,
+    )
 
 
 def set_jax_context(
@@ -80,8 +105,17 @@ def set_jax_context(
     ModuleNotFoundError: If tf2jax is not installed.
     ValueError: If JAX does not start, or an option is out of range.
   """
-  try:
+  with _naming_the_jax_extra():
     from si_federated.runtime import jax_context
+  return jax_context.start(
+    python, device, clients_per_group, matmul_precision, record
+  )
+
+
+@contextlib.contextmanager
+def _naming_the_jax_extra() -> Iterator[None]:
+  try:
+    yield
   except ModuleNotFoundError as error:
     if error.name not in ('jax', 'tf2jax'):
       raise
@@ -89,13 +123,17 @@ def set_jax_context(
       "The JAX runtime needs tf2jax: pip install 'si_federated[jax]'.",
       name=error.name,
     ) from error
-  return jax_context.start(
-    python, device, clients_per_group, matmul_precision, record
-  )
 
 
-# These trace client work without data-dependent shapes.
-STATIC_SHAPES = frozenset({'jax'})
+def needs_static_shapes(name: str, options: Mapping[str, Any]) -> bool:
+  """Returns whether clients' work must be traced within `static_shapes()`.
+
+  Args:
+    name: A runtime, of `RUNTIMES`.
+    options: Its options.
+  """
+  return name == 'jax' or options.get('worker') == 'jax'
+
 
 RUNTIMES: dict[str, Callable[..., Any]] = {
   'jax': set_jax_context,
@@ -106,10 +144,10 @@ RUNTIMES: dict[str, Callable[..., Any]] = {
 
 __all__ = [
   'RUNTIMES',
-  'STATIC_SHAPES',
   'ClientError',
   'LocalContext',
   'UnsupportedError',
+  'needs_static_shapes',
   'set_jax_context',
   'set_local_context',
   'set_ray_context',

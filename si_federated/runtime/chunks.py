@@ -78,6 +78,7 @@ def run(
   keep: Callable[[list[Any]], Any],
   submit: Callable[[int, Any], None],
   actors: Actors,
+  unit: str = 'clients',
 ) -> Iterator[Any]:
   """Runs a cohort.
 
@@ -88,6 +89,7 @@ def run(
       is dropped when the chunk is done.
     submit: Gives a chunk to a free actor; called again if the actor dies.
     actors: The actors.
+    unit: What `clients` are, in error messages.
 
   Yields:
     The result of each chunk, in order.
@@ -127,7 +129,7 @@ def run(
           done = actors.wait()
         except LostError as error:
           waiting = sorted([*waiting, *error.chunks])
-          _count_death(deaths, error, cohort)
+          _count_death(deaths, error, cohort, unit)
           continue
         if done is not None:
           chunk, results[chunk] = done
@@ -143,13 +145,16 @@ def run(
 
 
 def _count_death(
-  deaths: collections.Counter[int], error: LostError, cohort: list[range]
+  deaths: collections.Counter[int],
+  error: LostError,
+  cohort: list[range],
+  unit: str,
 ) -> None:
   chunk = error.chunks[0]
   deaths[chunk] += 1
   if deaths[chunk] >= _MAX_DEATHS:
     raise errors.ClientError(
-      f'{_MAX_DEATHS} actors died of the clients at positions '
+      f'{_MAX_DEATHS} actors died of the {unit} at positions '
       f'{cohort[chunk][0]} to {cohort[chunk][-1]} of the cohort, which may '
       f'need too much memory; the last: {error}'
     ) from error

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
-import subprocess
-import sys
 import warnings
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -25,9 +18,9 @@ from si_federated.runtime import (
   client_arrays,
   dispatch,
   errors,
+  jax_process,
   jax_programs,
   jax_recording,
-  jax_worker,
   rounds,
   tensorflow_function,
   values,
@@ -36,91 +29,6 @@ from si_federated.runtime import (
 _PLATFORMS = {'gpu': 'cuda'}
 _CLIENTS_PER_GROUP = {'cpu': 8}
 _ACCELERATORS_CLIENTS = 64
-_END_SECS = 5.0
-
-
-class WorkerError(RuntimeError):
-  """The process that runs the clients failed."""
-
-
-class _OutOfMemoryError(Exception):
-  pass
-
-
-class _Worker:
-  """The process that owns the device."""
-
-  def __init__(self, python: str, device: str | None):
-    environment = dict(os.environ)
-    environment[jax_worker.FLATBUFFERS] = os.path.dirname(flatbuffers.__file__)
-    # Its Python may be another one than this one's.
-    for name in ('PYTHONPATH', 'PYTHONHOME'):
-      environment.pop(name, None)
-    if device is not None:
-      environment['JAX_PLATFORMS'] = device
-    try:
-      self._process = subprocess.Popen(
-        [python, jax_worker.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-      )
-    except OSError as error:
-      raise ValueError(
-        f'The Python {python!r} of --runtime=jax does not start '
-        f'({error.strerror}): give the path of a Python that has JAX.'
-      ) from error
-    self._finalizer = weakref.finalize(self, _end, self._process)
-    try:
-      self.facts, _ = self.ask({'command': 'hello'})
-    except WorkerError as error:
-      raise ValueError(
-        f'JAX does not start in {python}: {error}. Install JAX there, or name '
-        'another Python or device.'
-      ) from error
-
-  def ask(
-    self, message: dict[str, Any], arrays: Sequence[np.ndarray] = ()
-  ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Sends a message and returns the answer.
-
-    Raises:
-      WorkerError: If the process has ended, or reports an error.
-    """
-    try:
-      jax_worker.send(self._process.stdin, message, arrays)
-      answer, results = jax_worker.receive(self._process.stdout)
-    except (EOFError, OSError, ValueError) as error:  # of a closed pipe, too
-      status = _end(self._process)
-      raise WorkerError(
-        f'The JAX process has ended (status {status})'
-      ) from error
-    except BaseException:
-      # Interrupted: the answer would be taken for that of the next message.
-      _end(self._process)
-      raise
-    if 'error' in answer:
-      if 'RESOURCE_EXHAUSTED' in answer['error']:
-        raise _OutOfMemoryError(answer['error'])
-      raise WorkerError(f'{answer["kind"]}: {answer["error"]}')
-    return answer, results
-
-  @property
-  def pid(self) -> int:
-    """The process's number."""
-    return self._process.pid
-
-
-def _end(process: subprocess.Popen) -> int | None:
-  """Closes a worker's input, which ends it, and returns its status."""
-  with contextlib.suppress(OSError):
-    if process.stdin is not None:
-      process.stdin.close()
-  try:
-    return process.wait(_END_SECS)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    return process.wait()
 
 
 def _refusal(error: Exception) -> errors.UnsupportedError:
@@ -152,15 +60,9 @@ class JaxContext(context_base.SyncContext):
       raise ValueError(
         f'clients_per_group must be 1 or more; got {clients_per_group}.'
       )
-    path = (
-      sys.executable
-      if python is None
-      else str(pathlib.Path(python).expanduser())
-    )
-    if python is None and device is None:
-      device = 'cpu'
-    self._worker = _Worker(path, device)
-    platform = self._worker.facts['platform']
+    self._python, self._device = python, device
+    self._facts = self._start()
+    platform = self._facts['platform']
     self._platform = _PLATFORMS.get(platform, platform)
     self._clients_per_group = client_arrays.power_of_two(
       clients_per_group
@@ -183,10 +85,15 @@ class JaxContext(context_base.SyncContext):
       self._run_clients, prepare=self._convert
     )
 
+  def _start(self) -> dict[str, Any]:
+    """Starts what runs clients; returns facts about the device."""
+    self._worker = jax_process.Process(self._python, self._device)
+    return self._worker.facts
+
   @property
   def device(self) -> str:
     """The device's name."""
-    return str(self._worker.facts['device'])
+    return str(self._facts['device'])
 
   @property
   def worker_pid(self) -> int:
@@ -269,7 +176,7 @@ class JaxContext(context_base.SyncContext):
           programs, arrays, zeros, data[:checked], tensors[:checked]
         )
         break
-      except _OutOfMemoryError as error:
+      except jax_process.OutOfMemoryError as error:
         if self._clients_per_group == 1:
           raise errors.UnsupportedError(
             f'One client does not fit the memory of {self.device}: use a '
@@ -281,7 +188,7 @@ class JaxContext(context_base.SyncContext):
           f'{self._clients_per_group} clients at once.',
           stacklevel=2,
         )
-      except WorkerError as error:
+      except jax_process.WorkerError as error:
         raise errors.UnsupportedError(
           f'{error}; the rounds before this one are saved: start again to go '
           'on.'
@@ -299,6 +206,23 @@ class JaxContext(context_base.SyncContext):
       partial = compiled.merge(partial, part.partial(sums))
     return partial
 
+  def _groups(
+    self,
+    programs: jax_programs.ClientPrograms,
+    data: Sequence[Sequence[Any]],
+    tensors: Sequence[Sequence[np.ndarray]],
+    num_devices: int = 1,
+  ) -> Iterator[tuple[str, client_arrays.Group]]:
+    """Yields the groups of a cohort, each with the key of its program."""
+    size = min(
+      self._clients_per_group,
+      client_arrays.power_of_two(-(-len(data) // num_devices)),
+    )
+    for group in client_arrays.groups(
+      data, programs.sequence_types, size, tensors
+    ):
+      yield f'{id(programs)} {group.shapes}', group
+
   def _sum(
     self,
     programs: jax_programs.ClientPrograms,
@@ -307,10 +231,10 @@ class JaxContext(context_base.SyncContext):
     data: Sequence[Sequence[Any]],
     tensors: Sequence[Sequence[np.ndarray]],
   ) -> list[np.ndarray]:
-    """Returns the sums over clients of each device, one after the other."""
+    """Returns sums over clients: those of each device, one after the other."""
     num_devices = 1
     if self._recording is None:
-      num_devices = min(self._worker.facts['num_devices'], len(data))
+      num_devices = min(self._facts['num_devices'], len(data))
     self._worker.ask(
       {
         'command': 'begin',
@@ -319,13 +243,8 @@ class JaxContext(context_base.SyncContext):
       },
       [*broadcast, *zeros],
     )
-    size = min(
-      self._clients_per_group,
-      client_arrays.power_of_two(-(-len(data) // num_devices)),
-    )
-    groups = client_arrays.groups(data, programs.sequence_types, size, tensors)
-    for number, group in enumerate(groups):
-      key = f'{id(programs)} {group.shapes}'
+    groups = self._groups(programs, data, tensors, num_devices)
+    for number, (key, group) in enumerate(groups):
       if key not in self._loaded:
         program = self._export(
           programs, broadcast, zeros, group, self._platform

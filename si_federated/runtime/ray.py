@@ -1,6 +1,6 @@
 """Runs the clients of a TFF computation on actors of a Ray cluster.
 
-Ray is imported by this module, `ray_actors.py` and `ray_cluster.py` only.
+Ray is imported by this module and others named `ray_` only.
 Computations without clients run in the driver, the process that calls TFF. It
 merges the chunks of a cohort (`chunks.py`) in order.
 """
@@ -30,6 +30,8 @@ from si_federated.runtime import (
   rounds,
   values,
 )
+
+WORKERS = ('tensorflow', 'jax')
 
 
 class RayContext(context_base.SyncContext):
@@ -93,17 +95,31 @@ class RayContext(context_base.SyncContext):
     return partial
 
 
-_context: RayContext | None = None
+_context: Any = None
 
 
 def start(
-  num_actors: int | None, address: str | None, device: str | None
-) -> RayContext:
+  num_actors: int | None,
+  address: str | None,
+  device: str | None,
+  worker: str,
+  python: str | None,
+  clients_per_group: int | None,
+  matmul_precision: str,
+) -> Any:
   """Implements `runtime.set_ray_context`."""
   global _context
   if num_actors is not None and num_actors < 1:
     raise ValueError(f'num_actors must be at least 1, found {num_actors}.')
-  settings = (num_actors, address, device)
+  if worker not in WORKERS:
+    raise ValueError(f'worker={worker!r} is not one of {", ".join(WORKERS)}.')
+  jax_settings = (python, clients_per_group, matmul_precision)
+  if worker != 'jax' and jax_settings != (None, None, 'highest'):
+    raise ValueError(
+      'python, clients_per_group and matmul_precision are options of '
+      'worker=jax: give it too, or leave them out.'
+    )
+  settings = (num_actors, address, device, worker, *jax_settings)
   if (
     _context is None
     or not ray.is_initialized()
@@ -112,14 +128,26 @@ def start(
     if _context is not None:
       _context.stop()
     _context = None
-    _context = _connect(num_actors, address, device)
+    actors = _connect(num_actors, address, device, worker, python)
+    if worker == 'jax':
+      from si_federated.runtime import ray_jax
+
+      _context = ray_jax.RayJaxContext(
+        actors, settings, clients_per_group, matmul_precision
+      )
+    else:
+      _context = RayContext(actors, settings)
   context_stack_impl.context_stack.set_default_context(_context)
   return _context
 
 
 def _connect(
-  num_actors: int | None, address: str | None, device: str | None
-) -> RayContext:
+  num_actors: int | None,
+  address: str | None,
+  device: str | None,
+  worker: str,
+  python: str | None,
+) -> ray_actors.Actors:
   ray_cluster.connect(
     max(num_actors or 0, len(os.sched_getaffinity(0))), address
   )
@@ -127,7 +155,8 @@ def _connect(
   if device is None:
     kind = 'GPU' if found.get('GPU', 0) >= 1 else 'CPU'
   else:
-    kind = 'GPU' if 'GPU' in device.upper() else 'CPU'
+    name = device.upper()
+    kind = 'GPU' if 'GPU' in name or 'CUDA' in name else 'CPU'
   available = int(found.get(kind, 0))
   if (num_actors or 1) > available:
     raise ValueError(
@@ -137,5 +166,9 @@ def _connect(
   resources = (
     {'num_cpus': 1} if kind == 'CPU' else {'num_cpus': 0, 'num_gpus': 1}
   )
-  actors = ray_actors.Actors(num_actors or available, device, resources)
-  return RayContext(actors, (num_actors, address, device))
+  count = num_actors or available
+  if worker == 'jax':
+    return ray_actors.Actors(
+      count, ray_actors.GroupWorker, (python, device), resources
+    )
+  return ray_actors.Actors(count, ray_actors.ClientWorker, (device,), resources)

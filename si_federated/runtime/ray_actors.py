@@ -10,13 +10,23 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 import ray.exceptions
 import tensorflow as tf
 
-from si_federated.runtime import chunks, dispatch, memory, rounds, values
+from si_federated.runtime import (
+  chunks,
+  dispatch,
+  jax_process,
+  memory,
+  rounds,
+  values,
+)
 
 # Chunks per actor: while it computes one, the next is sent.
 _QUEUE = 2
@@ -34,8 +44,8 @@ _LOST = (
 )
 
 
-class _ClientWorker:
-  """The code of an actor."""
+class ClientWorker:
+  """The code of an actor that runs clients in TensorFlow."""
 
   def __init__(self, device: str | None):
     # One client at a time, on the actor's one core.
@@ -98,6 +108,77 @@ class _ClientWorker:
     return self._broadcast[1]
 
 
+class OutOfMemory(NamedTuple):
+  """The result of a chunk that does not fit the device's memory.
+
+  Attributes:
+    problem: The error message.
+  """
+
+  problem: str
+
+
+class GroupWorker:
+  """The code of an actor that owns a device, on which JAX runs clients."""
+
+  def __init__(self, python: str | None, device: str | None):
+    self._process = jax_process.Process(python, device)
+    self._loaded: set[str] = set()
+
+  def ready(self) -> dict[str, Any]:
+    """Returns facts about the device."""
+    return self._process.facts
+
+  def process_id(self) -> int:
+    """Returns the number of the process that owns the device."""
+    return self._process.pid
+
+  def run(
+    self,
+    programs: list[dict[str, Any]],
+    broadcasts: list[Any],
+    chunk: list[tuple[str, list[Any]]],
+  ):
+    """Runs groups of clients.
+
+    Args:
+      programs: References to exported programs by key. In a list, since Ray
+        would otherwise fetch them for each chunk.
+      broadcasts: A reference to the round's broadcast and to the sums of no
+        clients, likewise.
+      chunk: For each group the key of its program, and its arrays.
+
+    Returns:
+      The sums over the clients, or an `OutOfMemory`.
+    """
+    broadcast, zeros = ray.get(broadcasts[0])
+    ask = self._process.ask
+    try:
+      for key, _ in chunk:
+        if key not in self._loaded:
+          program = np.frombuffer(ray.get(programs[0][key]), np.uint8)
+          ask({'command': 'load', 'key': key}, [program])
+          self._loaded.add(key)
+      ask(
+        {
+          'command': 'begin',
+          'num_broadcast': len(broadcast),
+          'num_devices': 1,
+        },
+        [*broadcast, *zeros],
+      )
+      for key, arrays in chunk:
+        ask({'command': 'add', 'key': key, 'device': 0}, arrays)
+      return ask({'command': 'end'})[1]
+    except jax_process.OutOfMemoryError as error:
+      return OutOfMemory(str(error))
+    except jax_process.WorkerError:
+      if self._process.has_ended:
+        # Another actor takes over, as if this one had been killed.
+        os._exit(1)
+      raise
+
+
 @dataclasses.dataclass(eq=False)
 class _Actor:
   """The driver's view of an actor.
@@ -120,12 +201,28 @@ class Actors:
     count: The number of actors.
   """
 
-  def __init__(self, count: int, device: str | None, resources: dict[str, Any]):
+  def __init__(
+    self,
+    count: int,
+    worker_class: type,
+    arguments: Sequence[Any],
+    resources: dict[str, Any],
+  ):
+    """Starts the actors.
+
+    Args:
+      count: Their number.
+      worker_class: Their code: `ClientWorker` or `GroupWorker`.
+      arguments: Those of its constructor.
+      resources: What each needs, as options of Ray.
+    """
     self.count = count
-    self._class = ray.remote(_ClientWorker).options(
+    self._class: Any = ray.remote(worker_class).options(
       scheduling_strategy='SPREAD', **resources
     )
-    self._device = device
+    self._arguments = arguments
+    # What the last actor that started has said.
+    self._facts: Any = None
     self._running: list[_Actor] = []
     self._starting: dict[Any, _Actor] = {}
     self._failed_starts = 0
@@ -133,10 +230,16 @@ class Actors:
       self._start()
 
   def _start(self) -> None:
-    self._await(_Actor(self._class.remote(self._device)))
+    self._await(_Actor(self._class.remote(*self._arguments)))
 
   def _await(self, actor: _Actor) -> None:
     self._starting[actor.handle.ready.remote()] = actor
+
+  def facts(self) -> Any:
+    """Waits until an actor has started, and returns what it has said."""
+    while not self._running:
+      self.wait()
+    return self._facts
 
   def check_idle(self) -> None:
     """Checks which idle actors are alive before they are given a chunk.
@@ -206,7 +309,7 @@ class Actors:
   def _started(self, reference: Any) -> None:
     actor = self._starting.pop(reference)
     try:
-      ray.get(reference)
+      self._facts = ray.get(reference)
     except ray.exceptions.RayError as error:
       self._failed_starts += not actor.started
       if self._failed_starts >= _MAX_FAILED_STARTS:

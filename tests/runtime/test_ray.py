@@ -115,7 +115,7 @@ def test_killed_actors_change_no_bit(process, cohort, expected):
 
   def client_dataset(index):
     if (index == 9 and not killed) or (index == 30 and len(killed) == 1):
-      actors = _pids('ray::_ClientWorker', f'STARTED_BY={os.getpid()}.')
+      actors = _pids('ray::ClientWorker', f'STARTED_BY={os.getpid()}.')
       assert actors
       # First one of the two, later all.
       for pid in actors if killed else actors[:1]:

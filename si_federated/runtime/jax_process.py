@@ -1,0 +1,129 @@
+"""The process that owns an accelerator, as its driver sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from si_federated.runtime import jax_worker
+
+_END_SECS = 5.0
+
+
+class WorkerError(RuntimeError):
+  """The process that runs the clients failed."""
+
+
+class OutOfMemoryError(Exception):
+  """The device has too little memory for a program."""
+
+
+class Process:
+  """The process that owns the device.
+
+  Attributes:
+    facts: What it says about the device; see `jax_worker.Worker.hello`.
+  """
+
+  def __init__(self, python: str | None, device: str | None):
+    """Starts the process.
+
+    Args:
+      python: Its Python; this one by default.
+      device: JAX's name of the platform; by default JAX chooses, but the
+        processor if no Python is named.
+
+    Raises:
+      ValueError: If it does not start.
+    """
+    if python is None and device is None:
+      device = 'cpu'
+    python = (
+      sys.executable
+      if python is None
+      else str(pathlib.Path(python).expanduser())
+    )
+    environment = dict(os.environ)
+    environment[jax_worker.FLATBUFFERS] = os.path.dirname(flatbuffers.__file__)
+    # Its Python may be another one than this one's.
+    for name in ('PYTHONPATH', 'PYTHONHOME'):
+      environment.pop(name, None)
+    if device is not None:
+      environment['JAX_PLATFORMS'] = device
+    try:
+      self._process = subprocess.Popen(
+        [python, jax_worker.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+      )
+    except OSError as error:
+      raise ValueError(
+        f'The Python {python!r} of --runtime=jax does not start '
+        f'({error.strerror}): give the path of a Python that has JAX.'
+      ) from error
+    self._finalizer = weakref.finalize(self, _end, self._process)
+    try:
+      self.facts, _ = self.ask({'command': 'hello'})
+    except WorkerError as error:
+      raise ValueError(
+        f'JAX does not start in {python}: {error}. Install JAX there, or name '
+        'another Python or device.'
+      ) from error
+
+  def ask(
+    self, message: dict[str, Any], arrays: Sequence[np.ndarray] = ()
+  ) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Sends a message and returns the answer.
+
+    Raises:
+      WorkerError: If the process has ended, or reports an error.
+    """
+    try:
+      jax_worker.send(self._process.stdin, message, arrays)
+      answer, results = jax_worker.receive(self._process.stdout)
+    except (EOFError, OSError, ValueError) as error:  # of a closed pipe, too
+      status = _end(self._process)
+      raise WorkerError(
+        f'The JAX process has ended (status {status})'
+      ) from error
+    except BaseException:
+      # Interrupted: the answer would be taken for that of the next message.
+      _end(self._process)
+      raise
+    if 'error' in answer:
+      if 'RESOURCE_EXHAUSTED' in answer['error']:
+        raise OutOfMemoryError(answer['error'])
+      raise WorkerError(f'{answer["kind"]}: {answer["error"]}')
+    return answer, results
+
+  @property
+  def has_ended(self) -> bool:
+    """Whether the process has ended."""
+    return self._process.poll() is not None
+
+  @property
+  def pid(self) -> int:
+    """The process's number."""
+    return self._process.pid
+
+
+def _end(process: subprocess.Popen) -> int | None:
+  """Closes a worker's input, which ends it, and returns its status."""
+  with contextlib.suppress(OSError):
+    if process.stdin is not None:
+      process.stdin.close()
+  try:
+    return process.wait(_END_SECS)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    return process.wait()

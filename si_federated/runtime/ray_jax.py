@@ -1,0 +1,85 @@
+"""Runs groups of clients by JAX on actors of a Ray cluster, each with a device.
+
+The driver reads the data, converts and exports the programs, and merges the
+sums of groups in order, so that neither the number nor the speed nor the death
+of actors changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from si_federated.runtime import (
+  chunks,
+  jax_context,
+  jax_process,
+  jax_programs,
+  ray_actors,
+)
+
+
+class RayJaxContext(jax_context.JaxContext):
+  """A TFF execution context whose clients run on devices of a Ray cluster."""
+
+  def __init__(
+    self,
+    actors: ray_actors.Actors,
+    settings: tuple[Any, ...],
+    clients_per_group: int | None,
+    matmul_precision: str,
+  ):
+    """Initializes the context; use `set_ray_context`."""
+    self.settings = settings
+    self._actors = actors
+    # References to exported programs by key.
+    self._programs_sent: dict[str, Any] = {}
+    super().__init__(
+      clients_per_group=clients_per_group, matmul_precision=matmul_precision
+    )
+
+  def _start(self) -> dict[str, Any]:
+    return self._actors.facts()
+
+  @property
+  def num_actors(self) -> int:
+    """How many groups run at once."""
+    return self._actors.count
+
+  def stop(self) -> None:
+    """Ends the actors; the context can't be used afterwards."""
+    self._actors.stop()
+
+  def _sum(
+    self,
+    programs: jax_programs.ClientPrograms,
+    broadcast: list[np.ndarray],
+    zeros: list[np.ndarray],
+    data: Sequence[Sequence[Any]],
+    tensors: Sequence[Sequence[np.ndarray]],
+  ) -> list[np.ndarray]:
+    groups = list(self._groups(programs, data, tensors))
+    for key, group in groups:
+      if key not in self._programs_sent:
+        self._programs_sent[key] = ray.put(
+          self._export(programs, broadcast, zeros, group, self._platform)
+        )
+    used = {key: self._programs_sent[key] for key, _ in groups}
+    values = ray.put((broadcast, zeros))
+    self._actors.check_idle()
+    total: list[np.ndarray] = []
+    for result in chunks.run(
+      groups,
+      draw=lambda item: (item[0], item[1].arrays),
+      keep=ray.put,
+      submit=lambda chunk, kept: self._actors.run(chunk, used, values, kept),
+      actors=self._actors,
+      unit='groups of clients',
+    ):
+      if isinstance(result, ray_actors.OutOfMemory):
+        raise jax_process.OutOfMemoryError(result.problem)
+      total += result
+    return total
