@@ -268,11 +268,11 @@ def test_starts_from_another_classifier(run, data):
   [
     (
       {'model': 'cifg'},
-      'where the class of a text is predicted; choose one of',
+      'which predicts the class of a text; choose one of',
     ),
     (
       {'task': 'synthetic'},
-      'where the next token is predicted; choose one of lstm',
+      'which predicts the next token; choose one of lstm',
     ),
     (
       {'model': 'bert', 'sequence_length': 200},

@@ -130,8 +130,8 @@ def test_smaller_weights(runs, tmp_path):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'formats': ('onnx',)}, "'onnx' is no format"),
-    ({'tflite_precision': 'int4'}, "'int4' is no precision"),
+    ({'formats': ('onnx',)}, "'onnx' is not a format"),
+    ({'tflite_precision': 'int4'}, "'int4' is not a precision"),
     ({'top': 100}, '--top must be from 1'),
   ],
 )

@@ -78,7 +78,7 @@ def test_runs_by_name_output_and_title(runs, tmp_path):
     ([], 2, 'Flag --runs is missing'),
     (['--runs=nowhere'], 1, 'There is no folder nowhere;'),
     (['--runs=.', '--output=a/b', '--nonsense=1'], 2, "flag 'nonsense'"),
-    (['--runs=empty'], 1, 'holds a metrics.csv'),
+    (['--runs=empty'], 1, 'has a metrics.csv'),
     (['--runs=.', '--output=cifg/metrics.csv'], 1, 'cifg/metrics.csv'),
   ],
 )

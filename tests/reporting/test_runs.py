@@ -49,7 +49,7 @@ def test_named_folders_keep_their_order_and_come_once(make_run):
 def test_missing_folder_and_folder_without_runs(tmp_path):
   with pytest.raises(FileNotFoundError, match='no folder .*nowhere'):
     reporting.find_runs([str(tmp_path / 'nowhere')])
-  with pytest.raises(FileNotFoundError, match='holds a metrics.csv'):
+  with pytest.raises(FileNotFoundError, match='has a metrics.csv'):
     reporting.find_runs([str(tmp_path)])
   with pytest.raises(FileNotFoundError, match='metrics.csv does not exist'):
     reporting.read_run(tmp_path)

@@ -133,8 +133,11 @@ def test_a_damaged_file_is_told(content, tmp_path):
   [
     ({}, 'either a preset or a file'),
     ({'preset': 'x', 'file': 'y'}, 'either a preset or a file'),
-    ({'preset': 'bert_tiny'}, 'none of bert_tiny_en_uncased, '),
-    ({'preset': 'x', 'lowercase': True}, 'lowercase is for a file'),
+    (
+      {'preset': 'bert_tiny'},
+      'does not exist; known are bert_tiny_en_uncased, ',
+    ),
+    ({'preset': 'x', 'lowercase': True}, 'lowercase only applies to a file'),
     ({'file': 'nowhere.txt'}, 'there is no file nowhere.txt'),
   ],
 )
@@ -147,7 +150,7 @@ def test_wrong_options(options, message):
   ('name', 'content', 'message'),
   [
     ('a.txt', 'the\napple\n', 'not a vocabulary of a pretrained model'),
-    ('a.txt', '[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\n', 'padding has id 3'),
+    ('a.txt', '[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\n', 'padding token has id 3'),
     ('a.model', 'nonsense', 'not a vocabulary of a pretrained model'),
   ],
 )
