@@ -29,12 +29,14 @@ RECIPES := $(foreach model,$(MODELS),$(foreach aggregator,$(AGGREGATORS),\
 
 # Quiet TensorFlow; each test worker uses about one core.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-test test-slow coverage soak: export TF_NUM_INTRAOP_THREADS ?= 1
-test test-slow coverage soak: export TF_NUM_INTEROP_THREADS ?= 2
-test test-slow coverage soak: export OMP_NUM_THREADS ?= 1
-test test-slow coverage soak: export OPENBLAS_NUM_THREADS ?= 1
+test test-slow test-tensorflow coverage soak: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-slow test-tensorflow coverage soak: export TF_NUM_INTEROP_THREADS ?= 2
+test test-slow test-tensorflow coverage soak: export OMP_NUM_THREADS ?= 1
+test test-slow test-tensorflow coverage soak: export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo reproduce corpus test test-slow soak coverage bench bench-peers accelerator lint format lock environment clean
+.PHONY: help demo reproduce corpus test test-slow test-tensorflow \
+  test-tensorflow-oldest test-tensorflow-newest soak coverage bench \
+  bench-peers accelerator lint format lock environment clean
 
 help:
 	@echo 'make demo       train CIFG and SI-CIFG on real text, then a report'
@@ -44,6 +46,8 @@ help:
 	@echo '                (CORPUS=FOLDER; needs apt, 2 GB for a while, 15 minutes)'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the tests that take minutes each'
+	@echo 'make test-tensorflow  run what needs no TFF with the oldest and the'
+	@echo '                newest TensorFlow (TENSORFLOWS=newest: with that one)'
 	@echo 'make soak       kill runs at a hundred random moments (hours), and'
 	@echo '                compare their end with that of an unkilled run'
 	@echo 'make coverage   run both and report the lines that they cover'
@@ -92,6 +96,29 @@ test: environment
 
 test-slow: environment
 	$(PYTEST) -m slow
+
+# Layers, models and privacy. The oldest TensorFlow is that of .venv; the newest
+# is tried without TFF, in the versions of the file of constraints, or with
+# TENSORFLOW_PIP_FLAGS=--upgrade in the newest that there are.
+TENSORFLOWS ?= oldest newest
+TENSORFLOW_TESTS := -m 'not slow' tests/layers tests/models tests/privacy
+TENSORFLOW_PIP_FLAGS ?= --constraint tests/requirements.tensorflow.txt
+test-tensorflow: $(TENSORFLOWS:%=test-tensorflow-%)
+
+test-tensorflow-oldest: environment
+	$(PYTEST) $(TENSORFLOW_TESTS)
+
+test-tensorflow-newest: .venv-tensorflow/.complete
+	$(subst $(VENV_PYTHON),.venv-tensorflow/bin/python,$(PYTEST)) \
+	  $(TENSORFLOW_TESTS)
+
+.venv-tensorflow/.complete: tests/requirements.tensorflow.txt setup.cfg
+	@$(MAKE) --no-print-directory environment
+	$(VENV_PYTHON) -m venv --clear .venv-tensorflow
+	.venv-tensorflow/bin/python -m pip install --quiet --only-binary :all: \
+	  $(TENSORFLOW_PIP_FLAGS) --editable . \
+	  hypothesis pytest pytest-timeout pytest-xdist
+	touch $@
 
 # ROUNDS and KILLS are of each of its two recipes.
 ROUNDS ?= 200
@@ -154,6 +181,6 @@ environment:
 	@.ci/setup_environment
 
 clean:
-	rm -rf .venv .venv-fedjax .venv-jax .venv-pfl build dist ./*.egg-info \
+	rm -rf .venv .venv-fedjax .venv-jax .venv-pfl .venv-tensorflow build dist ./*.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

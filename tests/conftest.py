@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -12,7 +13,10 @@ import pytest
 # under test would inherit.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from si_federated import runtime
+# With TensorFlow alone, only tests of layers, models and privacy run.
+_HAS_TFF = importlib.util.find_spec('tensorflow_federated') is not None
+if _HAS_TFF:
+  from si_federated import runtime
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +31,8 @@ def _local_runtime():
 
   It would hold their output's pipe, and whoever reads that would wait forever.
   """
-  runtime.set_local_context()
+  if _HAS_TFF:
+    runtime.set_local_context()
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -165,9 +165,15 @@ def test_pre_commit_has_the_locked_ruff():
   assert f'rev: v{_lock_entries()["ruff"][0]}\n' in text
 
 
-def test_core_needs_tensorflow_and_numpy_only():
+def test_core_needs_no_federated_packages():
   lines = _lines(_setup_cfg()['options']['install_requires'])
-  assert {Requirement(line).name for line in lines} == {'tensorflow', 'numpy'}
+  assert {Requirement(line).name for line in lines} == {
+    'tensorflow',
+    'tf_keras',
+    'numpy',
+    'scipy',
+    'dp-accounting',
+  }
 
 
 @pytest.mark.parametrize('name', sorted(_scripts()))
@@ -261,5 +267,5 @@ def test_readmes_in_a_bare_tensorflow_environment(tmp_path):
     )
     assert done.returncode == 0, done.stderr
   absent = 'import importlib.util as u; assert not u.find_spec("{}")'
-  for name in ('tensorflow_federated', 'dp_accounting'):
+  for name in ('tensorflow_federated', 'tensorflow_privacy'):
     subprocess.run([python, '-c', absent.format(name)], check=True)

@@ -21,6 +21,7 @@ _BERT = ('albert', 'bert', 'distilbert')
 
 def _build(name):
   if name in _BERT:
+    pytest.importorskip('keras_nlp')
     sizes = {'num_layers': 1, 'num_heads': 2, 'hidden_dim': 4}
     return MODELS[name](12, 3, intermediate_dim=8, **sizes)
   if name == 'transformer_classifier':
