@@ -1,10 +1,11 @@
-"""Audits private training: an empirical estimate of epsilon.
+"""Audits private training: an empirical lower bound on epsilon.
 
-It trains as experiments.train does, with the same flags, and adds canaries to
-the cohorts: clients whose updates are known random directions. Their visibility
-in the final model gives an estimate of epsilon (one-shot auditing, arXiv
-2302.03098). An estimate far above the guarantee reveals an error; one below it
-proves nothing:
+Trains as experiments.train does, with the same flags, and with canaries in the
+cohorts: clients whose updates are known random directions, half of them held
+out. How well those that took part can be told from those that did not, by what
+all rounds released, gives a lower bound on epsilon that holds with 95 %
+confidence (one-run auditing, arXiv 2305.08846). A bound above the guarantee
+reveals an error; one below proves nothing:
 
   python -m experiments.audit --experiment_name=audit \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
@@ -29,16 +30,20 @@ absl_flags.adopt_module_key_flags(flags)
 _NUM_CANARIES = absl_flags.DEFINE_integer(
   'num_canaries',
   500,
-  'The number of canaries; more of them improve the estimate and slow rounds.',
-  lower_bound=2,
+  'The number of canaries, of which half are held out; more make the bound '
+  'tighter and rounds longer.',
+  lower_bound=8,
 )
 _CANARY_SEED = absl_flags.DEFINE_integer(
-  'canary_seed', 0, "Seed of the canaries' updates.", lower_bound=0
+  'canary_seed',
+  0,
+  'Seed of the canaries: of their updates, and of which are held out.',
+  lower_bound=0,
 )
 
 
 def main() -> None:
-  """Trains with canaries, and prints the estimate."""
+  """Trains with canaries, and prints what they show."""
   config = flags.experiment_from_flags()
   from si_federated import experiment
   from si_federated.assembly import private_mechanism
@@ -54,6 +59,11 @@ def main() -> None:
     for key, value in summary['audit'].items()
   }
   print(json.dumps(audit, indent=2))
+  if audit['promise_is_broken']:
+    print(
+      f'A lower bound on epsilon is above {audit["epsilon_promised"]:.3f}, '
+      'which was promised: the mechanism is wrong.'
+    )
   print(f'Results are in {os.path.join(root, config.experiment_name)}.')
 
 

@@ -204,8 +204,7 @@ def run(
   folder = run_folder_lib.RunFolder(path)
   folder.open(experiment, planned_for_rounds(experiment))
   try:
-    # An audit compares the final weights with the initial ones.
-    resumed = canaries is None and bool(folder.checkpoints.newest())
+    resumed = bool(folder.checkpoints.newest())
     with static_shapes(_has_static_shapes(experiment)):
       built = _build(experiment, canaries, resumed=resumed, folder=folder)
     run_data.keep(
@@ -234,7 +233,6 @@ def run(
     if canaries is not None:
       summary['audit'] = audit_stage.write(
         folder,
-        initial=built.process.get_model_weights(built.process.initialize()),
         privacy=built.ledger.summary(),
         canaries=canaries,
       )

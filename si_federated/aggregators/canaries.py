@@ -1,8 +1,9 @@
 """Canary clients, for audits: known updates added to those of clients.
 
-A canary's update is a random direction as long as the clip norm (Andrew et al.
-2023, arXiv 2302.03098). As sums are linear and such an update is not clipped,
-canaries are added on the server, to the mean of each cohort.
+A canary's update is a random direction (Andrew et al. 2023, arXiv 2302.03098),
+longer than the clip norm: it passes through the clients' clipping, on the
+server, and as sums are linear it is added to the mean of each cohort. Half of
+the canaries, by coins, are in no round: they show what scores are by chance.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated.aggregators import correlated_noise, keyed_noise
-from si_federated.privacy import schedules
+from si_federated.aggregators import clipping, correlated_noise, keyed_noise
+from si_federated.privacy import schedules, strategies
+
+# The name of the weighed sum of releases in a state.
+SUMS = 'audit_sums'
 
 # Distinct from the keys of noise, whose rows are smaller.
 _STREAM = 1 << 62
-# Keeps the samples apart from other numbers drawn from the same seed.
+# Keep the samples and coins apart from other numbers drawn from the same seed.
 _SAMPLING = 1
+_COINS = 2
+# Of an update before it is clipped, in clip norms.
+_LENGTH = 10.0
+# Of canaries in the run, and of those held out.
+_FEWEST = 4
 
 
 def direction(
@@ -47,79 +56,130 @@ def direction(
   return [part / norm for part in parts]
 
 
+def members(num_canaries: int, canary_seed: int) -> np.ndarray:
+  """Returns which canaries take part in a run, by independent fair coins.
+
+  Args:
+    num_canaries: The number of canaries.
+    canary_seed: The seed of all canaries.
+
+  Returns:
+    Booleans of shape `[num_canaries]`.
+
+  Raises:
+    ValueError: If there are too few of a kind for an audit.
+  """
+  generator = np.random.default_rng([canary_seed, _COINS])
+  found = generator.random(num_canaries) < 0.5
+  if min(found.sum(), (~found).sum()) < _FEWEST:
+    raise ValueError(
+      f'Of {num_canaries} canaries, {found.sum()} take part and '
+      f'{(~found).sum()} are held out; an audit needs at least {_FEWEST} of '
+      'each: choose more.'
+    )
+  return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """Which canaries are in each round, and how to look for them.
+
+  Attributes:
+    cohorts: The indices of canaries, shape `[rounds, most of a round]`, padded
+      with -1.
+    weights: Of each round's release in the sum that best shows them, shape
+      `[rounds]`.
+  """
+
+  cohorts: np.ndarray
+  weights: np.ndarray
+
+
 def schedule(
   *,
   num_canaries: int,
-  rounds: int,
+  strategy: strategies.Strategy,
   participations: int,
   separation: int,
   amplification: Optional[schedules.Amplification] = None,
   canary_seed: int = 0,
-) -> np.ndarray:
+) -> Plan:
   """Returns which canaries take part in each round.
 
-  A canary takes part as often as the contract allows, at the least separation;
-  first rounds are spread evenly. Where the accounting counts on sampling,
-  canaries are sampled as clients are, independently of them.
+  All members take part in the same rounds: as often as the contract allows, at
+  the least separation, from the first round that makes them most visible. Where
+  the accounting counts on sampling, they are sampled from the rounds of one
+  group as clients are, independently of them; in balls in bins they draw it.
+
+  With u the rounds in which canaries may take part and C the strategy, releases
+  x + C^-1 z are weighed by C^T C u: no other linear sum tells a canary in all
+  of these rounds better from the noise.
 
   Args:
-    num_canaries: The number of canaries.
-    rounds: The number of rounds.
+    num_canaries: The number of canaries, those held out included.
+    strategy: The correlation of the noise, for all rounds.
     participations: The most rounds of one client.
     separation: The least distance of two rounds of a client.
     amplification: The sampling of clients, if the accounting counts on it.
     canary_seed: The seed of all canaries, which determines the samples.
 
-  Returns:
-    The indices of canaries, shape `[rounds, most of a round]`, padded with -1.
-
   Raises:
-    ValueError: If there are fewer than two canaries.
+    ValueError: If there are too few canaries.
   """
-  if num_canaries < 2:
-    raise ValueError(
-      f'num_canaries is {num_canaries}; an audit needs at least 2.'
-    )
+  taken = np.flatnonzero(members(num_canaries, canary_seed))
+  matrix, rounds = strategy.matrix(), strategy.rounds
+  times = np.arange(rounds)
   if amplification is not None:
-    return _table(_sampled(num_canaries, rounds, amplification, canary_seed))
-  span = (min(participations, -(-rounds // separation)) - 1) * separation
-  firsts = max(rounds - span, 1)
-  cohorts: list[list[int]] = [[] for _ in range(rounds)]
-  for canary in range(num_canaries):
-    first = canary * firsts // num_canaries
-    for time in range(first, min(first + span, rounds - 1) + 1, separation):
-      cohorts[time].append(canary)
-  return _table(cohorts)
+    rows = _possible(rounds, amplification)[None]
+    cohorts = _sampled(taken, rounds, amplification, canary_seed)
+  else:
+    span = (min(participations, -(-rounds // separation)) - 1) * separation
+    firsts = np.arange(max(rounds - span, 1))[:, None]
+    after = times - firsts
+    rows = ((after >= 0) & (after <= span) & (after % separation == 0)).astype(
+      float
+    )
+    best = np.square(rows @ matrix.T).sum(axis=1).argmax()
+    rows = rows[best : best + 1]
+    cohorts = [taken if row else taken[:0] for row in rows[0]]
+  return Plan(_table(cohorts), matrix.T @ (matrix @ rows[0]))
+
+
+def _possible(
+  rounds: int, amplification: schedules.Amplification
+) -> np.ndarray:
+  """Returns 1 for each round that a canary may be in, else 0.
+
+  Those of one group, or in balls in bins, where the group is secret, all.
+  """
+  if amplification.kind == 'balls_in_bins':
+    return np.ones(rounds)
+  return (np.arange(rounds) % amplification.groups == 0).astype(float)
 
 
 def _sampled(
-  num_canaries: int,
+  taken: np.ndarray,
   rounds: int,
   amplification: schedules.Amplification,
   canary_seed: int,
 ) -> list[np.ndarray]:
-  """Returns the cohorts of Poisson sampling, within groups that take turns.
+  """Returns the cohorts of Poisson sampling, of a group whenever it has a turn.
 
   In balls in bins, canaries draw their group, or none, instead.
   """
   generator = np.random.default_rng([canary_seed, _SAMPLING])
   if amplification.kind == 'balls_in_bins':
-    drawn = generator.random(num_canaries) // amplification.probability
+    drawn = generator.random(len(taken)) // amplification.probability
     return [
-      np.flatnonzero(drawn == time % amplification.groups)
-      for time in range(rounds)
+      taken[drawn == time % amplification.groups] for time in range(rounds)
     ]
-  group = np.arange(num_canaries) % amplification.groups
   return [
-    np.flatnonzero(
-      (generator.random(num_canaries) < amplification.probability)
-      & (group == time % amplification.groups)
-    )
-    for time in range(rounds)
+    taken[generator.random(len(taken)) < amplification.probability * possible]
+    for possible in _possible(rounds, amplification)
   ]
 
 
-def _table(cohorts: Sequence[Any]) -> np.ndarray:
+def _table(cohorts: Sequence[np.ndarray]) -> np.ndarray:
   table = np.full((len(cohorts), max(1, *map(len, cohorts))), -1, np.int32)
   for row, cohort in zip(table, cohorts):
     row[: len(cohort)] = cohort
@@ -133,12 +193,12 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
   Attributes:
     inner: The private aggregation, of a fixed clip norm.
     canary_seed: The seed of all canaries.
-    cohorts: From `schedule`.
+    plan: From `schedule`.
   """
 
   inner: correlated_noise.CorrelatedNoiseFactory
   canary_seed: int
-  cohorts: np.ndarray
+  plan: Plan
 
   def __post_init__(self):
     if (
@@ -153,18 +213,24 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
     """Creates the process.
 
+    Its state has the weighed sum of all releases so far, `SUMS`.
+
     Args:
       value_type: The type of an update: floats in any structure.
     """
     inner = self.inner.create(value_type)
     settings = self.inner.settings
-    length = settings.clip_norm / settings.cohort_size
+    value_shapes = [part.shape for part in tff.structure.flatten(value_type)]
     inner_type = inner.initialize.type_signature.result.member
 
     @tff.tensorflow.computation(inner_type)
     def begin(state):
       return collections.OrderedDict(
-        round_num=tf.constant(0, tf.int64), inner=state
+        [
+          ('round_num', tf.constant(0, tf.int64)),
+          ('inner', state),
+          (SUMS, [tf.zeros(shape) for shape in value_shapes]),
+        ]
       )
 
     state_type = begin.type_signature.result
@@ -175,13 +241,17 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
 
     @tff.tensorflow.computation(state_type, inner_type, value_type)
     def add_canaries(state, inner_state, mean):
-      cohort = tf.gather(tf.constant(self.cohorts), state['round_num'])
+      cohort = tf.gather(tf.constant(self.plan.cohorts), state['round_num'])
       parts = tf.nest.flatten(mean)
       shapes = [part.shape for part in parts]
 
       def add(i, sums):
         one = direction(self.canary_seed, cohort[i], shapes)
-        return i + 1, [total + part for total, part in zip(sums, one)]
+        clipped, _, _ = clipping.clip_update(
+          [_LENGTH * settings.clip_norm * part for part in one],
+          tf.constant(settings.clip_norm),
+        )
+        return i + 1, [total + part for total, part in zip(sums, clipped)]
 
       count = tf.reduce_sum(tf.cast(cohort >= 0, tf.int32))
       _, sums = tf.while_loop(
@@ -190,13 +260,28 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
         (0, [tf.zeros(shape) for shape in shapes]),
         parallel_iterations=1,
       )
+      released = [
+        part + tf.cast(more / settings.cohort_size, part.dtype)
+        for part, more in zip(parts, sums)
+      ]
+      weight = tf.gather(
+        tf.constant(self.plan.weights, tf.float32), state['round_num']
+      )
       return (
         collections.OrderedDict(
-          round_num=state['round_num'] + 1, inner=inner_state
+          [
+            ('round_num', state['round_num'] + 1),
+            ('inner', inner_state),
+            (
+              SUMS,
+              [
+                total + weight * tf.cast(part, tf.float32)
+                for total, part in zip(state[SUMS], released)
+              ],
+            ),
+          ]
         ),
-        tf.nest.pack_sequence_as(
-          mean, [part + length * more for part, more in zip(parts, sums)]
-        ),
+        tf.nest.pack_sequence_as(mean, released),
       )
 
     @tff.federated_computation()
@@ -222,10 +307,10 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
 def scores(
   released: Sequence[np.ndarray], *, canary_seed: int, num_canaries: int
 ) -> np.ndarray:
-  """Returns the cosine of each canary with the change of the model.
+  """Returns the cosine of each canary with the weighed sum of releases.
 
   Args:
-    released: The change of the model, an array for each variable.
+    released: `SUMS` of the last state, an array for each variable.
     canary_seed: The seed of all canaries.
     num_canaries: The number of canaries.
 
@@ -233,12 +318,12 @@ def scores(
     Shape `[num_canaries]`.
 
   Raises:
-    ValueError: If the change is zero or not finite.
+    ValueError: If the sum is zero or not finite.
   """
   norm = float(np.sqrt(sum(np.sum(np.square(part)) for part in released)))
   if not (norm > 0 and np.isfinite(norm)):
     raise ValueError(
-      f'The change of the model has norm {norm}; there is nothing to audit.'
+      f'The sum of releases has norm {norm}; there is nothing to audit.'
     )
   unit = [tf.constant(part / norm, tf.float32) for part in released]
 

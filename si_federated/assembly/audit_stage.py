@@ -6,59 +6,73 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow_federated as tff
-
-from si_federated.aggregators.canaries import scores as canary_scores
+from si_federated.aggregators import canaries as canary_clients
 from si_federated.assembly import private_mechanism
 from si_federated.privacy import auditing
 from si_federated.training import checkpoints, run_folder
+
+_CONFIDENCE = 0.95
 
 
 def write(
   folder: run_folder.RunFolder,
   *,
-  initial: tff.learning.models.ModelWeights,
   privacy: Mapping[str, Any],
   canaries: private_mechanism.Canaries,
 ) -> dict[str, Any]:
-  """Compares the last weights with the first and writes `audit.json`.
+  """Looks for the canaries in what a run released and writes `audit.json`.
 
   Args:
     folder: The run's folder, with the checkpoint of its last round.
-    initial: The weights that it began with.
     privacy: The ledger's summary, with the promised guarantee.
-    canaries: The canaries that took part.
+    canaries: The canaries, those held out included.
 
   Returns:
-    The content of the file: the estimate and the guarantee.
+    The content of the file: bounds, an estimate, and the guarantee.
   """
-  final = checkpoints.read_weights(folder.checkpoints.newest()[0])
-  scores = canary_scores(
-    [after - before for after, before in zip(final, initial.trainable)],
+  scores = canary_clients.scores(
+    checkpoints.read_list(folder.checkpoints.newest()[0], canary_clients.SUMS),
     canary_seed=canaries.seed,
     num_canaries=canaries.count,
   )
-  dimension = sum(weight.size for weight in initial.trainable)
-  delta = privacy['delta']
-  result = {
-    'epsilon_estimate': auditing.estimate_epsilon(
-      scores, delta, dimension=dimension
+  is_member = canary_clients.members(canaries.count, canaries.seed)
+  delta, promised = privacy['delta'], privacy['promised']
+  bounds = {
+    'epsilon_lower_bound': auditing.one_run_epsilon(
+      scores, is_member, delta, confidence=_CONFIDENCE
     ),
-    'epsilon_promised': privacy['promised']['epsilon'],
+    'epsilon_lower_bound_if_independent': auditing.epsilon_lower_bound(
+      scores,
+      is_member,
+      delta,
+      confidence=_CONFIDENCE,
+      gaussian=promised['profile']['mu'] is not None,
+    ),
+  }
+  result = {
+    **bounds,
+    'confidence': _CONFIDENCE,
+    'epsilon_estimate': auditing.estimate_epsilon(scores, is_member, delta),
+    'epsilon_promised': promised['epsilon'],
+    'promise_is_broken': max(bounds.values()) > promised['epsilon'],
     'delta': delta,
     'simulated': privacy['simulated'],
     'simulated_because': privacy['simulated_because'],
-    'canaries': dataclasses.asdict(canaries),
-    'mean_score': float(scores.mean()),
-    'std_score': float(scores.std(ddof=1)),
-    'std_score_unseen': dimension**-0.5,
-    'what': 'A one-shot estimate from the final model (arXiv 2302.03098), '
-    'without a confidence interval; an observer of every round can learn more.',
-    'not_covered': [
-      'clipping: canaries are added to the clipped sum, as long as the clip '
-      'norm',
-      'compression: canaries are not compressed',
-    ],
+    'canaries': {
+      **dataclasses.asdict(canaries),
+      'members': int(is_member.sum()),
+    },
+    'mean_score': float(scores[is_member].mean()),
+    'std_score': float(scores[is_member].std(ddof=1)),
+    'mean_score_unseen': float(scores[~is_member].mean()),
+    'std_score_unseen': float(scores[~is_member].std(ddof=1)),
+    'what': 'Canaries pass through the clip; each is in the run or held out by '
+    'a coin of its own, and is looked for in the releases of all rounds. '
+    'epsilon_lower_bound holds with the confidence (one-run auditing, arXiv '
+    '2305.08846), and can not exceed about the logarithm of the number of '
+    'canaries; the second bound (Clopper-Pearson) takes scores as '
+    'independent; the estimate (arXiv 2302.03098) has no confidence.',
+    'not_covered': ['compression: canaries are not compressed'],
   }
   folder.write_json('audit.json', result)
   return result

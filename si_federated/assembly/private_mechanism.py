@@ -242,6 +242,9 @@ def add_canaries(
         'Only noise can be audited; choose a private aggregator.'
       )
     contract = record.contract
+    strategy = getattr(record, 'strategy', None)
+    if strategy is None:
+      raise ValueError('Only noise that the server adds can be audited.')
     return dataclasses.replace(
       mechanism,
       factory=canaries.CanaryFactory(
@@ -249,7 +252,7 @@ def add_canaries(
         added.seed,
         canaries.schedule(
           num_canaries=added.count,
-          rounds=contract.rounds,
+          strategy=strategy,
           participations=contract.participations,
           # Rounds a block apart are in blocks of their own.
           separation=max(contract.min_separation, contract.block),

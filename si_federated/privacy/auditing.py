@@ -1,29 +1,26 @@
 """Empirical lower bounds on epsilon from canaries in one training run.
 
-Canaries are clients whose updates are independent random directions as long as
-the clip norm (Andrew et al. 2023, arXiv 2302.03098). The score of a canary is
-the cosine of its direction with the release: the change of the final model, or
-the largest cosine over all rounds. Canaries that were never sampled give the
-scores of a run without them.
+Canaries are clients whose updates are independent random directions (Andrew et
+al. 2023, arXiv 2302.03098). Each is a member of the run with probability 1/2,
+by a coin of its own, and otherwise in none of its rounds; the score of a canary
+says how much of its direction is in what the run released.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from si_federated.privacy import record
+from si_federated.privacy import accounting, record
+
+# The fractions of canaries about which a guess is made.
+_GUESSED = (1.0, 0.5, 0.25, 0.125)
 
 
 def estimate_epsilon(
-  scores: np.ndarray,
-  delta: float,
-  *,
-  dimension: Optional[int] = None,
-  unseen_scores: Optional[np.ndarray] = None,
+  scores: np.ndarray, is_member: np.ndarray, delta: float
 ) -> float:
   """Estimates epsilon from two normal distributions fitted to scores.
 
@@ -31,31 +28,104 @@ def estimate_epsilon(
   error shrinks with the number of canaries.
 
   Args:
-    scores: Of canaries that took part, shape `[canaries]`.
+    scores: Of all canaries, shape `[canaries]`.
+    is_member: Whether each took part, of the same shape.
     delta: In (0, 1).
-    dimension: The number of weights: cosines of unseen canaries are close to
-      normal of mean 0 and variance 1 / dimension.
-    unseen_scores: Of canaries that did not take part; needed for scores that
-      are the largest of several cosines.
 
   Returns:
     The estimate, which may be infinite.
 
   Raises:
-    ValueError: If there are too few scores, or neither or both of `dimension`
-      and `unseen_scores` are given.
+    ValueError: If there are too few scores of a kind.
   """
-  scores = _checked(scores)
-  if (dimension is None) == (unseen_scores is None):
-    raise ValueError('Give either dimension or unseen_scores.')
-  if dimension is not None:
-    mean, std = 0.0, dimension**-0.5
-  else:
-    unseen = _checked(unseen_scores)
-    mean, std = float(unseen.mean()), float(unseen.std(ddof=1))
+  inside, outside = _split(scores, is_member, 2)
   return normal_epsilon(
-    mean, std, float(scores.mean()), float(scores.std(ddof=1)), delta
+    float(outside.mean()),
+    float(outside.std(ddof=1)),
+    float(inside.mean()),
+    float(inside.std(ddof=1)),
+    delta,
   )
+
+
+def one_run_epsilon(
+  scores: np.ndarray,
+  is_member: np.ndarray,
+  delta: float,
+  *,
+  confidence: float = 0.95,
+) -> float:
+  """Returns a lower bound on epsilon at a confidence level.
+
+  One-run auditing of Steinke, Nasr and Jagielski 2023 (arXiv 2305.08846): the
+  canaries of the highest scores are guessed to be members, as many of the
+  lowest not to be, and no mechanism of less epsilon makes so many of these
+  guesses right. It takes no assumption but the coins. The best of four numbers
+  of guesses counts, each at a fourth of the error probability.
+
+  Differs from the paper: it tries several numbers without dividing the error.
+
+  Args:
+    scores: Of all canaries, shape `[canaries]`.
+    is_member: Whether each took part, by independent coins.
+    delta: In (0, 1).
+    confidence: In (0, 1).
+
+  Returns:
+    The bound, not negative. Of m canaries it can not exceed about log(m).
+
+  Raises:
+    ValueError: If arguments are out of range, or there are too few scores.
+  """
+  record.check_delta(delta)
+  scores, is_member = _checked(scores), np.asarray(is_member, bool)
+  _split(scores, is_member, 1)
+  level = (1 - _check_confidence(confidence)) / len(_GUESSED)
+  # Of equal scores, the order must not depend on who was a member.
+  order = np.argsort(scores, kind='stable')
+  best = 0.0
+  for fraction in _GUESSED:
+    half = int(len(scores) * fraction) // 2
+    if not half:
+      continue
+    right = int(
+      is_member[order[-half:]].sum() + (~is_member[order[:half]]).sum()
+    )
+
+    def is_plausible(epsilon, half=half, right=right):
+      p = one_run_p_value(len(scores), 2 * half, right, epsilon, delta)
+      return p > level
+
+    if not is_plausible(0.0):
+      found = record.least_enough(is_plausible, limit=1e3, tolerance=1e-9)
+      best = max(best, found)
+  return best
+
+
+def one_run_p_value(
+  canaries: int, guesses: int, right: int, epsilon: float, delta: float
+) -> float:
+  """Returns how likely so many right guesses are, at most.
+
+  The main theorem of arXiv 2305.08846, as its appendix computes it.
+
+  Args:
+    canaries: The number of canaries, members and others.
+    guesses: The number of canaries about which a guess was made.
+    right: The number of right guesses, or more.
+    epsilon: Of the mechanism.
+    delta: Of the mechanism.
+
+  Returns:
+    A bound on the probability under any mechanism of that guarantee.
+  """
+  chance = special.expit(epsilon)
+  below = stats.binom.pmf(np.arange(right)[::-1], guesses, chance)
+  # Of any number of failures of delta, the worst.
+  spread = np.cumsum(below) / np.arange(1, right + 1)
+  worst = spread.max(initial=0.0)
+  tail = stats.binom.sf(right - 1, guesses, chance)
+  return float(min(tail + 2 * canaries * delta * worst, 1.0))
 
 
 def normal_epsilon(
@@ -138,43 +208,52 @@ def _between(low, high):
 
 def epsilon_lower_bound(
   scores: np.ndarray,
-  unseen_scores: np.ndarray,
+  is_member: np.ndarray,
   delta: float,
   *,
   confidence: float = 0.95,
+  gaussian: bool = False,
 ) -> float:
-  """Returns a lower bound on epsilon at a confidence level.
+  """Returns a lower bound on epsilon, of independent scores.
 
   Every second score chooses the threshold that best separates members from
   others; on the rest, Clopper-Pearson bounds of the true and false positive
-  rates give epsilon >= log((TPR - delta) / FPR). Canaries of one run count as
-  independent, as one-shot auditing assumes for many dimensions.
+  rates give epsilon >= log((TPR - delta) / FPR). Of a Gaussian mechanism they
+  give mu, and so epsilon, which shows far more (Nasr et al. 2023, arXiv
+  2302.07956). Canaries of one run count as independent, as one-shot auditing
+  assumes for many dimensions: given what was released, the scores of those that
+  did not take part are.
 
   Args:
-    scores: Of canaries that took part, in random order.
-    unseen_scores: Of canaries that did not, in random order.
+    scores: Of all canaries, in random order, shape `[canaries]`.
+    is_member: Whether each took part.
     delta: In (0, 1).
     confidence: In (0, 1).
+    gaussian: Whether the mechanism is a Gaussian one, of unknown noise.
 
   Raises:
-    ValueError: If there are fewer than four scores of a kind.
+    ValueError: If arguments are out of range, or there are fewer than four
+      scores of a kind.
   """
-  if not 0 < confidence < 1:
-    raise ValueError(f'confidence is {confidence}; it lies between 0 and 1.')
   record.check_delta(delta)
-  scores, unseen = _checked(scores, 4), _checked(unseen_scores, 4)
-  level = (1 - confidence) / 2
+  level = (1 - _check_confidence(confidence)) / 2
+  inside, outside = _split(scores, is_member, 4)
 
   def bound(members, others, threshold):
     hits, alarms = (members > threshold).sum(), (others > threshold).sum()
     true = _clopper_pearson(hits, len(members), level)[0]
     false = _clopper_pearson(alarms, len(others), level)[1]
+    if gaussian:
+      return float(special.ndtri(true) - special.ndtri(false))
     return math.log((true - delta) / false) if true > delta else 0.0
 
-  values = np.unique(np.concatenate([scores[::2], unseen[::2]]))
+  values = np.unique(np.concatenate([inside[::2], outside[::2]]))
   choice = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-  threshold = max(choice, key=lambda t: bound(scores[::2], unseen[::2], t))
-  return max(0.0, bound(scores[1::2], unseen[1::2], threshold))
+  threshold = max(choice, key=lambda t: bound(inside[::2], outside[::2], t))
+  found = max(0.0, bound(inside[1::2], outside[1::2], threshold))
+  if gaussian and found:
+    return accounting.gaussian_epsilon(1 / found, delta)
+  return found
 
 
 def _clopper_pearson(successes, trials, level):
@@ -185,11 +264,33 @@ def _clopper_pearson(successes, trials, level):
   return float(low), float(high)
 
 
-def _checked(scores, least=2):
-  scores = np.asarray(scores, np.float64)
-  if scores.ndim != 1 or len(scores) < least or not np.isfinite(scores).all():
+def _split(scores, is_member, least):
+  """Returns the scores of members, and of others."""
+  scores, is_member = _checked(scores), np.asarray(is_member, bool)
+  if is_member.shape != scores.shape:
     raise ValueError(
-      f'Auditing needs at least {least} finite scores; found an array of shape '
-      f'{scores.shape}.'
+      f'Scores are of shape {scores.shape}, but who is a member of shape '
+      f'{is_member.shape}; give one of each for each canary.'
+    )
+  inside, outside = scores[is_member], scores[~is_member]
+  if min(len(inside), len(outside)) < least:
+    raise ValueError(
+      f'Auditing needs at least {least} canaries that took part and as many '
+      f'that did not; found {len(inside)} and {len(outside)}.'
+    )
+  return inside, outside
+
+
+def _checked(scores):
+  scores = np.asarray(scores, np.float64)
+  if scores.ndim != 1 or not np.isfinite(scores).all():
+    raise ValueError(
+      f'Auditing needs finite scores; found an array of shape {scores.shape}.'
     )
   return scores
+
+
+def _check_confidence(confidence):
+  if not 0 < confidence < 1:
+    raise ValueError(f'confidence is {confidence}; it lies between 0 and 1.')
+  return confidence

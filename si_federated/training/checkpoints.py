@@ -109,6 +109,25 @@ def read_weights(path: str, kind: str = 'trainable') -> list[np.ndarray]:
   return list(weights.values())
 
 
+def read_list(path: str, name: str) -> list[np.ndarray]:
+  """Reads a list of arrays from the state in a checkpoint.
+
+  Args:
+    path: The checkpoint's file.
+    name: The list's name, which no other part of the state has.
+
+  Raises:
+    CheckpointError: If the file is truncated, garbled or of another format.
+  """
+  arrays, _ = _read(path)
+  found = {}
+  for key, value in arrays.items():
+    *_, parent, last = ['', *key.split('/')]
+    if parent == name:
+      found[int(last)] = value
+  return [found[index] for index in sorted(found)]
+
+
 class Checkpoints:
   """The checkpoints in a folder."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from si_federated import config
+from si_federated.aggregators.canaries import members
 from si_federated.assembly import checks, private_mechanism
 from si_federated.privacy import (
   Participation,
@@ -441,11 +443,11 @@ def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
   canaries = private_mechanism.add_canaries(
     _config(aggregator='tree', participation='shuffled_epochs', **_PRIVATE),
     mechanism,
-    private_mechanism.Canaries(8, 0),
+    private_mechanism.Canaries(16, 0),
   )
-  factory = canaries.factory
-  for canary in range(8):
-    (rounds, _) = np.nonzero(factory.cohorts == canary)
+  factory: Any = canaries.factory
+  for canary in np.flatnonzero(members(16, 0)):
+    (rounds, _) = np.nonzero(factory.plan.cohorts == canary)
     assert len(rounds) == 2 and rounds[1] // 30 > rounds[0] // 30
   with pytest.raises(config.ConfigError, match='a single band is left'):
     _build(aggregator='banded', participation='shuffled_epochs', **_PRIVATE)

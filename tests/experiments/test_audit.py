@@ -47,10 +47,18 @@ def test_an_audit_is_written_and_resumes_only_with_its_canaries(
   assert code == 0, errors
   found = json.loads((tmp_path / 'x' / 'audit.json').read_text())
   assert json.loads(output.partition('\n}\n')[0] + '}') == found
-  # Canaries show in the model, far above chance...
-  assert abs(found['mean_score']) > 5 * found['std_score_unseen'] / 60**0.5
+  # Those that took part show in the releases, far above those held out...
+  held_out = 60 - found['canaries']['members']
+  assert 15 < held_out < 45
+  chance = found['std_score_unseen'] / held_out**0.5
+  assert found['mean_score'] - found['mean_score_unseen'] > 5 * chance
   # ...but reveal no more than was promised, up to the estimate's error.
   assert 0 < found['epsilon_estimate'] < 1.3 * found['epsilon_promised']
+  assert found['confidence'] == 0.95
+  assert 0 <= found['epsilon_lower_bound'] < found['epsilon_promised']
+  independent = found['epsilon_lower_bound_if_independent']
+  assert 0 <= independent < found['epsilon_promised']
+  assert not found['promise_is_broken'] and 'wrong' not in output
   privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
   assert privacy['canaries'] == {'count': 60, 'seed': 0}
   assert found['epsilon_promised'] == privacy['promised']['epsilon']

@@ -110,7 +110,7 @@ def test_the_card_of_a_run(trained, make_run, tmp_path):
   assert '![privacy noise 1](privacy_noise_1.png)' in text
   assert page.count('<svg') == 1 and not re.search(r'(src|href)="[^#]', page)
   report = (tmp_path / 'report.md').read_text()
-  assert 'Of 1 run with differential privacy, privacy.html says' in report
+  assert 'privacy.html shows the guarantee and its limits' in report
 
 
 def test_a_run_without_noise_has_no_card(make_run, tmp_path):
