@@ -44,6 +44,7 @@ _NAMES = (
   'clients_per_round',
   'total_rounds',
   'clip_norm',
+  'clip_norm_from',
   'noise_multiplier',
   'target_epsilon',
   'delta',
@@ -109,7 +110,11 @@ def _experiment() -> config.ExperimentConfig:
     raise config.ConfigError(
       f'--participation={experiment.participation} needs --num_clients.'
     )
-  if experiment.clip_norm is None and 'clip_norm' in _parameters(experiment):
+  if (
+    experiment.clip_norm is None
+    and experiment.clip_norm_from is None
+    and 'clip_norm' in _parameters(experiment)
+  ):
     # Privacy depends on the clip norm only where updates are rounded.
     changes['clip_norm'] = 1.0
   if experiment.min_separation is None and experiment.max_participations == 1:

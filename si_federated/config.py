@@ -327,6 +327,7 @@ class ExperimentConfig:
   personalize_learning_rate: Union[float, None] = None
   participation: ComponentSpec = ComponentSpec('uniform')
   clip_norm: Union[float, None] = None
+  clip_norm_from: Union[str, None] = None
   noise_multiplier: Union[float, None] = None
   target_epsilon: Union[float, None] = None
   delta: Union[float, None] = None
@@ -340,7 +341,7 @@ class ExperimentConfig:
   diagnostics: ComponentSpec = ComponentSpec('none')
 
   def __post_init__(self):
-    for name in ('data_dir', 'initial_model'):
+    for name in ('data_dir', 'initial_model', 'clip_norm_from'):
       if (path := getattr(self, name)) is not None:
         object.__setattr__(self, name, expand_path(path))
     if not re.fullmatch(r'[A-Za-z0-9][\w.+=-]*', self.experiment_name):
@@ -364,6 +365,10 @@ class ExperimentConfig:
       raise ConfigError(
         '--reinitialized_variables has no effect without --initial_model; give '
         'both or leave it out.'
+      )
+    if self.clip_norm is not None and self.clip_norm_from is not None:
+      raise ConfigError(
+        '--clip_norm and --clip_norm_from exclude each other; give one of them.'
       )
     if self.noise_multiplier is not None and self.target_epsilon is not None:
       raise ConfigError(

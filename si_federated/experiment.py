@@ -12,6 +12,7 @@ from si_federated import config
 from si_federated.assembly import (
   audit_stage,
   diagnostics_stage,
+  earlier_run,
   expert_options,
   learning_process,
   objectives,
@@ -35,6 +36,7 @@ from si_federated.runtime import (
   UnsupportedError,
   needs_static_shapes,
 )
+from si_federated.tasks import data_fingerprint
 from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
@@ -96,6 +98,10 @@ def _build(
     raise config.ConfigError(
       f'--clients_per_round={experiment.clients_per_round} is more than the '
       f'{len(task.train)} training clients of {task.name}.'
+    )
+  if experiment.clip_norm_from is not None:
+    earlier_run.check_clients(
+      experiment, data_fingerprint.fingerprint(task.train)
     )
   schedule = private_mechanism.build_schedule(experiment, len(task.train))
   mechanism = private_mechanism.build_mechanism(experiment, schedule)

@@ -97,6 +97,9 @@ _HELP = {
   '(fixed cycles of groups that each client draws).',
   'clip_norm': "The largest L2 norm of a client's update; private aggregators "
   'scale longer ones down.',
+  'clip_norm_from': 'Instead of --clip_norm, the folder of a finished run of '
+  'adaptive_gaussian on the same clients: takes its last clip norm, and counts '
+  'the privacy of both runs together.',
   'noise_multiplier': 'The standard deviation of the noise on the sum of '
   'updates, relative to --clip_norm; 0 for clipping alone.',
   'target_epsilon': 'Instead of --noise_multiplier: take the least noise that '

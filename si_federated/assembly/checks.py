@@ -16,6 +16,7 @@ from si_federated.tasks import TASKS
 
 _PRIVACY_FLAGS = (
   'clip_norm',
+  'clip_norm_from',
   'noise_multiplier',
   'target_epsilon',
   'noise_cohort_size',
@@ -80,10 +81,11 @@ def _check_privacy(experiment: config.ExperimentConfig) -> None:
       and parameters[flag].default is inspect.Parameter.empty
       and flag != 'noise_multiplier'
       and getattr(experiment, flag) is None
+      and not (flag == 'clip_norm' and experiment.clip_norm_from is not None)
     ):
       raise config.ConfigError(f'--aggregator={name} needs --{flag}.')
     if (
-      flag not in (*parameters, 'target_epsilon')
+      flag not in (*parameters, 'target_epsilon', 'clip_norm_from')
       and getattr(experiment, flag) is not None
     ):
       raise config.ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from si_federated import config
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism
+from si_federated.assembly import earlier_run
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
@@ -107,6 +108,11 @@ def simulated_because(
   if record is None or not record.noise_multiplier:
     return []
   reasons = list(mechanism.simulated_because)
+  if (before := earlier_run.read(experiment)) is not None:
+    reasons += [
+      f'of the run of --clip_norm_from: {reason}'
+      for reason in before.simulated_because
+    ]
   if mechanism.noise_cohort_size is not None:
     reasons.append(
       f'the noise is that of cohorts of {mechanism.noise_cohort_size} clients '
@@ -143,6 +149,11 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
     phrases.append(
       f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '
       "from the training clients' text, without noise, before training"
+    )
+  if experiment.clip_norm_from is not None:
+    phrases.append(
+      'what the run of --clip_norm_from wrote without noise, see its '
+      'privacy.json'
     )
   if experiment.client_similarity:
     phrases.append(

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from si_federated import config, files
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
-from si_federated.assembly import privacy_disclosures
+from si_federated.assembly import earlier_run, privacy_disclosures
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.privacy import (
@@ -98,10 +98,13 @@ def build_mechanism(
       'clients adds its share of the noise; choose another --participation.'
     )
   noise = experiment.noise_multiplier
+  before = earlier_run.read(
+    experiment, None if schedule is None else schedule.num_clients
+  )
   mechanism = build_part(
     experiment,
     'aggregator',
-    clip_norm=experiment.clip_norm,
+    clip_norm=experiment.clip_norm if before is None else before.clip_norm,
     # The noise for a target epsilon depends on the strategy.
     noise_multiplier=1.0 if noise is None else noise,
     clients_per_round=experiment.clients_per_round,
@@ -189,6 +192,14 @@ def calibrate(
   # Such a mechanism releases each of a round's sums.
   if (releases := traits_of(experiment).releases_per_round) > 1:
     record = dataclasses.replace(record, releases=releases)
+  if (before := earlier_run.read(experiment)) is not None:
+    if not isinstance(record, accounting.PrivacyRecord):
+      raise config.ConfigError(
+        f'--clip_norm_from cannot be added to --aggregator='
+        f'{experiment.aggregator}, whose noise is not Gaussian; give the clip '
+        'norm, or choose another aggregator.'
+      )
+    record = dataclasses.replace(record, earlier=(before.record,))
   if schedule is not None and schedule.amplification is not None:
     # Records that this sampling does not amplify keep their larger epsilon.
     with contextlib.suppress(TypeError, ValueError):
@@ -339,6 +350,7 @@ def build_ledger(
     added: Canaries in the cohorts.
   """
   strategy = getattr(mechanism.record, 'strategy', None)
+  before = earlier_run.read(experiment, num_clients)
   delta = default_delta(experiment, num_clients)
   return ledger.Ledger(
     mechanism=str(experiment.aggregator),
@@ -350,7 +362,8 @@ def build_ledger(
     ),
     facts={
       'strategy': strategy and strategy_files.facts(strategy),
-      'clip_norm': experiment.clip_norm,
+      'clip_norm': experiment.clip_norm if before is None else before.clip_norm,
+      'clip_norm_from': before and before.facts,
       'participation': str(experiment.participation),
       'clients_per_round': experiment.clients_per_round,
       'num_clients': num_clients,

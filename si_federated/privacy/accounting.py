@@ -60,6 +60,8 @@ class PrivacyRecord(record_lib.Record):
     amplification: Of a schedule that earns it; None if none.
     releases: The number of sums that a round releases, each clipped and noised
       by itself: 2 for MimeLite, an update and a gradient.
+    earlier: What was released of the same clients before, such as the clip norm
+      by a run of its own; counted together with this mechanism.
   """
 
   strategy: strategies.Strategy
@@ -67,6 +69,7 @@ class PrivacyRecord(record_lib.Record):
   contract: participation.Participation
   amplification: Optional[schedules.Amplification] = None
   releases: int = 1
+  earlier: tuple[PrivacyRecord, ...] = ()
 
   def __post_init__(self):
     if self.releases < 1:
@@ -82,6 +85,12 @@ class PrivacyRecord(record_lib.Record):
         'negative.'
       )
     strategies.check_rounds(self.strategy.rounds, self.contract)
+    for record in self.earlier:
+      if not record.noise_multiplier or record.is_sampled_in_bins:
+        raise ValueError(
+          'An earlier mechanism needs noise, and no amplification by '
+          'balls_in_bins, to be added up; give its record without that.'
+        )
     amplification = self.amplification
     if amplification is None:
       return
@@ -91,6 +100,11 @@ class PrivacyRecord(record_lib.Record):
         raise ValueError(
           f'A {self.kind} strategy is not amplified by balls_in_bins; it takes '
           'a square matrix without negative entries.'
+        )
+      if any(record.is_amplified for record in self.earlier):
+        raise ValueError(
+          'balls_in_bins cannot be added to earlier sampling; leave out the '
+          'amplification of one of them.'
         )
       return
     if amplification.kind == 'poisson' and self.kind != 'identity':
@@ -134,6 +148,38 @@ class PrivacyRecord(record_lib.Record):
     return self.strategy.sensitivity(once).value * self.releases**0.5
 
   @property
+  def is_amplified(self) -> bool:
+    """Whether epsilon counts on secret sampling, here or earlier."""
+    return self.amplification is not None or any(
+      record.is_amplified for record in self.earlier
+    )
+
+  @property
+  def neighbouring_relation(self):
+    """Which data sets the guarantee makes hard to tell apart."""
+    # Sampled mechanisms cost the same for clients that are zeroed out.
+    relations = {record.neighbouring_relation for record in self.earlier}
+    relations.add(super().neighbouring_relation)
+    return relations.pop() if len(relations) == 1 else 'zero-out'
+
+  def without_amplification(self):
+    """Returns the record for those who know who takes part when."""
+    if not self.is_amplified:
+      return self
+    return dataclasses.replace(
+      self,
+      amplification=None,
+      earlier=tuple(one.without_amplification() for one in self.earlier),
+    )
+
+  def epsilon_before(self, delta):
+    """Returns the epsilon at delta of the earlier mechanisms together."""
+    if not self.earlier:
+      return 0.0
+    first, *others = self.earlier
+    return dataclasses.replace(first, earlier=tuple(others)).epsilon(delta)
+
+  @property
   def is_sampled_in_bins(self) -> bool:
     """Whether epsilon comes from Monte Carlo, for balls in bins."""
     amplification = self.amplification
@@ -163,15 +209,21 @@ class PrivacyRecord(record_lib.Record):
     rounds = self.contract.rounds
     matrix = self.strategy.matrix()[:rounds, :rounds]
     groups = min(amplification.groups, rounds)
+    weights = np.full(groups, amplification.probability)
     means = [
       matrix[:, group :: amplification.groups].sum(axis=1)
       for group in range(groups)
     ]
     scale = self.releases**0.5 / self.noise_multiplier
     scaled = scale * np.stack(means)
-    return monte_carlo.GaussianMixture(
-      scaled @ scaled.T, np.full(groups, amplification.probability)
-    )
+    gram = scaled @ scaled.T
+    if before := sum((record.mu or 0.0) ** 2 for record in self.earlier):
+      # The earlier release adds one mean to all, also to that of no group.
+      if (rest := 1 - weights.sum()) > 1e-9:
+        gram = np.pad(gram, (0, 1))
+        weights = np.append(weights, rest)
+      gram = gram + before
+    return monte_carlo.GaussianMixture(gram, weights)
 
   @functools.cached_property
   def _sampled(self) -> monte_carlo.Sampled:
@@ -181,6 +233,11 @@ class PrivacyRecord(record_lib.Record):
     """Returns the mechanism as an event of dp_accounting."""
     if not self.noise_multiplier:
       return dp_accounting.NonPrivateDpEvent()
+    if self.earlier:
+      own = dataclasses.replace(self, earlier=())
+      return dp_accounting.ComposedDpEvent(
+        [record.event() for record in (*self.earlier, own)]
+      )
     if self.is_sampled_in_bins:
       return dp_accounting.UnsupportedDpEvent()
     if self.amplification is None:
@@ -201,20 +258,22 @@ class PrivacyRecord(record_lib.Record):
   @property
   def rho(self) -> Optional[float]:  # type: ignore[override]
     """The zCDP of the mechanism; None with amplification, which has none."""
-    if self.amplification is not None:
+    if self.is_amplified:
       return None
     if not self.noise_multiplier:
       return math.inf
-    return (self.sensitivity.value / self.noise_multiplier) ** 2 / 2
+    own = (self.sensitivity.value / self.noise_multiplier) ** 2 / 2
+    return own + sum(record.rho or 0.0 for record in self.earlier)
 
   @property
   def mu(self) -> Optional[float]:
     """The mu of Gaussian differential privacy; None with amplification."""
-    if self.amplification is not None:
+    if self.is_amplified:
       return None
     if not self.noise_multiplier:
       return math.inf
-    return self.sensitivity.value / self.noise_multiplier
+    own = self.sensitivity.value / self.noise_multiplier
+    return math.hypot(own, *(record.mu or 0.0 for record in self.earlier))
 
   def _true_positive_rates(self, rates, method):
     if method == 'exact' and self.mu is not None:
@@ -222,7 +281,7 @@ class PrivacyRecord(record_lib.Record):
     return super()._true_positive_rates(rates, method)
 
   def _curve(self, method):
-    if method != 'exact' or self.amplification is None:
+    if method != 'exact' or not self.is_amplified:
       return super()._curve(method)
     if self.is_sampled_in_bins:
       epsilons = np.linspace(0, self._epsilon(1e-4, 'rdp'), 201)
@@ -237,10 +296,12 @@ class PrivacyRecord(record_lib.Record):
     return {}
 
   def _epsilon(self, delta, method):
-    if method == 'exact' and self.amplification is None:
-      return gaussian_epsilon(
-        self.noise_multiplier / self.sensitivity.value, delta
-      )
+    if method == 'exact' and not self.is_amplified:
+      noise = self.noise_multiplier / self.sensitivity.value
+      if self.earlier:
+        assert self.mu is not None
+        noise = 1 / self.mu
+      return gaussian_epsilon(noise, delta)
     if self.is_sampled_in_bins:
       # That of a known group: never less, and there is no better Renyi bound.
       known = gaussian_epsilon(self._sampled.mixture.most**-0.5, delta)
@@ -264,13 +325,17 @@ class PrivacyRecord(record_lib.Record):
 
   def calibrated(self, target_epsilon, delta):
     """Returns the record with the least noise; use `calibrate`."""
-    if self.amplification is None:
-      noise = self.sensitivity.value * record_lib.least_enough(
-        lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
-        low=1e-6,
-        tolerance=1e-10,
+    if self.epsilon_before(delta) >= target_epsilon:
+      raise ValueError(
+        f'The earlier run has spent epsilon {self.epsilon_before(delta):.4g} '
+        f'at delta {delta}, so that nothing of {target_epsilon} is left; raise '
+        'the target, or give the earlier run more noise.'
       )
-      return self.with_noise(noise)
+    if not self.is_amplified:
+      noise = _gaussian_noise(target_epsilon, delta, 1e-10)
+      if self.earlier:
+        noise = self._beside_earlier(noise)
+      return self.with_noise(self.sensitivity.value * noise)
     if self.is_sampled_in_bins:
       return _calibrated_in_bins(self, target_epsilon, delta)
 
@@ -308,20 +373,32 @@ class PrivacyRecord(record_lib.Record):
       ) from e
     return self.with_noise(float(noise))
 
+  def _beside_earlier(self, noise):
+    """Returns the noise left by what earlier ones take of that of all."""
+    spent = sum((record.mu or 0.0) ** 2 for record in self.earlier)
+    return 1 / math.sqrt(noise**-2 - spent)
+
   def _details(self):
     details: dict[str, Any] = {'releases_per_round': self.releases}
+    if self.earlier:
+      details['earlier'] = [
+        {
+          'kind': record.kind,
+          'noise_multiplier': record.noise_multiplier,
+          'sensitivity': record.sensitivity.value,
+          'rho': record.rho,
+        }
+        for record in self.earlier
+      ]
     if self.confidence is not None:
       details['epsilon_confidence'] = self.confidence
     return details
 
 
 def _calibrated_in_bins(record, target_epsilon, delta):
-  known = record_lib.least_enough(
-    lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
-    low=1e-6,
-    tolerance=1e-6,
-  )
-  most = known * record.with_noise(1.0).mixture().most ** 0.5
+  known = record._beside_earlier(_gaussian_noise(target_epsilon, delta, 1e-6))
+  own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
+  most = known * own.mixture().most ** 0.5
   # The search looks at samples of its own, so that those of the result are
   # independent of it but for the few tries below.
   noise = record_lib.least_enough(
@@ -340,6 +417,15 @@ def _calibrated_in_bins(record, target_epsilon, delta):
       return found
     noise *= 1.003
   return record.with_noise(most)
+
+
+def _gaussian_noise(target_epsilon, delta, tolerance):
+  """Returns the noise over the sensitivity that an epsilon needs."""
+  return record_lib.least_enough(
+    lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
+    low=1e-6,
+    tolerance=tolerance,
+  )
 
 
 def gaussian_epsilon(noise: float, delta: float) -> float:

@@ -124,13 +124,13 @@ class Ledger:
     if self._record is None or not self._record.noise_multiplier:
       return math.inf
     if not self._recorder.max_participations:
-      return 0.0
+      return self._record.epsilon_before(self._delta)
     return self._epsilon_of(self._recorder.observed())
 
   def _epsilon_after(self, observed: participation.Participation) -> float:
     assert self._record is not None
     record = self._record.after(observed)
-    if record.amplification is None:
+    if not record.is_amplified:
       return record.epsilon(self._delta)
     # Privacy loss distributions take seconds a round, Renyi bounds are looser.
     bound = record.epsilon(self._delta, method='rdp')
@@ -165,7 +165,7 @@ class Ledger:
       f'{self._delta:.3g} ({record.neighbouring_relation}), by a noise '
       f'multiplier of {record.noise_multiplier:.4g}.'
     ]
-    if record.amplification is not None:
+    if record.is_amplified:
       plain = record.without_amplification().epsilon(self._delta)
       lines.append(
         f'To those who know who takes part when, epsilon is {plain:.4g}.'
@@ -174,6 +174,11 @@ class Ledger:
       lines.append(
         'Epsilon with sampling is a bound by Monte Carlo, which holds with '
         f'confidence {record.confidence}.'
+      )
+    if before := record.epsilon_before(self._delta):
+      lines.append(
+        f'Of it, epsilon {before:.4g} is spent already: the clip norm is that '
+        'of an earlier run on these clients.'
       )
     if population := self._facts.get('simulated_population'):
       lines.append(
@@ -225,11 +230,13 @@ class Ledger:
       'delta': self._delta,
     }
     if self._record is not None:
+      if self.is_private:
+        result['epsilon'] = self._record.epsilon_before(self._delta)
       result['promised'] = self._promised
       result['neighbouring_relation'] = self._record.neighbouring_relation
       if observed.max_participations:
         so_far = self._record.after(observed.observed()).summary(self._delta)
-        if self._record.amplification is not None:
+        if self._record.is_amplified:
           # Who knows the cohorts knows how often clients took part.
           plain = self._record.without_amplification().after(
             observed.observed()

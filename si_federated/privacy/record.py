@@ -42,6 +42,16 @@ class Record(abc.ABC):
   rho: Optional[float]
 
   @property
+  def is_amplified(self) -> bool:
+    """Whether epsilon counts on secret sampling."""
+    return self.amplification is not None
+
+  def epsilon_before(self, delta: float) -> float:
+    """Returns the epsilon at delta that is spent before the first round."""
+    del delta
+    return 0.0
+
+  @property
   def confidence(self) -> Optional[float]:
     """The probability with which sampled figures hold; None if exact."""
     return None

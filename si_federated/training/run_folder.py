@@ -268,6 +268,21 @@ def _whole_rows(path: str) -> list[dict[str, str]]:
     ]
 
 
+def read_metrics(path: Union[str, os.PathLike]) -> list[dict[str, str]]:
+  """Reads the whole rows of a run's metrics.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    A row a round, of texts by column; empty if there is none.
+  """
+  try:
+    return _whole_rows(os.path.join(path, 'metrics.csv'))
+  except (OSError, ValueError):
+    return []
+
+
 def read_config(path: Union[str, os.PathLike]) -> config.ExperimentConfig:
   """Reads the configuration of a run.
 
@@ -302,6 +317,18 @@ def read_privacy(path: Union[str, os.PathLike]) -> dict[str, Any]:
     The content of privacy.json; empty if there is none.
   """
   return _read_json(os.path.join(path, 'privacy.json'))
+
+
+def read_task(path: Union[str, os.PathLike]) -> dict[str, Any]:
+  """Reads the facts about a run's data.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The content of task.json; empty if there is none.
+  """
+  return _read_json(os.path.join(path, 'task.json'))
 
 
 def _read_json(path: str) -> dict[str, Any]:

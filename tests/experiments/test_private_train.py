@@ -194,6 +194,47 @@ def test_a_run_of_another_promise_is_not_resumed(whole, changes):
 
 
 @pytest.mark.slow
+def test_a_run_takes_the_clip_norm_of_a_shorter_one(tmp_path):
+  noise = {'clip_norm': None, 'noise_seed': 5, 'rounds_per_eval': 2}
+  small = {'model': 'cifg:units=4,embedding_size=2', **noise}
+  _run(
+    tmp_path / 'short',
+    aggregator='adaptive_gaussian:count_noise=5',
+    noise_multiplier=4.0,
+    total_rounds=4,
+    **small,
+  )
+  before = tmp_path / 'short' / 'x'
+  _run(
+    tmp_path / 'long',
+    target_epsilon=6.0,
+    total_rounds=6,
+    clip_norm_from=str(before),
+    **small,
+  )
+  found = _rows(tmp_path / 'short')[-1]['train/clip_norm']
+  rows = _rows(tmp_path / 'long')
+  assert float(rows[-1]['train/clip_norm']) == pytest.approx(float(found))
+  one, both = (
+    json.loads((path / 'privacy.json').read_text())
+    for path in (before, tmp_path / 'long' / 'x')
+  )
+  assert both['promised']['epsilon'] == pytest.approx(6, rel=1e-6)
+  sensitivity = both['so_far']['sensitivity'] / both['noise_multiplier']
+  assert both['rho'] == pytest.approx(one['rho'] + sensitivity**2 / 2)
+  # The ledger begins with what the first run spent.
+  assert float(rows[0]['privacy/epsilon']) == pytest.approx(one['epsilon'])
+  with pytest.raises(config.ConfigError, match='training data differ'):
+    _run(
+      tmp_path / 'other',
+      target_epsilon=6.0,
+      clip_norm_from=str(before),
+      task='synthetic:seed=9',
+      **small,
+    )
+
+
+@pytest.mark.slow
 def test_secret_noise(tmp_path):
   # Enough noise that no two runs agree.
   weights = []
