@@ -1,17 +1,18 @@
 """Computes the privacy of a mechanism, or the noise that a budget needs.
 
 It neither trains nor reads data. It prints JSON and, with --compare, a table of
-mechanisms at equal privacy. DP-FTRL with trees, as deployed in Gboard:
+mechanisms at the same epsilon. DP-FTRL with trees, as deployed in Gboard:
 
   python -m experiments.account --aggregator=tree --noise_multiplier=7 \\
     --total_rounds=2000 --max_participations=6 --min_separation=314 \\
     --delta=1e-10
 
-The noise that a budget needs, and a comparison of mechanisms in that setting:
+The noise that a budget needs, and a comparison of mechanisms in that setting,
+with what sampling from 342,000 clients would bring, as a table and a picture:
 
   python -m experiments.account --aggregator=blt --target_epsilon=8 \\
-    --total_rounds=2048 --max_participations=6 --min_separation=342 \\
-    --delta=1e-6 --compare
+    --total_rounds=2048 --participation=fixed_cycles --num_clients=342000 \\
+    --clients_per_round=1000 --delta=1e-6 --compare --figure=errors.svg
 
 The privacy of a recipe:
 
@@ -91,7 +92,13 @@ _METHOD = absl_flags.DEFINE_enum(
   'distributions), or from Renyi differential privacy, a little larger.',
 )
 _COMPARE = absl_flags.DEFINE_bool(
-  'compare', False, 'Print a table of the mechanisms for the same contract.'
+  'compare',
+  False,
+  "Print a table of the mechanisms' errors at the epsilon of this setting; "
+  'with --num_clients, also under sampling that amplifies.',
+)
+_FIGURE = absl_flags.DEFINE_string(
+  'figure', None, 'With --compare, draw it to this .png or .svg file.'
 )
 _MECHANISMS = absl_flags.DEFINE_list(
   'mechanisms',
@@ -182,13 +189,35 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
 
 def main() -> None:
   """Prints the privacy of a mechanism."""
+  if _FIGURE.value and not (
+    _COMPARE.value and _FIGURE.value.endswith(('.png', '.svg'))
+  ):
+    raise config.ConfigError(
+      f'--figure={_FIGURE.value} draws --compare to a .png or .svg file; give '
+      'both, with such an ending.'
+    )
   experiment = _experiment()
   facts, mechanism = _account(experiment)
   print(json.dumps(_without_infinity(facts), indent=2), flush=True)
-  if not _COMPARE.value:
-    return
-  from si_federated import privacy
+  if _COMPARE.value:
+    _compare(facts['epsilon'], facts['delta'], experiment, mechanism.contract)
 
+
+def _compare(
+  epsilon: float,
+  delta: float,
+  experiment: config.ExperimentConfig,
+  contract: Any,
+) -> None:
+  """Prints a table of mechanisms at one epsilon, and draws it."""
+  from si_federated import privacy
+  from si_federated.privacy import epsilon_comparison
+
+  if not 0 < epsilon < math.inf:
+    raise config.ConfigError(
+      f'--compare is for mechanisms of one epsilon, which is {epsilon} here; '
+      'give --target_epsilon.'
+    )
   known = privacy.comparison.MECHANISMS
   chosen = _MECHANISMS.value or known
   for name in chosen:
@@ -197,20 +226,41 @@ def main() -> None:
         f'--mechanisms has {name!r}; {config.near_matches(name, known)}'
       )
   rows = []
-  for row in privacy.compare(
-    mechanism.contract,
+  for row in epsilon_comparison.compare_at_epsilon(
+    contract,
+    target_epsilon=epsilon,
+    delta=delta,
+    num_clients=_NUM_CLIENTS.value,
+    clients_per_round=experiment.clients_per_round,
     mechanisms=chosen,
     cache=os.path.join(files.cache_folder(), 'strategies'),
   ):
     print(f'{row.mechanism}: {row.secs:.1f} s', file=sys.stderr, flush=True)
     rows.append(row)
   print()
-  print(privacy.format_rows(rows))
+  print(epsilon_comparison.format_rows(rows))
   print(
     '\nErrors are standard deviations of the sum of all updates so far, the '
-    'maximum and the root mean square over rounds, for noise of equal privacy '
-    '(rho = 1/2), in units of the clip norm.'
+    f'maximum and the root mean square over rounds, at epsilon {epsilon:.4g} '
+    f'and delta {delta:.3g}, in units of the clip norm.'
   )
+  if _NUM_CLIENTS.value is not None:
+    print(
+      'Amplified ones hold for secret sampling, for clients added or removed; '
+      'the others for clients whose updates become zero.'
+    )
+  if _FIGURE.value:
+    _draw(rows, epsilon, config.expand_path(_FIGURE.value))
+
+
+def _draw(rows: Any, epsilon: float, path: str) -> None:
+  from si_federated.reporting import mechanism_figure
+
+  name, ending = os.path.splitext(os.path.basename(path))
+  picture = mechanism_figure.draw(rows, name, epsilon)
+  content = picture.png if ending == '.png' else picture.svg.encode()
+  files.write_atomically(path, content)
+  print(f'\n{path}')
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ two rounds of one client are at least `min_separation` apart.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from si_federated.aggregators.correlated_noise import build_mechanism
 from si_federated.aggregators.mechanism import Mechanism
@@ -15,6 +15,7 @@ from si_federated.aggregators.private_settings import (
   private_builder,
 )
 from si_federated.privacy import (
+  band_choice,
   banded_inverse,
   comparison,
   participation,
@@ -31,7 +32,7 @@ def build_banded(
   settings: PrivateSettings,
   *,
   cache_dir: Optional[str] = None,
-  bands: Optional[int] = None,
+  bands: Union[int, str, None] = None,
   kind: str = 'toeplitz',
   momentum: float = 0.0,
   cool_down: float = 0.0,
@@ -46,7 +47,9 @@ def build_banded(
       `min_separation` is required.
     cache_dir: A folder that keeps optimised strategies.
     bands: The number of diagonals, at most `min_separation`; by default 16, or
-      `min_separation` if that is less.
+      `min_separation` if that is less. `'auto'` takes the fewest whose error is
+      within 0.1 % of the best; it also lets cyclic Poisson sampling choose the
+      number of its groups, unless `--min_separation` is given.
     kind: `'toeplitz'`, or `'general'`, which is better and takes longer to
       optimise.
     momentum: The momentum of server SGD that the strategy is optimised for.
@@ -72,13 +75,27 @@ def build_banded(
   if matrix is not None:
     strategy = _load(matrix, settings)
     bands = strategy.bands
+  elif contract.block and contract.separation == 1 and bands in (None, 'auto'):
+    raise ValueError(
+      'A client may be last in one epoch and first in the next, so that '
+      'a single band is left; choose tree:restart=true or blt, or another '
+      'schedule.'
+    )
+  elif bands == 'auto':
+    bands = band_choice.fewest_bands(
+      contract,
+      workload=workloads.server_sgd(
+        contract.rounds, momentum=momentum, falling=cool_down
+      ),
+      objective=objective,
+      cache=cache_dir,
+    )
+    if bands == 1:
+      # Independent noise, which Poisson sampling amplifies.
+      strategy = strategies.identity(contract.rounds)
+  elif isinstance(bands, str):
+    raise ValueError(f'bands is {bands!r}; it is a number or auto.')
   elif bands is None:
-    if contract.block and contract.separation == 1:
-      raise ValueError(
-        'A client may be last in one epoch and first in the next, so that '
-        'a single band is left; choose tree:restart=true or blt, or another '
-        'schedule.'
-      )
     bands = min(_DEFAULT_BANDS, contract.separation)
   if not 1 <= bands <= contract.separation:
     raise ValueError(
@@ -138,6 +155,11 @@ def build_banded_inverse(
   rounds = settings.total_rounds
   if bands is None:
     bands = min(banded_inverse.DEFAULT_BANDS, rounds)
+  if isinstance(bands, str):
+    raise ValueError(
+      f'bands is {bands!r}; more bands are better here, and slower: give a '
+      'number.'
+    )
   if not 1 <= bands <= rounds:
     raise ValueError(
       f'bands is {bands}; {rounds} rounds take 1 to {rounds} of them.'
@@ -254,13 +276,11 @@ def _optimize(
   **options: Any,
 ) -> strategies.Strategy:
   """Returns the strategy for server SGD of a momentum and a cool-down."""
-  if not momentum and not cool_down:
-    return comparison.build(kind, contract, cache=cache_dir, **options)
-  workload = workloads.momentum_sgd(
-    contract.rounds,
-    momentum=momentum,
-    learning_rates=workloads.cool_down(contract.rounds, fraction=cool_down),
+  workload = workloads.server_sgd(
+    contract.rounds, momentum=momentum, falling=cool_down
   )
+  if workload is None:
+    return comparison.build(kind, contract, cache=cache_dir, **options)
   return strategy_files.cached(
     cache_dir,
     {

@@ -9,7 +9,11 @@ from typing import Any
 
 from si_federated import config
 from si_federated.aggregators import NOISE_FROM_CLIENTS, is_private
-from si_federated.assembly import expert_options, registries
+from si_federated.assembly import (
+  expert_options,
+  private_mechanism,
+  registries,
+)
 from si_federated.assembly.learning_process import traits_of
 from si_federated.models import MODELS
 from si_federated.tasks import TASKS
@@ -105,6 +109,7 @@ def _check_participation(experiment: config.ExperimentConfig) -> None:
     separation is not None
     and separation.default is separation.empty
     and experiment.min_separation is None
+    and not private_mechanism.chooses_groups(experiment)
   ):
     raise config.ConfigError(
       f'--participation={experiment.participation.name} needs '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -12,13 +13,15 @@ from si_federated import config, files
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
 from si_federated.assembly import earlier_run, privacy_disclosures
 from si_federated.assembly.learning_process import traits_of
-from si_federated.assembly.registries import build_part
+from si_federated.assembly.registries import build_part, builder
 from si_federated.privacy import (
   accounting,
+  band_choice,
   ledger,
   schedules,
   strategies,
   strategy_files,
+  workloads,
 )
 
 
@@ -38,13 +41,16 @@ def build_schedule(
     config.ConfigError: If the schedule does not exist, cannot be kept, or does
       not have clients for all rounds.
   """
+  separation = experiment.min_separation
+  if separation is None and chooses_groups(experiment):
+    separation = _chosen_groups(experiment, num_clients)
   schedule = build_part(
     experiment,
     'participation',
     num_clients=num_clients,
     clients_per_round=experiment.clients_per_round,
     seed=experiment.client_seed,
-    min_separation=experiment.min_separation,
+    min_separation=separation,
     max_participations=experiment.max_participations,
   )
   if experiment.total_rounds:
@@ -55,6 +61,56 @@ def build_schedule(
         f'--participation={experiment.participation}: {error}'
       ) from error
   return schedule
+
+
+def chooses_groups(experiment: config.ExperimentConfig) -> bool:
+  """Returns whether `bands=auto` may choose the groups of a schedule."""
+  schedule = builder(experiment, 'participation')
+  return bool(
+    getattr(schedule, 'groups_by_bands', False) and _bands_are_open(experiment)
+  )
+
+
+def _bands_are_open(experiment: config.ExperimentConfig) -> bool:
+  return dict(experiment.aggregator.options).get('bands') == 'auto'
+
+
+def _chosen_groups(
+  experiment: config.ExperimentConfig, num_clients: int
+) -> int:
+  """Returns the number of groups that is best at the target epsilon."""
+  options = dict(experiment.aggregator.options)
+  rounds, epsilon = experiment.total_rounds, experiment.target_epsilon
+  if not rounds or epsilon is None or not 0 < epsilon < math.inf:
+    raise config.ConfigError(
+      f'--aggregator={experiment.aggregator} chooses the groups of '
+      f'--participation={experiment.participation} for a finite '
+      '--target_epsilon; give one, or --min_separation, the number of groups.'
+    )
+  if num_clients < experiment.clients_per_round:
+    # The schedule says so.
+    return 1
+  objective = str(options.get('objective', 'rms'))
+  best, _ = band_choice.choose_groups(
+    rounds,
+    num_clients=num_clients,
+    clients_per_round=experiment.clients_per_round,
+    target_epsilon=epsilon,
+    delta=default_delta(experiment, num_clients),
+    releases=traits_of(experiment).releases_per_round,
+    workload=workloads.server_sgd(
+      rounds,
+      momentum=float(options.get('momentum') or 0),
+      falling=float(options.get('cool_down') or 0),
+    ),
+    objective=objective,
+    cache=_strategy_cache(),
+  )
+  return best.groups
+
+
+def _strategy_cache() -> str:
+  return os.path.join(files.cache_folder(), 'strategies')
 
 
 def build_mechanism(
@@ -81,7 +137,10 @@ def build_mechanism(
   if schedule is not None and experiment.total_rounds:
     met = schedule.contract(experiment.total_rounds)
     if separation is None and (
-      met.min_separation > 1 or met.participations == 1 or met.block
+      met.min_separation > 1
+      or met.participations == 1
+      or met.block
+      or _bands_are_open(experiment)
     ):
       separation, block = met.min_separation, met.block
     if participations is None:
@@ -114,7 +173,7 @@ def build_mechanism(
     noise_seed=experiment.noise_seed,
     noise_cohort_size=experiment.noise_cohort_size,
     block=block,
-    cache_dir=os.path.join(files.cache_folder(), 'strategies'),
+    cache_dir=_strategy_cache(),
   )
   if met is not None and mechanism.contract is not None:
     try:
@@ -332,6 +391,21 @@ def _simulated_population(
   }
 
 
+def _chosen_bands(
+  experiment: config.ExperimentConfig, mechanism: Mechanism
+) -> Optional[dict[str, Any]]:
+  """Returns what `bands=auto` chose, if it did."""
+  record: Any = mechanism.record
+  if not _bands_are_open(experiment):
+    return None
+  amplification = record.amplification
+  return {
+    'bands': record.strategy.bands,
+    'groups': amplification and amplification.groups,
+    'for_epsilon': experiment.target_epsilon,
+  }
+
+
 def build_ledger(
   experiment: config.ExperimentConfig,
   mechanism: Mechanism,
@@ -373,6 +447,7 @@ def build_ledger(
         experiment, mechanism, num_clients
       ),
       'client_similarity': experiment.client_similarity,
+      'chosen_bands': _chosen_bands(experiment, mechanism),
       # A secret seed is in the state, so that it cannot be mistaken.
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),

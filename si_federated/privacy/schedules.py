@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Optional
+from typing import ClassVar, Optional
 
 import numpy as np
 
@@ -64,8 +64,11 @@ class Schedule(abc.ABC):
     num_clients: The size of the population.
     clients_per_round: The size of a cohort; its mean for Poisson sampling.
     seed: The client seed of the experiment.
+    groups_by_bands: Whether its groups may be chosen together with the number
+      of bands of a strategy.
   """
 
+  groups_by_bands: ClassVar[bool] = False
   num_clients: int
   clients_per_round: int
   seed: int
@@ -322,6 +325,7 @@ class CyclicPoisson(Schedule):
       strategy.
   """
 
+  groups_by_bands: ClassVar[bool] = True
   min_separation: int
 
   def __post_init__(self):

@@ -77,6 +77,26 @@ def momentum_sgd(
   return np.tril(np.cumsum(rates[:, None] * velocity, axis=0))
 
 
+def server_sgd(
+  rounds: int, *, momentum: float = 0.0, falling: float = 0.0
+) -> Optional[np.ndarray]:
+  """Returns the workload of server SGD; None for prefix sums.
+
+  Args:
+    rounds: The number of rounds.
+    momentum: The momentum, in [0, 1).
+    falling: The fraction of the rounds, at the end, in which the learning rate
+      decreases.
+  """
+  if not momentum and not falling:
+    return None
+  return momentum_sgd(
+    rounds,
+    momentum=momentum,
+    learning_rates=cool_down(rounds, fraction=falling),
+  )
+
+
 def check_workload(workload: np.ndarray, rounds: int) -> np.ndarray:
   """Returns a valid workload as float64.
 

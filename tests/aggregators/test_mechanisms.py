@@ -157,6 +157,7 @@ def test_contracts_out_of_range_are_rejected(name, option):
     ('banded', {'cool_down': 2.0}, 'cool-down over 2.0'),
     ('banded', {'matrix': 'absent.npz'}, 'absent.npz cannot be read'),
     ('banded_inverse', {'bands': 25}, 'bands is 25; 24 rounds take 1 to 24'),
+    ('banded_inverse', {'bands': 'auto'}, "bands is 'auto'.* give a number"),
     ('banded_inverse', {'kind': 'root'}, 'known are optimal and square_root'),
     (
       'banded_inverse',

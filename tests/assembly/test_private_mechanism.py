@@ -15,6 +15,7 @@ from si_federated.privacy import (
   Participation,
   PrivacyRecord,
   accounting,
+  band_choice,
   banded_inverse,
   blt,
   strategies,
@@ -451,3 +452,75 @@ def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
     assert len(rounds) == 2 and rounds[1] // 30 > rounds[0] // 30
   with pytest.raises(config.ConfigError, match='a single band is left'):
     _build(aggregator='banded', participation='shuffled_epochs', **_PRIVATE)
+
+
+def test_bands_and_groups_are_chosen_for_the_sampling():
+  flags = {
+    'aggregator': 'banded:bands=auto',
+    'participation': 'cyclic_poisson',
+    'clip_norm': 1.0,
+    'target_epsilon': 0.5,
+    'delta': 0.01,
+    'total_rounds': 8,
+    'clients_per_round': 30,
+  }
+  experiment = _config(**flags)
+  checks.check(experiment)
+  schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+  best, _ = band_choice.choose_groups(
+    8,
+    num_clients=_CLIENTS,
+    clients_per_round=30,
+    target_epsilon=0.5,
+    delta=0.01,
+  )
+  amplification = schedule.amplification
+  assert amplification is not None and amplification.groups == best.groups
+  mechanism = private_mechanism.calibrate(
+    experiment,
+    private_mechanism.build_mechanism(experiment, schedule),
+    delta=0.01,
+    schedule=schedule,
+  )
+  record: Any = mechanism.record
+  assert record.amplification == amplification
+  assert record.epsilon(0.01) == pytest.approx(0.5, rel=1e-3)
+  summary = private_mechanism.build_ledger(
+    experiment, mechanism, train_metrics=['loss'], num_clients=_CLIENTS
+  ).summary()
+  assert summary['chosen_bands'] == {
+    'bands': record.strategy.bands,
+    'groups': best.groups,
+    'for_epsilon': 0.5,
+  }
+  assert record.strategy.bands <= best.groups
+  with pytest.raises(config.ConfigError, match='a finite --target_epsilon'):
+    private_mechanism.build_schedule(
+      _config(**{**flags, 'target_epsilon': None, 'noise_multiplier': 1.0}),
+      _CLIENTS,
+    )
+
+
+def test_bands_are_chosen_for_fixed_cycles_and_groups():
+  for participation in ('fixed_cycles', 'cyclic_poisson'):
+    mechanism = _build(
+      aggregator='banded:bands=auto',
+      participation=participation,
+      min_separation=12,
+      **_PRIVATE,
+    )
+    contract = Participation(60, 5, 12)
+    assert mechanism.record.strategy.bands == band_choice.fewest_bands(contract)
+  # Poisson sampling leaves one band, which it amplifies.
+  mechanism = _build(
+    aggregator='banded:bands=auto', participation='poisson', **_PRIVATE
+  )
+  assert mechanism.record.strategy.kind == 'identity'
+  assert mechanism.record.amplification is not None
+  for bands, problem in (('most', 'a number or auto'), ('auto', 'single band')):
+    with pytest.raises(config.ConfigError, match=problem):
+      _build(
+        aggregator=f'banded:bands={bands}',
+        participation='shuffled_epochs',
+        **_PRIVATE,
+      )

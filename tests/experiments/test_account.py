@@ -69,17 +69,57 @@ def test_noise_of_a_budget_and_the_comparison(account):
   found = json.loads(found + '}')
   assert found['noise_multiplier'] == pytest.approx(2.2305, abs=5e-5)
   rows = {
-    cells[0]: [float(cell) for cell in cells[1:4]]
+    cells[0]: [float(cell) for cell in cells[1:5]]
     for line in table.splitlines()
     if line.startswith('| ')
     for cells in [[cell.strip() for cell in line.strip('|').split('|')]]
     if cells[0] in ('gaussian', 'tree', 'blt')
   }
-  # The sum of t independent rows has the variance t.
+  # The sum of t independent rows has the variance t, here times that of noise
+  # of epsilon 2.
   assert rows['gaussian'] == pytest.approx(
-    [1, 8, math.sqrt(sum(range(65)) / 64)], abs=1e-3
+    [1, 2.2305, 8 * 2.2305, math.sqrt(sum(range(65)) / 64) * 2.2305], abs=1e-3
   )
-  assert rows['blt'][2] < rows['tree'][2] < rows['gaussian'][2]
+  assert rows['blt'][3] < rows['tree'][3] < rows['gaussian'][3]
+  for row in rows.values():
+    assert row[1] == pytest.approx(2.2305 * row[0], rel=1e-3)
+
+
+def test_the_comparison_is_at_one_epsilon_with_and_without_sampling(
+  account, tmp_path
+):
+  picture = tmp_path / 'errors.svg'
+  code, output, errors = account(
+    '--aggregator=tree',
+    '--target_epsilon=0.5',
+    '--total_rounds=8',
+    '--participation=fixed_cycles',
+    '--num_clients=20',
+    '--clients_per_round=5',
+    '--delta=1e-2',
+    '--compare',
+    '--mechanisms=tree,gaussian,banded_toeplitz',
+    f'--figure={picture}',
+  )
+  assert code == 0, errors
+  found, _, table = output.partition('\n}\n')
+  found = json.loads(found + '}')
+  rows = {
+    cells[0]: cells
+    for line in table.splitlines()
+    for cells in [[cell.strip() for cell in line.strip('| ').split('|')]]
+    if len(cells) > 5
+  }
+  # The mechanism asked for is the one of the table.
+  assert float(rows['tree'][2]) == pytest.approx(
+    found['noise_multiplier'], abs=5e-4
+  )
+  assert rows['gaussian'][5] == 'Poisson' and rows['tree'][5] == ''
+  assert rows['banded_toeplitz'][5].startswith('cyclic Poisson')
+  # A quarter of the clients instead of two participations of all.
+  assert float(rows['gaussian'][8]) < float(rows['gaussian'][4])
+  assert 'at epsilon 0.5 and delta 0.01' in table
+  assert '</svg>' in picture.read_text()
 
 
 def test_two_releases_a_round_need_more_noise(account):
@@ -159,6 +199,7 @@ def test_poisson_sampling_is_that_of_dp_accounting(account):
   [
     (('--aggregator=tree', *_GBOARD[:-1]), '--delta is missing'),
     (('--aggregator=mean', '--delta=1e-6'), 'is not private'),
+    (('--aggregator=tree', '--delta=1e-6', '--figure=a.svg'), 'give both'),
     (
       ('--aggregator=blt', '--delta=1e-6', '--noise_multiplier=1'),
       'blt needs min_separation',
