@@ -1,11 +1,11 @@
 """Audits private training: an empirical lower bound on epsilon.
 
-Trains as experiments.train does, with the same flags, and with canaries in the
-cohorts: clients whose updates are known random directions, half of them held
-out. How well those that took part can be told from those that did not, by what
-all rounds released, gives a lower bound on epsilon that holds with 95 %
+It trains as experiments.train does, with the same flags, and adds canaries to
+the cohorts: clients whose updates are known random directions. Half of them are
+held out. The accuracy of distinguishing participants from held-out canaries by
+the releases of all rounds gives a lower bound on epsilon that holds with 95 %
 confidence (one-run auditing, arXiv 2305.08846). A bound above the guarantee
-reveals an error; one below proves nothing:
+reveals an error; one below it proves nothing:
 
   python -m experiments.audit --experiment_name=audit \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
@@ -37,13 +37,13 @@ _NUM_CANARIES = absl_flags.DEFINE_integer(
 _CANARY_SEED = absl_flags.DEFINE_integer(
   'canary_seed',
   0,
-  'Seed of the canaries: of their updates, and of which are held out.',
+  'The seed of the canaries: of their updates and of the choice to hold out.',
   lower_bound=0,
 )
 
 
 def main() -> None:
-  """Trains with canaries, and prints what they show."""
+  """Trains with canaries, and prints the result."""
   config = flags.experiment_from_flags()
   from si_federated import experiment
   from si_federated.assembly import private_mechanism

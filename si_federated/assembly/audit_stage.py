@@ -20,12 +20,12 @@ def write(
   privacy: Mapping[str, Any],
   canaries: private_mechanism.Canaries,
 ) -> dict[str, Any]:
-  """Looks for the canaries in what a run released and writes `audit.json`.
+  """Looks for the canaries in a run's releases, and writes `audit.json`.
 
   Args:
     folder: The run's folder, with the checkpoint of its last round.
     privacy: The ledger's summary, with the promised guarantee.
-    canaries: The canaries, those held out included.
+    canaries: The canaries, including those held out.
 
   Returns:
     The content of the file: bounds, an estimate, and the guarantee.

@@ -1,4 +1,4 @@
-"""A run whose clip norm another one takes, with the privacy that it cost."""
+"""An earlier run that provides a clip norm, and the privacy that it cost."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _AGGREGATOR = 'adaptive_gaussian'
 
 @dataclasses.dataclass(frozen=True)
 class EarlierRun:
-  """A finished private run that looked for a clip norm.
+  """A finished private run that adapted its clip norm.
 
   Attributes:
-    clip_norm: That of its last round.
-    record: What it released.
+    clip_norm: The clip norm of its last round.
+    record: The accounting record of its releases.
     facts: Plain values that determine both.
     simulated_because: Why its guarantee is simulated, as clauses.
   """
@@ -48,8 +48,8 @@ def read(
     The run; None without the flag.
 
   Raises:
-    config.ConfigError: If it is not a finished private run of an adaptive clip
-      norm, or its clients are others.
+    config.ConfigError: If it is not a finished private run with an adaptive
+      clip norm, or had other clients.
   """
   path = experiment.clip_norm_from
   if path is None:
@@ -119,10 +119,11 @@ def check_clients(
 
   Args:
     experiment: The experiment.
-    fingerprint: Of its training clients, see `tasks.data_fingerprint`.
+    fingerprint: The fingerprint of this experiment's training clients; see
+      `tasks.data_fingerprint`.
 
   Raises:
-    config.ConfigError: If its clients are others.
+    config.ConfigError: If that run had other clients.
   """
   path = experiment.clip_norm_from
   if path is None:
@@ -146,7 +147,8 @@ def _record(so_far):
     sampling and schedules.Amplification(**sampling),
     so_far['releases_per_round'],
   )
-  # Mixtures of both runs' draws have no accounting: groups count as known.
+  # Mixtures over the draws of both runs cannot be accounted for, so that groups
+  # count as known.
   return record.without_amplification() if record.is_sampled_in_bins else record
 
 

@@ -16,9 +16,9 @@ def draw(rows: Sequence[Row], name: str, epsilon: float) -> Picture:
   """Draws each mechanism's error, with and without amplification.
 
   Args:
-    rows: Of the comparison, at least one.
+    rows: The rows of the comparison, at least one.
     name: File name without extension.
-    epsilon: That of all rows.
+    epsilon: The epsilon of all rows.
 
   Returns:
     The picture: a line for each mechanism, errors on a logarithmic axis.
