@@ -49,6 +49,39 @@ def test_published_tree():
 
 
 @pytest.mark.parametrize(
+  ('bands', 'built_for', 'noise', 'separation', 'times', 'rho', 'epsilon'),
+  [
+    # es-ES; they fit a matrix of sensitivity 1 for five rounds 400 apart.
+    (400, 5, 1.411, 484, 3, 0.15068, 3.424),
+    # pt-BR; they fit columns of norm 1. Also for 1,132 rounds apart.
+    (1000, 1, 8.35, 1428, 2, 0.014343, 0.99355),
+    (1000, 1, 8.35, 1132, 2, 0.014343, 0.99355),
+  ],
+)
+def test_published_banded_matrices(
+  bands, built_for, noise, separation, times, rho, epsilon
+):
+  # Gboard's, from its public notebook. Columns of the optimum have one norm
+  # (`test_banded_optimum_keeps_its_constraints`), so that privacy does not
+  # depend on what else is in them.
+  matrix = np.tril(np.ones([2000, 2000]))
+  matrix = np.triu(matrix, 1 - bands)
+  matrix /= np.linalg.norm(matrix, axis=0) * built_for**0.5
+  record = PrivacyRecord(
+    strategies.Matrix(matrix, 'banded'),
+    noise,
+    Participation(2000, times, separation),
+  )
+  assert record.strategy.bands == bands
+  assert record.sensitivity.is_exact
+  assert record.rho == pytest.approx(rho, rel=5e-5)
+  assert record.epsilon(1e-10) == pytest.approx(epsilon, rel=5e-5)
+  # For as many rounds as it was built for, its sensitivity is 1.
+  full = Participation(2000, built_for, bands)
+  assert record.strategy.sensitivity(full).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
   ('noise', 'epsilon'), [(2.2305, 2.0), (0.600, 8.84), (0.341, 17.65)]
 )
 def test_gaussian_of_sensitivity_one(noise, epsilon):

@@ -1,0 +1,148 @@
+"""The sensitivity of every private aggregator, against brute force.
+
+`python -m pytest -s tests/aggregators/test_sensitivities.py` prints the table
+of BUILD_NOTES.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from si_federated.aggregators import AGGREGATORS, is_private
+from si_federated.privacy import participation
+
+_NOTES = pathlib.Path(__file__).parents[2] / 'BUILD_NOTES.md'
+_ROUNDS = 9
+_CLIENTS = 8
+# The distance of a client's rounds, and the most of them.
+_CONTRACTS = [(9, 1), (4, 3), (4, 2), (3, 3), (2, 5), (2, 3), (1, 9)]
+_VARIANTS: dict[str, list[dict]] = {
+  'adaptive_gaussian': [{'count_noise': 1.0}],
+  'banded': [{}, {'kind': 'general'}, {'bands': 'auto'}, {'momentum': 0.9}],
+  'banded_inverse': [{'bands': 3}, {'kind': 'square_root'}, {'momentum': 0.9}],
+  'blt': [{'num_buffers': 2}, {'momentum': 0.9}],
+  'dense': [{}],
+  'distributed_dp': [{'bits': 12}, {'bits': 20}],
+  'gaussian': [{}],
+  'tree': [{}, {'efficient': False}, {'restart': True}],
+}
+_ORACLES = {
+  'adaptive_gaussian': 'all patterns; noise of sum and count together',
+  'dense': 'all patterns of cycles, all signs',
+  'distributed_dp': 'the worst rounding of random updates',
+  'tree': 'all patterns, counts in nodes',
+}
+
+
+def _patterns(contract: participation.Participation) -> Iterator[list[int]]:
+  """Yields the sets of rounds that the contract allows one client."""
+  for size in range(1, contract.max_participations + 1):
+    for rounds in itertools.combinations(range(contract.rounds), size):
+      distances = np.diff(rounds)
+      if contract.cyclic:
+        allowed = (distances % contract.min_separation == 0).all()
+      else:
+        allowed = (distances >= contract.min_separation).all()
+      if allowed:
+        yield list(rounds)
+
+
+def _worst_change(matrix, contract) -> float:
+  """The largest change of C x by one client, whose updates have norm 1."""
+  worst = 0.0
+  for rounds in _patterns(contract):
+    columns = matrix[:, rounds]
+    # Updates that point in the same direction, or in opposite ones.
+    tail = itertools.product((1.0, -1.0), repeat=min(len(rounds), 5) - 1)
+    for signs in tail:
+      weights = np.ones(len(rounds))
+      weights[1 : 1 + len(signs)] = signs
+      worst = max(worst, float(np.linalg.norm(columns @ weights)))
+  return worst
+
+
+def _worst_rounding(record) -> float:
+  """The largest norm of an update of norm 1 after the worst rounding."""
+  grid = record.grid
+  random = np.random.default_rng(0)
+  worst = 0.0
+  for _ in range(200):
+    update = random.normal(size=grid.dimension)
+    update *= grid.scale * record.clip_norm / np.linalg.norm(update)
+    away = np.sign(update) * np.ceil(np.abs(update))
+    worst = max(worst, float(np.linalg.norm(away)))
+  once = worst / (grid.scale * record.clip_norm)
+  return once * record.contract.participations**0.5
+
+
+def _build(name, contract, options):
+  builder = AGGREGATORS[name]
+  separation, participations = contract
+  settings = {
+    'clip_norm': 1.0,
+    'noise_multiplier': 1.0,
+    'clients_per_round': _CLIENTS,
+    'total_rounds': _ROUNDS,
+    'min_separation': separation,
+    'max_participations': participations,
+  }
+  known = inspect.signature(builder).parameters
+  given = {key: value for key, value in settings.items() if key in known}
+  return builder(**given, **options)
+
+
+def _deviation(mechanism) -> float:
+  """How far a sensitivity is above that of brute force, relative to it."""
+  record = mechanism.record
+  if mechanism.record.kind.startswith('distributed'):
+    record = dataclasses.replace(record, beta=0.0).for_dimension(6)
+    return record.sensitivity.value / _worst_rounding(record) - 1
+  adaptive = mechanism.factory.adaptive
+  if adaptive is not None:
+    # The count changes by 1/2, beside the sum: one Gaussian mechanism of both.
+    noise, count_noise = adaptive.split(record.noise_multiplier, _CLIENTS)
+    both = np.hypot(1 / noise, 0.5 / (count_noise * _CLIENTS))
+    assert both == pytest.approx(1 / record.noise_multiplier, rel=1e-12)
+  worst = _worst_change(record.strategy.matrix(), record.contract)
+  return record.sensitivity.value / worst - 1
+
+
+def _row(name: str) -> str:
+  methods, exact, bound = set(), 0.0, 0.0
+  for contract, options in itertools.product(_CONTRACTS, _VARIANTS[name]):
+    mechanism = _build(name, contract, options)
+    deviation = _deviation(mechanism)
+    record = mechanism.record.for_dimension(6)
+    methods.add(record.sensitivity.method)
+    # Never below what one client can do.
+    assert deviation > -1e-12, (name, contract, options)
+    if record.sensitivity.is_exact:
+      exact = max(exact, abs(deviation))
+    else:
+      bound = max(bound, deviation)
+  assert exact < 1e-12
+  found = []
+  if name != 'distributed_dp':
+    found.append(f'{exact:.0e}')
+  if bound:
+    found.append(f'bounds up to {100 * bound:.1f} % above')
+  oracle = _ORACLES.get(name, 'all patterns, all signs')
+  routine = '; '.join(sorted(methods))
+  return f'| `{name}` | {routine} | {oracle} | {", ".join(found)} |'
+
+
+@pytest.mark.parametrize('name', [n for n in AGGREGATORS if is_private(n)])
+def test_sensitivity_against_brute_force(name, capsys):
+  row = _row(name)
+  with capsys.disabled():
+    print(row)
+  # The table of the notes is what this prints, but for the digits of bounds.
+  _, mechanism, routine, oracle, _, _ = row.split('|')
+  assert f'|{mechanism}|{routine}|{oracle}|' in _NOTES.read_text()
