@@ -98,7 +98,7 @@ test-slow: environment
 	$(PYTEST) -m slow
 
 # Layers, models and privacy. The oldest TensorFlow is that of .venv; the newest
-# is tried without TFF, in the versions of the file of constraints, or with
+# is tried with Keras 2 and 3, without TFF, in the versions of the file of constraints, or with
 # TENSORFLOW_PIP_FLAGS=--upgrade in the newest that there are.
 TENSORFLOWS ?= oldest newest
 TENSORFLOW_TESTS := -m 'not slow' tests/layers tests/models tests/privacy
@@ -111,6 +111,9 @@ test-tensorflow-oldest: environment
 test-tensorflow-newest: .venv-tensorflow/.complete
 	$(subst $(VENV_PYTHON),.venv-tensorflow/bin/python,$(PYTEST)) \
 	  $(TENSORFLOW_TESTS)
+	TF_USE_LEGACY_KERAS=0 \
+	$(subst $(VENV_PYTHON),.venv-tensorflow/bin/python,$(PYTEST)) \
+	  -m 'not slow' tests/layers
 
 .venv-tensorflow/.complete: tests/requirements.tensorflow.txt setup.cfg
 	@$(MAKE) --no-print-directory environment

@@ -1,6 +1,6 @@
 """Keras layers and activations; they need TensorFlow only."""
 
-# First: it chooses the Keras that all others build on.
+# First, since it chooses the Keras that all others build on.
 from si_federated.layers import legacy_keras  # noqa: F401
 from si_federated.layers.activations import maxn, si_sigmoid, si_tanh
 from si_federated.layers.attention import MultiHeadAttention, normalized_relu

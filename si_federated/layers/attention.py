@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import tensorflow as tf
 
-from si_federated.layers import activations, tapping, tracing
+from si_federated.layers import activations, legacy_keras, tapping, tracing
 from si_federated.layers.attention_weights import (
   causal_mask,
   combine_masks,
@@ -107,7 +107,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     self.kernel_constraint = tf.keras.constraints.get(kernel_constraint)
     self.bias_constraint = tf.keras.constraints.get(bias_constraint)
     self.supports_masking = True
-    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
     self._shapes: Optional[Dict[str, Any]] = None
 
   def build_projections(
@@ -129,7 +129,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
         size,
         input_size,
         name=name,
-        policy=self._dtype_policy,
+        policy=self.dtype_policy,
         use_bias=use_bias,
         kernel_initializer=self.kernel_initializer,
         bias_initializer=self.bias_initializer,
@@ -148,8 +148,14 @@ class MultiHeadAttention(tf.keras.layers.Layer):
         'output', self.output_size or query_size, values, self.use_output_bias
       )
 
-  def build(self, input_shape: Any) -> None:
-    """Does nothing: the first call, which knows all inputs, builds."""
+  def build(
+    self, query_shape: Any, value_shape: Any = None, key_shape: Any = None
+  ) -> None:
+    """Builds in Keras 3; in Keras 2 the first call does, which knows all."""
+    if legacy_keras.IS_KERAS_3:
+      value_shape = value_shape or query_shape
+      key_shape = key_shape or value_shape
+      self.build_projections(query_shape[-1], key_shape[-1], value_shape[-1])
     self.built = True
 
   def get_build_config(self) -> Dict[str, Any]:
@@ -275,6 +281,19 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     context = tf.ensure_shape(context, [*query.shape[:2], context.shape[-1]])
     output = self.output_dense(context)
     return (output, weights) if return_attention_scores else output
+
+  def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+    """Has Keras 3 trace a call: the outputs depend on its options."""
+    return super(tf.keras.layers.Layer, self).compute_output_spec(
+      *args, **kwargs
+    )
+
+  def compute_output_shape(
+    self, query_shape: Any, value_shape: Any = None, key_shape: Any = None
+  ) -> tf.TensorShape:
+    """Returns the shape of the output, without attention scores."""
+    shape = tf.TensorShape(query_shape)
+    return shape[:-1].concatenate(self.output_size or shape[-1])
 
   def compute_mask(self, query: Any, mask: Any = None) -> Any:
     """Returns the mask of the queries."""

@@ -127,7 +127,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     self.supports_masking = True
     if self.homogeneous:
       check_homogeneous(self.activation)
-    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
@@ -138,7 +138,7 @@ class ConformerBlock(tf.keras.layers.Layer):
         output_size,
         size,
         name=name,
-        policy=self._dtype_policy,
+        policy=self.dtype_policy,
         use_bias=use_bias,
         kernel_initializer=self.kernel_initializer,
       )
@@ -170,7 +170,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     self.activate: Any = self.activation
     if isinstance(self.activation, blending.Blend):
       # For the convolution; each feed-forward part has its own unit.
-      self.activate = self.activation.build('blending', self._dtype_policy)
+      self.activate = self.activation.build('blending', self.dtype_policy)
     self.output_dense = dense('output', size, not self.homogeneous)
     self.feed_forward_2_norm = norm('feed_forward_2_norm')
     self.feed_forward_2 = build_feed_forward(self, 'feed_forward_2', size)
@@ -220,6 +220,10 @@ class ConformerBlock(tf.keras.layers.Layer):
     if self.output_norm is not None:
       x = self.output_norm(x)
     return packing.unpack(x)
+
+  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+    """Returns the shape of the inputs."""
+    return tf.TensorShape(input_shape)
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""

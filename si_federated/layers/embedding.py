@@ -49,6 +49,13 @@ class TiedEmbedding(tf.keras.layers.Embedding):
     logits.set_shape([*inputs.shape[:-1], self.input_dim])
     return logits
 
+  def compute_output_spec(self, inputs: Any, reverse: bool = False) -> Any:
+    """Returns what Keras 3 traces a call with."""
+    spec = super().compute_output_spec(inputs)
+    if reverse:
+      spec = type(spec)((*inputs.shape[:-1], self.input_dim), spec.dtype)
+    return spec
+
   def compute_mask(self, inputs: Any, mask: Optional[Any] = None):
     """Masks padding ids; vectors keep their mask."""
     if tf.as_dtype(inputs.dtype).is_floating:

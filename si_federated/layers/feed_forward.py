@@ -82,7 +82,7 @@ class FeedForward(tf.keras.layers.Layer):
     self.use_output_bias = use_output_bias
     self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
     self.supports_masking = True
-    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[..., D]`."""
@@ -93,19 +93,19 @@ class FeedForward(tf.keras.layers.Layer):
       self.intermediate_dim,
       size,
       name='intermediate',
-      policy=self._dtype_policy,
+      policy=self.dtype_policy,
       activation=None if blends else kind,
       use_bias=self.use_bias,
       kernel_initializer=self.kernel_initializer,
     )
     self.blending = None
     if isinstance(kind, blending.Blend):
-      self.blending = kind.build('blending', self._dtype_policy)
+      self.blending = kind.build('blending', self.dtype_policy)
     self.output_dense = build_dense(
       size,
       self.intermediate_dim,
       name='output',
-      policy=self._dtype_policy,
+      policy=self.dtype_policy,
       use_bias=self.use_output_bias,
       kernel_initializer=self.kernel_initializer,
     )
@@ -119,6 +119,10 @@ class FeedForward(tf.keras.layers.Layer):
     if self.blending is not None:
       x = self.blending(x)
     return self.output_dense(self._dropout_layer(x, training=training))
+
+  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+    """Returns the shape of the inputs."""
+    return tf.TensorShape(input_shape)
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""

@@ -15,7 +15,7 @@ from typing import (
 
 import tensorflow as tf
 
-from si_federated.layers import activations, gates, recurrence
+from si_federated.layers import activations, gates, legacy_keras, recurrence
 from si_federated.layers.checks import check_count
 from si_federated.layers.configuration import constructor_arguments
 
@@ -71,9 +71,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
         f'dead_gate_slope must not be negative, but it is {dead_gate_slope}: '
         'give 0 or a small positive slope.'
       )
-    # Keras's other generators keep a variable, which a model whose weights are
-    # plain tensors can't have.
-    kwargs.setdefault('rng_type', 'legacy_stateful')
+    kwargs = {**legacy_keras.STATEFUL_GENERATOR, **kwargs}
     kwargs.pop('implementation', None)
     super().__init__(
       units,
@@ -95,6 +93,8 @@ class GatedCell(tf.keras.layers.LSTMCell):
     self.dead_gate_slope = dead_gate_slope
     self.output_size = projection_units or units
     self.state_size = [self.output_size, units]
+    # Keras 3 would make a mask for each gate.
+    self.dropout_mask_count: Optional[int] = None
 
   @property
   def output_activation(self) -> Callable:
@@ -177,6 +177,13 @@ class GatedCell(tf.keras.layers.LSTMCell):
     self, inputs: tf.Tensor, h: tf.Tensor, training: Any
   ) -> List[Optional[tf.Tensor]]:
     """Returns this sequence's masks for inputs `[B, D]` and h `[B, R]`."""
+    if legacy_keras.IS_KERAS_3:
+      if not training:
+        return [None, None]
+      return [
+        self.get_dropout_mask(inputs),
+        self.get_recurrent_dropout_mask(h),
+      ]
     return [
       self.get_dropout_mask_for_cell(inputs, training, count=1),
       self.get_recurrent_dropout_mask_for_cell(h, training, count=1),

@@ -7,7 +7,7 @@ from typing import Any, Callable, ClassVar, Dict, List, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import recurrence, tracing
+from si_federated.layers import legacy_keras, recurrence, tracing
 from si_federated.layers.gated_cell import GatedCell
 
 
@@ -61,17 +61,30 @@ class GatedRNN(tf.keras.layers.RNN):
       trainable=kwargs.get('trainable', True),
       **cell_options,
     )
+    if legacy_keras.IS_KERAS_3:
+      if time_major:
+        raise ValueError(
+          'Keras 3 has no time_major: transpose inputs and outputs, or use '
+          'Keras 2.'
+        )
+    else:
+      kwargs['time_major'] = time_major
     super().__init__(
       cell,
       return_sequences=return_sequences,
       return_state=return_state,
       go_backwards=go_backwards,
       stateful=stateful,
-      time_major=time_major,
       unroll=unroll,
       **kwargs,
     )
+    self.time_major = time_major
     self.input_spec = [tf.keras.layers.InputSpec(ndim=3)]
+
+  def compute_output_shape(self, input_shape: Any) -> Any:
+    """Returns the shapes of the outputs for inputs `[B, T, D]`."""
+    # Keras 3 looks for the arguments of `call` in its own names for these.
+    return super().compute_output_shape(input_shape)
 
   @property
   def units(self) -> int:
@@ -99,15 +112,17 @@ class GatedRNN(tf.keras.layers.RNN):
   ):
     """Runs the layer; the class lists the arguments."""
     if isinstance(inputs, tf.RaggedTensor):
+      if legacy_keras.IS_KERAS_3:
+        raise ValueError(
+          'Keras 3 takes no ragged sequences: pad them, and give a mask.'
+        )
       return super().call(inputs, mask, training, initial_state)
     building = tracing.is_building_in_graph(inputs)
     has_state = (
       self.stateful or initial_state is not None or isinstance(inputs, list)
     )
     if has_state:
-      inputs, initial_state, _ = self._process_inputs(
-        inputs, initial_state, None
-      )
+      inputs, initial_state = self._initial(inputs, initial_state)
     if mask is not None:
       mask = tf.cast(tf.nest.flatten(mask)[0], tf.bool)
       mask = mask if mask.shape.rank == 2 else tf.squeeze(mask, -1)
@@ -141,12 +156,25 @@ class GatedRNN(tf.keras.layers.RNN):
       output = outputs if self.time_major else tf.transpose(outputs, [1, 0, 2])
     return [output, *state] if self.return_state else output
 
+  def _initial(self, inputs, initial_state):
+    """Returns the inputs and the state before the first step."""
+    if not legacy_keras.IS_KERAS_3:
+      return self._process_inputs(inputs, initial_state, None)[:2]
+    if initial_state is None:
+      initial_state = self.states
+    dtype = self.cell.compute_dtype
+    return inputs, [
+      tf.cast(tf.convert_to_tensor(state), dtype)
+      for state in tf.nest.flatten(initial_state)
+    ]
+
   # The loops are TensorFlow's own; converting them by AutoGraph took a fifth of
   # a run's start-up time.
   @tf.autograph.experimental.do_not_convert
   def _scan(self, inputs, mask, training, initial_state):
     cell = self.cell
-    self._maybe_reset_cell_dropout_mask(cell)
+    cell.reset_dropout_mask()
+    cell.reset_recurrent_dropout_mask()
     batch = tf.shape(inputs)[1]
     steps, features = inputs.shape[0], inputs.shape[2]
     input_mask, recurrent_mask = cell.dropout_masks(
@@ -154,6 +182,10 @@ class GatedRNN(tf.keras.layers.RNN):
       tf.zeros([batch, cell.output_size], inputs.dtype),
       training,
     )
+    if legacy_keras.IS_KERAS_3:
+      # It keeps masks whichever graph they belong to.
+      cell.reset_dropout_mask()
+      cell.reset_recurrent_dropout_mask()
     if input_mask is not None:
       inputs *= input_mask
     x = cell.input_product(tf.reshape(inputs, [-1, features]))

@@ -1,8 +1,9 @@
-"""Keras 2 as `tf.keras`, which is Keras 3 from TensorFlow 2.16 on.
+"""The Keras that the layers build on: Keras 2 if possible, else Keras 3.
 
-Imported before all layers. TensorFlow reads the environment variable
-`TF_USE_LEGACY_KERAS` not when it is imported, but when `tf.keras` is first
-used, so there is time to set it even if TensorFlow is imported already.
+From TensorFlow 2.16 on `tf.keras` is Keras 3, or Keras 2 from the package
+tf_keras if the environment variable `TF_USE_LEGACY_KERAS` says so. TensorFlow
+reads it not when it is imported, but when `tf.keras` is first used, so there is
+time to set it even if TensorFlow is imported already.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, Dict
 
 import tensorflow as tf
 
@@ -19,43 +20,61 @@ _SWITCH = 'TF_USE_LEGACY_KERAS'
 _PACKAGE = 'tf_keras'
 
 
-def choose(tensorflow: Any) -> None:
-  """Makes `tf.keras` Keras 2, from the package tf_keras, if it isn't yet.
+def _is_keras_2(keras: Any) -> bool:
+  return keras.layers.Layer.__module__.startswith(_PACKAGE)
+
+
+def choose(tensorflow: Any) -> bool:
+  """Makes `tf.keras` Keras 2, unless there is none or Keras 3 is in use.
 
   Args:
     tensorflow: The package; before 2.16 it needs nothing.
 
-  Raises:
-    ImportError: If tf_keras is not installed, or `tf.keras` is Keras 3 already.
+  Returns:
+    Whether `tf.keras` is Keras 3.
   """
-  major, minor = map(int, tensorflow.__version__.split('.')[:2])
-  if (major, minor) < (2, 16):
-    return
-  found = importlib.util.find_spec(_PACKAGE)
-  if found is None or found.origin is None:
-    raise ImportError(
-      'si_federated.layers needs Keras 2, which TensorFlow '
-      f'{tensorflow.__version__} leaves to a package of its own: install it by '
-      f"pip install '{_PACKAGE}=={major}.{minor}.*'."
-    )
-  before = os.environ.get(_SWITCH)
-  # Kept for the processes that this one starts.
-  os.environ.setdefault(_SWITCH, '1')
-  others = [sys.modules.get(f'{tensorflow.__name__}.keras'), tensorflow.keras]
-  for keras in others:
-    if keras and not keras.layers.Layer.__module__.startswith(_PACKAGE):
-      if before is None:
-        del os.environ[_SWITCH]
-      raise ImportError(
-        'si_federated.layers needs Keras 2, but tf.keras is Keras 3 in this '
-        f'process: set {_SWITCH}=1 before Python starts, or import '
-        'si_federated.layers before anything uses tf.keras.'
-      )
+  if tuple(map(int, tensorflow.__version__.split('.')[:2])) < (2, 16):
+    return False
+  package = importlib.util.find_spec(_PACKAGE)
+  imported = sys.modules.get(f'{tensorflow.__name__}.keras')
+  chosen = _SWITCH in os.environ
+  if package and not chosen and not (imported and not _is_keras_2(imported)):
+    # Kept for the processes that this one starts.
+    os.environ[_SWITCH] = '1'
+  if not _is_keras_2(tensorflow.keras):
+    if not chosen:
+      os.environ.pop(_SWITCH, None)
+    return True
   # For `from tensorflow.keras import layers`: TensorFlow looks there since its
   # own import if the variable was set by then.
-  folder = str(pathlib.Path(found.origin).parent / 'api' / '_v2')
+  assert package and package.origin, 'It was imported.'
+  folder = str(pathlib.Path(package.origin).parent / 'api' / '_v2')
   if folder not in tensorflow.__path__:
     tensorflow.__path__.insert(0, folder)
+  return False
 
 
-choose(tf)
+IS_KERAS_3 = choose(tf)
+
+# Other generators of Keras 2 keep a variable, which a model whose weights are
+# plain tensors can't have. Keras 3 has no choice.
+STATEFUL_GENERATOR: Dict[str, Any] = (
+  {} if IS_KERAS_3 else {'rng_type': 'legacy_stateful'}
+)
+
+
+def check_keras_2(user: str) -> None:
+  """Raises if `tf.keras` is Keras 3.
+
+  Args:
+    user: What needs Keras 2, for the message.
+
+  Raises:
+    ValueError: If it is Keras 3.
+  """
+  if IS_KERAS_3:
+    raise ValueError(
+      f'{user} needs Keras 2, but tf.keras is Keras 3 in this process: install '
+      f'the package {_PACKAGE} in the version of TensorFlow, and set '
+      f'{_SWITCH}=1 before Python starts.'
+    )

@@ -131,6 +131,10 @@ class Gain(tf.keras.layers.Layer):
     """Multiplies by the gains."""
     return inputs * tf.cast(self.gain, inputs.dtype) ** self.power
 
+  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+    """Returns the shape of the inputs."""
+    return tf.TensorShape(input_shape)
+
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
     return {**super().get_config(), 'power': self.power}

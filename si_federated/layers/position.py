@@ -90,6 +90,10 @@ class PositionEmbedding(tf.keras.layers.Layer):
       used = normalization.normalize(used)
     return inputs + tf.cast(used, inputs.dtype)
 
+  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+    """Returns the shape of the inputs."""
+    return tf.TensorShape(input_shape)
+
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
     return {

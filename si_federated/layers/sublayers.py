@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from si_federated.layers import legacy_keras
 from si_federated.layers.normalization import LayerNormalization
 
 
@@ -68,10 +69,8 @@ def build_dropout(rate: float, policy: Any) -> tf.keras.layers.Layer:
   Returns:
     A layer that can be called with `training`.
   """
-  # Keras's other generators keep a variable, which a model whose weights are
-  # plain tensors can't have.
   layer = tf.keras.layers.Dropout(
-    rate, rng_type='legacy_stateful', dtype=policy
+    rate, dtype=policy, **legacy_keras.STATEFUL_GENERATOR
   )
   layer.built = True
   return layer

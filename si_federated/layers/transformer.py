@@ -96,7 +96,7 @@ class TransformerBlock(tf.keras.layers.Layer):
           'scale_invariant needs normalize_first=True: the terms of a sum '
           'after a normalisation differ in degree.'
         )
-    self._dropout_layer = build_dropout(dropout, self._dtype_policy)
+    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
@@ -138,6 +138,10 @@ class TransformerBlock(tf.keras.layers.Layer):
         x = norm(x + drop(part(x)))
     return packing.unpack(x)
 
+  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+    """Returns the shape of the inputs."""
+    return tf.TensorShape(input_shape)
+
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
     return {
@@ -158,7 +162,7 @@ class Block(Protocol):
   homogeneous: bool
   layer_norm_epsilon: float
   kernel_initializer: Any
-  _dtype_policy: Any
+  dtype_policy: Any
 
 
 def build_block_norm(
@@ -178,7 +182,7 @@ def build_block_norm(
   return build_norm(
     name,
     size,
-    policy=block._dtype_policy,
+    policy=block.dtype_policy,
     epsilon=0.0 if block.homogeneous else block.layer_norm_epsilon,
     affine=not block.homogeneous if affine is None else affine,
   )
@@ -201,7 +205,7 @@ def build_feed_forward(block: Block, name: str, size: int) -> FeedForward:
     dropout=block.dropout,
     use_output_bias=not block.homogeneous,
     kernel_initializer=block.kernel_initializer,
-    dtype=block._dtype_policy,
+    dtype=block.dtype_policy,
     name=name,
   )
   return build(layer, size)
@@ -232,9 +236,10 @@ def build_attention(block: Block, size: int) -> MultiHeadAttention:
     scale_invariant=block.scale_invariant,
     use_output_bias=not block.homogeneous,
     kernel_initializer=block.kernel_initializer,
-    dtype=block._dtype_policy,
+    dtype=block.dtype_policy,
     name='attention',
   )
+  build(layer, size)  # In Keras 3 this makes the weights.
   with tf.name_scope(layer.name):
     layer.build_projections(size, size, size)
   return layer

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import numpy as np
 import tensorflow as tf
 
-from si_federated.layers import checks, lora
+from si_federated.layers import checks, legacy_keras, lora
 from si_federated.models.inherited_options import inherit_options
 from si_federated.models.transforms import (
   freeze_variables,
@@ -55,6 +55,7 @@ def _adapt(
   trained: Optional[str] = None,
   initializer: str = 'random',
 ) -> tf.keras.Model:
+  legacy_keras.check_keras_2('Low-rank adaptation of a model')
   checks.check_count('rank', rank)
   alpha = rank if alpha is None else alpha
   if not alpha > 0:

@@ -8,6 +8,8 @@ from typing import Any, Dict, Iterable, List, Sequence
 
 import tensorflow as tf
 
+from si_federated.layers import legacy_keras
+
 # The most names that a message lists.
 _LISTED = 40
 
@@ -104,8 +106,10 @@ def freeze(model: tf.keras.Model, *, variables: str) -> tf.keras.Model:
     The model.
 
   Raises:
-    ValueError: If the expression matches no variable or all of them.
+    ValueError: If the expression matches no variable or all of them, or with
+      Keras 3.
   """
+  legacy_keras.check_keras_2('Freezing single variables')
   weights = model.variables
   if not all(isinstance(weight, tf.Variable) for weight in weights):
     # TFF builds the model once more around tensors, which cannot be frozen.

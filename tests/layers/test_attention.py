@@ -72,7 +72,9 @@ def _keras_twin(ours, query, value):
   twin = tf.keras.layers.MultiHeadAttention(n, h, v)
   twin(query, value)
   by_name = {
-    weight.name.split(':')[0].split('/', 1)[-1]: value
+    '/'.join(
+      getattr(weight, 'path', weight.name).split(':')[0].split('/')[-2:]
+    ): value
     for weight, value in zip(ours.weights, weights)
   }
   for part, size in (('query', h), ('key', h), ('value', v)):
@@ -89,6 +91,18 @@ def _keras_twin(ours, query, value):
     [kernel.reshape(n, v, kernel.shape[1]), by_name['output/bias']]
   )
   return twin
+
+
+def test_symbolic_scores():
+  query, value = tf.keras.Input([5, 6]), tf.keras.Input([7, 4])
+  layer = layers.MultiHeadAttention(3, 2)
+  outputs = layer(query, value, return_attention_scores=True)
+  model = tf.keras.Model([query, value], outputs)
+  output, scores = model([_normal(2, 5, 6), _normal(2, 7, 4)])
+  assert output.shape == (2, 5, 6)
+  np.testing.assert_allclose(
+    tf.reduce_sum(scores, -1), np.ones([2, 3, 5]), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize('masked', ['causal', 'attention', 'value', 'none'])
