@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from si_federated.layers import legacy_keras
 from si_federated.models import MODELS, TRANSFORMS
 from si_federated.models.transforms import match_names, stable_names
 
@@ -111,6 +112,16 @@ def test_long_lists_of_names_are_cut():
   with pytest.raises(ValueError, match='and 60 more'):
     match_names(names, 'nothing')
   assert match_names(names, '_7/|_8/') == ['layer_7/kernel', 'layer_8/kernel']
+
+
+@pytest.mark.parametrize('transform', ['freeze', 'lora', 'ffa_lora'])
+def test_refused_with_keras_3(transform, monkeypatch):
+  model = _build('cifg')
+  monkeypatch.setattr(legacy_keras, 'IS_KERAS_3', True)
+  with pytest.raises(
+    ValueError, match='needs Keras 2, but tf.keras is Keras 3'
+  ):
+    TRANSFORMS[transform](model, variables='embedding')
 
 
 def test_none_leaves_the_model():
