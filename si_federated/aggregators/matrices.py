@@ -129,7 +129,8 @@ def build_banded_inverse(
   """Builds a mechanism whose C^-1 is banded (arXiv 2505.12128).
 
   Its noise is a sum of the last `bands` rows of z, which are made again each
-  round: nothing is kept between rounds.
+  round: nothing is kept between rounds. Two bands, with which a round cancels a
+  part of the noise of the round before, are DP-λCGD (arXiv 2601.22334).
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments;

@@ -154,6 +154,17 @@ def test_the_optimum_is_exact_and_better_with_more_bands(contract, momentum):
     assert losses[-1] < 1.001 * lowest
 
 
+def test_two_bands_are_the_best_lambda():
+  """DP-lambda-CGD, whose round cancels lambda of the noise before."""
+  contract = Participation(12, 4, 3)
+  inverse = banded_inverse.optimize_banded_inverse(contract, bands=2)
+  factors = np.linspace(0, 0.99, 100)
+  losses = [_loss([1.0, -factor], contract) for factor in factors]
+  assert 0 < np.argmin(losses) < 99
+  assert -inverse[1] == pytest.approx(factors[np.argmin(losses)], abs=0.011)
+  assert _loss(inverse, contract) <= min(losses)
+
+
 def test_the_optimum_beats_its_neighbours():
   # One whose optimum is not at the limit of those whose sensitivity is exact.
   contract = Participation(48, 4, 12)
