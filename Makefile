@@ -7,19 +7,24 @@ PYTEST := $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --duration
 DEMO := runs/demo
 
 # `make reproduce` runs the study: SCALE=laptop by default, SCALE=smoke to check
-# that it works, SCALE=paper for Stack Overflow on a larger machine (with
+# that it works, SCALE=comments for thousands of rounds on the corpus of
+# `make corpus` (a day; MODELS, AGGREGATORS, RATES and SEEDS choose rows of it),
+# SCALE=paper for Stack Overflow on a larger machine (with
 # SWEEP_FLAGS=--data_dir=FOLDER).
 SCALE ?= laptop
 TASK.smoke := synthetic
 TASK.laptop := docstrings
+TASK.comments := comments
 TASK.paper := stackoverflow
 MODELS ?= cifg si_cifg transformer si_transformer
 AGGREGATORS ?= mean blt
 RATES.smoke := 1
 RATES.laptop := 0.1,0.3,1,3
+RATES.comments := 0.1,0.3,1,3
 RATES.paper := 0.1,0.3,1,3
 SEEDS.smoke := 2
 SEEDS.laptop := 3
+SEEDS.comments := 3
 SEEDS.paper := 3
 RATES ?= $(RATES.$(SCALE))
 SEEDS ?= $(SEEDS.$(SCALE))

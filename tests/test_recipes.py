@@ -17,6 +17,8 @@ from absl import flags as absl_flags
 from si_federated import config, experiment, flags, preparation
 
 _ROOT = pathlib.Path(__file__).parents[1]
+# Corpora with recipes of their own, which another task reads.
+_TASKS = {'comments': 'stackoverflow'}
 _RECIPES = sorted((_ROOT / 'experiments' / 'configs').glob('*.flags'))
 
 
@@ -41,7 +43,7 @@ def test_name_and_head(recipe):
     line[2:].split('=', 1) for line in text.splitlines() if line[:2] == '--'
   )
   task, model, aggregator = recipe.name.split('.')[:3]
-  assert values['task'].split(':')[0] == task
+  assert values['task'].split(':')[0] == _TASKS.get(task, task)
   assert values['model'].split(':')[0] == model
   assert values.get('aggregator', 'mean').split(':')[0] == aggregator
   head = [line for line in text.splitlines() if line.startswith('#')]
@@ -82,6 +84,7 @@ def _small_model(recipe):
     'units': '16',
     'embedding_size': '8',
     'projection_units': '8',
+    'intermediate_dim': '16',
   }
   name, _, text = found[1].partition(':')
   options = dict(option.split('=') for option in text.split(','))
@@ -98,7 +101,7 @@ def test_the_study_has_a_recipe_at_every_scale():
   """What `make reproduce` runs, by the Makefile's own rule."""
   makefile = (_ROOT / 'Makefile').read_text()
   tasks = re.findall(r'^TASK\.\w+ := (\w+)$', makefile, re.MULTILINE)
-  assert len(tasks) == 3
+  assert len(tasks) == 4
   names = {recipe.name for recipe in _RECIPES}
   for task in tasks:
     for model in ('cifg', 'si_cifg', 'transformer', 'si_transformer'):
@@ -145,11 +148,14 @@ def test_two_rounds(recipe, tmp_path, request):
     ]
     (tmp_path / 'speeches.jsonl').write_text('\n'.join(lines) + '\n')
     options.append(f'--data_dir={tmp_path}')
-  if recipe.name.startswith('stackoverflow'):
+  if recipe.name.startswith(('stackoverflow', 'comments')):
     data = request.getfixturevalue('small_stackoverflow')
     options.append(f'--data_dir={data}')
-    # Three clients a round, 342 rounds apart, are 1,026 users.
-    options += ['--clients_per_round=3', f'--model={_small_model(recipe)}']
+    # Three clients a round, 342 rounds apart, are 1,026 users, and one client
+    # a round, 800 apart, is 800 users.
+    clients = 1 if recipe.name.startswith('comments') else 3
+    options.append(f'--clients_per_round={clients}')
+    options.append(f'--model={_small_model(recipe)}')
   given = _config(recipe)
   # Two rounds have no more than two bands, and few experts are enough.
   for flag, key, value in (
