@@ -116,7 +116,8 @@ def simulated_because(
   if mechanism.noise_cohort_size is not None:
     reasons.append(
       f'the noise is that of cohorts of {mechanism.noise_cohort_size} clients '
-      f'(--noise_cohort_size), which have {experiment.clients_per_round}'
+      f'(--noise_cohort_size), and those here have '
+      f'{experiment.clients_per_round}'
     )
   if experiment.noise_seed is not None:
     reasons.append(

@@ -406,6 +406,17 @@ def _chosen_bands(
   }
 
 
+def _update_noise(mechanism: Mechanism) -> Optional[float]:
+  """Returns the noise multiplier of updates beside that of counts, if any."""
+  factory: Any = mechanism.factory
+  adaptive = getattr(factory, 'adaptive', None)
+  if adaptive is None or mechanism.record is None:
+    return None
+  return adaptive.split(
+    mechanism.record.noise_multiplier, factory.settings.cohort_size
+  )[0]
+
+
 def build_ledger(
   experiment: config.ExperimentConfig,
   mechanism: Mechanism,
@@ -453,6 +464,7 @@ def build_ledger(
       'canaries': added and dataclasses.asdict(added),
     },
     trust_model=privacy_disclosures.trust_model(experiment, mechanism),
+    update_noise=_update_noise(mechanism),
     released=privacy_disclosures.released(experiment, mechanism),
     unnoised=privacy_disclosures.unnoised(experiment, mechanism, train_metrics),
     not_covered=privacy_disclosures.not_covered(experiment),

@@ -278,7 +278,13 @@ class PrivacyRecord(record_lib.Record):
   def _true_positive_rates(self, rates, method):
     if method == 'exact' and self.mu is not None:
       return gaussian_true_positive_rates(self.mu, rates)
-    return super()._true_positive_rates(rates, method)
+    found = super()._true_positive_rates(rates, method)
+    if self.is_amplified:
+      # To know who takes part when helps an attack.
+      plain = self.without_amplification().mu
+      assert plain is not None
+      found = np.minimum(found, gaussian_true_positive_rates(plain, rates))
+    return found
 
   def _curve(self, method):
     if method != 'exact' or not self.is_amplified:

@@ -46,6 +46,7 @@ class Ledger:
     simulated_because: Iterable[str] = (),
     facts: Optional[dict[str, Any]] = None,
     trust_model: str = '',
+    update_noise: Optional[float] = None,
     released: Iterable[str] = (),
     unnoised: Iterable[str] = (),
     not_covered: Iterable[str] = (),
@@ -63,6 +64,8 @@ class Ledger:
       facts: Further plain values that determine privacy, such as clip norm,
         schedule and seeds. A run only resumes from a ledger of equal facts.
       trust_model: Whom clients need to trust, as a clause.
+      update_noise: The noise multiplier of the updates themselves, if it is not
+        the record's because others are released as well.
       released: What the guarantee covers, as phrases.
       unnoised: The names of outputs that are written without noise.
       not_covered: Further limits of the guarantee, as phrases.
@@ -74,6 +77,7 @@ class Ledger:
     self._simulated_because = list(simulated_because)
     self._facts = dict(facts or {})
     self._trust_model = trust_model
+    self._update_noise = update_noise
     self._released = list(released)
     self._unnoised = list(unnoised)
     self._not_covered = [*not_covered, *_NOT_COVERED]
@@ -212,6 +216,9 @@ class Ledger:
     if state is not None:
       observed = participation.ParticipationRecorder(self._contract)
       observed.restore(state)
+    noise_of_updates = self._update_noise
+    if noise_of_updates is None and self._record is not None:
+      noise_of_updates = self._record.noise_multiplier
     result: dict[str, Any] = {
       **self.facts,
       'private': self.is_private,
@@ -226,6 +233,7 @@ class Ledger:
       'unit': 'all the updates of one client',
       'trust_model': self._trust_model,
       'released': self._released,
+      'update_noise_multiplier': noise_of_updates,
       'epsilon': 0.0 if self.is_private else math.inf,
       'delta': self._delta,
     }

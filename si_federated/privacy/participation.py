@@ -111,7 +111,8 @@ class Participation:
     block = f', once in each {self.block} rounds' if self.block else ''
     return (
       f'{self.rounds} rounds, at most {self.participations} participations of '
-      f'a client, {self.min_separation} rounds{cyclic} apart{block}'
+      f'a client, {self.min_separation} '
+      f'round{"s" * (self.min_separation > 1)}{cyclic} apart{block}'
     )
 
 

@@ -27,13 +27,21 @@ _LEGEND = (
   'far: for the participation as it was. Without amplification: for those who '
   'know who took part when. The best attack sees all that is released and says '
   'of a client whether its updates are in it: at that rate of false positives, '
-  'no attack has more true ones. Of guesses, the two rates are the same.'
+  'no attack has more true ones; where the exact rate is not known, it is an '
+  'upper bound. Of guesses, the two rates are the same.'
 )
 _RELATIONS = {
   'zero-out': 'zero-out: data sets in which all updates of one client become '
   'zero',
   'add-or-remove-one': 'add or remove one: data sets with and without one '
   'client',
+}
+_SAMPLINGS = {
+  'poisson': 'Poisson, each client with probability {chance} in each round',
+  'cyclic_poisson': 'Poisson, each client with probability {chance} in the '
+  'turns of its group, of {groups} groups',
+  'balls_in_bins': 'balls in bins, each client in each of {groups} groups with '
+  'probability {chance}',
 }
 # More names of runs are counted.
 _MANY = 3
@@ -148,7 +156,7 @@ def _card(runs: Sequence[Run], name: str) -> Card:
   picture, trouble = None, ''
   try:
     strategy = _strategy(facts, runs[0].path)
-    picture = _draw(strategy, promised['noise_multiplier'], name)
+    picture = _draw(strategy, _noise(facts), name)
   except ValueError as error:
     trouble = f'not shown: {error}'
   statements: Dict[str, Sequence[str]] = {
@@ -166,8 +174,9 @@ def _card(runs: Sequence[Run], name: str) -> Card:
       f'(--participation={facts["participation"]})'
     ],
     'Participation observed': [_observed(facts['observed'])],
-    'Sampling that amplifies': [_sampling(promised['amplification'])],
+    'Sampling that amplifies': [_sampling(promised)],
     'Mechanism': [_mechanism(facts, promised)],
+    'Counted with it': [_earlier(one) for one in promised.get('earlier', [])],
     'Noise over rounds': [trouble] if trouble else [],
     'Not covered': facts['not_covered'],
     'Simulated, not real, because': facts['simulated_because'],
@@ -190,7 +199,7 @@ def _known(texts: Sequence[str | None]) -> List[str]:
 def _guarantee(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> str:
   delta = facts['delta']
   text = f'ε {promised["epsilon"]:.3f} at δ {delta:.3g}'
-  if promised['amplification']:
+  if _is_amplified(promised):
     plain = promised['epsilon_without_amplification']
     text += f', {plain:.3f} without amplification'
   text += ', for the whole run'
@@ -209,19 +218,48 @@ def _observed(observed: Mapping[str, Any]) -> str:
     f'{observed["max_participations"]} participations of a client'
   )
   if observed['min_separation']:
-    text += f', {observed["min_separation"]} rounds or more apart'
+    least = observed['min_separation']
+    text += f', {least} round{"s" * (least > 1)} or more apart'
   return text
 
 
-def _sampling(amplification: Mapping[str, Any] | None) -> str:
+def _is_amplified(promised: Mapping[str, Any]) -> bool:
+  """Whether epsilon counts on secret sampling, here or in an earlier run."""
+  return bool(promised['amplification']) or promised.get(
+    'profile'
+  ) != promised.get('profile_without_amplification')
+
+
+def _sampling(promised: Mapping[str, Any]) -> str:
+  amplification = promised['amplification']
   if not amplification:
     return 'none: who takes part may be known'
-  text = (
-    f'Poisson, each client with probability {amplification["probability"]:.3g}'
-  )
-  if amplification['groups'] > 1:
-    text += f', in {amplification["groups"]} groups that take turns'
+  chance, groups = amplification['probability'], amplification['groups']
+  text = _SAMPLINGS.get(amplification['kind'], amplification['kind'])
+  text = text.format(chance=f'{chance:.3g}', groups=groups)
+  if confidence := promised.get('epsilon_confidence'):
+    text += f', accounted by Monte Carlo with confidence {confidence:g}'
   return text + '; who takes part must stay secret'
+
+
+def _earlier(record: Mapping[str, Any]) -> str:
+  """Returns a phrase about what was released of the same clients before."""
+  return (
+    f'an earlier run on these clients (kind {record["kind"]}, noise multiplier '
+    f'{record["noise_multiplier"]:.4g}, sensitivity '
+    f'{record["sensitivity"]:.4g} clip norms)'
+  )
+
+
+def _noise(facts: Mapping[str, Any]) -> float:
+  """Returns the noise on a round's sum of updates, in clip norms."""
+  noise = facts.get('update_noise_multiplier')
+  if noise is None:
+    noise = facts['promised']['noise_multiplier']
+  if size := facts.get('noise_cohort_size'):
+    # Of the mean over a cohort of that size, and so less of the sum here.
+    noise *= facts['clients_per_round'] / size
+  return noise
 
 
 def _mechanism(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> str:
@@ -245,7 +283,7 @@ def _numbers(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> Table:
   profiles = {}
   for title, guarantee in guarantees.items():
     profiles[title] = _profile(guarantee, '')
-    if promised['amplification']:
+    if _is_amplified(promised):
       profiles[f'{title}, without amplification'] = _profile(
         guarantee, '_without_amplification'
       )

@@ -524,3 +524,41 @@ def test_bands_are_chosen_for_fixed_cycles_and_groups():
         participation='shuffled_epochs',
         **_PRIVATE,
       )
+
+
+def _summary(**changes):
+  experiment = _config(**{**_PRIVATE, **changes})
+  mechanism = _build(**{**_PRIVATE, **changes})
+  return private_mechanism.build_ledger(
+    experiment, mechanism, num_clients=_CLIENTS, train_metrics=['loss']
+  ).summary()
+
+
+def test_what_is_released_and_whom_clients_trust():
+  plain = _summary(aggregator='gaussian')
+  assert len(plain['released']) == 1
+  assert 'the model after each round' in plain['released'][0]
+  assert plain['trust_model'].startswith('the server is trusted')
+  assert plain['update_noise_multiplier'] == 2
+
+  two = _summary(
+    aggregator='gaussian', algorithm=config.ComponentSpec('mime_lite')
+  )
+  assert 'second noisy sum' in two['released'][1]
+
+  # Of 1 / 2^2, the count of sensitivity 1/2 with noise 0.5 * 4 takes 1 / 4^2.
+  adaptive = _summary(aggregator='adaptive_gaussian:count_noise=0.5')
+  assert 'train/clip_norm' in adaptive['released'][1]
+  assert adaptive['noise_multiplier'] == 2
+  assert adaptive['update_noise_multiplier'] == pytest.approx(
+    (1 / 4 - 1 / 16) ** -0.5
+  )
+
+  distributed = _summary(
+    aggregator='distributed_dp', participation='fixed_cycles'
+  )
+  assert 'clients add the noise' in distributed['trust_model']
+  none = _summary(aggregator='mean', clip_norm=None, noise_multiplier=None)
+  assert none['released'] == [] and none['trust_model'] == ''
+  none = _summary(aggregator='gaussian', noise_multiplier=0.0)
+  assert none['released'] == [] and none['trust_model'] == ''

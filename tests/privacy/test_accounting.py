@@ -266,6 +266,24 @@ def test_the_best_attack_under_sampling_by_brute_force():
   assert found == pytest.approx(best, rel=2e-3)
 
 
+def test_an_attack_is_no_better_for_not_knowing_who_takes_part():
+  # Known groups: two participations of noise 1, mu is the root of 2.
+  record = PrivacyRecord(
+    strategies.identity(4),
+    1.0,
+    Participation(4, 2, 2),
+    schedules.Amplification('balls_in_bins', 0.5, 2),
+  )
+  rates = np.array([0.001, 0.01, 0.1, 0.5, 0.9])
+  plain = record.without_amplification().true_positive_rates(rates)
+  assert plain == pytest.approx(
+    stats.norm.cdf(stats.norm.ppf(rates) + 2**0.5), rel=1e-6
+  )
+  for method in ('exact', 'rdp'):
+    found = record.true_positive_rates(rates, method=method)
+    assert (found <= plain).all() and (found > rates).all()
+
+
 @pytest.mark.parametrize('probability', [None, 0.02])
 def test_a_profile_is_that_of_dp_accounting(probability):
   record = _poisson(1.0, 50, probability or 1.0)

@@ -255,3 +255,66 @@ def test_noise_of_an_unknown_strategy_is_not_drawn(make_run):
   mu = record.sensitivity.value / 2
   assert _rows(card)['μ (Gaussian DP)'][0] == f'{mu:.4g}'
   assert mu == pytest.approx(math.sqrt(1.25) / 2)
+
+
+def _changed(make_run, name, record, **changes):
+  """Returns a card of a run whose privacy.json was changed."""
+  folder = _handmade(make_run, name, record)
+  facts = json.loads((folder / 'privacy.json').read_text())
+  promised = {**facts['promised'], **changes.pop('promised', {})}
+  facts = {**facts, **changes, 'promised': promised}
+  (folder / 'privacy.json').write_text(json.dumps(facts))
+  (card,) = privacy_card.build(_compare(folder))
+  return card
+
+
+def _tree(noise):
+  return accounting.PrivacyRecord(
+    strategies_lib.Tree(4), noise, participation.Participation(4, 1, 4)
+  )
+
+
+def test_noise_is_that_of_the_updates_of_this_cohort(make_run):
+  plain = _changed(make_run, 'a', _tree(3.0)).picture
+  # The noise of cohorts of 16, of which each of 4 clients has a fourth.
+  larger = _changed(
+    make_run, 'b', _tree(12.0), noise_cohort_size=16, clients_per_round=4
+  ).picture
+  # A count of clipped clients is released as well, at the cost of updates.
+  counted = _changed(
+    make_run, 'c', _tree(2.0), update_noise_multiplier=3.0
+  ).picture
+  other = _changed(make_run, 'd', _tree(2.0)).picture
+  assert plain and larger and counted and other
+  assert plain.svg == larger.svg == counted.svg != other.svg
+
+
+def test_sampling_and_earlier_runs_are_named(make_run):
+  bins = {'kind': 'balls_in_bins', 'probability': 0.25, 'groups': 4}
+  card = _changed(
+    make_run,
+    'a',
+    _tree(3.0),
+    promised={
+      'amplification': bins,
+      'epsilon_confidence': 0.999,
+      'earlier': [
+        {'kind': 'identity', 'noise_multiplier': 5.0, 'sensitivity': 2.0}
+      ],
+    },
+  )
+  statements = dict(card.statements)
+  assert statements['Sampling that amplifies'] == [
+    'balls in bins, each client in each of 4 groups with probability 0.25, '
+    'accounted by Monte Carlo with confidence 0.999; who takes part must stay '
+    'secret'
+  ]
+  assert statements['Counted with it'] == [
+    'an earlier run on these clients (kind identity, noise multiplier 5, '
+    'sensitivity 2 clip norms)'
+  ]
+  # If only the earlier run is sampled, there are two guarantees as well.
+  other = {'epsilons': [{'delta': 1e-5, 'epsilon': 1.5}]}
+  card = _changed(make_run, 'b', _tree(3.0), promised={'profile': other})
+  assert len(card.numbers.columns) == 1 + 2 * 2
+  assert ' without amplification' in card.guarantee
