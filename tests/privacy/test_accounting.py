@@ -274,7 +274,7 @@ def test_an_attack_is_no_better_for_not_knowing_who_takes_part():
     Participation(4, 2, 2),
     schedules.Amplification('balls_in_bins', 0.5, 2),
   )
-  rates = np.array([0.001, 0.01, 0.1, 0.5, 0.9])
+  rates = (0.001, 0.01, 0.1, 0.5, 0.9)
   plain = record.without_amplification().true_positive_rates(rates)
   assert plain == pytest.approx(
     stats.norm.cdf(stats.norm.ppf(rates) + 2**0.5), rel=1e-6
