@@ -49,8 +49,8 @@ _HELP = {
   'model, as in partial_training:fraction=0.4; or expert_personalization, '
   'federated averaging followed by experts that clients train for themselves.',
   'aggregator': "How the server combines the clients' updates: mean, or "
-  'privately: gaussian, adaptive_gaussian, tree, banded, banded_inverse, blt, '
-  'dense or distributed_dp.',
+  'privately: gaussian, adaptive_gaussian, scaled_gaussian, tree, banded, '
+  'banded_inverse, blt, dense or distributed_dp.',
   'compression': 'How updates and models are compressed: none; '
   'upload=uniform:bits=8, download=uniform:bits=16, or both separated by a '
   'comma; or ternary. Each takes the option rotation=hadamard.',

@@ -132,8 +132,10 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     'runtime': 'tff',
   },
   'conformer': {
-    'aggregator': 'mean:weighting=tokens',
+    **_PRIVATE,
+    'aggregator': 'scaled_gaussian',
     'participation': 'shuffled_epochs',
+    'server_optimizer': 'adam',
     'vocabulary': 'words',
     'runtime': 'local',
   },

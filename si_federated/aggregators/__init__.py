@@ -10,6 +10,7 @@ from si_federated.aggregators.distributed_dp import build_distributed_dp
 from si_federated.aggregators.gaussian import (
   build_adaptive_gaussian,
   build_gaussian,
+  build_scaled_gaussian,
 )
 from si_federated.aggregators.matrices import (
   build_banded,
@@ -25,6 +26,7 @@ AGGREGATORS: dict[str, Callable[..., Mechanism]] = {
   'mean': build_mean,
   'gaussian': build_gaussian,
   'adaptive_gaussian': build_adaptive_gaussian,
+  'scaled_gaussian': build_scaled_gaussian,
   'tree': build_tree,
   'banded': build_banded,
   'banded_inverse': build_banded_inverse,
@@ -60,6 +62,7 @@ __all__ = [
   'build_distributed_dp',
   'build_gaussian',
   'build_mean',
+  'build_scaled_gaussian',
   'build_tree',
   'is_private',
 ]

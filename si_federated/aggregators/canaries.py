@@ -204,6 +204,7 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
     if (
       not isinstance(self.inner, correlated_noise.CorrelatedNoiseFactory)
       or self.inner.adaptive is not None
+      or self.inner.scaling is not None
     ):
       raise ValueError(
         'Canaries need a fixed clip norm and noise added by the server; choose '

@@ -23,6 +23,7 @@ from si_federated.aggregators import (
   mechanism,
   noise_generators,
   private_settings,
+  update_scaling,
 )
 from si_federated.privacy import accounting, participation, strategies
 from si_federated.privacy import record as record_lib
@@ -46,6 +47,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       the clip is adaptive; without noise no buffers are kept.
     keep_rows: See `noise_generators.for_strategy`.
     adaptive: How the clip norm adapts; None for a fixed one.
+    scaling: How coordinates are scaled for clip and noise; None for not at all.
     release: The index of this sum among those released each round; sums of the
       same noise seed have noise of their own.
   """
@@ -55,8 +57,14 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
   keep_rows: Optional[bool] = None
   adaptive: Optional[adaptive_clip.AdaptiveClip] = None
   release: int = 0
+  scaling: Optional[update_scaling.UpdateScaling] = None
 
   def __post_init__(self):
+    if self.scaling is not None and self.strategy.kind != 'identity':
+      raise ValueError(
+        'Correlated noise needs fixed scales, as noise made for some scales '
+        'does not cancel in rounds of others.'
+      )
     if self.adaptive is not None and self.strategy.kind != 'identity':
       raise ValueError(
         'Correlated noise needs a fixed clip norm, as noise made for one norm '
@@ -121,16 +129,25 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
         state['buffers'] = [
           tf.zeros([generator.num_buffers, *shape]) for shape in shapes
         ]
+      if self.scaling is not None:
+        state['scaling'] = self.scaling.initial(shapes)
       return state
 
     state_type = initial.type_signature.result
 
     @tff.tensorflow.computation(state_type)
-    def get_clip_norm(state):
-      return state['clip_norm']
+    def get_clipping(state):
+      if self.scaling is None:
+        return state['clip_norm']
+      return collections.OrderedDict(
+        clip_norm=state['clip_norm'], scales=state['scaling']['scales']
+      )
 
-    @tff.tensorflow.computation(value_type, tf.float32)
+    @tff.tensorflow.computation(value_type, get_clipping.type_signature.result)
     def at_client(update, clip_norm):
+      if self.scaling is not None:
+        update = update_scaling.divided(update, clip_norm['scales'])
+        clip_norm = clip_norm['clip_norm']
       clipped, was_clipped, is_finite = clipping.clip_update(update, clip_norm)
       result = collections.OrderedDict(
         update=clipped,
@@ -158,6 +175,10 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
         lambda part: part / tf.cast(settings.clients_per_round, part.dtype),
         update,
       )
+      if self.scaling is not None:
+        mean = update_scaling.multiplied(mean, state['scaling']['scales'])
+        released = [tf.cast(part, tf.float32) for part in tf.nest.flatten(mean)]
+        state['scaling'] = self.scaling.next(state['scaling'], t, released)
       if self.adaptive is not None:
         state['clip_norm'] = self._next_clip_norm(t, state, total, len(shapes))
       return state, mean, measurements
@@ -172,7 +193,7 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
     )
     def next_round(state, value):
       clip_norm = tff.federated_broadcast(
-        tff.federated_map(get_clip_norm, state)
+        tff.federated_map(get_clipping, state)
       )
       total = tff.federated_sum(
         tff.federated_map(at_client, (value, clip_norm))
@@ -261,4 +282,5 @@ def build_mechanism(
     contract=contract,
     noise_cohort_size=settings.noise_cohort_size,
     unnoised_measurements=UNNOISED_MEASUREMENTS,
+    sends_scales=options.get('scaling') is not None,
   )

@@ -13,6 +13,7 @@ from si_federated.aggregators.private_settings import (
   PrivateSettings,
   private_builder,
 )
+from si_federated.aggregators.update_scaling import UpdateScaling
 from si_federated.privacy import strategies
 
 
@@ -66,4 +67,39 @@ def build_adaptive_gaussian(
     strategies.identity(settings.total_rounds),
     settings,
     adaptive=AdaptiveClip(target_quantile, clip_learning_rate, count_noise),
+  )
+
+
+@private_builder()
+def build_scaled_gaussian(
+  settings: PrivateSettings,
+  *,
+  scale_decay: float = 0.9,
+  scale_damping: float = 0.1,
+  scale_delay: int = 1,
+) -> Mechanism:
+  """Builds independent noise in coordinates of their usual size.
+
+  Scale-then-privatise, for adaptive server optimizers: see `update_scaling`.
+  Sensitivity and accounting are those of `build_gaussian`, since scales follow
+  from earlier releases.
+
+  Args:
+    settings: The fields of `PrivateSettings`, as keyword arguments; the clip
+      norm is that of scaled updates.
+    scale_decay: Of the running mean of squared releases.
+    scale_damping: Added to the relative sizes of coordinates: the larger, the
+      more alike their scales.
+    scale_delay: Scales change after every so many rounds.
+
+  Returns:
+    The mechanism.
+
+  Raises:
+    ValueError: If an argument is out of range.
+  """
+  return build_mechanism(
+    strategies.identity(settings.total_rounds),
+    settings,
+    scaling=UpdateScaling(scale_decay, scale_damping, scale_delay),
   )

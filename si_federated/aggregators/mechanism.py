@@ -30,6 +30,8 @@ class Mechanism:
       without noise, which no record covers.
     simulated_because: Why its noise protects nobody outside of a simulation, as
       clauses.
+    sends_scales: Whether clients receive a number for each weight, besides the
+      model, to scale their updates by.
   """
 
   factory: Union[
@@ -42,6 +44,7 @@ class Mechanism:
   noise_cohort_size: Optional[int] = None
   unnoised_measurements: tuple[str, ...] = ()
   simulated_because: tuple[str, ...] = ()
+  sends_scales: bool = False
 
   def __post_init__(self):
     if self.client_weighting not in ('tokens', 'examples', 'uniform'):

@@ -193,6 +193,9 @@ def build(
       int(np.prod(leaf.shape or ())) * np.dtype(leaf.dtype).itemsize
       for leaf in tff.structure.flatten(optimizer_type)
     )
+  if mechanism.sends_scales:
+    # Float32, for each release.
+    more_down += 4 * releases * sum(np.size(weight) for weight in trainable)
   down = update_bytes + _num_bytes(others)
 
   def bytes_per_client(metrics: Mapping[str, Any]) -> dict[str, float]:
