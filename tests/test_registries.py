@@ -219,7 +219,13 @@ def _check_warm_up(built):
   assert rates == pytest.approx([rate / 2, rate, rate])
 
 
+def _check_download(built):
+  # The model and its scales, in float32.
+  assert built.bytes_per_client({})['down'] == 8 * built.num_parameters
+
+
 _SPECIAL = {
+  'conformer': _check_download,
   'lstm': _check_momentum,
   'si_cifg': _check_releases,
   'si_conformer': _check_warm_up,
