@@ -90,3 +90,46 @@ def test_heads_of_recipes_state_their_results(runs, recipe):
   assert ('epsilon' in head) == bool(known)
   if known:
     assert f'epsilon {max(known):.2f} or less' in head
+
+
+def test_the_claims_have_the_numbers_of_the_runs(runs):
+  """Every number of the column "measured", from the runs again."""
+
+  def of(model, aggregator='mean', rate=1):
+    kind = f'docstrings.{model}.{aggregator}-client_lr={rate}'
+    return [runs[f'{kind}-seed={seed}'] for seed in range(_SEEDS)]
+
+  def said(group, value=tables.final_value):
+    return tables.mean_and_deviation(group, value)
+
+  def at_round_50(run):
+    return float(run.finite(run_files.PERPLEXITY)[50])
+
+  def diverged(model, rate):
+    return sum(run.divergence is not None for run in of(model, rate=rate))
+
+  def cost(model):
+    private, public = (
+      sum(tables.final_value(run) or 0.0 for run in of(model, aggregator))
+      for aggregator in ('blt', 'mean')
+    )
+    return f'{private / public:.2f}'
+
+  assert not diverged('cifg', 1) + diverged('si_cifg', 1)
+  expected = [
+    f'CIFG {said(of("cifg"))}, SI-CIFG {said(of("si_cifg"))} after 100 rounds',
+    f'after 50 rounds: CIFG {said(of("cifg"), at_round_50)}, '
+    f'SI-CIFG {said(of("si_cifg"), at_round_50)}',
+    f'at client rate 3: CIFG {diverged("cifg", 3)} of 3 runs, SI-CIFG '
+    f'{diverged("si_cifg", 3)} of 3, within 100 rounds; at rate 1 neither',
+    f'epsilon 8: CIFG {said(of("cifg", "blt"))}, '
+    f'SI-CIFG {said(of("si_cifg", "blt"))}',
+    'the perplexity with epsilon 8 over that without: '
+    f'CIFG {cost("cifg")}, SI-CIFG {cost("si_cifg")}',
+    f'Transformer {said(of("transformer"))}, '
+    f'SI Transformer {said(of("si_transformer"))} after 60 rounds',
+  ]
+  text = (_ROOT / 'experiments' / 'results' / 'README.md').read_text()
+  section = text.partition('## Claims of the paper\n')[2].partition('\n## ')[0]
+  rows = [line for line in section.splitlines() if line.startswith('| ')][2:]
+  assert [row.split(' | ')[1] for row in rows] == expected
