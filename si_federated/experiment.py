@@ -130,7 +130,13 @@ def _build(
   )
   if canaries is not None:
     mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
-  process = learning_process.build(experiment, model=model, mechanism=mechanism)
+  drops_out = draws_at_random(keras_model_fn())
+  keyed = drops_out and model.takes_dropout_keys
+  process = learning_process.build(
+    experiment,
+    model=model.with_dropout_keys() if keyed else model,
+    mechanism=mechanism,
+  )
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
@@ -140,13 +146,15 @@ def _build(
     mechanism.record is not None
     and bool(mechanism.record.noise_multiplier)
     and experiment.rounds_per_checkpoint > 1
-    and draws_at_random(keras_model_fn())
+    and drops_out
+    and not keyed
   )
   return Experiment(
     config=experiment,
     task=task,
     model=model,
     process=process.process,
+    draws_from_keys=keyed,
     takes_client_numbers=process.takes_client_numbers,
     bytes_per_client=process.bytes_per_client,
     schedule=schedule,

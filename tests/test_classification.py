@@ -41,6 +41,28 @@ def data(tmp_path_factory):
   return str(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(('rate', 'saved'), [(0.0, 5), (0.1, 1)])
+def test_rounds_that_can_not_be_done_again_are_saved_each(data, rate, saved):
+  private: dict[str, Any] = {
+    'aggregator': 'gaussian',
+    'clip_norm': 1.0,
+    'noise_multiplier': 1.0,
+  }
+  built = experiment.build(
+    _config(
+      data,
+      model=f'bert:{_TINY["bert"]},dropout={rate}',
+      rounds_per_checkpoint=5,
+      **private,
+    )
+  )
+  assert built.rounds_per_checkpoint == saved
+  assert any('every round is saved' in text for text in built.notices) == (
+    saved == 1
+  )
+
+
 def _config(data, name='transformer_classifier', /, **changes):
   values = {
     'task': 'text_classification:path=things.csv,client=client',

@@ -10,7 +10,11 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated.algorithms import frozen_variables, packed_tokens
+from si_federated.algorithms import (
+  dropout_keys,
+  frozen_variables,
+  packed_tokens,
+)
 from si_federated.algorithms.variable_creation import Recording, zero_values
 from si_federated.layers.static_graphs import shapes_are_static
 
@@ -160,11 +164,35 @@ class NamedModel(tff.learning.models.FunctionalModel):
   Attributes:
     variable_names: The names of the trainable variables, in the order of the
       weights, such as `'cifg/kernel:0'`; they begin with the layer's name.
+    takes_dropout_keys: Whether batches may bring keys; see `dropout_keys`.
   """
 
-  def __init__(self, *, variable_names: Sequence[str], **options: Any):
+  def __init__(
+    self,
+    *,
+    variable_names: Sequence[str],
+    takes_dropout_keys: bool = False,
+    **options: Any,
+  ):
     super().__init__(**options)
     self.variable_names = tuple(variable_names)
+    self.takes_dropout_keys = takes_dropout_keys
+
+  def with_dropout_keys(self) -> NamedModel:
+    """Returns the model for batches that bring keys."""
+    return NamedModel(
+      variable_names=self.variable_names,
+      takes_dropout_keys=True,
+      initial_weights=self.initial_weights,
+      predict_on_batch_fn=self.predict_on_batch,
+      loss_fn=self.loss,
+      metrics_fns=(
+        self.initialize_metrics_state,
+        self.update_metrics_state,
+        self.finalize_metrics,
+      ),
+      input_spec=dropout_keys.input_spec_with_keys(self),
+    )
 
 
 def build_functional_model(
@@ -200,6 +228,7 @@ def build_functional_model(
   """
 
   variable_names: list[str] = []
+  length = element_spec[0].shape[-1]
 
   def build(dtype: str) -> tff.learning.models.FunctionalModel:
     def packed_model() -> tf.keras.Model:
@@ -220,7 +249,9 @@ def build_functional_model(
   @tf.function
   def predict_on_batch(model_weights, x, training=True):
     model_weights = cast_like(model_weights, computing.initial_weights)
-    positions, logits = computing.predict_on_batch(model_weights, x, training)
+    x, words = dropout_keys.split(x, length)
+    with dropout_keys.drawing(words):
+      positions, logits = computing.predict_on_batch(model_weights, x, training)
     # TFF counts the rows of the first tensor of a prediction.
     if shapes_are_static():
       counted = positions >= 0 if count_tokens else tf.reduce_any(x > 0, -1)
@@ -234,6 +265,7 @@ def build_functional_model(
 
   return NamedModel(
     variable_names=variable_names,
+    takes_dropout_keys=True,
     initial_weights=model.initial_weights,
     predict_on_batch_fn=predict_on_batch,
     loss_fn=loss_fn,

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_federated as tff
 
 from si_federated import config
-from si_federated.algorithms import partial_training
+from si_federated.algorithms import dropout_keys, partial_training
 from si_federated.privacy.ledger import Ledger
 from si_federated.privacy.schedules import Schedule
 from si_federated.tasks import AnyTask
@@ -38,6 +38,7 @@ class Experiment:
     start: The weights of `--initial_model`, if they were read.
     notices: Messages that a user should see before the first round.
     rounds_per_checkpoint: The number of rounds between checkpoints.
+    draws_from_keys: Whether a client's batches bring keys for dropout.
   """
 
   config: config.ExperimentConfig
@@ -55,12 +56,17 @@ class Experiment:
   start: Optional[initial_model.Start] = None
   notices: Sequence[str] = ()
   rounds_per_checkpoint: int = 1
+  draws_from_keys: bool = False
 
   def sample_cohort(self, round_num: int) -> sampling.Cohort:
     """Returns the datasets of a round's clients."""
     train = self.task.train
     settings = self.config
     seed = sampling.data_seed(seed=settings.client_seed, round_num=round_num)
+
+    word = dropout_keys.round_word(
+      seed=settings.client_seed, round_num=round_num
+    )
 
     def client_dataset(index: int) -> Any:
       batches = train.client_batches(
@@ -70,6 +76,8 @@ class Experiment:
         max_elements=settings.max_elements_per_client,
         seed=seed,
       )
+      if self.draws_from_keys:
+        batches = dropout_keys.add_keys(batches, word=word, client=index)
       if not self.takes_client_numbers:
         return batches
       return partial_training.client_datum(batches, index)

@@ -7,6 +7,7 @@ from si_federated.layers.attention import MultiHeadAttention, normalized_relu
 from si_federated.layers.blending import AdaptiveBlendingUnit
 from si_federated.layers.cifg import CIFG, SICIFG, CIFGCell, SICIFGCell
 from si_federated.layers.conformer import ConformerBlock
+from si_federated.layers.dropout_masks import Dropout, keyed_dropout
 from si_federated.layers.embedding import TiedEmbedding
 from si_federated.layers.feed_forward import FeedForward
 from si_federated.layers.gru import GRU, SIGRU, GRUCell, SIGRUCell
@@ -22,6 +23,7 @@ __all__ = [
   'CIFG',
   'CIFGCell',
   'ConformerBlock',
+  'Dropout',
   'FeedForward',
   'GRU',
   'GRUCell',
@@ -40,6 +42,7 @@ __all__ = [
   'SILSTMCell',
   'TiedEmbedding',
   'TransformerBlock',
+  'keyed_dropout',
   'maxn',
   'normalized_relu',
   'si_sigmoid',

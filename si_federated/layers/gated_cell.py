@@ -15,7 +15,14 @@ from typing import (
 
 import tensorflow as tf
 
-from si_federated.layers import activations, gates, legacy_keras, recurrence
+from si_federated.layers import (
+  activations,
+  dropout_masks,
+  gates,
+  legacy_keras,
+  recurrence,
+  tracing,
+)
 from si_federated.layers.checks import check_count
 from si_federated.layers.configuration import constructor_arguments
 
@@ -187,6 +194,22 @@ class GatedCell(tf.keras.layers.LSTMCell):
     return [
       self.get_dropout_mask_for_cell(inputs, training, count=1),
       self.get_recurrent_dropout_mask_for_cell(h, training, count=1),
+    ]
+
+  def sequence_masks(
+    self, inputs: tf.Tensor, h: tf.Tensor, training: Any
+  ) -> List[Optional[tf.Tensor]]:
+    """Returns `dropout_masks`, from the key within `keyed_dropout`."""
+    if training is None and tracing.is_rebuilding():
+      return [None, None]
+    if not dropout_masks.is_keyed(inputs, training):
+      return self.dropout_masks(inputs, h, training)
+    return [
+      dropout_masks.mask(like, rate) if rate else None
+      for like, rate in (
+        (inputs, self.dropout),
+        (h, self.recurrent_dropout),
+      )
     ]
 
   def input_product(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -177,7 +177,7 @@ class GatedRNN(tf.keras.layers.RNN):
     cell.reset_recurrent_dropout_mask()
     batch = tf.shape(inputs)[1]
     steps, features = inputs.shape[0], inputs.shape[2]
-    input_mask, recurrent_mask = cell.dropout_masks(
+    input_mask, recurrent_mask = cell.sequence_masks(
       tf.zeros([batch, features], inputs.dtype),
       tf.zeros([batch, cell.output_size], inputs.dtype),
       training,

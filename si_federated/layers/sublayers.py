@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from si_federated.layers import legacy_keras
+from si_federated.layers.dropout_masks import Dropout
 from si_federated.layers.normalization import LayerNormalization
 
 
@@ -69,9 +69,7 @@ def build_dropout(rate: float, policy: Any) -> tf.keras.layers.Layer:
   Returns:
     A layer that can be called with `training`.
   """
-  layer = tf.keras.layers.Dropout(
-    rate, dtype=policy, **legacy_keras.STATEFUL_GENERATOR
-  )
+  layer = Dropout(rate, dtype=policy)
   layer.built = True
   return layer
 

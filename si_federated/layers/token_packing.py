@@ -35,6 +35,12 @@ class Packing:
       valid = tf.where(tf.reshape(self.mask, [-1]))[:, 0]
       self._rows = tf.cast(valid, tf.int32)
 
+  def rows(self) -> tf.Tensor:
+    """Returns the numbers of the M tokens among the B*T, `[M]` int32."""
+    if self._rows is None:
+      return tf.range(self.batch * self.length)
+    return self._rows
+
   def pack(self, x: tf.Tensor) -> tf.Tensor:
     """Converts `[B, T, D]` to `[M, D]`."""
     size = x.shape[-1]

@@ -21,9 +21,17 @@ def is_building_in_graph(inputs: Any) -> bool:
   Returns:
     Whether control flow and random operations must be left out.
   """
+  return hasattr(inputs, '_keras_history') and is_rebuilding()
+
+
+def is_rebuilding() -> bool:
+  """Returns whether this is a function of a TensorFlow 1 graph.
+
+  There, calls without the argument `training` are those of
+  `is_building_in_graph`.
+  """
   return (
-    hasattr(inputs, '_keras_history')
-    and not tf.compat.v1.executing_eagerly_outside_functions()
+    not tf.compat.v1.executing_eagerly_outside_functions()
     and tf.inside_function()
   )
 

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional, Protocol
 
 import tensorflow as tf
 
-from si_federated.layers import activations, blending, tracing
+from si_federated.layers import activations, blending, dropout_masks, tracing
 from si_federated.layers.attention import MultiHeadAttention
 from si_federated.layers.checks import check_count
 from si_federated.layers.configuration import constructor_arguments
@@ -115,7 +115,12 @@ class TransformerBlock(tf.keras.layers.Layer):
     if tracing.is_building_in_graph(inputs):
       return tf.identity(inputs)
     packing = Packing(inputs, mask)
+    with dropout_masks.of_packed_rows(packing):
+      return self._call_packed(inputs, packing, training)
 
+  def _call_packed(
+    self, inputs: tf.Tensor, packing: Packing, training: Any
+  ) -> tf.Tensor:
     def drop(x):
       return self._dropout_layer(x, training=training)
 

@@ -85,9 +85,7 @@ def _attention_model(
       # Blocks add terms of degree 2 in the weights; their input must match.
       hidden = layers.Gain(2, name='gain')(hidden)
     if dropout:
-      hidden = tf.keras.layers.Dropout(
-        dropout, rng_type='legacy_stateful', name='dropout'
-      )(hidden)
+      hidden = layers.Dropout(dropout, name='dropout')(hidden)
     for index in range(1, chosen['num_layers'] + 1):
       hidden = block_class(
         chosen['intermediate_dim'],

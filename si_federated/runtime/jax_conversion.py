@@ -197,5 +197,5 @@ def _check(nodes: Sequence[Any], name: str) -> None:
   if random:
     raise NotImplementedError(
       f'{name} draws random numbers ({", ".join(random)}), which JAX draws '
-      'otherwise: leave out dropout and random compression.'
+      'otherwise: leave out what draws them, such as random compression.'
     )

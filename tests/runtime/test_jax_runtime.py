@@ -324,6 +324,9 @@ def test_two_runs_are_equal_to_the_bit():
     'si_transformer:embedding_size=8,num_heads=2,intermediate_dim=8,'
     'num_layers=1',
     'conformer:embedding_size=8,num_heads=2,num_layers=1',
+    'cifg:units=8,embedding_size=4,dropout=0.3',
+    'transformer:embedding_size=8,num_heads=2,intermediate_dim=8,num_layers=1,'
+    'dropout=0.3',
     'si_conformer:embedding_size=8,num_heads=2,num_layers=1',
   ],
 )
@@ -340,6 +343,10 @@ def test_models(model):
     {'algorithm': 'mime_lite'},
     {'client_optimizer': 'adam'},
     {'algorithm': 'partial_training'},
+    {
+      'algorithm': 'partial_training',
+      'model': 'cifg:units=8,embedding_size=4,dropout=0.3',
+    },
     {
       'algorithm': 'partial_training:by=block,fraction=0.5',
       'client_optimizer': 'sgd:gradient_clip_norm=0.05',
