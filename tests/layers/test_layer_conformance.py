@@ -54,6 +54,13 @@ CASES = {
     mixes_steps=False,
     tflite=True,
   ),
+  'dropout': Case(
+    lambda **kwargs: layers.Dropout(0.1, **kwargs),
+    (5, 3),
+    (5, 3),
+    mixes_steps=False,
+    tflite=True,
+  ),
   'lstm': Case(_sequences(layers.LSTM), (5, 3), (5, 4), tflite=True),
   'cifg': Case(_sequences(layers.CIFG), (5, 3), (5, 4), tflite=True),
   'si_cifg': Case(_sequences(layers.SICIFG), (5, 3), (5, 4), tflite=True),
