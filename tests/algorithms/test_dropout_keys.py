@@ -25,6 +25,7 @@ def test_keys_are_of_round_client_and_step():
     np.testing.assert_array_equal(y, rows)
     got, words = dropout_keys.split(x, 2)
     np.testing.assert_array_equal(got, rows)
+    assert words is not None
     np.testing.assert_array_equal(words, [word, 8, step])
     np.testing.assert_array_equal(x[:, 2:], [[word, 8, step]] * len(rows))
   assert dropout_keys.split(tf.constant(ids), 2)[1] is None
