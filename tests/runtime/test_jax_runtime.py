@@ -236,6 +236,17 @@ def test_an_interrupted_round_gives_no_answer_to_the_next(monkeypatch):
     next_round(1.0, [_dataset([3, 4])])
 
 
+def test_numbers_drawn_from_what_jax_computes_are_refused():
+  def client_fn(server, data):
+    total = _by_reduction(server, data)
+    seed = tf.cast(total, tf.int32)
+    return total + tf.random.stateless_uniform([2], seed)
+
+  runtime.set_jax_context()
+  with pytest.raises(runtime.UnsupportedError, match='Stateless.*compression'):
+    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
+
+
 def test_what_jax_can_not_trace_is_refused():
   # A shape that depends on data.
   def client_fn(server, data):
