@@ -236,6 +236,20 @@ def test_an_interrupted_round_gives_no_answer_to_the_next(monkeypatch):
     next_round(1.0, [_dataset([3, 4])])
 
 
+def test_jax_keeps_compiled_programs_on_disk(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+  results, kept = [], []
+  for _ in range(2):
+    runtime.set_jax_context()
+    results.append(_sums(_by_iterator, _PAIRS)(1.0, [_dataset([1, 2])])[1])
+    kept.append({path.name for path in tmp_path.iterdir()})
+  # The second process asks for the same programs, and adds none.
+  assert kept[0] and kept[1] == kept[0]
+  np.testing.assert_array_equal(*results)
+
+
 def test_numbers_drawn_from_what_jax_computes_are_refused():
   def client_fn(server, data):
     total = _by_reduction(server, data)
