@@ -31,6 +31,7 @@ _VARIANTS: dict[str, list[dict]] = {
   'dense': [{}],
   'distributed_dp': [{'bits': 12}, {'bits': 20}],
   'gaussian': [{}],
+  'scaled_gaussian': [{}, {'scale_delay': 3}],
   'tree': [{}, {'efficient': False}, {'restart': True}],
 }
 _ORACLES = {
