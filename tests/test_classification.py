@@ -117,6 +117,7 @@ _PRIVATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name',
   [

@@ -268,6 +268,7 @@ def test_models_in_bfloat16(name):
   assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_client_of_partial_training_sends_what_it_trained_alone():
   built = _build(algorithm='partial_training:fraction=0.5')
   state = built.process.initialize()

@@ -287,6 +287,7 @@ def _train(process, rounds=3):
   return process.get_model_weights(state).trainable, output.metrics
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_noisy():
   process = _learning_process(_build('blt'))
   weights, metrics = _train(process)

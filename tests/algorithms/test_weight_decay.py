@@ -96,6 +96,7 @@ def _round(**changes):
 _SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [

@@ -454,6 +454,7 @@ def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
     _build(aggregator='banded', participation='shuffled_epochs', **_PRIVATE)
 
 
+@pytest.mark.slow
 def test_bands_and_groups_are_chosen_for_the_sampling():
   flags = {
     'aggregator': 'banded:bands=auto',

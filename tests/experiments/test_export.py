@@ -56,6 +56,7 @@ def _sentences(trained):
   return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name',
   [
@@ -113,6 +114,7 @@ def test_any_shape_of_batch(runs, tmp_path):
   assert not (tmp_path / 'model.tflite').exists()
 
 
+@pytest.mark.slow
 def test_smaller_weights(runs, tmp_path):
   sizes = {}
   for precision in export.PRECISIONS:

@@ -121,6 +121,7 @@ def test_killed_it_resumes_from_a_whole_checkpoint(whole, tmp_path):
   tiny.assert_same_run(tmp_path / 'x', whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'how', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )

@@ -83,6 +83,7 @@ def test_clone_configuration_and_files_keep_the_model(
     assert copy.count_params() == model.count_params()
 
 
+@pytest.mark.slow
 def test_saved_models_without_the_classes_and_imports_without_tff(tmp_path):
   models = {name: MODELS[name](12, **SMALL) for name in ('cifg', 'si_gru')}
   for name, model in models.items():

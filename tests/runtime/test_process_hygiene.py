@@ -116,7 +116,8 @@ def _session(leader: int) -> list[int]:
 
 
 def _assert_nothing_is_left(process, mark):
-  deadline = time.monotonic() + 10
+  # Ray's agents look for their node only now and then.
+  deadline = time.monotonic() + 45
   while time.monotonic() < deadline:
     left = _living(mark), _session(process.pid)
     if not any(left):
@@ -193,11 +194,7 @@ def test_a_program_that_ends(start, name, ending):
   ('name', 'how'),
   _cases(
     (signal.SIGINT, signal.SIGTERM, signal.SIGKILL),
-    {
-      ('local', signal.SIGINT),
-      ('tff', signal.SIGKILL),
-      ('ray', signal.SIGTERM),
-    },
+    {('local', signal.SIGINT), ('tff', signal.SIGKILL)},
   ),
 )
 def test_a_program_interrupted_in_a_round(start, name, how):

@@ -109,6 +109,7 @@ def _pids(title, environment):
   return found
 
 
+@pytest.mark.slow
 def test_killed_actors_change_no_bit(process, cohort, expected):
   runtime.set_ray_context(num_actors=2)
   killed: list[int] = []

@@ -172,6 +172,7 @@ def test_tasks_of_tokens_are_refused(list_file):
     experiment.build(settings)
 
 
+@pytest.mark.slow
 def test_a_preset_by_name(list_file, tmp_path, monkeypatch):
   """What KerasNLP downloads are files here; all else is as it is."""
   sizes = {

@@ -70,6 +70,7 @@ def test_sends_the_factors_alone(root):
   assert sent == {'lora': 4 * 32 * 4, 'ffa_lora': 4 * 16 * 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', _KINDS)
 def test_starts_from_a_model_and_is_merged_when_loaded(root, kind):
   trained = trained_model.load_model(str(root / kind))
@@ -89,6 +90,7 @@ def test_starts_from_a_model_and_is_merged_when_loaded(root, kind):
   assert np.isfinite(trained.model(x).numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', _KINDS)
 def test_adapters_alone(root, tmp_path, kind):
   facts = export.export_model(
@@ -105,6 +107,7 @@ def test_adapters_alone(root, tmp_path, kind):
   np.testing.assert_allclose(model(_IDS), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_without_adapters_has_none_to_write(root, tmp_path):
   with pytest.raises(config.ConfigError, match='has no adapters to write'):
     adapter_files.write(
@@ -113,6 +116,7 @@ def test_a_run_without_adapters_has_none_to_write(root, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_adapters_of_another_model_are_refused(root, tmp_path):
   path = str(tmp_path / 'a.npz')
   adapter_files.write(str(root / 'lora'), path, experiment.build_model)
@@ -128,6 +132,7 @@ def test_adapters_of_another_model_are_refused(root, tmp_path):
     adapter_files.attach(base, path)
 
 
+@pytest.mark.slow
 def test_starts_from_merged_adapters(root):
   learned = initial_model.load(str(root / 'lora'), experiment.build_model)
   for name, weight in zip(
