@@ -154,6 +154,7 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
   """Returns the JSON object to print, and the mechanism."""
   from si_federated.assembly import (
     checks,
+    client_schedule,
     privacy_disclosures,
     private_mechanism,
   )
@@ -163,7 +164,7 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
   assert delta is not None
   schedule = None
   if _NUM_CLIENTS.value is not None:
-    schedule = private_mechanism.build_schedule(experiment, _NUM_CLIENTS.value)
+    schedule = client_schedule.build_schedule(experiment, _NUM_CLIENTS.value)
   mechanism = private_mechanism.calibrate(
     experiment,
     private_mechanism.build_mechanism(experiment, schedule),

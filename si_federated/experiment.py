@@ -11,6 +11,7 @@ from typing import Any, Optional
 from si_federated import config
 from si_federated.assembly import (
   audit_stage,
+  client_schedule,
   diagnostics_stage,
   earlier_run,
   expert_options,
@@ -103,7 +104,7 @@ def _build(
     earlier_run.check_clients(
       experiment, data_fingerprint.fingerprint(task.train)
     )
-  schedule = private_mechanism.build_schedule(experiment, len(task.train))
+  schedule = client_schedule.build_schedule(experiment, len(task.train))
   mechanism = private_mechanism.build_mechanism(experiment, schedule)
   if folder is not None:
     mechanism = private_mechanism.keep_strategy(
@@ -120,7 +121,7 @@ def _build(
     compute_dtype=experiment.precision,
   )
   num_parameters = sum(weight.size for weight in model.initial_weights[0])
-  delta = private_mechanism.default_delta(experiment, len(task.train))
+  delta = client_schedule.default_delta(experiment, len(task.train))
   mechanism = private_mechanism.calibrate(
     experiment,
     mechanism,

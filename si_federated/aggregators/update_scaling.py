@@ -101,6 +101,14 @@ def _mean(parts):
   return total / tf.cast(count, tf.float32)
 
 
+def _combined(operation, update, scales):
+  parts = tf.nest.flatten(update)
+  return tf.nest.pack_sequence_as(
+    update,
+    [operation(part, tf.cast(s, part.dtype)) for part, s in zip(parts, scales)],
+  )
+
+
 def divided(update: Any, scales: Sequence[tf.Tensor]) -> Any:
   """Returns an update over scales, one tensor a variable.
 
@@ -108,11 +116,7 @@ def divided(update: Any, scales: Sequence[tf.Tensor]) -> Any:
     update: A structure of float tensors.
     scales: Of the same shapes.
   """
-  parts = tf.nest.flatten(update)
-  return tf.nest.pack_sequence_as(
-    update,
-    [part / tf.cast(s, part.dtype) for part, s in zip(parts, scales)],
-  )
+  return _combined(tf.divide, update, scales)
 
 
 def multiplied(update: Any, scales: Sequence[tf.Tensor]) -> Any:
@@ -122,8 +126,4 @@ def multiplied(update: Any, scales: Sequence[tf.Tensor]) -> Any:
     update: A structure of float tensors.
     scales: Of the same shapes.
   """
-  parts = tf.nest.flatten(update)
-  return tf.nest.pack_sequence_as(
-    update,
-    [part * tf.cast(s, part.dtype) for part, s in zip(parts, scales)],
-  )
+  return _combined(tf.multiply, update, scales)

@@ -10,8 +10,8 @@ from typing import Any
 from si_federated import config
 from si_federated.aggregators import NOISE_FROM_CLIENTS, is_private
 from si_federated.assembly import (
+  client_schedule,
   expert_options,
-  private_mechanism,
   registries,
 )
 from si_federated.assembly.learning_process import traits_of
@@ -109,7 +109,7 @@ def _check_participation(experiment: config.ExperimentConfig) -> None:
     separation is not None
     and separation.default is separation.empty
     and experiment.min_separation is None
-    and not private_mechanism.chooses_groups(experiment)
+    and not client_schedule.chooses_groups(experiment)
   ):
     raise config.ConfigError(
       f'--participation={experiment.participation.name} needs '

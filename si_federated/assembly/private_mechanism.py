@@ -1,116 +1,29 @@
-"""Builds the privacy of a run: schedule, mechanism with its noise, ledger."""
+"""Builds the privacy of a run: mechanism with its noise, and ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from si_federated import config, files
+from si_federated import config
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
-from si_federated.assembly import earlier_run, privacy_disclosures
+from si_federated.assembly import (
+  client_schedule,
+  earlier_run,
+  privacy_disclosures,
+)
 from si_federated.assembly.learning_process import traits_of
-from si_federated.assembly.registries import build_part, builder
+from si_federated.assembly.registries import build_part
 from si_federated.privacy import (
   accounting,
-  band_choice,
   ledger,
   schedules,
   strategies,
   strategy_files,
-  workloads,
 )
-
-
-def build_schedule(
-  experiment: config.ExperimentConfig, num_clients: int
-) -> schedules.Schedule:
-  """Builds the schedule of clients.
-
-  Args:
-    experiment: The experiment.
-    num_clients: The number of training clients.
-
-  Returns:
-    The schedule.
-
-  Raises:
-    config.ConfigError: If the schedule does not exist, cannot be kept, or does
-      not have clients for all rounds.
-  """
-  separation = experiment.min_separation
-  if separation is None and chooses_groups(experiment):
-    separation = _chosen_groups(experiment, num_clients)
-  schedule = build_part(
-    experiment,
-    'participation',
-    num_clients=num_clients,
-    clients_per_round=experiment.clients_per_round,
-    seed=experiment.client_seed,
-    min_separation=separation,
-    max_participations=experiment.max_participations,
-  )
-  if experiment.total_rounds:
-    try:
-      schedule.check_rounds(experiment.total_rounds)
-    except ValueError as error:
-      raise config.ConfigError(
-        f'--participation={experiment.participation}: {error}'
-      ) from error
-  return schedule
-
-
-def chooses_groups(experiment: config.ExperimentConfig) -> bool:
-  """Returns whether `bands=auto` may choose the groups of a schedule."""
-  schedule = builder(experiment, 'participation')
-  return bool(
-    getattr(schedule, 'groups_by_bands', False) and _bands_are_open(experiment)
-  )
-
-
-def _bands_are_open(experiment: config.ExperimentConfig) -> bool:
-  return dict(experiment.aggregator.options).get('bands') == 'auto'
-
-
-def _chosen_groups(
-  experiment: config.ExperimentConfig, num_clients: int
-) -> int:
-  """Returns the number of groups that is best at the target epsilon."""
-  options = dict(experiment.aggregator.options)
-  rounds, epsilon = experiment.total_rounds, experiment.target_epsilon
-  if not rounds or epsilon is None or not 0 < epsilon < math.inf:
-    raise config.ConfigError(
-      f'--aggregator={experiment.aggregator} chooses the groups of '
-      f'--participation={experiment.participation} for a finite '
-      '--target_epsilon; give one, or --min_separation, the number of groups.'
-    )
-  if num_clients < experiment.clients_per_round:
-    # The schedule says so.
-    return 1
-  objective = str(options.get('objective', 'rms'))
-  best, _ = band_choice.choose_groups(
-    rounds,
-    num_clients=num_clients,
-    clients_per_round=experiment.clients_per_round,
-    target_epsilon=epsilon,
-    delta=default_delta(experiment, num_clients),
-    releases=traits_of(experiment).releases_per_round,
-    workload=workloads.server_sgd(
-      rounds,
-      momentum=float(options.get('momentum') or 0),
-      falling=float(options.get('cool_down') or 0),
-    ),
-    objective=objective,
-    cache=_strategy_cache(),
-  )
-  return best.groups
-
-
-def _strategy_cache() -> str:
-  return os.path.join(files.cache_folder(), 'strategies')
 
 
 def build_mechanism(
@@ -140,7 +53,7 @@ def build_mechanism(
       met.min_separation > 1
       or met.participations == 1
       or met.block
-      or _bands_are_open(experiment)
+      or client_schedule.bands_are_open(experiment)
     ):
       separation, block = met.min_separation, met.block
     if participations is None:
@@ -173,7 +86,7 @@ def build_mechanism(
     noise_seed=experiment.noise_seed,
     noise_cohort_size=experiment.noise_cohort_size,
     block=block,
-    cache_dir=_strategy_cache(),
+    cache_dir=client_schedule.strategy_cache(),
   )
   if met is not None and mechanism.contract is not None:
     try:
@@ -337,20 +250,6 @@ def add_canaries(
     ) from error
 
 
-def default_delta(
-  experiment: config.ExperimentConfig, num_clients: int
-) -> float:
-  """Returns the delta of the flag, or a default for the population's size.
-
-  Args:
-    experiment: The experiment.
-    num_clients: The number of training clients.
-  """
-  if experiment.delta is not None:
-    return experiment.delta
-  return float(max(num_clients, 2)) ** -1.1
-
-
 def delta_notices(
   mechanism: Mechanism, delta: float, num_clients: int
 ) -> list[str]:
@@ -383,7 +282,7 @@ def _simulated_population(
   if size is None or record is None:
     return None
   population = num_clients * size // experiment.clients_per_round
-  delta = default_delta(experiment, population)
+  delta = client_schedule.default_delta(experiment, population)
   return {
     'num_clients': population,
     'delta': delta,
@@ -396,7 +295,7 @@ def _chosen_bands(
 ) -> Optional[dict[str, Any]]:
   """Returns what `bands=auto` chose, if it did."""
   record: Any = mechanism.record
-  if not _bands_are_open(experiment):
+  if not client_schedule.bands_are_open(experiment):
     return None
   amplification = record.amplification
   return {
@@ -436,7 +335,7 @@ def build_ledger(
   """
   strategy = getattr(mechanism.record, 'strategy', None)
   before = earlier_run.read(experiment, num_clients)
-  delta = default_delta(experiment, num_clients)
+  delta = client_schedule.default_delta(experiment, num_clients)
   return ledger.Ledger(
     mechanism=str(experiment.aggregator),
     delta=delta,

@@ -44,7 +44,7 @@ _NAMED_TAG = re.compile(
 _TAG = re.compile(
   r'^(\s*)[@\\](?:brief|short|returns?|result|details?|note|remarks?|warning'
   r'|attention|todo|deprecated|description|internal|private|public|since|pre'
-  r'|post|invariant|par|li|file(?:overview)?|fileoverview|apinote|implnote)\b'
+  r'|post|invariant|par|li|file(?:overview)?|apinote|implnote)\b'
   r'(?:\s*\{[^{}]*\})?:?[ \t]*|^(\s*)(?:Returns?|Context|Description):\s+',
   re.MULTILINE,
 )

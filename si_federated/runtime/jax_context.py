@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,30 @@ def _refusal(error: Exception) -> errors.UnsupportedError:
   return errors.UnsupportedError(
     f'--runtime=jax cannot run this computation: {reason} Use --runtime=local.'
   )
+
+
+class Cohort(NamedTuple):
+  """What the clients of a round compute, and with what.
+
+  Attributes:
+    programs: Their work.
+    broadcast: What the server sends.
+    zeros: The sums over no clients.
+    data: Each client's batches.
+    tensors: Each client's other values.
+  """
+
+  programs: jax_programs.ClientPrograms
+  broadcast: list[np.ndarray]
+  zeros: list[np.ndarray]
+  data: Sequence[Sequence[Any]]
+  tensors: Sequence[Sequence[np.ndarray]]
+
+  def groups(self, size: int) -> Iterator[client_arrays.Group]:
+    """Yields the clients in groups of at most `size`."""
+    return client_arrays.groups(
+      self.data, self.programs.sequence_types, size, self.tensors
+    )
 
 
 class JaxContext(context_base.SyncContext):
@@ -169,11 +193,12 @@ class JaxContext(context_base.SyncContext):
       )
     ]
     arrays = [np.asarray(tensor) for tensor in broadcast]
+    cohort = Cohort(programs, arrays, zeros, data, tensors)
     facts, checked = self._facts_to_record(compiled)
     while True:
       try:
         total = self._sum(
-          programs, arrays, zeros, data[:checked], tensors[:checked]
+          cohort._replace(data=data[:checked], tensors=tensors[:checked])
         )
         break
       except jax_process.OutOfMemoryError as error:
@@ -194,9 +219,7 @@ class JaxContext(context_base.SyncContext):
           'on.'
         ) from error
     if facts is not None:
-      self._record(
-        programs, arrays, zeros, data, tensors, total, checked, facts
-      )
+      self._record(cohort, total, checked, facts)
     partial = None
     for start in range(0, len(total), len(zeros)):
       sums = [
@@ -207,48 +230,33 @@ class JaxContext(context_base.SyncContext):
     return partial
 
   def _groups(
-    self,
-    programs: jax_programs.ClientPrograms,
-    data: Sequence[Sequence[Any]],
-    tensors: Sequence[Sequence[np.ndarray]],
-    num_devices: int = 1,
+    self, cohort: Cohort, num_devices: int = 1
   ) -> Iterator[tuple[str, client_arrays.Group]]:
     """Yields the groups of a cohort, each with the key of its program."""
     size = min(
       self._clients_per_group,
-      client_arrays.power_of_two(-(-len(data) // num_devices)),
+      client_arrays.power_of_two(-(-len(cohort.data) // num_devices)),
     )
-    for group in client_arrays.groups(
-      data, programs.sequence_types, size, tensors
-    ):
-      yield f'{id(programs)} {group.shapes}', group
+    for group in cohort.groups(size):
+      yield f'{id(cohort.programs)} {group.shapes}', group
 
-  def _sum(
-    self,
-    programs: jax_programs.ClientPrograms,
-    broadcast: list[np.ndarray],
-    zeros: list[np.ndarray],
-    data: Sequence[Sequence[Any]],
-    tensors: Sequence[Sequence[np.ndarray]],
-  ) -> list[np.ndarray]:
+  def _sum(self, cohort: Cohort) -> list[np.ndarray]:
     """Returns sums over clients: those of each device, one after the other."""
     num_devices = 1
     if self._recording is None:
-      num_devices = min(self._facts['num_devices'], len(data))
+      num_devices = min(self._facts['num_devices'], len(cohort.data))
     self._worker.ask(
       {
         'command': 'begin',
-        'num_broadcast': len(broadcast),
+        'num_broadcast': len(cohort.broadcast),
         'num_devices': num_devices,
       },
-      [*broadcast, *zeros],
+      [*cohort.broadcast, *cohort.zeros],
     )
-    groups = self._groups(programs, data, tensors, num_devices)
+    groups = self._groups(cohort, num_devices)
     for number, (key, group) in enumerate(groups):
       if key not in self._loaded:
-        program = self._export(
-          programs, broadcast, zeros, group, self._platform
-        )
+        program = self._export(cohort, group, self._platform)
         self._worker.ask(
           {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
         )
@@ -260,17 +268,12 @@ class JaxContext(context_base.SyncContext):
     return self._worker.ask({'command': 'end'})[1]
 
   def _export(
-    self,
-    programs: jax_programs.ClientPrograms,
-    broadcast: list[np.ndarray],
-    zeros: list[np.ndarray],
-    group: client_arrays.Group,
-    platform: str,
+    self, cohort: Cohort, group: client_arrays.Group, platform: str
   ) -> bytes:
     try:
-      return programs.export(
-        broadcast,
-        zeros,
+      return cohort.programs.export(
+        cohort.broadcast,
+        cohort.zeros,
         group,
         platform=platform,
         matmul_precision=self._precision,
@@ -292,11 +295,7 @@ class JaxContext(context_base.SyncContext):
 
   def _record(
     self,
-    programs: jax_programs.ClientPrograms,
-    broadcast: list[np.ndarray],
-    zeros: list[np.ndarray],
-    data: Sequence[Sequence[Any]],
-    tensors: Sequence[Sequence[np.ndarray]],
+    cohort: Cohort,
     total: list[np.ndarray],
     checked: int | None,
     facts: Mapping[str, Any],
@@ -304,17 +303,14 @@ class JaxContext(context_base.SyncContext):
     """Adds a round to the recording, in groups as an accelerator has them."""
     recording = self._recording
     assert recording is not None
-    size = min(self._recorded_group, client_arrays.power_of_two(len(data)))
+    num_clients = len(cohort.data)
+    size = min(self._recorded_group, client_arrays.power_of_two(num_clients))
     kept: dict[tuple, dict[str, str]] = {}
     groups, masks = [], []
-    for group in client_arrays.groups(
-      data, programs.sequence_types, size, tensors
-    ):
+    for group in cohort.groups(size):
       if group.shapes not in kept:
         kept[group.shapes] = {
-          platform: recording.add_program(
-            self._export(programs, broadcast, zeros, group, platform)
-          )
+          platform: recording.add_program(self._export(cohort, group, platform))
           for platform in jax_recording.PLATFORMS
         }
       groups.append(
@@ -324,7 +320,7 @@ class JaxContext(context_base.SyncContext):
         }
       )
       counted = [
-        number < (len(data) if checked is None else checked)
+        number < (num_clients if checked is None else checked)
         for number in group.members
       ]
       masks.append(
@@ -334,12 +330,13 @@ class JaxContext(context_base.SyncContext):
       {
         'facts': dict(facts),
         'matmul_precision': self._precision,
-        'num_clients': len(data),
+        'num_clients': num_clients,
         'num_steps': sum(
-          max((len(part) for part in client), default=0) for client in data
+          max((len(part) for part in client), default=0)
+          for client in cohort.data
         ),
-        'broadcast': recording.add_arrays(broadcast),
-        'zeros': recording.add_arrays(zeros),
+        'broadcast': recording.add_arrays(cohort.broadcast),
+        'zeros': recording.add_arrays(cohort.zeros),
         'groups': groups,
         'checked': recording.add_arrays(masks),
         'sums': recording.add_arrays(total),

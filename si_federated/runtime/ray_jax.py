@@ -7,7 +7,6 @@ of actors changes a bit of the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from si_federated.runtime import (
   chunks,
   jax_context,
   jax_process,
-  jax_programs,
   ray_actors,
 )
 
@@ -53,22 +51,15 @@ class RayJaxContext(jax_context.JaxContext):
     """Ends the actors; the context can't be used afterwards."""
     self._actors.stop()
 
-  def _sum(
-    self,
-    programs: jax_programs.ClientPrograms,
-    broadcast: list[np.ndarray],
-    zeros: list[np.ndarray],
-    data: Sequence[Sequence[Any]],
-    tensors: Sequence[Sequence[np.ndarray]],
-  ) -> list[np.ndarray]:
-    groups = list(self._groups(programs, data, tensors))
+  def _sum(self, cohort: jax_context.Cohort) -> list[np.ndarray]:
+    groups = list(self._groups(cohort))
     for key, group in groups:
       if key not in self._programs_sent:
         self._programs_sent[key] = ray.put(
-          self._export(programs, broadcast, zeros, group, self._platform)
+          self._export(cohort, group, self._platform)
         )
     used = {key: self._programs_sent[key] for key, _ in groups}
-    values = ray.put((broadcast, zeros))
+    values = ray.put((cohort.broadcast, cohort.zeros))
     self._actors.check_idle()
     total: list[np.ndarray] = []
     for result in chunks.run(

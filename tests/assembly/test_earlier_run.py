@@ -7,7 +7,12 @@ import math
 import pytest
 
 from si_federated import config
-from si_federated.assembly import checks, earlier_run, private_mechanism
+from si_federated.assembly import (
+  checks,
+  client_schedule,
+  earlier_run,
+  private_mechanism,
+)
 from si_federated.privacy import accounting
 
 _CLIENTS = 120
@@ -26,7 +31,7 @@ def _config(**changes):
 def _calibrated(clients=_CLIENTS, **changes):
   experiment = _config(**changes)
   checks.check(experiment)
-  schedule = private_mechanism.build_schedule(experiment, clients)
+  schedule = client_schedule.build_schedule(experiment, clients)
   return experiment, private_mechanism.calibrate(
     experiment,
     private_mechanism.build_mechanism(experiment, schedule),
@@ -49,7 +54,7 @@ def _finished(folder, clients=_CLIENTS, rounds=6, **changes):
   ledger = private_mechanism.build_ledger(
     experiment, mechanism, train_metrics=['loss'], num_clients=clients
   )
-  schedule = private_mechanism.build_schedule(experiment, clients)
+  schedule = client_schedule.build_schedule(experiment, clients)
   folder.mkdir()
   (folder / 'config.json').write_text(experiment.to_json())
   lines = ['round_num,train/clip_norm']

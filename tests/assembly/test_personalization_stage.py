@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from si_federated import config, experiment
-from si_federated.assembly import expert_options, private_mechanism
+from si_federated.assembly import (
+  client_schedule,
+  expert_options,
+  private_mechanism,
+)
 from si_federated.personalization import client_hashing
 from si_federated.tasks import ClientPopulation
 
@@ -154,7 +158,7 @@ def test_what_a_guarantee_leaves_out(built):
     noise_multiplier=0.5,
   )
   clients = len(built.task.train)
-  schedule = private_mechanism.build_schedule(private, clients)
+  schedule = client_schedule.build_schedule(private, clients)
   ledger = private_mechanism.build_ledger(
     private,
     private_mechanism.build_mechanism(private, schedule),

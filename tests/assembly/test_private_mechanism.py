@@ -10,7 +10,7 @@ import pytest
 
 from si_federated import config
 from si_federated.aggregators.canaries import members
-from si_federated.assembly import checks, private_mechanism
+from si_federated.assembly import checks, client_schedule, private_mechanism
 from si_federated.privacy import (
   Participation,
   PrivacyRecord,
@@ -40,7 +40,7 @@ def _config(**changes):
 def _build(delta=1e-5, **changes):
   experiment = _config(**changes)
   checks.check(experiment)
-  schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+  schedule = client_schedule.build_schedule(experiment, _CLIENTS)
   mechanism = private_mechanism.build_mechanism(experiment, schedule)
   return private_mechanism.calibrate(
     experiment, mechanism, delta=delta, schedule=schedule, dimension=1000
@@ -356,7 +356,7 @@ def test_epsilon_stands_with_and_without_amplification():
     'total_rounds': 100,
   }
   experiment = _config(**settings, delta=1e-6)
-  schedule = private_mechanism.build_schedule(experiment, 400)
+  schedule = client_schedule.build_schedule(experiment, 400)
   mechanism = private_mechanism.calibrate(
     experiment,
     private_mechanism.build_mechanism(experiment, schedule),
@@ -402,7 +402,7 @@ def test_a_last_digit_of_another_machine_does_not_refuse_a_resume(
   path = str(tmp_path / 'strategy.npz')
 
   def ledger_of_run(resumed):
-    schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+    schedule = client_schedule.build_schedule(experiment, _CLIENTS)
     mechanism = private_mechanism.keep_strategy(
       private_mechanism.build_mechanism(experiment, schedule),
       path,
@@ -467,7 +467,7 @@ def test_bands_and_groups_are_chosen_for_the_sampling():
   }
   experiment = _config(**flags)
   checks.check(experiment)
-  schedule = private_mechanism.build_schedule(experiment, _CLIENTS)
+  schedule = client_schedule.build_schedule(experiment, _CLIENTS)
   best, _ = band_choice.choose_groups(
     8,
     num_clients=_CLIENTS,
@@ -496,7 +496,7 @@ def test_bands_and_groups_are_chosen_for_the_sampling():
   }
   assert record.strategy.bands <= best.groups
   with pytest.raises(config.ConfigError, match='a finite --target_epsilon'):
-    private_mechanism.build_schedule(
+    client_schedule.build_schedule(
       _config(**{**flags, 'target_epsilon': None, 'noise_multiplier': 1.0}),
       _CLIENTS,
     )
