@@ -181,14 +181,15 @@ def soak(
 
 
 def main() -> None:
-  """Runs both recipes and prints what was killed when."""
+  """Runs the chosen recipes, or all, and prints what was killed when."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--rounds', type=int, default=200)
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--recipe', choices=tuple(RECIPES), action='append')
   given = parser.parse_args()
   lost = 0
-  for recipe in RECIPES:
+  for recipe in given.recipe or RECIPES:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
       try:
