@@ -1,6 +1,7 @@
 """Privacy without TensorFlow: participation, strategies and accounting.
 
-- `participation`, `schedules`: who may take part when, and who does;
+- `participation`, `schedules`, `amplification`: who may take part when, who
+  does, and what that earns;
 - `workloads`, `toeplitz`, `blt`, `gram`, `binary_tree`: matrices and their
   optima;
 - `strategies`, `strategy_files`, `comparison`: strategies as records, on disk

@@ -17,9 +17,6 @@ from typing import Any, Optional
 import dp_accounting
 import numpy as np
 from dp_accounting import pld, rdp
-from dp_accounting.pld import common as pld_common
-from dp_accounting.pld import privacy_loss_mechanism
-from scipy import special
 
 from si_federated.privacy import (
   monte_carlo,
@@ -29,6 +26,11 @@ from si_federated.privacy import (
   strategies,
 )
 from si_federated.privacy import record as record_lib
+from si_federated.privacy.gaussian import (
+  gaussian_epsilon,
+  gaussian_noise,
+  gaussian_true_positive_rates,
+)
 
 _KINDS = (
   'identity',
@@ -91,33 +93,15 @@ class PrivacyRecord(record_lib.Record):
           'An earlier mechanism needs noise, and no amplification by '
           'balls_in_bins, to be added up; give its record without that.'
         )
-    amplification = self.amplification
-    if amplification is None:
+    if self.amplification is None:
       return
-    if amplification.kind == 'balls_in_bins':
-      # Dominance by fixed means is proven for these.
-      if self.kind == 'tree' or (self.strategy.matrix() < 0).any():
-        raise ValueError(
-          f'A {self.kind} strategy is not amplified by balls_in_bins; it takes '
-          'a square matrix without negative entries.'
-        )
-      if any(record.is_amplified for record in self.earlier):
-        raise ValueError(
-          'balls_in_bins cannot be added to earlier sampling; leave out the '
-          'amplification of one of them.'
-        )
-      return
-    if amplification.kind == 'poisson' and self.kind != 'identity':
+    self.amplification.check_strategy(self.strategy)
+    if self.is_sampled_in_bins and any(
+      record.is_amplified for record in self.earlier
+    ):
       raise ValueError(
-        'Poisson sampling does not amplify the correlated noise of '
-        f'{self.kind}; use the gaussian mechanism, or cyclic Poisson sampling '
-        'with a banded strategy.'
-      )
-    if self.kind == 'tree' or self.strategy.bands > amplification.groups:
-      raise ValueError(
-        f'A {self.kind} strategy of {self.strategy.bands} bands is not '
-        f'amplified by {amplification.kind} sampling in {amplification.groups} '
-        'groups; it takes at least as many groups as bands.'
+        'balls_in_bins cannot be added to earlier sampling; leave out the '
+        'amplification of one of them.'
       )
 
   @property
@@ -338,7 +322,7 @@ class PrivacyRecord(record_lib.Record):
         'the target, or give the earlier run more noise.'
       )
     if not self.is_amplified:
-      noise = _gaussian_noise(target_epsilon, delta, 1e-10)
+      noise = gaussian_noise(target_epsilon, delta, 1e-10)
       if self.earlier:
         noise = self._beside_earlier(noise)
       return self.with_noise(self.sensitivity.value * noise)
@@ -402,7 +386,7 @@ class PrivacyRecord(record_lib.Record):
 
 
 def _calibrated_in_bins(record, target_epsilon, delta):
-  known = record._beside_earlier(_gaussian_noise(target_epsilon, delta, 1e-6))
+  known = record._beside_earlier(gaussian_noise(target_epsilon, delta, 1e-6))
   own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
   most = known * own.mixture().most ** 0.5
   # The search looks at samples of its own, so that those of the result are
@@ -423,58 +407,6 @@ def _calibrated_in_bins(record, target_epsilon, delta):
       return found
     noise *= 1.003
   return record.with_noise(most)
-
-
-def _gaussian_noise(target_epsilon, delta, tolerance):
-  """Returns the noise over the sensitivity that an epsilon needs."""
-  return record_lib.least_enough(
-    lambda z: gaussian_epsilon(z, delta) <= target_epsilon,
-    low=1e-6,
-    tolerance=tolerance,
-  )
-
-
-def gaussian_epsilon(noise: float, delta: float) -> float:
-  """Returns the exact epsilon of a Gaussian mechanism of sensitivity 1.
-
-  Args:
-    noise: The standard deviation over the sensitivity.
-    delta: In (0, 1).
-  """
-  record_lib.check_delta(delta)
-  if noise <= 0:
-    return math.inf
-  loss = privacy_loss_mechanism.GaussianPrivacyLoss(noise)
-  if loss.get_delta_for_epsilon(0.0) <= delta:
-    return 0.0
-  # Epsilon from rho is an upper bound, so the root lies below.
-  rho = 0.5 / noise**2
-  most = rho + 2 * math.sqrt(rho * math.log(1 / delta))
-  return float(
-    pld_common.inverse_monotone_function(
-      loss.get_delta_for_epsilon,
-      delta,
-      pld_common.BinarySearchParameters(0.0, most, tolerance=1e-9 * most),
-    )
-  )
-
-
-def gaussian_true_positive_rates(
-  mu: float, false_positive_rates: np.ndarray
-) -> np.ndarray:
-  """Returns the true positive rates of the best attack on a Gaussian.
-
-  The likelihood ratio test of N(0, 1) against N(mu, 1) (Dong, Roth and Su 2019,
-  arXiv 1905.02383, equation 6).
-
-  Args:
-    mu: The sensitivity over the standard deviation, not negative.
-    false_positive_rates: In (0, 1).
-
-  Returns:
-    Of the same shape as the false positive rates.
-  """
-  return special.ndtr(special.ndtri(false_positive_rates) + mu)
 
 
 def calibrate(

@@ -11,7 +11,8 @@ from typing import Any, Optional, TypeVar
 import dp_accounting
 import numpy as np
 
-from si_federated.privacy import participation, schedules, sensitivity
+from si_federated.privacy import participation, sensitivity
+from si_federated.privacy.amplification import Amplification
 
 METHODS = ('exact', 'rdp')
 # Where summaries tell epsilon, besides the delta asked for...
@@ -36,7 +37,7 @@ class Record(abc.ABC):
 
   noise_multiplier: float
   contract: participation.Participation
-  amplification: Optional[schedules.Amplification]
+  amplification: Optional[Amplification]
   kind: str
   sensitivity: sensitivity.Sensitivity
   rho: Optional[float]

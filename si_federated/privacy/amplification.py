@@ -1,0 +1,76 @@
+"""What sampling earns a mechanism: the kinds of amplification, and for whom."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from si_federated.privacy import strategies
+
+
+@dataclasses.dataclass(frozen=True)
+class Amplification:
+  """Sampling that makes a mechanism more private than its noise alone.
+
+  Attributes:
+    kind: `'poisson'`: each client takes part in each round independently; or
+      `'cyclic_poisson'`: the same within fixed groups that take turns
+      (Choquette-Choo et al. 2023, section 4); or `'balls_in_bins'`: each client
+      draws its group, and takes part whenever that has its turn (Choquette-Choo
+      et al. 2024).
+    probability: Of a client whose group has its turn; of `'balls_in_bins'`,
+      that a client is in a given group.
+    groups: The number of groups; 1 for `'poisson'`.
+  """
+
+  kind: str
+  probability: float
+  groups: int = 1
+
+  def __post_init__(self):
+    if self.kind not in ('poisson', 'cyclic_poisson', 'balls_in_bins'):
+      raise ValueError(
+        f'amplification kind is {self.kind!r}; known are poisson, '
+        'cyclic_poisson and balls_in_bins.'
+      )
+    if not 0 < self.probability <= 1:
+      raise ValueError(
+        f'a sampling probability of {self.probability} is not in (0, 1].'
+      )
+    if self.groups < 1 or (self.kind == 'poisson' and self.groups != 1):
+      raise ValueError(f'{self.kind} cannot have {self.groups} groups.')
+    if self.kind == 'balls_in_bins' and self.groups * self.probability > 1.001:
+      raise ValueError(
+        f'{self.groups} groups cannot have a probability of '
+        f'{self.probability} each; together it is at most 1.'
+      )
+
+  def check_strategy(self, strategy: strategies.Strategy) -> None:
+    """Raises unless the sampling amplifies a strategy.
+
+    Args:
+      strategy: The correlation of noise.
+
+    Raises:
+      ValueError: If it does not; the message says which strategies it does.
+    """
+    kind = strategy.kind
+    if self.kind == 'balls_in_bins':
+      # Dominance by fixed means is proven for these.
+      if kind == 'tree' or (strategy.matrix() < 0).any():
+        raise ValueError(
+          f'A {kind} strategy is not amplified by balls_in_bins; it takes a '
+          'square matrix without negative entries.'
+        )
+      return
+    if self.kind == 'poisson' and kind != 'identity':
+      raise ValueError(
+        'Poisson sampling does not amplify the correlated noise of '
+        f'{kind}; use the gaussian mechanism, or cyclic Poisson sampling '
+        'with a banded strategy.'
+      )
+    if kind == 'tree' or strategy.bands > self.groups:
+      raise ValueError(
+        f'A {kind} strategy of {strategy.bands} bands is not amplified by '
+        f'{self.kind} sampling in {self.groups} groups; it takes at least as '
+        'many groups as bands.'
+      )

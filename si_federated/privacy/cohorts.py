@@ -1,0 +1,130 @@
+"""The interface of a client schedule: cohorts, and what is promised of them.
+
+All schedules are pure functions of (seed, round): `cohort(round_num)` is the
+same when asked twice, in another order, or in another process. Rounds are
+numbered from 1. `contract(rounds)` holds for every seed, and `amplification` is
+set only where the sampling earns it.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar, Optional
+
+import numpy as np
+
+from si_federated.privacy import participation
+from si_federated.privacy.amplification import Amplification
+
+
+@dataclasses.dataclass(eq=False)
+class Schedule(abc.ABC):
+  """Decides which clients take part in each round.
+
+  Attributes:
+    num_clients: The size of the population.
+    clients_per_round: The size of a cohort; its mean for Poisson sampling.
+    seed: The client seed of the experiment.
+    groups_by_bands: Whether its groups may be chosen together with the number
+      of bands of a strategy.
+  """
+
+  groups_by_bands: ClassVar[bool] = False
+  num_clients: int
+  clients_per_round: int
+  seed: int
+
+  def __post_init__(self):
+    if self.clients_per_round < 1:
+      raise ValueError(
+        f'clients_per_round is {self.clients_per_round}; a cohort needs a '
+        'client.'
+      )
+    if self.clients_per_round > self.num_clients:
+      raise ValueError(
+        f'A cohort of {self.clients_per_round} clients needs a population of '
+        f'that size; the training split has {self.num_clients}.'
+      )
+
+  @property
+  def amplification(self) -> Optional[Amplification]:
+    """The amplification that the sampling earns, if any."""
+    return None
+
+  @property
+  def whole_cohorts(self) -> int:
+    """The number of whole cohorts in the population."""
+    return self.num_clients // self.clients_per_round
+
+  def check_rounds(self, rounds: int) -> None:
+    """Raises unless all rounds have their clients.
+
+    Cohorts are a function of the seed, so that this is known before training.
+
+    Args:
+      rounds: The number of rounds to run.
+
+    Raises:
+      ValueError: If a round lacks clients; the message says which changes give
+        all rounds theirs.
+    """
+    # Schedules of which no client ever retires always have enough of them.
+    del rounds
+
+  def cohort(self, round_num: int) -> np.ndarray:
+    """Returns the distinct indices of a round's clients.
+
+    Args:
+      round_num: The round, from 1 on.
+
+    Raises:
+      ValueError: If the round is below 1, or lacks clients.
+    """
+    if round_num < 1:
+      raise ValueError(f'Rounds are numbered from 1; found {round_num}.')
+    return self._cohort(round_num)
+
+  def contract(self, rounds: int) -> participation.Participation:
+    """Returns the contract that the schedule meets for a number of rounds.
+
+    By default, a client may take part in every round.
+    """
+    return participation.Participation(rounds, rounds, 1)
+
+  @abc.abstractmethod
+  def _cohort(self, round_num: int) -> np.ndarray:
+    """Returns a round's clients; the round is at least 1."""
+
+  def _generator(self, *words: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, *words])
+
+  def _draw(self, candidates, round_num):
+    return self._generator(round_num).choice(
+      candidates, self.clients_per_round, replace=False
+    )
+
+  def _slice(self, order, position):
+    return order[position * self.clients_per_round :][: self.clients_per_round]
+
+  def _check_separation(self, min_separation: int) -> None:
+    if not 1 <= min_separation <= self.whole_cohorts:
+      raise ValueError(
+        f'min_separation is {min_separation}, but {self.num_clients} clients '
+        f'make at most {self.whole_cohorts} cohorts of '
+        f'{self.clients_per_round}; take 1 to {self.whole_cohorts}.'
+      )
+
+
+def cyclic_contract(
+  rounds: int, min_separation: int
+) -> participation.Participation:
+  """Returns the contract of groups that take turns.
+
+  Args:
+    rounds: The number of rounds.
+    min_separation: The number of groups.
+  """
+  return participation.Participation(
+    rounds, -(-rounds // min_separation), min_separation, cyclic=True
+  )

@@ -1,0 +1,115 @@
+"""Client schedules whose clients are drawn independently of each other.
+
+These earn amplification: whether a client takes part tells nothing about the
+others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Optional
+
+import numpy as np
+
+from si_federated.privacy import cohorts
+from si_federated.privacy.amplification import Amplification
+
+
+class Poisson(cohorts.Schedule):
+  """Each client takes part in each round independently."""
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    return Amplification('poisson', self.clients_per_round / self.num_clients)
+
+  def _cohort(self, round_num):
+    draws = self._generator(round_num).random(self.num_clients)
+    return np.flatnonzero(draws < self.amplification.probability)
+
+
+@dataclasses.dataclass(eq=False)
+class CyclicPoisson(cohorts.Schedule):
+  """Fixed groups take turns; each client of the group joins independently.
+
+  The sampling under which banded strategies are amplified (Choquette-Choo et
+  al. 2023, section 4 and theorem 4).
+
+  Attributes:
+    min_separation: The number of groups; at least the number of bands of the
+      strategy.
+  """
+
+  groups_by_bands: ClassVar[bool] = True
+  min_separation: int
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_separation(self.min_separation)
+    # Theorem 4 needs groups of one size: remaining clients are left out.
+    self._group_size = self.num_clients // self.min_separation
+    self._order = self._generator().permutation(self.num_clients)
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    return Amplification(
+      'cyclic_poisson',
+      self.clients_per_round / self._group_size,
+      self.min_separation,
+    )
+
+  def _cohort(self, round_num):
+    start = (round_num - 1) % self.min_separation * self._group_size
+    group = self._order[start : start + self._group_size]
+    draws = self._generator(round_num).random(self._group_size)
+    return group[draws < self.amplification.probability]
+
+  def contract(self, rounds):
+    """Returns the contract that the schedule meets for a number of rounds."""
+    return cohorts.cyclic_contract(rounds, self.min_separation)
+
+
+@dataclasses.dataclass(eq=False)
+class BallsInBins(cohorts.Schedule):
+  """Fixed cycles whose cohorts are drawn client by client.
+
+  Each client draws one of the groups that take turns, or none, independently of
+  the others, once and for all: balls in bins (Choquette-Choo et al. 2024, arXiv
+  2410.06266). Unlike the cohorts of `FixedCycles`, whose sizes are fixed, those
+  amplify: others' groups tell nothing about a client's.
+
+  Attributes:
+    min_separation: The number of groups, the rounds in a cycle; all whole
+      cohorts by default.
+  """
+
+  min_separation: Optional[int] = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.min_separation is None:
+      self.min_separation = self.whole_cohorts
+    self._check_separation(self.min_separation)
+    draws = self._generator().random(self.num_clients)
+    # Groups from the separation on have no turn.
+    self._groups = np.floor(draws / self.amplification.probability)
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    assert self.min_separation is not None
+    return Amplification(
+      'balls_in_bins',
+      self.clients_per_round / self.num_clients,
+      self.min_separation,
+    )
+
+  def _cohort(self, round_num):
+    turn = (round_num - 1) % self.min_separation
+    return np.flatnonzero(self._groups == turn)
+
+  def contract(self, rounds):
+    """Returns the contract that the schedule meets for a number of rounds."""
+    assert self.min_separation is not None
+    return cohorts.cyclic_contract(rounds, self.min_separation)
