@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -23,6 +25,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+_CACHE = 'SI_FEDERATED_TESTS_CACHE'
+
+
+def pytest_configure(config):
+  """Gives the session a cache of its own: the user's would fill with tests'.
+
+  Programs under test and pytest-xdist's workers inherit it.
+  """
+  if _CACHE not in os.environ:
+    config.own_cache = tempfile.mkdtemp(prefix='si_federated-tests-')
+    os.environ[_CACHE] = os.environ['XDG_CACHE_HOME'] = config.own_cache
+
+
+def pytest_unconfigure(config):
+  """Removes the session's cache."""
+  if hasattr(config, 'own_cache'):
+    shutil.rmtree(config.own_cache, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope='session')

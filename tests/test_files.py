@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -27,6 +28,16 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     raise RuntimeError
   assert path.read_text() == 'old'
   assert os.listdir(tmp_path) == ['a']
+
+
+def test_the_tests_have_a_cache_of_their_own():
+  code = 'from si_federated import files; print(files.cache_folder())'
+  done = subprocess.run(
+    [sys.executable, '-c', code], check=True, capture_output=True, text=True
+  )
+  folder = files.cache_folder()
+  assert done.stdout == f'{folder}\n'
+  assert pathlib.Path(folder).parent.name.startswith('si_federated-tests-')
 
 
 def test_cache_folder(monkeypatch, tmp_path):
