@@ -5,6 +5,7 @@ The map of the package. A room imports from lower levels only, and within level
 
 0 config           what an experiment is: frozen records, JSON both ways
   files            atomic writes and the cache folder
+  signatures       functions that accept the options of others
   layers           Keras layers and activations; needs TensorFlow alone
   privacy          participation, matrices, sensitivity, accounting
 1 models           MODELS and TRANSFORMS: functional Keras models by name

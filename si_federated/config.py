@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -55,10 +56,8 @@ def _parse_value(text: str) -> Value:
   if lowered == 'none':
     return None
   for number in (int, float):
-    try:
+    with contextlib.suppress(ValueError):
       return number(text)
-    except ValueError:
-      pass
   if text.startswith('~/'):
     return expand_path(text)
   return text
@@ -197,19 +196,16 @@ class CompressionSpec:
     if text.strip() == 'none':
       return cls()
     ways: dict[str, str] = {}
-    way = ''
-    for index, part in enumerate(text.split(',')):
+    way = 'upload'
+    for part in text.split(','):
       name, equals, rest = part.strip().partition('=')
       if equals and name in ('upload', 'download'):
         if name in ways:
           raise ConfigError(f'{name!r} occurs twice in {text!r}.')
         way = name
         ways[way] = rest
-      elif index == 0:
-        way = 'upload'
-        ways[way] = part
       else:
-        ways[way] += ',' + part
+        ways[way] = f'{ways[way]},{part}' if way in ways else part
     return cls(**{way: ComponentSpec.parse(ways[way]) for way in ways})
 
   def __str__(self) -> str:
@@ -231,57 +227,34 @@ class CompressionSpec:
 _SPECS = (ComponentSpec, CompressionSpec)
 PRECISIONS = ('float32', 'bfloat16')
 # The ranges of numbers in the words of the message, with their flags and tests.
-_RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
   'at least 1': (
-    (
-      'clients_per_round',
-      'client_epochs_per_round',
-      'client_batch_size',
-      'max_elements_per_client',
-      'sequence_length',
-      'vocab_size',
-      'num_validation_examples',
-      'rounds_per_eval',
-      'rounds_per_checkpoint',
-      'personalize_clients',
-    ),
+    'clients_per_round client_epochs_per_round client_batch_size '
+    'max_elements_per_client sequence_length vocab_size rounds_per_eval '
+    'num_validation_examples rounds_per_checkpoint personalize_clients',
     lambda value: value >= 1,
   ),
   'at least 0': (
-    ('total_rounds', 'personalize_epochs', 'noise_multiplier'),
+    'total_rounds personalize_epochs noise_multiplier',
     lambda value: value >= 0,
   ),
   'a finite number of at least 0': (
-    ('client_learning_rate', 'server_learning_rate'),
+    'client_learning_rate server_learning_rate',
     lambda value: 0 <= value < math.inf,
   ),
-  'at least 0 and below 1': (
-    ('server_momentum',),
-    lambda value: 0 <= value < 1,
-  ),
-  'from 0 to 1': (('client_similarity',), lambda value: 0 <= value <= 1),
+  'at least 0 and below 1': ('server_momentum', lambda value: 0 <= value < 1),
+  'from 0 to 1': ('client_similarity', lambda value: 0 <= value <= 1),
   'above 0': (
-    (
-      'clip_norm',
-      'target_epsilon',
-      'min_separation',
-      'max_participations',
-      'noise_cohort_size',
-    ),
+    'clip_norm target_epsilon min_separation max_participations '
+    'noise_cohort_size',
     lambda value: value > 0,
   ),
-  'above 0 and below 1': (('delta',), lambda value: 0 < value < 1),
+  'above 0 and below 1': ('delta', lambda value: 0 < value < 1),
   'above 0 and below inf': (
-    ('personalize_learning_rate',),
+    'personalize_learning_rate',
     lambda value: 0 < value < math.inf,
   ),
 }
-# Flags of the work after the last round, which a resumed run can change.
-_AFTER_TRAINING = (
-  'personalize_epochs',
-  'personalize_clients',
-  'personalize_learning_rate',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,13 +322,13 @@ class ExperimentConfig:
         f'--experiment_name={self.experiment_name!r} names a folder: use '
         'letters, digits and . _ + = - only.'
       )
-    for words, (names, holds) in _RANGES.items():
-      for name in names:
+    for words, (names, is_inside) in _RANGES.items():
+      for name in names.split():
         value = getattr(self, name)
         # Flags without a value have the default None.
         if value is None and getattr(type(self), name) is None:
           continue
-        if not holds(value):
+        if not is_inside(value):
           raise ConfigError(f'--{name} must be {words}, found {value}.')
     if self.precision not in PRECISIONS:
       raise ConfigError(
@@ -378,16 +351,11 @@ class ExperimentConfig:
 
   def to_json(self) -> str:
     """Returns the configuration as JSON, parts in the flags' grammar."""
-    return (
-      json.dumps(
-        {
-          key: str(value) if isinstance(value, _SPECS) else value
-          for key, value in vars(self).items()
-        },
-        indent=2,
-      )
-      + '\n'
-    )
+    values = {
+      key: str(value) if isinstance(value, _SPECS) else value
+      for key, value in vars(self).items()
+    }
+    return json.dumps(values, indent=2) + '\n'
 
   @classmethod
   def from_json(cls, text: str) -> ExperimentConfig:
@@ -397,8 +365,7 @@ class ExperimentConfig:
       defaults: dict[str, Any] = {
         f.name: f.default for f in dataclasses.fields(cls)
       }
-      unknown = set(values) - set(defaults)
-      if unknown:
+      if unknown := set(values) - set(defaults):
         raise ConfigError(
           f'The configuration has unknown entries: {sorted(unknown)}.'
         )
@@ -418,10 +385,12 @@ class ExperimentConfig:
   def differences(self, other: ExperimentConfig) -> list[str]:
     """Returns `--flag: this value, other value` for each flag that differs.
 
-    Flags of the work after the last round are left out: it can be repeated.
+    The flags of personalization, which follows the last round, are left out: a
+    finished run can repeat it with others.
     """
     return [
       f'--{key}: {value} here, {vars(other)[key]} there'
       for key, value in vars(self).items()
-      if str(value) != str(vars(other)[key]) and key not in _AFTER_TRAINING
+      if str(value) != str(vars(other)[key])
+      and not key.startswith('personalize_')
     ]

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, BinaryIO, Union
 
@@ -20,6 +21,12 @@ _OF_MACHINES = frozenset(
     errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ENOSPC, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT,
   ]
+)  # fmt: skip
+
+# What numpy and zipfile raise for a truncated or garbled `.npz` file.
+ARCHIVE_ERRORS = (
+  OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
+  zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

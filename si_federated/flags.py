@@ -130,14 +130,7 @@ _TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   'shakespeare': {'sequence_length': 80}
 }
 # Flags of the binaries that take a path.
-_PATHS = (
-  'input',
-  'output',
-  'root_output_dir',
-  'run',
-  'text_files',
-  'vocabulary_from',
-)
+_PATHS = 'input output root_output_dir run text_files vocabulary_from'
 ALIASES = {
   'client_lr': 'client_learning_rate',
   'server_lr': 'server_learning_rate',
@@ -192,13 +185,11 @@ def define_config_flags(
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,
     }.get(_number_type(types[field.name]), flags.DEFINE_string)
-    default = (
-      None
-      if field.default is dataclasses.MISSING
-      else str(field.default)
-      if hasattr(field.default, 'parse')
-      else field.default
-    )
+    default: Any = field.default
+    if default is dataclasses.MISSING:
+      default = None
+    elif hasattr(default, 'parse'):
+      default = str(default)
     if field.name == 'diagnostics':
       define = _define_switch
     define(field.name, default, _HELP[field.name], flag_values=flag_values)
@@ -322,7 +313,7 @@ def experiment_from_flags(
 
 def _expand_paths() -> None:
   """Replaces `~` in flags that hold paths; `config` does so in its own."""
-  for name in _PATHS:
+  for name in _PATHS.split():
     if name in flags.FLAGS and isinstance(flags.FLAGS[name].value, str):
       flags.FLAGS[name].value = config.expand_path(flags.FLAGS[name].value)
 

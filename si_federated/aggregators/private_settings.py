@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 from collections.abc import Callable, Container
 from typing import Any, Optional
 
+from si_federated import signatures
 from si_federated.aggregators import keyed_noise, mechanism
 from si_federated.privacy import participation
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivateSettings:
   """The clip norm, noise and participation of a private aggregator.
 
@@ -112,34 +112,19 @@ def private_builder(
 
   def decorate(build):
     _, *options = inspect.signature(build).parameters.values()
-    settings = [
-      setting.replace(
-        kind=inspect.Parameter.KEYWORD_ONLY,
-        default=defaults.get(setting.name, setting.default),
-      )
-      for setting in inspect.signature(PrivateSettings).parameters.values()
-      if setting.name not in without
-    ]
-    signature = inspect.Signature(
-      [*settings, *options], return_annotation=mechanism.Mechanism
+    settings = signatures.options_of(
+      PrivateSettings, without=without, **defaults
     )
 
-    @functools.wraps(build)
-    def builder(**given: Any) -> mechanism.Mechanism:
-      bound = signature.bind(**given)
-      bound.apply_defaults()
-      arguments = bound.arguments
-      values = {
-        setting.name: arguments.pop(setting.name) for setting in settings
-      }
+    def call(**given: Any) -> mechanism.Mechanism:
+      values = {setting.name: given.pop(setting.name) for setting in settings}
       if needs_separation and values['min_separation'] is None:
         raise ValueError(
           f'{build.__name__[len("build_") :]} needs min_separation, the least '
           'distance of two rounds of one client.'
         )
-      return build(PrivateSettings(**values), **arguments)
+      return build(PrivateSettings(**values), **given)
 
-    builder.__signature__ = signature  # type: ignore[attr-defined]
-    return builder
+    return signatures.wrap(build, call, [*settings, *options])
 
   return decorate

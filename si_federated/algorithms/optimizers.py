@@ -6,22 +6,19 @@ Besides its own arguments, each builder takes `gradient_clip_norm`,
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow_federated as tff
 
+from si_federated import signatures
 from si_federated.algorithms import (
   clipped_optimizer,
   scale_invariant_sgd,
   scaled_rates,
   wrapped_optimizer,
 )
-from si_federated.algorithms import (
-  weight_decay as weight_decay_lib,
-)
+from si_federated.algorithms import weight_decay as weight_decay_lib
 
 _Builder = Callable[..., tff.learning.optimizers.Optimizer]
 
@@ -62,28 +59,18 @@ def _add_common_options(
   return optimizer
 
 
-_COMMON = [
-  parameter
-  for parameter in inspect.signature(_add_common_options).parameters.values()
-  if parameter.kind is parameter.KEYWORD_ONLY
-]
-
-
 def _with_common_options(build: _Builder) -> _Builder:
   """Decorates a builder: it takes the options of `_add_common_options` too."""
-  signature = inspect.signature(build)
-  names = {parameter.name for parameter in _COMMON}
+  own = signatures.options_of(build)
 
-  @functools.wraps(build)
-  def build_wrapped(**options: Any) -> tff.learning.optimizers.Optimizer:
-    common = {name: options.pop(name) for name in names & options.keys()}
-    return _add_common_options(build(**options), **common)
+  def call(**options: Any) -> tff.learning.optimizers.Optimizer:
+    optimizer = build(
+      **{option.name: options.pop(option.name) for option in own}
+    )
+    return _add_common_options(optimizer, **options)
 
-  signature = signature.replace(
-    parameters=[*signature.parameters.values(), *_COMMON]
-  )
-  setattr(build_wrapped, '__signature__', signature)  # noqa: B010
-  return build_wrapped
+  common = signatures.options_of(_add_common_options)
+  return signatures.wrap(build, call, [*own, *common])
 
 
 @_with_common_options

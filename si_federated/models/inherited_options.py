@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any, Callable
 
 import tensorflow as tf
+
+from si_federated import signatures
 
 Builder = Callable[..., tf.keras.Model]
 
@@ -15,8 +16,7 @@ def inherit_options(base: Callable, **defaults: Any) -> Callable:
   """Decorates a builder that passes its `**options` on to another function.
 
   The decorated builder's signature lists the keyword-only options of `base` and
-  then its own, in place of `**options`. Registries check options, and
-  `--help_models` lists them, by signature.
+  then its own, in place of `**options`.
 
   Args:
     base: The function whose keyword-only options the builder accepts.
@@ -31,30 +31,13 @@ def inherit_options(base: Callable, **defaults: Any) -> Callable:
   >>> [*inspect.signature(build).parameters]
   ['vocab_size', 'units', 'dropout', 'slope']
   """
-  inherited = [
-    parameter.replace(default=defaults.get(parameter.name, parameter.default))
-    for parameter in inspect.signature(base).parameters.values()
-    if parameter.kind is parameter.KEYWORD_ONLY
-  ]
+  inherited = signatures.options_of(base, **defaults)
 
   def decorate(function: Builder) -> Builder:
-    signature = inspect.signature(function)
-    own = list(signature.parameters.values())[:-1]  # Without `**options`.
+    own = [*inspect.signature(function).parameters.values()][:-1]  # No options.
     first = [p for p in own if p.kind is not p.KEYWORD_ONLY]
-    signature = signature.replace(
-      parameters=[*first, *inherited, *own[len(first) :]]
+    return signatures.wrap(
+      function, function, [*first, *inherited, *own[len(first) :]]
     )
-
-    @functools.wraps(function)
-    def build(*args: Any, **options: Any) -> tf.keras.Model:
-      try:
-        bound = signature.bind(*args, **options)
-      except TypeError as error:
-        raise TypeError(f'{function.__name__}() {error}') from None
-      bound.apply_defaults()
-      return function(*bound.args, **bound.kwargs)
-
-    setattr(build, '__signature__', signature)  # noqa: B010
-    return build
 
   return decorate

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, Union
 
@@ -89,16 +87,7 @@ class ClientStore:
       facts = header['facts']
     except FileNotFoundError:
       raise
-    except (
-      OSError,
-      ValueError,
-      KeyError,
-      TypeError,
-      EOFError,
-      NotImplementedError,
-      zipfile.BadZipFile,
-      zlib.error,
-    ) as error:
+    except files.ARCHIVE_ERRORS as error:
       files.raise_if_unreadable(error, path)
       raise StoreError(
         f'{path} is truncated or garbled ({error}); delete it to personalise '

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from si_federated.sweeps import runner
 from si_federated.sweeps.runner import Run
+from si_federated.training.progress import duration
 
 _LOG_SECS = 60.0
 # The most important states come first, in case not all rows fit the terminal.
@@ -63,7 +64,7 @@ class Lines:
       at = f', from round {run.round_num}' if run.round_num else ''
       text = f'started: {run.name}{at}'
     elif run.state == runner.FINISHED:
-      facts = filter(None, (_result(run), _duration(run.secs)))
+      facts = filter(None, (_result(run), duration(run.secs)))
       text += f' ({", ".join(facts)})'
     elif run.state == runner.FAILED:
       text = _failure(run)
@@ -154,7 +155,7 @@ class Estimate:
     if new <= 0 or done >= total:
       return ''
     secs = (self._clock() - self._start[0]) * (total - done) / new
-    return f', about {_duration(secs)} left'
+    return f', about {duration(secs)} left'
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -190,7 +191,7 @@ def table_rows(
       run.state,
       _round(run),
       _result(run),
-      _duration(run.secs) if run.secs else '',
+      duration(run.secs) if run.secs else '',
     )
     for run in ordered[:height]
   ]
@@ -212,12 +213,3 @@ def _result(run: Run) -> str:
     number = f'{run.perplexity:.3g}' if big else f'{run.perplexity:.1f}'
     return f'perplexity {number}'
   return '' if run.accuracy is None else f'accuracy {run.accuracy:.1%}'
-
-
-def _duration(secs: float) -> str:
-  secs = max(0, round(secs))
-  if secs < 60:
-    return f'{secs}s'
-  if secs < 3600:
-    return f'{secs // 60}m{secs % 60:02d}s'
-  return f'{secs // 3600}h{secs % 3600 // 60:02d}m'

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
@@ -69,15 +67,7 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(path, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop('facts').item())
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except files.ARCHIVE_ERRORS as error:
     files.raise_if_unreadable(error, path)
     raise CheckpointError(f'{path} is truncated or garbled: {error}') from error
   if facts.get('format') != _FORMAT:

@@ -244,10 +244,10 @@ class Progress:
     secs = newest.secs - oldest.secs
     rounds = newest.round_num - oldest.round_num
     if newest.round_num >= self._total:
-      parts.append(f'took {_duration(newest.secs - self._start_secs)}')
+      parts.append(f'took {duration(newest.secs - self._start_secs)}')
     elif rounds > 0:
       left = (self._total - newest.round_num) * secs / rounds
-      parts.append(f'{_duration(left)} left')
+      parts.append(f'{duration(left)} left')
     clients = newest.clients - oldest.clients
     if clients and secs > 0:
       parts.append(f'{_number(clients / secs, 1)} clients/s')
@@ -260,7 +260,8 @@ def _number(value: float, digits: int) -> str:
   return f'{value:.{digits}f}'
 
 
-def _duration(secs: float) -> str:
+def duration(secs: float) -> str:
+  """Returns a duration in seconds as text, such as `2m05s`."""
   secs = max(0, round(secs))
   if secs < 60:
     return f'{secs}s'

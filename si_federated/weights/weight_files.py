@@ -64,15 +64,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], bool]:
   """
   try:
     weights, is_named = _read(path)
-  except (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-    tf.errors.OpError,
-  ) as error:
+  except (*files.ARCHIVE_ERRORS, tf.errors.OpError) as error:
     files.raise_if_unreadable(error, path)
     reason = str(error).strip().partition('\n')[0]
     raise ValueError(

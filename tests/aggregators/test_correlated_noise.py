@@ -355,7 +355,10 @@ def test_noise_of_a_larger_cohort_is_smaller(run):
 
 def test_a_round_past_the_last_is_rejected(run):
   factory = CorrelatedNoiseFactory(
-    strategies.identity(2), PrivateSettings(1.0, 1.0, 1, 2)
+    strategies.identity(2),
+    PrivateSettings(
+      clip_norm=1.0, noise_multiplier=1.0, clients_per_round=1, total_rounds=2
+    ),
   )
   initialize, step = run(factory, _SHAPES)
   state = initialize()
