@@ -22,7 +22,6 @@ from si_federated.runtime import (
   jax_programs,
   jax_recording,
   rounds,
-  tensorflow_function,
   values,
 )
 
@@ -53,7 +52,7 @@ class Cohort(NamedTuple):
   programs: jax_programs.ClientPrograms
   broadcast: list[np.ndarray]
   zeros: list[np.ndarray]
-  data: Sequence[Sequence[Any]]
+  data: Sequence[Sequence[client_arrays.Stack]]
   tensors: Sequence[Sequence[np.ndarray]]
 
   def groups(self, size: int) -> Iterator[client_arrays.Group]:
@@ -165,23 +164,17 @@ class JaxContext(context_base.SyncContext):
       return None
     programs = self._programs[id(compiled)]
     part = compiled.client_part
-    data: list[list[Any]] = []
+    data: list[list[client_arrays.Stack]] = []
     tensors: list[list[np.ndarray]] = []
-    leaves = list(tensorflow_function.leaf_types(part.client_type))
     for position in range(len(clients)):
       try:
-        client = clients[position]
-        parts = list(zip(leaves, values.to_arrays(client, part.client_type)))
-        data.append(
-          [p for leaf, p in parts if isinstance(leaf, tff.SequenceType)]
-        )
-        tensors.append(
-          [p for leaf, p in parts if not isinstance(leaf, tff.SequenceType)]
-        )
+        flat = values.flatten(clients[position], part.client_type)
+        stacks, others = programs.reader.read(flat)
         if programs.draw is not None:
-          flat = values.flatten(client, part.client_type)
           drawn = programs.draw(*flat, *broadcast)
-          tensors[-1] += [tensor.numpy() for tensor in drawn]
+          others += [tensor.numpy() for tensor in drawn]
+        data.append(stacks)
+        tensors.append(others)
       except Exception as error:
         raise rounds.client_error(clients, position, error) from error
     empty = part.empty()
@@ -332,7 +325,7 @@ class JaxContext(context_base.SyncContext):
         'matmul_precision': self._precision,
         'num_clients': num_clients,
         'num_steps': sum(
-          max((len(part) for part in client), default=0)
+          max((stack.size for stack in client), default=0)
           for client in cohort.data
         ),
         'broadcast': recording.add_arrays(cohort.broadcast),

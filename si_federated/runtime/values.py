@@ -145,7 +145,7 @@ def _unflatten(tensors: collections.deque, type_spec: tff.Type) -> Any:
       value[()] if isinstance(value, np.ndarray) and not value.shape else value
     )
   if isinstance(type_spec, tff.SequenceType):
-    return _dataset(tensors.popleft(), type_spec)
+    return dataset_of(tensors.popleft(), type_spec)
   if isinstance(type_spec, tff.FederatedType):
     return _unflatten(tensors, type_spec.member)
   return tff.structure.Struct(
@@ -163,9 +163,10 @@ def split(tensors: Sequence[Any], type_spec: tff.StructType) -> list[Tensors]:
   ]
 
 
-def _dataset(
+def dataset_of(
   variant: tf.Tensor, type_spec: tff.SequenceType
 ) -> tf.data.Dataset:
+  """Returns the dataset of a variant of `flatten`."""
   return tf.data.experimental.from_variant(
     variant, structure=type_conversions.type_to_tf_structure(type_spec.element)
   )
@@ -182,6 +183,20 @@ def component_specs(type_spec: tff.SequenceType) -> list[tf.TensorSpec]:
   return tf.nest.flatten(
     type_conversions.type_to_tf_structure(type_spec.element)
   )
+
+
+def cardinality(dataset: tf.data.Dataset) -> int:
+  """Returns a dataset's number of elements, negative if unknown.
+
+  Raises:
+    ValueError: If it is infinite.
+  """
+  number = int(dataset.cardinality())
+  if number == tf.data.INFINITE_CARDINALITY:
+    raise ValueError(
+      'a dataset without an end cannot be sent; cut it with take().'
+    )
+  return number
 
 
 def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
@@ -204,11 +219,8 @@ def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
     if not isinstance(leaf_type, tff.SequenceType):
       result.append(tensor.numpy())
       continue
-    dataset = _dataset(tensor, leaf_type)
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-      raise ValueError(
-        'a dataset without an end cannot be sent; cut it with take().'
-      )
+    dataset = dataset_of(tensor, leaf_type)
+    cardinality(dataset)
     result.append(
       [[part.numpy() for part in tf.nest.flatten(item)] for item in dataset]
     )
