@@ -79,6 +79,7 @@ def set_jax_context(
   clients_per_group: int | None = None,
   matmul_precision: str = 'highest',
   record: str | None = None,
+  memory_gib: float | None = None,
 ) -> Any:
   """Makes TFF run the clients of its computations by JAX, many at once.
 
@@ -91,12 +92,15 @@ def set_jax_context(
     device: JAX's name of the platform: cpu, cuda or tpu; by default JAX
       chooses.
     clients_per_group: How many clients to run at once, rounded up to a power of
-      two; fewer if the device's memory is too small.
+      two; fewer if the device runs out of memory. By default as many as fit
+      the memory, by what the compiled programs take; at most 8 on the CPU.
     matmul_precision: 'highest' computes matrix products in float32; 'default'
       is faster, in TF32 on NVIDIA's GPUs, and agrees with other runtimes to
       three digits only.
     record: A new folder for a recording: the first round of each computation,
       which `python FOLDER/replay.py` runs again where there is JAX alone.
+    memory_gib: The memory that a program may take, in GiB; by default nine
+      tenths of what JAX has of an accelerator's, or half of the machine's.
 
   Returns:
     The context, now TFF's default.
@@ -108,7 +112,7 @@ def set_jax_context(
   with _naming_the_jax_extra():
     from si_federated.runtime import jax_context
   return jax_context.start(
-    python, device, clients_per_group, matmul_precision, record
+    python, device, clients_per_group, matmul_precision, record, memory_gib
   )
 
 

@@ -9,7 +9,7 @@ which changes no result.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,16 @@ def _stacking(sequence_type: tff.SequenceType) -> Any:
   return stacked
 
 
+# The numbers of steps and of rows of each sequence of a client in a group.
+Kind = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
   """Clients whose data have one shape.
 
   Attributes:
+    kind: What the shapes depend on, but for the number of clients.
     size: K, the number of clients with padding.
     arrays: For each sequence of a client's datum the components of its
       elements, `[K, S, ...]`, then the numbers of elements, `[K]`; the
@@ -119,6 +124,7 @@ class Group:
     members: The numbers of its clients in the cohort, without padding.
   """
 
+  kind: Kind
   size: int
   arrays: list[np.ndarray]
   members: list[int]
@@ -145,7 +151,7 @@ def power_of_two(number: int) -> int:
 def groups(
   data: Sequence[Sequence[Stack]],
   types: Sequence[tff.SequenceType],
-  clients_per_group: int,
+  largest: Callable[[Kind], int],
   tensors: Sequence[Sequence[np.ndarray]] = (),
 ) -> Iterator[Group]:
   """Yields the groups of a cohort; their order depends on sizes alone.
@@ -153,10 +159,10 @@ def groups(
   Args:
     data: Each client's sequences; see `Reader`.
     types: The types of the sequences.
-    clients_per_group: The largest K, a power of two.
+    largest: Returns the largest K of groups of a kind, a power of two.
     tensors: More arrays of each client, of the same shapes for all.
   """
-  rows = [
+  rows = tuple(
     power_of_two(
       max(
         (
@@ -171,25 +177,26 @@ def groups(
     if rows_vary(sequence_type)
     else 0
     for index, sequence_type in enumerate(types)
-  ]
+  )
   lengths = [
     tuple(power_of_two(stack.size) for stack in client) for client in data
   ]
   for shape in sorted(set(lengths), reverse=True):
     members = [i for i, length in enumerate(lengths) if length == shape]
-    for start in range(0, len(members), clients_per_group):
-      chosen = members[start : start + clients_per_group]
-      yield _group(chosen, data, types, rows, shape, tensors)
+    kind = shape, rows
+    size = largest(kind)
+    for start in range(0, len(members), size):
+      yield _group(members[start : start + size], data, types, kind, tensors)
 
 
 def _group(
   chosen: list[int],
   data: Sequence[Sequence[Stack]],
   types: Sequence[tff.SequenceType],
-  rows: Sequence[int],
-  shape: Sequence[int],
+  kind: Kind,
   tensors: Sequence[Sequence[np.ndarray]],
 ) -> Group:
+  shape, rows = kind
   size = power_of_two(len(chosen))
   arrays: list[np.ndarray] = []
   for index, sequence_type in enumerate(types):
@@ -212,4 +219,4 @@ def _group(
     padded = [*chosen, *[chosen[0]] * (size - len(chosen))]
     arrays += map(np.stack, zip(*(tensors[k] for k in padded)))
   arrays.append(np.arange(size) < len(chosen))
-  return Group(size, arrays, chosen)
+  return Group(kind, size, arrays, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,9 @@ from si_federated.runtime import (
 )
 
 _PLATFORMS = {'gpu': 'cuda'}
-_CLIENTS_PER_GROUP = {'cpu': 8}
+_PROCESSORS_CLIENTS = 8
 _ACCELERATORS_CLIENTS = 64
+_UNBOUNDED = 1 << 30
 
 
 def _refusal(error: Exception) -> errors.UnsupportedError:
@@ -55,15 +56,20 @@ class Cohort(NamedTuple):
   data: Sequence[Sequence[client_arrays.Stack]]
   tensors: Sequence[Sequence[np.ndarray]]
 
-  def groups(self, size: int) -> Iterator[client_arrays.Group]:
-    """Yields the clients in groups of at most `size`."""
+  def groups(
+    self, largest: Callable[[client_arrays.Kind], int]
+  ) -> Iterator[client_arrays.Group]:
+    """Yields the clients in groups; see `client_arrays.groups`."""
     return client_arrays.groups(
-      self.data, self.programs.sequence_types, size, self.tensors
+      self.data, self.programs.sequence_types, largest, self.tensors
     )
 
 
 class JaxContext(context_base.SyncContext):
   """A TFF execution context whose clients run as one JAX program."""
+
+  # The largest group on accelerators, unless it is given.
+  _LARGEST_GROUP = _UNBOUNDED
 
   def __init__(
     self,
@@ -72,6 +78,7 @@ class JaxContext(context_base.SyncContext):
     clients_per_group: int | None = None,
     matmul_precision: str = 'highest',
     record: str | None = None,
+    memory_gib: float | None = None,
   ):
     """Initializes the context; see `set_jax_context`."""
     if matmul_precision not in jax_programs.PRECISIONS:
@@ -83,14 +90,27 @@ class JaxContext(context_base.SyncContext):
       raise ValueError(
         f'clients_per_group must be 1 or more; got {clients_per_group}.'
       )
+    if memory_gib is not None and not memory_gib > 0:
+      raise ValueError(f'memory_gib must be above 0; got {memory_gib}.')
     self._python, self._device = python, device
     self._facts = self._start()
     platform = self._facts['platform']
     self._platform = _PLATFORMS.get(platform, platform)
-    self._clients_per_group = client_arrays.power_of_two(
+    self._largest_group = client_arrays.power_of_two(
       clients_per_group
-      or _CLIENTS_PER_GROUP.get(platform, _ACCELERATORS_CLIENTS)
+      or (_PROCESSORS_CLIENTS if platform == 'cpu' else self._LARGEST_GROUP)
     )
+    # The bytes that a program may take; None if groups were given.
+    self._memory_limit: float | None = None
+    if memory_gib is not None:
+      self._memory_limit = memory_gib * 2**30
+    elif clients_per_group is None:
+      self._memory_limit = self._facts['memory_limit']
+    # The largest groups that fit, by programs and kind. Of one kind alone, so
+    # that they don't depend on the rounds before.
+    self._fitting: dict[tuple[int, client_arrays.Kind], int] = {}
+    # The largest group of this round.
+    self._group_size = 0
     self._recorded_group = client_arrays.power_of_two(
       clients_per_group or _ACCELERATORS_CLIENTS
     )
@@ -195,15 +215,12 @@ class JaxContext(context_base.SyncContext):
         )
         break
       except jax_process.OutOfMemoryError as error:
-        if self._clients_per_group == 1:
-          raise errors.UnsupportedError(
-            f'One client does not fit the memory of {self.device}: use a '
-            'smaller model or smaller batches.'
-          ) from error
-        self._clients_per_group //= 2
+        if self._group_size <= 1:
+          raise self._too_large() from error
+        self._largest_group = self._group_size // 2
         warnings.warn(
           f'{self.device} is out of memory; now with '
-          f'{self._clients_per_group} clients at once.',
+          f'{self._largest_group} clients at once.',
           stacklevel=2,
         )
       except jax_process.WorkerError as error:
@@ -222,22 +239,82 @@ class JaxContext(context_base.SyncContext):
       partial = compiled.merge(partial, part.partial(sums))
     return partial
 
+  def _too_large(self) -> errors.UnsupportedError:
+    return errors.UnsupportedError(
+      f'One client does not fit the memory of {self.device}: use a smaller '
+      'model or smaller batches.'
+    )
+
   def _groups(
     self, cohort: Cohort, num_devices: int = 1
   ) -> Iterator[tuple[str, client_arrays.Group]]:
     """Yields the groups of a cohort, each with the key of its program."""
-    size = min(
-      self._clients_per_group,
-      client_arrays.power_of_two(-(-len(cohort.data) // num_devices)),
+    share = client_arrays.power_of_two(-(-len(cohort.data) // num_devices))
+    programs = id(cohort.programs)
+    self._group_size = 0
+
+    def largest(kind: client_arrays.Kind) -> int:
+      fitting = self._fitting.get((programs, kind), _UNBOUNDED)
+      return min(self._largest_group, share, fitting)
+
+    for group in cohort.groups(largest):
+      self._group_size = max(self._group_size, group.size)
+      yield f'{programs} {group.shapes}', group
+
+  def _fitting_groups(
+    self, cohort: Cohort, num_devices: int
+  ) -> list[tuple[str, client_arrays.Group]]:
+    """Returns the groups, whose programs the worker has and memory holds."""
+    while True:
+      groups = list(self._groups(cohort, num_devices))
+      for key, group in groups:
+        if key not in self._loaded and not self._load(key, cohort, group):
+          break
+      else:
+        return groups
+
+  def _load(self, key: str, cohort: Cohort, group: client_arrays.Group) -> bool:
+    """Gives the worker a program; returns whether the memory is enough."""
+    program = self._export(cohort, group, self._platform)
+    self._worker.ask(
+      {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
     )
-    for group in cohort.groups(size):
-      yield f'{id(cohort.programs)} {group.shapes}', group
+    if self._memory_limit is not None:
+      needed = self._needed_memory(key)
+      if needed is not None and needed > self._memory_limit:
+        self._worker.ask({'command': 'drop', 'key': key})
+        if group.size == 1:
+          raise self._too_large()
+        # What all clients share, then each client's part.
+        shared = sum(
+          array.nbytes for array in (*cohort.broadcast, *cohort.zeros)
+        )
+        room = max(0.0, self._memory_limit - shared)
+        fitting = room * group.size / max(1.0, needed - shared)
+        size = group.size // 2
+        while size > max(1.0, fitting):
+          size //= 2
+        self._fitting[id(cohort.programs), group.kind] = size
+        return False
+    self._loaded.add(key)
+    return True
+
+  def _needed_memory(self, key: str) -> float | None:
+    """Returns the bytes that a program takes, None if JAX does not know."""
+    try:
+      answer, _ = self._worker.ask(
+        {'command': 'compile', 'key': key, 'device': 0}
+      )
+    except jax_process.OutOfMemoryError:
+      return float('inf')
+    return answer['bytes']
 
   def _sum(self, cohort: Cohort) -> list[np.ndarray]:
     """Returns sums over clients: those of each device, one after the other."""
     num_devices = 1
     if self._recording is None:
       num_devices = min(self._facts['num_devices'], len(cohort.data))
+    groups = self._fitting_groups(cohort, num_devices)
     self._worker.ask(
       {
         'command': 'begin',
@@ -246,14 +323,7 @@ class JaxContext(context_base.SyncContext):
       },
       [*cohort.broadcast, *cohort.zeros],
     )
-    groups = self._groups(cohort, num_devices)
     for number, (key, group) in enumerate(groups):
-      if key not in self._loaded:
-        program = self._export(cohort, group, self._platform)
-        self._worker.ask(
-          {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
-        )
-        self._loaded.add(key)
       self._worker.ask(
         {'command': 'add', 'key': key, 'device': number % num_devices},
         group.arrays,
@@ -300,7 +370,7 @@ class JaxContext(context_base.SyncContext):
     size = min(self._recorded_group, client_arrays.power_of_two(num_clients))
     kept: dict[tuple, dict[str, str]] = {}
     groups, masks = [], []
-    for group in cohort.groups(size):
+    for group in cohort.groups(lambda _: size):
       if group.shapes not in kept:
         kept[group.shapes] = {
           platform: recording.add_program(self._export(cohort, group, platform))
@@ -343,10 +413,11 @@ def start(
   clients_per_group: int | None,
   matmul_precision: str,
   record: str | None,
+  memory_gib: float | None,
 ) -> JaxContext:
   """Makes TFF run clients by JAX; see `runtime.set_jax_context`."""
   context = JaxContext(
-    python, device, clients_per_group, matmul_precision, record
+    python, device, clients_per_group, matmul_precision, record, memory_gib
   )
   context_stack_impl.context_stack.set_default_context(context)
   return context

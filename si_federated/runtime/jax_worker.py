@@ -114,6 +114,20 @@ def compiled_memory(compiled):
   )
 
 
+def memory_limit(jax):
+  """Returns the bytes that programs may take on a device, None if unknown."""
+  device = jax.devices()[0]
+  stats = device.memory_stats()
+  if stats and 'bytes_limit' in stats:
+    # Some is left for what is not counted, such as the next group's arrays.
+    return int(0.9 * stats['bytes_limit'])
+  if device.platform == 'cpu':
+    # The half, whatever is free, so that a run again has the same groups.
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return memory // 2 // len(jax.devices())
+  return None
+
+
 class Worker:
   """The programs, and the values of the current round, on the device.
 
@@ -139,6 +153,7 @@ class Worker:
       'platform': device.platform,
       'device': device.device_kind,
       'num_devices': len(self._jax.devices()),
+      'memory_limit': memory_limit(self._jax),
     }, ()
 
   def load(self, message, arrays):
@@ -172,6 +187,14 @@ class Worker:
       'seconds': time.perf_counter() - began,
       'bytes': compiled_memory(compiled),
     }, ()
+
+  def drop(self, message, arrays):
+    """Forgets a program."""
+    del arrays
+    self._programs.pop(message['key'], None)
+    for key in [k for k in self._compiled if k[0] == message['key']]:
+      del self._compiled[key]
+    return {}, ()
 
   def begin(self, message, arrays):
     """Takes what the server broadcasts, and the sums of no clients."""

@@ -23,6 +23,9 @@ from si_federated.runtime import (
 class RayJaxContext(jax_context.JaxContext):
   """A TFF execution context whose clients run on devices of a Ray cluster."""
 
+  # The driver compiles nothing, so that it does not know what fits.
+  _LARGEST_GROUP = 64
+
   def __init__(
     self,
     actors: ray_actors.Actors,

@@ -59,12 +59,12 @@ def test_a_dataset_without_an_end_is_refused():
 
 def test_groups_of_one_shape():
   def stack(*rows):
-    return [client_arrays.Stack(len(rows), [np.float32(rows)])]
+    return [client_arrays.Stack(len(rows), [np.array(rows, np.float32)])]
 
   # 3, 1 and 4 steps: the first and last form a group of 4 steps; rows are
   # rounded up to 4 for all.
   data = [stack([1, 2, 3], [4, 5, 6], [7, 8, 0]), stack([1]), stack(*[[2]] * 4)]
-  first, second = client_arrays.groups(data, [_BATCHES], 4)
+  first, second = client_arrays.groups(data, [_BATCHES], lambda _: 4)
   assert first.members == [0, 2] and second.members == [1]
   components, counts, is_client = first.arrays
   np.testing.assert_array_equal(

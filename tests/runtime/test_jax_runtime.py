@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import experiment, layers, runtime
-from si_federated.runtime import jax_programs, jax_worker
+from si_federated.runtime import jax_process, jax_programs, jax_worker
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -203,12 +203,88 @@ def test_a_python_without_jax(tmp_path):
   [
     ({'matmul_precision': 'low'}, "'low' is not one of default, high"),
     ({'clients_per_group': 0}, 'must be 1 or more; got 0'),
+    ({'memory_gib': 0.0}, 'memory_gib must be above 0; got 0.0'),
     ({'device': 'abacus'}, 'JAX does not start'),
   ],
 )
 def test_options_out_of_range(options, message):
   with pytest.raises(ValueError, match=message):
     runtime.set_jax_context(**options)
+
+
+_WIDE = 4096  # a client's element takes 16 KiB
+_WIDE_ROUND = tff.SequenceType(tff.TensorType(np.float32, [_WIDE]))
+
+
+def _wide_sum(server, data):
+  return data.reduce(server, lambda total, row: total + tf.reduce_sum(row))
+
+
+def _wide_clients():
+  return [
+    tf.data.Dataset.from_tensor_slices(np.full([1, _WIDE], i, np.float32))
+    for i in range(8)
+  ]
+
+
+def _group_sizes(monkeypatch):
+  """Returns a list to which the sizes of groups that run are added."""
+  sizes: list[int] = []
+  ask = jax_process.Process.ask
+
+  def listening(self, message, arrays=()):
+    if message['command'] == 'add':
+      sizes.append(len(arrays[-1]))
+    return ask(self, message, arrays)
+
+  monkeypatch.setattr(jax_process.Process, 'ask', listening)
+  return sizes
+
+
+@pytest.mark.parametrize(
+  ('kib', 'expected'),
+  # Besides 16 KiB a client a program takes little.
+  [(1000, [8]), (100, [4, 4]), (48, [2] * 4), (24, [1] * 8)],
+)
+def test_groups_are_as_large_as_memory_allows(kib, expected, monkeypatch):
+  sizes = _group_sizes(monkeypatch)
+  runtime.set_jax_context(memory_gib=kib / 2**20)
+  _, total = _sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
+  assert sizes == expected
+  assert total == 8 + _WIDE * 28
+
+
+def test_one_client_that_does_not_fit_is_one_sentence():
+  runtime.set_jax_context(memory_gib=8 / 2**20)
+  with pytest.raises(runtime.UnsupportedError, match='One client does not fit'):
+    _sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
+
+
+def test_groups_are_halved_when_memory_runs_out(monkeypatch):
+  sizes = _group_sizes(monkeypatch)
+  ask = jax_process.Process.ask
+
+  def full(self, message, arrays=()):
+    answer = ask(self, message, arrays)
+    if message['command'] == 'end' and sizes[-1] > 2:
+      raise jax_process.OutOfMemoryError('RESOURCE_EXHAUSTED')
+    return answer
+
+  monkeypatch.setattr(jax_process.Process, 'ask', full)
+  context = runtime.set_jax_context()
+  next_round = _sums(_wide_sum, _WIDE_ROUND)
+  with pytest.warns(UserWarning, match='out of memory; now with') as warned:
+    _, total = next_round(1.0, _wide_clients())
+  assert total == 8 + _WIDE * 28
+  said = [str(w.message) for w in warned if w.category is UserWarning]
+  assert said == [
+    f'{context.device} is out of memory; now with {size} clients at once.'
+    for size in (4, 2)
+  ]
+  # Remembered.
+  del sizes[:]
+  next_round(1.0, _wide_clients())
+  assert sizes == [2] * 4
 
 
 def test_a_killed_process_is_one_sentence():
