@@ -44,6 +44,7 @@ flags.define_config_flags(
     'sequence_length',
     'vocab_size',
     'num_validation_examples',
+    'stop_when_diverged',
     'model_seed',
   )
 )

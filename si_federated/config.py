@@ -295,6 +295,7 @@ class ExperimentConfig:
   num_validation_examples: int = 10000
   rounds_per_eval: int = 20
   rounds_per_checkpoint: int = 20
+  stop_when_diverged: bool = False
   personalize_epochs: int = 0
   personalize_clients: int = 50
   personalize_learning_rate: Union[float, None] = None
@@ -385,12 +386,12 @@ class ExperimentConfig:
   def differences(self, other: ExperimentConfig) -> list[str]:
     """Returns `--flag: this value, other value` for each flag that differs.
 
-    The flags of personalization, which follows the last round, are left out: a
-    finished run can repeat it with others.
+    Flags that change no round are left out, so that a resumed run can change
+    them: those of personalization, and whether to end before the last round.
     """
     return [
       f'--{key}: {value} here, {vars(other)[key]} there'
       for key, value in vars(self).items()
       if str(value) != str(vars(other)[key])
-      and not key.startswith('personalize_')
+      and not key.startswith(('personalize_', 'stop_'))
     ]

@@ -239,6 +239,7 @@ def run(
       rounds_per_eval=experiment.rounds_per_eval,
       rounds_per_checkpoint=built.rounds_per_checkpoint,
       bytes_per_client=built.bytes_per_client,
+      stop_when_diverged=experiment.stop_when_diverged,
       callbacks=[
         callbacks.Notices(built.notices),
         callbacks.PrivacyAccounting(built.ledger),

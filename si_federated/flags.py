@@ -84,6 +84,9 @@ _HELP = {
   'evaluate on.',
   'rounds_per_eval': 'Rounds between evaluations.',
   'rounds_per_checkpoint': 'Rounds between checkpoints.',
+  'stop_when_diverged': 'Whether to end the run, with an evaluation, a '
+  'checkpoint and an error, after the first round whose weights or evaluation '
+  'are not finite. May be changed when resuming.',
   'personalize_epochs': 'After the last round, validation clients fine-tune '
   'the model on half of their text for this many epochs and evaluate it on the '
   'other half. 0 disables it. This and the next two may be changed on a '
@@ -182,6 +185,7 @@ def define_config_flags(
     if field.name not in names:
       continue
     define: Callable[..., Any] = {
+      bool: flags.DEFINE_boolean,
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,
     }.get(_number_type(types[field.name]), flags.DEFINE_string)

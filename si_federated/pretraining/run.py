@@ -193,5 +193,6 @@ def _run(
     bytes_per_client=lambda unused_metrics: {},
     callbacks=[steps.Means()],
     in_place=True,
+    stop_when_diverged=experiment.stop_when_diverged,
     unit='step',
   )

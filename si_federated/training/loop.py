@@ -185,6 +185,27 @@ class _Loop:
       {'secs_total': secs_total, 'bytes_total': bytes_total},
     )
 
+  def weights_are_finite(self, state: Any) -> bool:
+    """Whether all trained weights of a state are finite."""
+    weights = self._process.get_model_weights(state)
+    return all(
+      np.isfinite(leaf).all() for leaf in tree.flatten(weights.trainable)
+    )
+
+  def evaluation_is_finite(self) -> bool:
+    """Whether the last evaluation's loss is finite."""
+    return math.isfinite(self.complete.facts['last_eval'].get('eval/loss', 0.0))
+
+  def has_diverged(self) -> bool:
+    """Whether weights or last evaluation are not finite.
+
+    Training losses don't count: they are NaN for a while if one client's is.
+    """
+    return not (
+      self.evaluation_is_finite()
+      and self.weights_are_finite(self.complete.state)
+    )
+
   def save(self) -> int:
     """Saves the last complete round; returns the round that is saved."""
     complete = self.complete
@@ -202,9 +223,7 @@ class _Loop:
     facts = self.complete.facts
     weights = self._process.get_model_weights(self.complete.state)
     since = None
-    if not all(
-      np.isfinite(leaf).all() for leaf in tree.flatten(weights.trainable)
-    ) or not math.isfinite(facts['last_eval'].get('eval/loss', 0.0)):
+    if self.has_diverged():
       since = facts.get('not_finite_since', self.complete.round_num)
     summary = {
       'rounds': self.complete.round_num,
@@ -235,6 +254,7 @@ def run(
   callbacks: Sequence[Callback] = (),
   rounds_per_row: int = 1,
   in_place: bool = False,
+  stop_when_diverged: bool = False,
   unit: str = 'round',
 ) -> dict[str, Any]:
   """Runs the remaining rounds, and records their results.
@@ -260,6 +280,9 @@ def run(
       before the first and after the last round.
     in_place: Whether the process changes its state in place. An interrupt then
       waits for the end of the round, and a round that fails is not saved.
+    stop_when_diverged: Whether a round after which the weights or the
+      evaluation's loss are not finite is the last one. Copies the weights each
+      round.
     unit: The word for a round in messages.
 
   Returns:
@@ -272,7 +295,7 @@ def run(
       or the newest was made under another privacy guarantee.
     DivergedError: If the final weights or the last evaluation's loss are not
       finite; all files are written as usual, with `diverged_since` in the
-      summary.
+      summary, whose `rounds` is the last one trained.
     ValueError: If a callback refuses a cohort, which then takes no part; the
       rounds before are saved.
   """
@@ -299,14 +322,19 @@ def run(
           is_last=False,
         )
         loop.save()
-      for round_num in range(loop.complete.round_num + 1, total_rounds + 1):
+      first_round = loop.complete.round_num + 1
+      if stop_when_diverged and loop.has_diverged():
+        first_round = total_rounds + 1  # It stopped before.
+      for round_num in range(first_round, total_rounds + 1):
         interrupts.raise_deferred()
         cohort = sample_cohort(round_num)
         for callback in callbacks:
           callback.before_round(round_num, cohort)
         state, row, facts = loop.train(cohort, bytes_per_client)
         loss = row['train/loss']
-        is_last = round_num == total_rounds
+        is_last = round_num == total_rounds or (
+          stop_when_diverged and not loop.weights_are_finite(state)
+        )
         loop.finish(
           round_num,
           state,
@@ -329,6 +357,8 @@ def run(
         )
         if round_num % rounds_per_checkpoint == 0:
           loop.save()
+        if is_last or (stop_when_diverged and not loop.evaluation_is_finite()):
+          break
       loop.save()
       interrupts.raise_deferred()
     except (KeyboardInterrupt, Exception) as error:
@@ -339,9 +369,12 @@ def run(
       raise
   summary = loop.summarize()
   if 'diverged_since' in summary:
+    last = summary['rounds']
+    stopped = f', and it stopped after {unit} {last}'
     raise DivergedError(
       f'Training diverged: loss or weights are not finite since {unit} '
-      f'{summary["diverged_since"]} (see {folder.path}/metrics.csv); train '
-      'again under another name with lower learning rates.'
+      f'{summary["diverged_since"]} (see {folder.path}/metrics.csv)'
+      f'{stopped if last < total_rounds else ""}; train again under another '
+      'name with lower learning rates.'
     )
   return summary

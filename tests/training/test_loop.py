@@ -97,6 +97,7 @@ def _run(
   sample_cohort=lambda round_num: _Cohort([round_num, 2 * round_num]),
   ledger=None,
   in_place=False,
+  stop_when_diverged=False,
 ):
   folder = run_folder.RunFolder(path)
   folder.open(config.ExperimentConfig('x'))
@@ -112,6 +113,7 @@ def _run(
       bytes_per_client=lambda metrics: {'up': 8, 'down': 12},
       callbacks=[] if ledger is None else [callbacks.PrivacyAccounting(ledger)],
       in_place=in_place,
+      stop_when_diverged=stop_when_diverged,
     )
   finally:
     folder.close()
@@ -316,6 +318,76 @@ def test_a_run_that_diverges_says_since_when(tmp_path, capsys):
   # Started again, it says the same.
   with pytest.raises(loop.DivergedError, match='since round 6 '):
     _run(tmp_path)
+
+
+class _InfiniteSince(_Process):
+  """Its weights are infinite after one round and all later ones."""
+
+  def __init__(self, first, **options):
+    super().__init__(**options)
+    self._first = first
+
+  def next(self, state, cohort):
+    output = super().next(state, cohort)
+    if int(output.state.finalizer['step']) >= self._first:
+      output.state.global_model_weights.trainable[0][:] = np.inf
+    return output
+
+
+def test_a_diverged_run_stops_early_if_told_to(tmp_path):
+  stopping = {'stop_when_diverged': True}
+  # A training loss that is NaN, from round 2 on, is no divergence.
+  process = _InfiniteSince(5, nan_from=2)
+  with pytest.raises(
+    loop.DivergedError, match=r'since round 2 .*, and it stopped after round 5;'
+  ):
+    _run(tmp_path / 'whole', process, **stopping)
+  assert process.rounds == [1, 2, 3, 4, 5]
+  rows = _rows(tmp_path / 'whole')
+  assert [row['round_num'] for row in rows if row['eval/loss']] == [
+    '0', '4', '5',
+  ]  # fmt: skip
+  summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
+  assert summary['rounds'] == 5
+  assert summary['diverged_since'] == 2
+  assert summary['final']['eval/loss'] is None
+  assert _last_weights(tmp_path / 'whole')[0] == 'round_000005.npz'
+
+  # Interrupted and resumed, it stops at the same round.
+  with pytest.raises(KeyboardInterrupt):
+    _run(
+      tmp_path / 'parts',
+      _InfiniteSince(5, nan_from=2, interrupt_in=4),
+      **stopping,
+    )
+  with pytest.raises(loop.DivergedError, match='stopped after round 5'):
+    _run(tmp_path / 'parts', _InfiniteSince(5, nan_from=2), **stopping)
+  assert _rows(tmp_path / 'parts') == rows
+
+  # Started again, it says the same and trains no more; without the option it
+  # goes on.
+  again = _Process()
+  with pytest.raises(loop.DivergedError, match='stopped after round 5'):
+    _run(tmp_path / 'parts', again, **stopping)
+  assert again.rounds == []
+  with pytest.raises(loop.DivergedError, match=r'metrics\.csv\); train'):
+    _run(tmp_path / 'parts', again)
+  assert again.rounds == [6, 7, 8, 9, 10]
+
+
+def test_an_evaluation_that_is_not_finite_stops_a_run(tmp_path):
+  process = _Process()
+  with pytest.raises(loop.DivergedError, match='stopped after round 8'):
+    _run(
+      tmp_path,
+      process,
+      lambda weights: {
+        **_evaluate(weights),
+        'loss': math.nan if process.rounds[-1:] >= [5] else 1.0,
+      },
+      stop_when_diverged=True,
+    )
+  assert process.rounds[-1] == 8
 
 
 def test_perplexities_beyond_tensorboards_numbers_are_recorded(tmp_path):
