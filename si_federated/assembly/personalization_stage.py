@@ -123,7 +123,7 @@ def _evaluate(run: _Run) -> dict[str, Any]:
     'seed': experiment.client_seed,
   }
   fingerprint = _fingerprint(settings, run.weights)
-  known = _read_json(run.folder, 'personalization.json')
+  known = run.folder.read_json('personalization.json')
   if known.get('fingerprint') == fingerprint:
     return known['summary']
   names = [population.client_id(i) for i in range(len(population))]
@@ -282,16 +282,6 @@ def _fingerprint(
 
 def _tell(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
-
-
-def _read_json(folder: run_folder.RunFolder, name: str) -> dict[str, Any]:
-  """Returns the content of an earlier run's file; empty if it is unreadable."""
-  try:
-    with open(os.path.join(folder.path, name), encoding='utf-8') as file:
-      known = json.load(file)
-  except (OSError, ValueError):
-    return {}
-  return known if isinstance(known, dict) else {}
 
 
 def _write_rows(

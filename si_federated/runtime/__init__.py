@@ -34,14 +34,14 @@ def set_ray_context(
     device: The TensorFlow device of an actor, '/CPU:0' to leave GPUs unused; by
       default TensorFlow chooses. With `worker='jax'`, JAX's name of the
       platform, cpu or cuda. GPUs are untested.
-    worker: What an actor runs clients with: 'tensorflow', one at a time, or
-      'jax', many at once, as `set_jax_context` does; build learning processes
-      within `layers.static_shapes()` then.
+    worker: The library that runs an actor's clients: 'tensorflow', one at a
+      time, or 'jax', many at once, as `set_jax_context` does; for 'jax', build
+      learning processes within `layers.static_shapes()`.
     python: With `worker='jax'`, see `set_jax_context`; the same path on all
       nodes.
-    clients_per_group: Likewise. Groups are what actors are given, and don't
-      depend on their number.
-    matmul_precision: Likewise.
+    clients_per_group: With `worker='jax'`, see `set_jax_context`. Actors run
+      whole groups, which don't depend on the number of actors.
+    matmul_precision: With `worker='jax'`, see `set_jax_context`.
 
   Returns:
     The context, now TFF's default.

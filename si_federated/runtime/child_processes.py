@@ -53,8 +53,8 @@ class StartedProcesses:
     entry = f'{_VARIABLE}={self._mark}'.encode()
     found = []
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
-      # Processes may end meanwhile, or belong to others. Zombies have an empty
-      # environment.
+      # A process may have ended, or belong to another user. Zombies have an
+      # empty environment.
       with contextlib.suppress(OSError):
         if entry in (folder / 'environ').read_bytes().split(b'\0'):
           found.append(int(folder.name))

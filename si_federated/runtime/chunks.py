@@ -1,8 +1,7 @@
 """Cuts a cohort into chunks of consecutive clients, and runs them on actors.
 
 Chunks depend only on the size of the cohort, and their results are yielded in
-order: neither the speed nor the number nor the death of actors changes a bit of
-their sum.
+order. So their sum has the same bits for any speed, number or death of actors.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from si_federated.runtime import errors, interrupts, rounds
 
-# Cohorts of up to `_MIN_CHUNKS` clients have one client per chunk. A chunk's
-# data and its partial accumulator are sent as a whole, hence the maximum.
+# Cohorts of up to `_MIN_CHUNKS` clients have one client per chunk. The maximum
+# limits messages: a chunk's data, and its partial accumulator, are one each.
 _MIN_CHUNKS = 32
 _MAX_CLIENTS = 8
 # Chunks per actor that are drawn but not yet yielded.
@@ -83,7 +82,7 @@ def run(
   """Runs a cohort.
 
   Args:
-    clients: The clients; each is drawn once, shortly before it is needed.
+    clients: The clients; each is read once, shortly before it is needed.
     draw: Reads a client's data.
     keep: Stores the data of a chunk and returns a reference for `submit`, which
       is dropped when the chunk is done.

@@ -1,9 +1,9 @@
 """Clients' data as arrays of a few shapes.
 
-A compiler for accelerators needs shapes that it knows. A client's batches are
-stacked, short batches are filled up with rows of zeros, and clients with
-similar numbers of batches form groups; missing batches and clients are padding,
-which changes no result.
+Compilers for accelerators need static shapes. So a client's batches are
+stacked, short batches are padded with rows of zeros, and clients with similar
+numbers of batches form groups, padded with batches and clients. Padding does
+not change results.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def groups(
   largest: Callable[[Kind], int],
   tensors: Sequence[Sequence[np.ndarray]] = (),
 ) -> Iterator[Group]:
-  """Yields the groups of a cohort; their order depends on sizes alone.
+  """Yields the groups of a cohort, in an order that depends on sizes alone.
 
   Args:
     data: Each client's sequences; see `Reader`.
@@ -215,7 +215,7 @@ def _group(
     counts = [data[client][index].size for client in chosen]
     arrays.append(np.array(counts + [0] * (size - len(chosen)), np.int32))
   if tensors:
-    # Clients of padding get copies of the first one's.
+    # Padding clients get copies of the first client's tensors.
     padded = [*chosen, *[chosen[0]] * (size - len(chosen))]
     arrays += map(np.stack, zip(*(tensors[k] for k in padded)))
   arrays.append(np.arange(size) < len(chosen))

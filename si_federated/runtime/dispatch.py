@@ -45,9 +45,9 @@ class Dispatcher:
     Args:
       run_clients: Runs the clients of a round.
       device: The TensorFlow device for this process's operations.
-      prepare: Gets each round when it is compiled; raises an
-        `UnsupportedError` if `run_clients` can't run its clients. With it the
-        graphs are as they were traced, and nothing goes to TFF's runtime.
+      prepare: Called with each compiled round; raises an `UnsupportedError` if
+        `run_clients` can't run its clients. If given, TensorFlow does not
+        optimize the graphs, and nothing goes to TFF's runtime.
     """
     self._run_clients = run_clients
     self._prepare = prepare
@@ -56,8 +56,8 @@ class Dispatcher:
 
   def invoke(self, comp: tff.Computation, arg: Any) -> Any:
     """Runs a computation; see `tff.framework.SyncContext.invoke`."""
-    # Hashing a computation would serialize it. Its identity is enough, as long
-    # as the computation is kept alive with its compiled form.
+    # Hashing a computation would serialize it. Its id identifies it, since the
+    # entry keeps the computation alive.
     with interrupts.kept():
       if id(comp) not in self._compiled:
         self._compiled[id(comp)] = (comp, self._compile(comp))

@@ -1,4 +1,4 @@
-"""What runtimes raise."""
+"""Errors that runtimes raise."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The part of a client's work that TensorFlow computes before JAX trains.
 
-TensorFlow and JAX draw different numbers from the same seed. What a client
-draws from seeds and its own number, such as the variables that it trains, is
-therefore computed by TensorFlow, and given to JAX.
+TensorFlow and JAX draw different numbers from the same seed. Therefore
+TensorFlow computes all that a client draws from seeds and its own number, such
+as the choice of the variables that it trains, and passes the result to JAX.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tensorflow.python.grappler import tf_optimizer
 
 from si_federated.runtime import tensorflow_function
 
-# Drawn from a seed that is an input, hence the same on every machine.
+# Operations with the seed as an input draw the same numbers on every machine.
 SEEDED_OPERATIONS = frozenset(
   {
     'Fingerprint',
@@ -30,10 +30,10 @@ SEEDED_OPERATIONS = frozenset(
 
 
 class SplitGraph:
-  """A graph in two parts, of which the first needs no weights and no examples.
+  """A graph in two parts: the first draws, without weights and examples.
 
   Attributes:
-    drawn: The specs of the tensors that the first part hands to the second.
+    drawn: The specs of the tensors that the second part takes from the first.
   """
 
   def __init__(
@@ -43,11 +43,11 @@ class SplitGraph:
 
     Args:
       graph: The graph.
-      early: Which tensors of the parameter the first part may use.
+      early: Whether the first part may use each tensor of the parameter.
     """
     self._specs = graph.specs()
     self._graph_def, self._inputs, self._outputs = _inlined(graph)
-    # The nodes that depend on what is drawn and on nothing late.
+    # Nodes that depend on draws, and on no tensor of the second part alone.
     self._seeded: set[str] = set()
     self._drawn = self._boundary(early)
     self.drawn = [
@@ -55,7 +55,7 @@ class SplitGraph:
     ]
 
   def _boundary(self, early: Sequence[bool]) -> list[str]:
-    """Returns the tensors that are drawn and used with others."""
+    """Returns the tensors of the first part that the second one uses."""
     late = {name for name, is_early in zip(self._inputs, early) if not is_early}
     seeded = self._seeded
     used: dict[str, None] = {}
@@ -80,7 +80,7 @@ class SplitGraph:
     return list(used)
 
   def _second_part(self) -> Any:
-    """Returns the nodes that the result needs, given what was drawn."""
+    """Returns the nodes that the result needs, given the draws."""
     nodes = {node.name: node for node in self._graph_def.node}
     drawn, seeded = set(self._drawn), self._seeded
     needed: set[str] = set()
@@ -117,7 +117,7 @@ class SplitGraph:
       return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
   def draw_function(self) -> Any:
-    """Returns the first part, from the parameter's tensors, as a function."""
+    """Returns the first part, as a function of the parameter's tensors."""
     part = tf.compat.v1.graph_util.extract_sub_graph(
       self._graph_def, sorted({_node_of(name) for name in self._drawn})
     )
@@ -144,7 +144,7 @@ class SplitGraph:
 
     Args:
       arguments: The tensors of the parameter.
-      drawn: What the first part returned.
+      drawn: The result of the first part.
 
     Returns:
       The tensors of the result.
@@ -174,7 +174,7 @@ class SplitGraph:
 
 
 def _inlined(graph: tensorflow_function.Graph) -> tuple[Any, list, list]:
-  """Returns a graph's nodes without calls of functions at the top."""
+  """Returns a graph's nodes, with functions called at the top level inlined."""
   outer = tf.Graph()
   with outer.as_default():
     inputs = [
@@ -185,7 +185,7 @@ def _inlined(graph: tensorflow_function.Graph) -> tuple[Any, list, list]:
   functions = (f.node_def for f in graph_def.library.function)
   for nodes in (graph_def.node, *functions):
     for node in nodes:
-      # Else inlining takes branches and loops apart into older operations.
+      # Otherwise, inlining also lowers branches and loops to older operations.
       if '_lower_using_switch_merge' in node.attr:
         node.attr['_lower_using_switch_merge'].b = False
   config = tf.compat.v1.ConfigProto()
@@ -193,7 +193,7 @@ def _inlined(graph: tensorflow_function.Graph) -> tuple[Any, list, list]:
   rewrites.min_graph_nodes = -1
   rewrites.meta_optimizer_iterations = 1
   rewrites.optimizers.append('function')
-  # Stateful functions as well.
+  # Inlines stateful functions as well.
   rewrites.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
   meta = tf.compat.v1.train.export_meta_graph(graph_def=graph_def, graph=outer)
   kept = meta_graph_pb2.CollectionDef()
@@ -209,7 +209,7 @@ def _inlined(graph: tensorflow_function.Graph) -> tuple[Any, list, list]:
 
 
 def _name_arguments(graph_def: Any) -> None:
-  """Gives functions' arguments and results names that Python takes as such."""
+  """Makes names of functions' arguments and results valid in Python."""
   for function in graph_def.library.function:
     names = {}
     for number, argument in enumerate(function.signature.input_arg):
@@ -228,7 +228,7 @@ def _name_arguments(graph_def: Any) -> None:
     for number, result in enumerate(function.signature.output_arg):
       function.ret[f'result_{number}'] = returned[result.name]
       result.name = f'result_{number}'
-    # tf2jax takes the names of control results for those of nodes.
+    # tf2jax mistakes names of control results for names of nodes.
     controls = sorted(set(function.control_ret.values()))
     function.control_ret.clear()
     function.signature.control_output[:] = controls
@@ -245,7 +245,7 @@ def _with_index(name: str) -> str:
 
 
 def _in_order(graph_def: Any) -> list[Any]:
-  """Returns nodes so that inputs come before their consumers."""
+  """Returns nodes in an order in which inputs precede their consumers."""
   nodes = {node.name: node for node in graph_def.node}
   ordered: dict[str, Any] = {}
   waiting = list(nodes)

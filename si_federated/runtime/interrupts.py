@@ -1,9 +1,9 @@
 """Keeps Ctrl-C and SIGTERM from being lost in a round.
 
 Python discards an exception that a signal handler raises inside a destructor,
-and TensorFlow's eager iterators run destructors at every step: a program might
-ignore Ctrl-C in the middle of a round. The handlers themselves belong to the
-program; this module only remembers what they raise.
+and TensorFlow's eager iterators run destructors at every step, so that a
+program could miss Ctrl-C in the middle of a round. This module remembers what
+the program's own handlers raise.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ def check() -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-  """Remembers exceptions of signal handlers, and checks for them at its end.
+  """Remembers exceptions of signal handlers, and raises them at the end.
 
-  It does nothing in other threads than the main one, which signals don't
-  interrupt.
+  It does nothing outside the main thread: signals interrupt no other thread.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

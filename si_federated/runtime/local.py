@@ -30,8 +30,8 @@ from si_federated.runtime import (
   values,
 )
 
-# Updates held per thread, so that threads stay busy while the client whose
-# update is next in order is still training.
+# Updates kept per thread, so that threads stay busy while the client whose
+# update is next in order still trains.
 _WINDOW = 4
 _CANCEL_SECS = 5.0
 
@@ -43,11 +43,11 @@ def _in_order(
   window: int,
   cancel: Callable[[], None],
 ) -> Generator[Any, None, None]:
-  """Yields `work(0)`, `work(1)`, ..., of which at most `window` are held.
+  """Yields `work(0)`, `work(1)`, ..., and keeps at most `window` of them.
 
-  Results come in order, whichever thread is faster, so that their sum has the
-  same bits in every run. If a call raises, or the caller is interrupted, the
-  running calls are cancelled.
+  Results come in order, whichever thread finishes first, so that their sum has
+  the same bits in every run. If a call raises, or the caller is interrupted,
+  the running calls are cancelled.
   """
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
@@ -63,7 +63,7 @@ def _in_order(
     cancel()
     for future in pending:
       future.cancel()
-    # With a timeout, since Python code in a dataset can't be cancelled.
+    # The timeout is needed because Python code in a dataset can't be cancelled.
     concurrent.futures.wait(pending, _CANCEL_SECS)
 
 
@@ -123,7 +123,7 @@ class LocalContext(context_base.SyncContext):
     clients: Sequence[Any],
   ) -> rounds.Partial | None:
     part = compiled.client_part
-    # One manager per client: a failure cancels all calls that share one.
+    # One manager per client, since a failure cancels all calls of its manager.
     under_way: set[tensorflow_function.CancellationManager] = set()
     stopped = threading.Event()
 

@@ -15,9 +15,9 @@ def keep_freed_memory() -> bool:
 
   A step allocates and frees arrays of the model's size. By default the C
   library returns each to the operating system, and the kernel clears its pages
-  again: a fifth of the time of a step with four million weights. A single pool
-  that is never trimmed avoids this, and holds less than one pool per thread.
-  Call it before threads are started.
+  again, which takes a fifth of a step with four million weights. A single pool
+  that is never trimmed avoids this, and takes less memory than a pool per
+  thread. Call it before threads are started.
 
   Returns:
     Whether it took effect; only the GNU C library supports it.

@@ -1,8 +1,8 @@
 """Makes the resources of a graph private to one execution of it.
 
-A table, queue or variable lives in the process under the name of its operation
-or of its file, not in the graph: without this, what one client's work writes to
-a table would be read by the next client's.
+A table, queue or variable lives in the process, not in the graph, under the
+name of its operation or of its file. Without this module, a client's work could
+read what another client's work wrote to a table.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from si_federated.runtime import errors
 # (tensorflow/core/framework/resource_handle.cc).
 _ANONYMOUS = 'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
 
-# Operations that have another whose every execution makes a new resource,
-# freed with its last reference.
+# Operations and their anonymous counterparts, which make a new resource in each
+# execution; it is freed with its last reference.
 _ANONYMOUS_OPERATIONS = {
   'HashTableV2': 'AnonymousHashTable',
   'MutableHashTableV2': 'AnonymousMutableHashTable',
@@ -26,7 +26,7 @@ _ANONYMOUS_OPERATIONS = {
   'MutableDenseHashTableV2': 'AnonymousMutableDenseHashTable',
   'IteratorV2': 'AnonymousIteratorV3',
 }
-# TFF's worker fails on these, too, and then answers no other call.
+# TFF's worker fails on these, too, and never answers again.
 _REFUSED = (
   'ConditionalAccumulator',
   'Iterator',
@@ -47,7 +47,7 @@ def _is_named(node: tf.compat.v1.NodeDef) -> bool:
 
 
 def node_name(edge: str) -> str:
-  """Returns the node that an edge of a graph, such as '^a' or 'a:1', is from.
+  """Returns the node at the start of an edge of a graph, as '^a' or 'a:1'.
 
   Args:
     edge: An entry of a node's `input`.
@@ -66,8 +66,8 @@ def make_private(graph_def: tf.compat.v1.GraphDef) -> set[str]:
 
   Raises:
     NotImplementedError: If a resource can't be made private: queues, barriers,
-      stages, readers and old variables have no private form, and what a
-      function of the graph creates lives longer than its call.
+      stages, readers and old variables have no private form, and a resource
+      that a function of the graph creates outlives its call.
     errors.UnsupportedError: If TFF's own runtime can't run the graph either.
   """
   for function in graph_def.library.function:
@@ -110,7 +110,7 @@ def _refuse(node: tf.compat.v1.NodeDef, where: str) -> None:
   )
   if node.op in _REFUSED:
     raise errors.UnsupportedError(
-      f'A computation is refused: {problem} Keep what it holds in tensors, or '
-      'in a tf.Variable or a table of tf.lookup.'
+      f'A computation is refused: {problem} Keep its content in tensors, in a '
+      'tf.Variable or in a table of tf.lookup.'
     )
   raise NotImplementedError(problem)

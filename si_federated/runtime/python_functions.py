@@ -1,8 +1,8 @@
 """Python functions in TensorFlow graphs: `tf.numpy_function`, `tf.py_function`.
 
-A graph refers to such a function by a number of this process. TensorFlow keeps
-the function only as long as the Python object of the graph, which TFF drops
-when it has serialized a computation.
+A graph refers to such a function by a number that this process assigned.
+TensorFlow drops the function with the Python object of the graph, and TFF drops
+that object once it has serialized the computation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ REFUSAL = (
   'TensorFlow, or use --runtime=local.'
 )
 
-# Every function that a graph was made with since this module was imported, as
-# TensorFlow itself keeps those of functions that are traced eagerly.
+# The Python functions of every graph made since this module was imported.
+# TensorFlow itself keeps only those of functions that are traced eagerly.
 _kept: list[Any] = []
 
 

@@ -1,8 +1,8 @@
 """Runs the clients of a TFF computation on actors of a Ray cluster.
 
-Ray is imported by this module and others named `ray_` only.
-Computations without clients run in the driver, the process that calls TFF. It
-merges the chunks of a cohort (`chunks.py`) in order.
+Only this module and those named `ray_` import Ray. Computations without clients
+run in the driver, the process that calls TFF. It merges the chunks of a cohort
+(`chunks.py`) in order.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RayContext(context_base.SyncContext):
     partial = None
     for result in chunks.run(
       clients,
-      # Data are kept until their chunk is done: its actor may die.
+      # Keeps data until their chunk is done, because its actor may die.
       draw=lambda client: values.to_arrays(client, client_type),
       keep=ray.put,
       submit=lambda chunk, data: self._actors.run(chunk, part, weights, data),

@@ -28,7 +28,7 @@ from si_federated.runtime import (
   values,
 )
 
-# Chunks per actor: while it computes one, the next is sent.
+# Chunks per actor: the next one is sent while it computes the first.
 _QUEUE = 2
 _MAX_FAILED_STARTS = 3
 _START_TIMEOUT_SECS = 300
@@ -66,9 +66,9 @@ class ClientWorker:
     """Runs the clients of a chunk.
 
     Args:
-      parts: A reference to the serialized `ClientPart`. In a list, since Ray
-        would otherwise fetch it for each chunk.
-      broadcasts: A reference to the round's broadcast, likewise.
+      parts: A list of one reference, to the serialized `ClientPart`. Outside of
+        a list, Ray would fetch it for each chunk.
+      broadcasts: A list of a reference to the round's broadcast.
       chunk: The clients' data, from `values.to_arrays`.
 
     Returns:
@@ -142,11 +142,11 @@ class GroupWorker:
     """Runs groups of clients.
 
     Args:
-      programs: References to exported programs by key. In a list, since Ray
-        would otherwise fetch them for each chunk.
-      broadcasts: A reference to the round's broadcast and to the sums of no
-        clients, likewise.
-      chunk: For each group the key of its program, and its arrays.
+      programs: References to exported programs by key, within a list so that
+        Ray does not fetch them for each chunk.
+      broadcasts: References to the round's broadcast and to the sums of no
+        clients, within a list likewise.
+      chunk: The key of the program, and the arrays, of each group.
 
     Returns:
       The sums over the clients, or an `OutOfMemory`.
@@ -174,7 +174,7 @@ class GroupWorker:
       return OutOfMemory(str(error))
     except jax_process.WorkerError:
       if self._process.has_ended:
-        # Another actor takes over, as if this one had been killed.
+        # Another actor takes over, as it does after a kill.
         os._exit(1)
       raise
 
@@ -214,14 +214,14 @@ class Actors:
       count: Their number.
       worker_class: Their code: `ClientWorker` or `GroupWorker`.
       arguments: Those of its constructor.
-      resources: What each needs, as options of Ray.
+      resources: The resources that each needs, as options of Ray.
     """
     self.count = count
     self._class: Any = ray.remote(worker_class).options(
       scheduling_strategy='SPREAD', **resources
     )
     self._arguments = arguments
-    # What the last actor that started has said.
+    # The facts that the last actor to start returned.
     self._facts: Any = None
     self._running: list[_Actor] = []
     self._starting: dict[Any, _Actor] = {}
@@ -236,16 +236,16 @@ class Actors:
     self._starting[actor.handle.ready.remote()] = actor
 
   def facts(self) -> Any:
-    """Waits until an actor has started, and returns what it has said."""
+    """Waits until an actor has started, and returns its facts."""
     while not self._running:
       self.wait()
     return self._facts
 
   def check_idle(self) -> None:
-    """Checks which idle actors are alive before they are given a chunk.
+    """Checks that idle actors are alive before they are given a chunk.
 
-    When a node dies, many actors die. A chunk that was given to one dead actor
-    after another would look like the cause of their deaths.
+    When a node dies, many actors die. A chunk that went from one dead actor to
+    the next would look like the cause of their deaths.
     """
     for actor in [actor for actor in self._running if not actor.tasks]:
       self._running.remove(actor)
@@ -333,7 +333,7 @@ class Actors:
 
   def stop(self) -> None:
     """Ends the actors."""
-    # If Ray has been shut down, they have ended, and `ray.kill` would start it.
+    # After Ray's shutdown the actors are gone, and `ray.kill` would restart it.
     if ray.is_initialized():
       for actor in [*self._running, *self._starting.values()]:
         with contextlib.suppress(Exception):

@@ -22,12 +22,12 @@ from si_federated.runtime import child_processes
 _ENVIRONMENT = {
   # Where /dev/shm is small, objects go to /tmp instead of raising an error.
   'RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE': '1',
-  # Half a minute after its start Ray complains that nobody collects its
-  # metrics; there is no other switch.
+  # Otherwise Ray warns after half a minute that nobody collects its metrics;
+  # there is no other way to turn this off.
   'RAY_BACKEND_LOG_LEVEL': 'fatal',
 }
 
-# Of a socket's path, less what Ray adds to the folder.
+# The limit of a socket's path, less the name that Ray adds to the folder.
 _MAX_FOLDER = 107 - len(
   '/ray/session_2026-11-28_07-42-51_468236_4194304/sockets/plasma_store'
 )
@@ -79,10 +79,10 @@ def connect(num_cpus: int, address: str | None) -> None:
 
 
 def _choose_folder() -> None:
-  """Has Ray's sockets in a folder whose path is not too long for them.
+  """Chooses a folder whose path is short enough for Ray's sockets.
 
   Raises:
-    ValueError: If the user has named one that is.
+    ValueError: If the path of the folder that the user chose is too long.
   """
   variable = 'RAY_TMPDIR' if 'RAY_TMPDIR' in os.environ else 'TMPDIR'
   folder = os.environ.get(variable, _SHORT_FOLDER)
@@ -112,7 +112,7 @@ def _start(num_cpus: int) -> None:
 
 
 def _reachable(address: str) -> str:
-  """Returns HOST:PORT of a cluster; without one `ray.init` ends the process."""
+  """Returns HOST:PORT of a cluster; `ray.init` exits if none answers."""
   if address.startswith('ray://'):
     raise ValueError(
       f'address={address!r} is of Ray Client; give the HOST:PORT of the '
@@ -132,9 +132,9 @@ def _reachable(address: str) -> str:
 
 @contextlib.contextmanager
 def _keep_sigterm() -> Iterator[None]:
-  """Keeps the handler of SIGTERM, or makes it exit and so end Ray's processes.
+  """Keeps the program's handler of SIGTERM; without one, SIGTERM exits.
 
-  Ray's own handler aborts the process.
+  Exit handlers then end Ray's processes. Ray's own handler would abort.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

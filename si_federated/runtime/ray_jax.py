@@ -1,8 +1,8 @@
 """Runs groups of clients by JAX on actors of a Ray cluster, each with a device.
 
 The driver reads the data, converts and exports the programs, and merges the
-sums of groups in order, so that neither the number nor the speed nor the death
-of actors changes a bit of the result.
+sums of groups in order. So the result has the same bits for any number, speed
+or death of actors.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Partial:
 
 
 class ClientPart:
-  """The part of a round that runs where clients are: work and accumulation."""
+  """The part of a round that clients run: work and accumulation."""
 
   def __init__(
     self,
@@ -100,7 +100,7 @@ class ClientPart:
 
   @property
   def calls_python(self) -> bool:
-    """Whether it calls Python functions of the process that made it."""
+    """Whether it calls Python functions, which exist in one process only."""
     parts = (self._work, self._zero, self._accumulate)
     return any(part.calls_python for part in parts)
 
@@ -150,7 +150,7 @@ class ClientPart:
   def fold(
     self, partial: Partial | None, update: list[values.Tensors]
   ) -> Partial:
-    """Adds an update to the earlier ones; `None` stands for no updates."""
+    """Adds an update to the earlier ones; `None` means no updates yet."""
     accumulator = self._zero([]) if partial is None else partial.accumulator
     return Partial(
       self._accumulate([*accumulator, *update[0]]),
@@ -158,7 +158,7 @@ class ClientPart:
     )
 
   def partial(self, tensors: Sequence[tf.Tensor]) -> Partial:
-    """Returns the partial of the tensors of its parts, one after the other."""
+    """Returns the partial with these tensors, concatenated over its parts."""
     kinds = tff.structure.to_elements(self._result_type)[1:]
     rest = list(tensors)
     secure_sums: list[values.Tensors] = []
@@ -205,13 +205,11 @@ class Round:
 
     Args:
       computation: The computation.
-      optimized: Whether TensorFlow optimizes the graphs, which takes branches
-        apart into operations that other compilers don't know.
+      optimized: Whether TensorFlow optimizes the graphs. This lowers branches
+        to operations that other compilers don't know.
 
     Raises:
-      NotImplementedError: If it or a part of it can't be lowered.
-      TypeError: Likewise.
-      ValueError: Likewise.
+      NotImplementedError, TypeError, ValueError: If it can't be lowered.
     """
     options = tf.compat.v1.ConfigProto()
     rewrites = options.graph_options.rewrite_options
@@ -231,7 +229,7 @@ class Round:
     self._report = function('report')
     self._update = function('update')
     self.client_part = ClientPart(form.work, form.zero, form.accumulate)
-    # The other kinds of secure sum bound the clients' values, not the sums.
+    # Other kinds of secure sum limit the values of clients, not their sums.
     self._modulus = function('secure_modular_sum_modulus')([])
 
   def __call__(self, arg: Any, run_clients: RunClients) -> values.Tensors:
@@ -239,7 +237,7 @@ class Round:
 
     Args:
       arg: The computation's argument: the state and the clients' data.
-      run_clients: Where clients run.
+      run_clients: Runs the clients.
 
     Returns:
       The result, flat.
@@ -278,7 +276,7 @@ class Round:
     )
 
   def merge(self, partial: Partial | None, other: Partial) -> Partial:
-    """Combines two groups of clients; `None` stands for no clients."""
+    """Combines two groups of clients; `None` means no clients."""
     if partial is None:
       return other
     return Partial(

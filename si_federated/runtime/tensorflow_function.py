@@ -87,10 +87,10 @@ def _rename_functions(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
 def _run_initializer_first(
   graph_def: tf.compat.v1.GraphDef, initializer: str, resources: set[str]
 ) -> None:
-  """Initializes variables and tables before their other uses.
+  """Makes the other uses of variables and tables depend on their initializer.
 
-  A session runs the initializer in a separate call. A function is one call,
-  hence the control dependencies.
+  A session runs the initializer in a call of its own, but a function is one
+  call.
   """
   node_name = private_resources.node_name
   nodes = {node.name: node for node in graph_def.node}
@@ -203,8 +203,8 @@ class TensorFlowFunction:
     self.type_signature = graph.type_signature
     self.calls_python = python_functions.are_called(graph.nodes())
     self._num_outputs = graph.num_outputs
-    # Imported graphs have explicit control dependencies; the automatic ones of
-    # `tf.function` would only serialize stateful operations.
+    # Imported graphs have explicit control dependencies. The automatic ones of
+    # `tf.function` would only run stateful operations one by one.
     self._function = tf.compat.v1.wrap_function(
       lambda *arguments: graph.build(arguments), graph.specs()
     )

@@ -1,8 +1,8 @@
 """TFF's own runtime, with a worker process that ends with this one.
 
-TFF's local context starts a worker that is not stopped when Python exits: a run
-whose output goes to a pipe then never ends. Here the worker does not inherit
-our output, is stopped at exit, and is killed by the kernel if its parent dies.
+TFF's local context starts a worker that outlives Python, so that a reader of
+the run's piped output waits forever. Here the worker does not inherit our
+output, is stopped at exit, and is killed by the kernel if its parent dies.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _die_with_parent() -> None:
 def _start_for_life(command: Sequence[str]) -> subprocess.Popen:
   """Starts a process that lives no longer than this one.
 
-  To the kernel the parent is the thread that forks. The caller's thread may end
-  before the process does, hence a thread of its own that never ends.
+  The kernel considers the thread that forks to be the parent. The caller's
+  thread may end earlier, so the process is started by a thread that never ends.
   """
   started: concurrent.futures.Future = concurrent.futures.Future()
 

@@ -90,8 +90,8 @@ def flatten(value: Any, type_spec: tff.Type) -> Tensors:
 def _check_elements(element_spec: Any, expected: tff.Type) -> None:
   """Checks the types of a dataset's elements; unknown shapes pass.
 
-  TensorFlow would only fail within the computation, with a message about its
-  graph, or would confuse two components.
+  Otherwise TensorFlow would fail within the computation, with a message about
+  its graph, or confuse two components.
   """
   found = computation_types.tensorflow_to_type(element_spec)
   if not _may_be(found, expected):
@@ -175,7 +175,7 @@ def dataset_of(
 def component_specs(type_spec: tff.SequenceType) -> list[tf.TensorSpec]:
   """Returns the specs of the components of a dataset's elements.
 
-  A variant holds the components in TensorFlow's order, without a structure.
+  A variant has the components in TensorFlow's order, without a structure.
 
   Args:
     type_spec: The type of the dataset.
@@ -194,7 +194,7 @@ def cardinality(dataset: tf.data.Dataset) -> int:
   number = int(dataset.cardinality())
   if number == tf.data.INFINITE_CARDINALITY:
     raise ValueError(
-      'a dataset without an end cannot be sent; cut it with take().'
+      'an infinite dataset cannot be sent; limit it with take().'
     )
   return number
 
@@ -207,7 +207,7 @@ def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
     type_spec: Its type.
 
   Returns:
-    An array for each tensor of the flat value; for a dataset a list of
+    An array for each tensor of the flat value, but for a dataset a list of
     elements, each a list of arrays.
 
   Raises:
@@ -250,7 +250,7 @@ def from_arrays(arrays: Sequence[Any], type_spec: tff.Type) -> Tensors:
 def _to_variant(
   items: Sequence[Sequence[np.ndarray]], type_spec: tff.SequenceType
 ) -> tf.Tensor:
-  """Makes a dataset: one slice per run of elements of equal shapes."""
+  """Makes a dataset, with a slice for each run of elements of equal shapes."""
   specs = component_specs(type_spec)
 
   def slices(group):
