@@ -53,16 +53,16 @@ class AdaptiveClip:
   def __post_init__(self):
     if not 0 <= self.target_quantile <= 1:
       raise ValueError(
-        f'target_quantile is {self.target_quantile}; it lies in [0, 1].'
+        f'target_quantile is {self.target_quantile}; it must be in [0, 1].'
       )
     if not 0 <= self.learning_rate < math.inf:
       raise ValueError(
-        f'clip_learning_rate is {self.learning_rate}; it is finite and not '
-        'negative.'
+        f'clip_learning_rate is {self.learning_rate}; it must be at least 0 '
+        'and finite.'
       )
     if not 0 < self.count_noise < math.inf:
       raise ValueError(
-        f'count_noise is {self.count_noise}; it is finite and positive.'
+        f'count_noise is {self.count_noise}; it must be finite and positive.'
       )
 
   def split(

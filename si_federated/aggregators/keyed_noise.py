@@ -25,9 +25,11 @@ def check_seed(noise_seed: Optional[int]) -> None:
   if isinstance(noise_seed, bool) or not isinstance(
     noise_seed, (int, np.integer)
   ):
-    raise ValueError(f'noise_seed is {noise_seed!r}; it is a whole number.')
+    raise ValueError(
+      f'noise_seed is {noise_seed!r}; it must be a whole number.'
+    )
   if not 0 <= noise_seed < 1 << 63:
-    raise ValueError(f'noise_seed is {noise_seed}; it lies in [0, 2^63).')
+    raise ValueError(f'noise_seed is {noise_seed}; it must be in [0, 2^63).')
 
 
 def initial_seed(noise_seed: Optional[int], release: int = 0) -> tf.Tensor:

@@ -94,7 +94,7 @@ def build_banded(
       # Independent noise, which Poisson sampling amplifies.
       strategy = strategies.identity(contract.rounds)
   elif isinstance(bands, str):
-    raise ValueError(f'bands is {bands!r}; it is a number or auto.')
+    raise ValueError(f'bands is {bands!r}; it must be a number or auto.')
   elif bands is None:
     bands = min(_DEFAULT_BANDS, contract.separation)
   if not 1 <= bands <= contract.separation:

@@ -45,12 +45,12 @@ class PrivateSettings:
   def __post_init__(self):
     if not 0 < self.clip_norm < math.inf:
       raise ValueError(
-        f'clip_norm is {self.clip_norm}; it is finite and positive.'
+        f'clip_norm is {self.clip_norm}; it must be finite and positive.'
       )
     if not 0 <= self.noise_multiplier < math.inf:
       raise ValueError(
-        f'noise_multiplier is {self.noise_multiplier}; it is finite and not '
-        'negative.'
+        f'noise_multiplier is {self.noise_multiplier}; it must be at least 0 '
+        'and finite.'
       )
     if self.clients_per_round < 1:
       raise ValueError(

@@ -43,7 +43,7 @@ class UpdateScaling:
       )
     if not 0 < self.damping < float('inf'):
       raise ValueError(
-        f'scale_damping is {self.damping}; it is finite and positive, for '
+        f'scale_damping is {self.damping}; it must be finite and positive, for '
         'example 0.1.'
       )
     if self.delay < 1:

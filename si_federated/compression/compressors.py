@@ -105,7 +105,9 @@ class Uniform:
 
   def __post_init__(self):
     if type(self.bits) is not int or not 1 <= self.bits <= 16:
-      raise ValueError(f'bits is {self.bits!r}; it is an integer from 1 to 16.')
+      raise ValueError(
+        f'bits is {self.bits!r}; it must be an integer from 1 to 16.'
+      )
     rotations.check(self.rotation)
     _check_threshold(self.threshold)
 
@@ -241,7 +243,7 @@ class Ternary:
 def _check_threshold(threshold: int) -> None:
   if type(threshold) is not int or threshold < 0:
     raise ValueError(
-      f'threshold is {threshold!r}; it is an integer, 0 or more.'
+      f'threshold is {threshold!r}; it must be an integer of at least 0.'
     )
 
 

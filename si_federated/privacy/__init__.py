@@ -1,7 +1,7 @@
 """Privacy without TensorFlow: participation, strategies and accounting.
 
 - `participation`, `schedules`, `amplification`: who may take part when, who
-  does, and what that earns;
+  does, and how much sampling amplifies privacy;
 - `workloads`, `toeplitz`, `blt`, `gram`, `binary_tree`: matrices and their
   optima;
 - `strategies`, `strategy_files`, `comparison`: strategies as records, on disk

@@ -83,8 +83,8 @@ class PrivacyRecord(record_lib.Record):
       )
     if not 0 <= self.noise_multiplier < math.inf:
       raise ValueError(
-        f'noise_multiplier is {self.noise_multiplier}; it is finite and not '
-        'negative.'
+        f'noise_multiplier is {self.noise_multiplier}; it must be at least 0 '
+        'and finite.'
       )
     strategies.check_rounds(self.strategy.rounds, self.contract)
     for record in self.earlier:
@@ -427,7 +427,9 @@ def calibrate(
   """
   record_lib.check_delta(delta)
   if not target_epsilon > 0:
-    raise ValueError(f'target_epsilon is {target_epsilon}; it is positive.')
+    raise ValueError(
+      f'target_epsilon is {target_epsilon}; it must be positive.'
+    )
   if math.isinf(target_epsilon):
     return record.with_noise(0.0)
   return record.calibrated(target_epsilon, delta)

@@ -1,4 +1,4 @@
-"""What sampling earns a mechanism: the kinds of amplification, and for whom."""
+"""Privacy amplification by sampling: its kinds, and the strategies for each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Amplification:
   """Sampling that makes a mechanism more private than its noise alone.
 
   Attributes:
-    kind: `'poisson'`: each client takes part in each round independently; or
+    kind: `'poisson'`: each client takes part in each round independently;
       `'cyclic_poisson'`: the same within fixed groups that take turns
-      (Choquette-Choo et al. 2023, section 4); or `'balls_in_bins'`: each client
-      draws its group, and takes part whenever that has its turn (Choquette-Choo
-      et al. 2024).
-    probability: Of a client whose group has its turn; of `'balls_in_bins'`,
-      that a client is in a given group.
+      (Choquette-Choo et al. 2023, section 4); `'balls_in_bins'`: each client
+      draws a group, and takes part in all its turns (Choquette-Choo et al.
+      2024).
+    probability: The probability that a client takes part in its group's turn;
+      for `'balls_in_bins'`, that it is in a given group.
     groups: The number of groups; 1 for `'poisson'`.
   """
 

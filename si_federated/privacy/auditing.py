@@ -1,9 +1,9 @@
 """Empirical lower bounds on epsilon from canaries in one training run.
 
 Canaries are clients whose updates are independent random directions (Andrew et
-al. 2023, arXiv 2302.03098). Each is a member of the run with probability 1/2,
-by a coin of its own, and otherwise in none of its rounds; the score of a canary
-says how much of its direction is in what the run released.
+al. 2023, arXiv 2302.03098). An independent fair coin decides whether a canary
+is a member of the run; the others take part in no round. The score of a canary
+measures how much of its direction is in the released models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def estimate_epsilon(
   error shrinks with the number of canaries.
 
   Args:
-    scores: Of all canaries, shape `[canaries]`.
+    scores: The scores of all canaries, shape `[canaries]`.
     is_member: Whether each took part, of the same shape.
     delta: In (0, 1).
 
@@ -58,21 +58,22 @@ def one_run_epsilon(
   """Returns a lower bound on epsilon at a confidence level.
 
   One-run auditing of Steinke, Nasr and Jagielski 2023 (arXiv 2305.08846): the
-  canaries of the highest scores are guessed to be members, as many of the
-  lowest not to be, and no mechanism of less epsilon makes so many of these
-  guesses right. It takes no assumption but the coins. The best of four numbers
-  of guesses counts, each at a fourth of the error probability.
+  auditor guesses that the canaries with the highest scores are members, and
+  that equally many with the lowest are not. So many right guesses are unlikely
+  for any mechanism with a smaller epsilon; this assumes only fair coins. The
+  best of four numbers of guesses counts, each at a fourth of the error
+  probability.
 
   Differs from the paper: it tries several numbers without dividing the error.
 
   Args:
-    scores: Of all canaries, shape `[canaries]`.
+    scores: The scores of all canaries, shape `[canaries]`.
     is_member: Whether each took part, by independent coins.
     delta: In (0, 1).
     confidence: In (0, 1).
 
   Returns:
-    The bound, not negative. Of m canaries it can not exceed about log(m).
+    The bound, not negative. With m canaries it is at most about log(m).
 
   Raises:
     ValueError: If arguments are out of range, or there are too few scores.
@@ -81,7 +82,7 @@ def one_run_epsilon(
   scores, is_member = _checked(scores), np.asarray(is_member, bool)
   _split(scores, is_member, 1)
   level = (1 - _check_confidence(confidence)) / len(_GUESSED)
-  # Of equal scores, the order must not depend on who was a member.
+  # The order of equal scores must not depend on membership.
   order = np.argsort(scores, kind='stable')
   best = 0.0
   for fraction in _GUESSED:
@@ -113,15 +114,15 @@ def one_run_p_value(
     canaries: The number of canaries, members and others.
     guesses: The number of canaries about which a guess was made.
     right: The number of right guesses, or more.
-    epsilon: Of the mechanism.
-    delta: Of the mechanism.
+    epsilon: The epsilon of the mechanism.
+    delta: The delta of the mechanism.
 
   Returns:
-    A bound on the probability under any mechanism of that guarantee.
+    A bound on the probability under any mechanism with that guarantee.
   """
   chance = special.expit(epsilon)
   below = stats.binom.pmf(np.arange(right)[::-1], guesses, chance)
-  # Of any number of failures of delta, the worst.
+  # The worst case over the number of failures that delta allows.
   spread = np.cumsum(below) / np.arange(1, right + 1)
   worst = spread.max(initial=0.0)
   tail = stats.binom.sf(right - 1, guesses, chance)
@@ -180,7 +181,7 @@ def _divergence(p, q, epsilon):
     in_q = _between(low, high)
     if not in_q:
       return in_p
-    # exp(epsilon) alone may overflow where its product with in_q does not.
+    # exp(epsilon) may overflow even if its product with in_q does not.
     return in_p - math.exp(min(epsilon + math.log(in_q), 700.0))
 
   if abs(a) < 1e-12:
@@ -214,22 +215,22 @@ def epsilon_lower_bound(
   confidence: float = 0.95,
   gaussian: bool = False,
 ) -> float:
-  """Returns a lower bound on epsilon, of independent scores.
+  """Returns a lower bound on epsilon from independent scores.
 
-  Every second score chooses the threshold that best separates members from
-  others; on the rest, Clopper-Pearson bounds of the true and false positive
-  rates give epsilon >= log((TPR - delta) / FPR). Of a Gaussian mechanism they
-  give mu, and so epsilon, which shows far more (Nasr et al. 2023, arXiv
-  2302.07956). Canaries of one run count as independent, as one-shot auditing
-  assumes for many dimensions: given what was released, the scores of those that
-  did not take part are.
+  Half of the scores choose the threshold that best separates members from
+  others. On the other half, Clopper-Pearson bounds of the true and false
+  positive rates give epsilon >= log((TPR - delta) / FPR). For a Gaussian
+  mechanism they bound mu, and so epsilon, far more tightly (Nasr et al. 2023,
+  arXiv 2302.07956). As in one-shot auditing with many dimensions, canaries of
+  one run count as independent: given the released models, the scores of those
+  that did not take part are.
 
   Args:
-    scores: Of all canaries, in random order, shape `[canaries]`.
+    scores: The scores of all canaries, in random order, shape `[canaries]`.
     is_member: Whether each took part.
     delta: In (0, 1).
     confidence: In (0, 1).
-    gaussian: Whether the mechanism is a Gaussian one, of unknown noise.
+    gaussian: Whether the mechanism is Gaussian, with unknown noise.
 
   Raises:
     ValueError: If arguments are out of range, or there are fewer than four
@@ -257,7 +258,7 @@ def epsilon_lower_bound(
 
 
 def _clopper_pearson(successes, trials, level):
-  """Returns bounds of a rate, each of which fails with probability `level`."""
+  """Returns bounds of a rate; each fails with probability `level`."""
   k, n = int(successes), trials
   low = special.betaincinv(k, n - k + 1, level) if k else 0.0
   high = special.betaincinv(k + 1, n - k, 1 - level) if k < n else 1.0
@@ -269,7 +270,7 @@ def _split(scores, is_member, least):
   scores, is_member = _checked(scores), np.asarray(is_member, bool)
   if is_member.shape != scores.shape:
     raise ValueError(
-      f'Scores are of shape {scores.shape}, but who is a member of shape '
+      f'scores has shape {scores.shape}, but is_member has shape '
       f'{is_member.shape}; give one of each for each canary.'
     )
   inside, outside = scores[is_member], scores[~is_member]
@@ -292,5 +293,5 @@ def _checked(scores):
 
 def _check_confidence(confidence):
   if not 0 < confidence < 1:
-    raise ValueError(f'confidence is {confidence}; it lies between 0 and 1.')
+    raise ValueError(f'confidence is {confidence}; it must be in (0, 1).')
   return confidence

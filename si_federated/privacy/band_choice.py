@@ -1,9 +1,9 @@
-"""How many bands a banded strategy should have, for the sampling at hand.
+"""The choice of the number of bands of a banded strategy, for a sampling.
 
-More bands never make a larger error at a given sensitivity. But cyclic Poisson
-sampling takes at least as many groups as bands, and more groups mean that a
-client is sampled with a larger probability when its group has its turn, which
-amplifies less (Choquette-Choo et al. 2023, arXiv 2306.08153, section 5).
+More bands never increase the error at a given sensitivity. But cyclic Poisson
+sampling needs at least as many groups as bands. With more groups, a client is
+sampled with a larger probability in its group's turn, which amplifies privacy
+less (Choquette-Choo et al. 2023, arXiv 2306.08153, section 5).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from si_federated.privacy import (
   schedules,
 )
 
-# Of the best error; the same for the buffers of BLT.
+# The tolerance relative to the best error, also that of BLT's buffers.
 _NEARLY = 1.001
-# Ten times coarser than dp_accounting's, ten times as fast, and within 0.05 %.
+# Ten times coarser than dp_accounting's default: ten times as fast, and within
+# 0.05 %.
 _INTERVAL = 1e-3
 _STEP = 0.8
 _TOLERANCE = 1e-3
@@ -35,9 +36,9 @@ class Sampled:
 
   Attributes:
     groups: The number of groups, and of bands.
-    noise_multiplier: What the epsilon takes, within 0.1 %.
+    noise_multiplier: The least that keeps to the epsilon, within 0.1 %.
     max_error: The largest standard deviation of an iterate, in clip norms.
-    rms_error: The same, root of the mean square over rounds.
+    rms_error: The root mean square over rounds of that standard deviation.
   """
 
   groups: int
@@ -55,11 +56,11 @@ def fewest_bands(
 ) -> int:
   """Returns the fewest bands whose error is within 0.1 % of the best.
 
-  For participation without amplification, or in a fixed number of groups: the
-  error of Toeplitz strategies times their sensitivity.
+  The error is that of Toeplitz strategies, times their sensitivity. This is for
+  participation without amplification, or in a fixed number of groups.
 
   Args:
-    contract: The participation contract; at most its separation are tried.
+    contract: The participation contract; its separation limits the bands.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'` error.
     cache: A folder that keeps optimised strategies.
@@ -78,7 +79,8 @@ def fewest_bands(
     error = errors.rms if objective == 'rms' else errors.maximum
     return error * strategy.sensitivity(contract).value
 
-  # A strategy of fewer bands is one of more: the error does not increase.
+  # A strategy with fewer bands is a special case of one with more, so that the
+  # error does not increase.
   most = contract.separation
   enough = _NEARLY * loss(most)
   low, high = 0, most
@@ -102,8 +104,8 @@ def choose_groups(
 ) -> tuple[Sampled, list[Sampled]]:
   """Chooses the number of groups of cyclic Poisson sampling.
 
-  As many bands as groups are best. Of powers of two, and the largest number
-  possible, takes the one of the smallest error at an epsilon.
+  As many bands as groups are best. Tries powers of two and the largest possible
+  number, and takes the one with the smallest error at an epsilon.
 
   Args:
     rounds: The number of rounds.
@@ -160,7 +162,7 @@ def sampled_record(
     num_clients: The population.
     clients_per_round: The mean size of a cohort.
     mechanism: `'banded_toeplitz'` or `'banded'`.
-    **options: Of `comparison.build`.
+    **options: Options of `comparison.build`.
   """
   schedule = schedules.CyclicPoisson(
     num_clients, clients_per_round, 0, min_separation=groups
@@ -180,7 +182,8 @@ def _nearly_calibrated(record, target_epsilon, delta):
     accountant.compose(record.with_noise(noise).event())
     return accountant.get_epsilon(delta) <= target_epsilon
 
-  # What it takes without amplification is about enough; larger noise is faster.
+  # Starts at about the noise without amplification: accounting for large noise
+  # is fast.
   high = accounting.calibrate(
     record.without_amplification(), target_epsilon=target_epsilon, delta=delta
   ).noise_multiplier

@@ -1,4 +1,4 @@
-"""Tree aggregation: nodes, variances of prefix sums, and exact sensitivity.
+"""Tree aggregation: nodes, variances of prefix sums and exact sensitivity.
 
 Each node of a binary tree over the rounds releases the noisy sum of the
 updates below it (Kairouz et al. 2021, arXiv 2103.00039).
@@ -15,7 +15,7 @@ from scipy import linalg
 from si_federated.privacy import participation
 
 _DECODERS = ('plain', 'honaker', 'full')
-# The height of a node, and the first round past it.
+# A node's height, and the first round after it.
 Node = tuple[int, int]
 
 
@@ -28,9 +28,8 @@ def nodes(rounds: int, complete: bool = False) -> list[Node]:
       two, which completes the tree before a restart.
 
   Returns:
-    For each node, in the order in which they are complete, its height and
-    the first round past it, both from 0 on; a node of height h covers 2^h
-    rounds.
+    The height of each node and the first round after it, both from 0, in the
+    order of completion; a node of height h covers 2^h rounds.
   """
   size = 1 << (rounds - 1).bit_length() if complete else rounds
   return [
@@ -88,7 +87,7 @@ def node_variance(height: int, kind: str) -> float:
   """Returns the variance of the estimate of a node's sum.
 
   Args:
-    height: Of the node.
+    height: The height of the node.
     kind: `'plain'`, or `'honaker'`, which combines a node with all nodes below.
   """
   return 1 / (2 - 0.5**height) if kind == 'honaker' else 1.0
@@ -131,7 +130,7 @@ def tree_sizes(rounds: int, restart_every: int) -> tuple[int, ...]:
     restart_every: The rounds of a tree; 0 for a single tree.
   """
   if restart_every < 0:
-    raise ValueError('restart_every is not negative; 0 never restarts.')
+    raise ValueError('restart_every must be at least 0; 0 never restarts.')
   if not restart_every or restart_every >= rounds:
     return (rounds,)
   whole, rest = divmod(rounds, restart_every)
@@ -143,7 +142,7 @@ def restarted_variances(
 ) -> np.ndarray:
   """Returns the variance of each prefix sum over consecutive trees.
 
-  After a restart the sum of the tree stays in the model, with its noise: that
+  After a restart the tree's sum stays in the model, with its noise: the noise
   of one node if the tree was completed.
 
   Args:
@@ -170,7 +169,7 @@ def restarted_variances(
 def update_variances(
   steps: Sequence[int], kind: str, complete: bool
 ) -> np.ndarray:
-  """Returns the variance of each round's update: prefix sum less the last.
+  """Returns the variance of each round's update, the change in prefix sums.
 
   Args:
     steps: The number of rounds of each tree.
@@ -187,14 +186,14 @@ def update_variances(
     )
   heights = (max(steps) - 1).bit_length() + 1
   node = [node_variance(height, kind) for height in range(heights)]
-  # The weight of a node's own noise; the nodes below it have the rest.
+  # The weight of a node's own noise; the nodes below it share the rest.
   own = [1.0] + [
     1.0 if kind == 'plain' else 2 * below / (1 + 2 * below)
     for below in node[:-1]
   ]
-  # Of the update that ends a node: its variance, and its covariance with the
-  # node's estimate. The update is that estimate, less its left half, less what
-  # its right half was before.
+  # The variance of the update that completes a node, and its covariance with
+  # the node's estimate. The update is that estimate minus those of the left
+  # half and of the right half before this round.
   update, with_node = [1.0], [1.0]
   for w, below in zip(own[1:], node):
     update.append(w**2 * (1 + 2 * below) + update[-1] - 2 * w * with_node[-1])
@@ -204,7 +203,7 @@ def update_variances(
     part = [update[(t & -t).bit_length() - 1] for t in range(1, size + 1)]
     top = (size - 1).bit_length()
     if complete and size < 1 << top:
-      # The estimate of the completed tree replaces the sum before.
+      # The estimate of the completed tree replaces the previous sum.
       shared = sum(
         float(np.prod([1 - w for w in own[height + 1 : top + 1]]))
         * node[height]
@@ -224,11 +223,11 @@ def square_sensitivity(
 ) -> float:
   """Returns the exact squared sensitivity of consecutive trees.
 
-  The largest sum over nodes of the squared number of participations below
-  (appendix D of Kairouz et al. 2021), by dynamic programming over nodes.
-  What a part of the rounds can contribute depends on how many rounds at its
-  start are closed to the client by an earlier participation, and how many
-  rounds past its end the client may close.
+  This is the largest sum over nodes of the squared number of participations
+  below them (appendix D of Kairouz et al. 2021), found by dynamic programming.
+  A client's participation closes the next rounds to it. So the contribution of
+  a part of the rounds depends on the number of its first rounds that are
+  closed, and of the rounds after it that it may close.
 
   Args:
     steps: The number of rounds of each tree; they sum to the contract's
@@ -244,7 +243,7 @@ def square_sensitivity(
       f'Trees over {list(steps)} rounds do not make {contract.rounds} rounds.'
     )
   if contract.participations == contract.rounds:
-    # Taking part in all rounds is the worst, as each node's sum only grows.
+    # Taking part in all rounds is the worst case: no node's sum can shrink.
     sums = _node_sizes(steps, complete)
     return float(sums @ sums)
   program = _program(contract.participations, contract.min_separation)
@@ -254,18 +253,18 @@ def square_sensitivity(
 
 @functools.lru_cache(maxsize=2)
 def _program(most: int, separation: int) -> _Program:
-  """Returns a program, the same one for all rounds of a run."""
+  """Returns a cached program, so that all rounds of a run share its tables."""
   return _Program(most, separation)
 
 
 class _Program:
   """Tables of the best squared sums within consecutive rounds.
 
-  A table is a list over the number of participations p of arrays `[b, b]`:
-  entry (a, e) is for the first a rounds being closed, and at most e rounds
-  past the end becoming closed; minus infinity where p do not fit. Only the row
-  a = 0 of the first part and the column of the largest e of the last part are
-  kept, which makes it fast.
+  A table is a list, over the number p of participations, of arrays `[b, b]`.
+  Entry (a, e) is the best sum if the first a rounds are closed and at most e
+  rounds after the end become closed; minus infinity if p participations do not
+  fit. For speed, the first part keeps only the row a = 0, and the last part
+  only the column of the largest e.
   """
 
   def __init__(self, most: int, separation: int):
@@ -281,7 +280,7 @@ class _Program:
     Args:
       steps: The rounds of each of them.
       complete: Whether they are completed with virtual rounds.
-      last: Whether there are no others.
+      last: Whether no trees follow.
     """
     table = self._tree(steps[-1], complete, len(steps) == 1, last)
     if len(steps) == 1:
@@ -303,7 +302,7 @@ class _Program:
     )
 
   def _part(self, size, capacity, first, last):
-    """A complete subtree of which only the first rounds are real."""
+    """Returns the table of a complete subtree with `size` real rounds."""
     height = capacity.bit_length() - 1
     if size == capacity:
       return self._full(height, first, last)

@@ -17,17 +17,17 @@ from si_federated.privacy import participation, toeplitz, workloads
 
 # The strength of the logarithmic barrier that keeps decays away from 0 and 1.
 _BARRIER = 1e-8
-# Without a number of buffers, the fewest whose error is this near to the best.
+# The tolerance on the error when choosing the fewest buffers.
 _MOST_BUFFERS = 4
 _NEAR = 1e-3
 # Losses that differ by less are equal up to the optimizer's accuracy.
 _TIE = 1e-6
-# Decays that differ by less, relative to the gaps to 0 and 1, count as equal:
-# one buffer in their place has the same error.
+# Decays that differ by less, relative to the gaps to 0 and 1, count as equal: a
+# single buffer has the same error.
 _LEAST_GAP = 1e-3
-# scale / decay of a further buffer that brings nothing.
+# scale / decay of an additional buffer without effect.
 _LEAST_WEIGHT = 1e-9
-# How near to 1 sum(scale / decay) comes, where the optimum lies at the limit.
+# The distance of sum(scale / decay) from 1 where the optimum lies at the limit.
 _MARGIN = 1e-12
 
 
@@ -37,8 +37,8 @@ def check_parameters(
   """Returns parameters as float64 after checks.
 
   Args:
-    decay: Of each buffer, distinct, in (0, 1).
-    scale: Of each buffer, positive; the sum of scale / decay is below 1.
+    decay: The decay of each buffer; distinct, in (0, 1).
+    scale: The positive scale of each buffer; scale / decay sums to below 1.
 
   Raises:
     ValueError: If a condition is violated. Together they make coefficients
@@ -87,14 +87,14 @@ def optimize_blt(
   Args:
     contract: The participation contract.
     num_buffers: The number of buffers d; by default the fewest, up to 4, whose
-      error is within 0.1 % of the best. Buffers that bring nothing, if forced,
-      have almost no weight.
+      error is within 0.1 % of the best. Superfluous buffers get almost no
+      weight.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'`, see `toeplitz.error_form`.
-    max_iterations: Of the optimizer, from each starting point.
+    max_iterations: The limit of the optimizer from each starting point.
 
   Returns:
-    Decays in decreasing order, all different, and scales.
+    Strictly decreasing decays, and their scales.
 
   Raises:
     ValueError: If the number of buffers is not between 1 and 20.
@@ -109,7 +109,7 @@ def optimize_blt(
   found = []
   for count in range(1, (num_buffers or _MOST_BUFFERS) + 1):
     decay, scale = _optimize(contract, count, form, max_iterations)
-    # Where buffers coincide, fewer do the same.
+    # If buffers coincide, fewer are as good.
     if count == 1 or _differ(decay):
       column = coefficients(decay, scale, n)
       loss, _ = toeplitz.loss_and_gradient(column, contract, form)
@@ -125,7 +125,7 @@ def optimize_blt(
 
 
 def _optimize(contract, num_buffers, form, max_iterations):
-  """Returns decays, decreasing, some perhaps almost equal, and scales."""
+  """Returns decreasing decays, perhaps almost equal ones, and scales."""
   n = contract.rounds
 
   def loss(x):
@@ -160,7 +160,7 @@ def _optimize(contract, num_buffers, form, max_iterations):
 
 
 def _inside(decay, scale):
-  """Moves parameters that rounding put on the limit back inside."""
+  """Moves parameters that rounding moved to the limit back inside."""
   scale = np.maximum(scale, _MARGIN**2 * decay)
   most, total = 1 - _MARGIN, (scale / decay).sum()
   return decay, scale * most / total if total > most else scale
@@ -173,7 +173,7 @@ def _differ(decay):
 
 
 def _filled(decay, scale, num_buffers):
-  """Adds buffers of almost no weight, of ever smaller decays."""
+  """Adds buffers with almost no weight and ever smaller decays."""
   more = num_buffers - len(decay)
   smaller = decay[-1] * 0.5 ** np.arange(1, more + 1)
   return _inside(
@@ -184,7 +184,7 @@ def _filled(decay, scale, num_buffers):
 def _parameters(x, rounds):
   """Returns decays and scales, and their Jacobians by the free numbers."""
   d = len(x) // 2
-  # Decays nearer to 1 make no difference within these rounds.
+  # Decays closer to 1 make no difference within these rounds.
   most = 1 - 0.01 / rounds
   logistic = special.expit(x[:d])
   decay = most * logistic

@@ -1,9 +1,9 @@
-"""The interface of a client schedule: cohorts, and what is promised of them.
+"""The interface of client schedules: cohorts, contract and amplification.
 
 All schedules are pure functions of (seed, round): `cohort(round_num)` is the
-same when asked twice, in another order, or in another process. Rounds are
-numbered from 1. `contract(rounds)` holds for every seed, and `amplification` is
-set only where the sampling earns it.
+same in each call, order of calls and process. Rounds are numbered from 1. Every
+seed meets `contract(rounds)`; `amplification` is None unless the sampling
+amplifies privacy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Schedule(abc.ABC):
     num_clients: The size of the population.
     clients_per_round: The size of a cohort; its mean for Poisson sampling.
     seed: The client seed of the experiment.
-    groups_by_bands: Whether its groups may be chosen together with the number
-      of bands of a strategy.
+    groups_by_bands: Whether the number of its groups may be chosen together
+      with that of a strategy's bands.
   """
 
   groups_by_bands: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class Schedule(abc.ABC):
 
   @property
   def amplification(self) -> Optional[Amplification]:
-    """The amplification that the sampling earns, if any."""
+    """The amplification by the sampling, if any."""
     return None
 
   @property
@@ -58,18 +58,17 @@ class Schedule(abc.ABC):
     return self.num_clients // self.clients_per_round
 
   def check_rounds(self, rounds: int) -> None:
-    """Raises unless all rounds have their clients.
+    """Raises unless all rounds have enough clients.
 
-    Cohorts are a function of the seed, so that this is known before training.
+    Cohorts depend on the seed alone, so that this is known before training.
 
     Args:
       rounds: The number of rounds to run.
 
     Raises:
-      ValueError: If a round lacks clients; the message says which changes give
-        all rounds theirs.
+      ValueError: If a round lacks clients; the message says what to change.
     """
-    # Schedules of which no client ever retires always have enough of them.
+    # Schedules that never retire a client always have enough clients.
     del rounds
 
   def cohort(self, round_num: int) -> np.ndarray:

@@ -34,7 +34,7 @@ MECHANISMS = (
   'toeplitz',
   'dense',
 )
-# Of the trees that are not restarted.
+# The decoders of trees that are not restarted.
 _DECODERS = {'tree_plain': 'plain', 'tree': 'honaker', 'tree_full': 'full'}
 
 
@@ -44,11 +44,11 @@ class Row:
 
   Attributes:
     mechanism: One of `MECHANISMS`.
-    sensitivity: Under the contract.
+    sensitivity: The sensitivity under the contract.
     max_error: The largest standard deviation of an iterate, for a noise
       multiplier of one sensitivity (rho = 1/2), in units of the clip norm.
-    rms_error: The same, root of the mean square over rounds.
-    secs: The seconds it took to optimise, or to load.
+    rms_error: The root mean square over rounds of that standard deviation.
+    secs: The seconds that optimising, or loading, took.
   """
 
   mechanism: str
@@ -67,15 +67,15 @@ def compare(
 ) -> Iterator[Row]:
   """Yields a row for each mechanism, as soon as it is computed.
 
-  `dense` is optimal for fixed cycles, the narrower contract, and measured
-  under that one: under minimum separation its sensitivity is only bounded.
+  `dense` is optimal for fixed cycles, and compared under that narrower
+  contract: under minimum separation only a bound of its sensitivity is known.
 
   Args:
     contract: The participation contract.
     mechanisms: A choice of `MECHANISMS`.
     workload: A, shape `[n, n]`; prefix sums by default. Trees are compared for
       prefix sums only.
-    **options: Of `build`: `bands`, `num_buffers`, `cache`.
+    **options: Options of `build`: `bands`, `num_buffers`, `cache`.
 
   Raises:
     ValueError: If a mechanism is unknown.
@@ -116,16 +116,16 @@ def build(
   Args:
     mechanism: One of `MECHANISMS`.
     contract: The participation contract.
-    bands: Of the banded strategies; by default as many as the separation, and
-      of those whose inverse is banded at most 16, for noise that takes no
-      longer.
-    num_buffers: Of blt; by default as few as are nearly the best.
+    bands: The number of bands of banded strategies; by default the separation,
+      but at most 16 for a banded inverse, so that noise takes no longer.
+    num_buffers: The number of buffers of blt; by default the fewest that are
+      nearly the best.
     workload: A, shape `[n, n]`; prefix sums by default.
-    objective: Of the Toeplitz strategies, `'rms'` or `'max'`.
-    restart_every: Of restarted trees; by default an epoch: a block of the
-      contract, or the separation.
-    cache: A folder that keeps optimised strategies, unless a workload is given,
-      which has no name.
+    objective: The objective of Toeplitz strategies, `'rms'` or `'max'`.
+    restart_every: The interval of restarted trees; by default an epoch: a block
+      of the contract, or the separation.
+    cache: A folder that keeps optimised strategies; not used if a workload is
+      given, which has no name.
 
   Raises:
     ValueError: If the mechanism is unknown or an option out of range.

@@ -1,12 +1,12 @@
 """Accounting of distributed differential privacy: discrete noise from clients.
 
-Clients clip and rotate their update, scale it, round it at random to whole
-numbers, add discrete noise, and only the sum is revealed. An update affects
-nothing but the noisy sum modulo a power of two: values that wrap around cost
+Clients clip, rotate and scale their updates, round them at random to whole
+numbers and add discrete noise; only the sum is revealed. An update affects only
+the noisy sum modulo a power of two, so that values that wrap around cost
 utility, never privacy.
 
 The guarantee assumes that as many clients as planned add their share of the
-noise in every round, and that none of them reveals its share to the server.
+noise in every round, and that no client reveals its share to the server.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from si_federated.privacy import participation, record, sensitivity
 
 NOISES = ('skellam', 'discrete_gaussian')
 ROTATIONS = ('hadamard', 'fourier')
-# The bound of Skellam noise holds for whole orders only.
+# The bound for Skellam noise is proven for integer orders only.
 _ORDERS = np.array([*range(2, 129), *range(136, 257, 8), 512, 1024, 2048])
-# As in TFF: the largest scale, and an addition to norms with which its own
-# check tolerates numerical errors.
+# As in TFF: the largest scale, and the slack of its check of norms, which
+# allows for numerical errors.
 _MAX_SCALE = 1e6
 _LEEWAY = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """The mechanism of one round in units of the whole numbers it works on.
+  """The mechanism of one round, in units of its whole numbers.
 
   Attributes:
     scale: The factor that updates are multiplied by before rounding.
     dimension: The number of coordinates after the rotation, padding included.
     l1: The largest possible L1 norm of one client's rounded update.
-    l2: The largest possible L2 norm of it.
+    l2: The largest possible L2 norm of that update.
     local_stddev: The standard deviation of one client's noise.
   """
 
@@ -54,10 +54,10 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedRecord(record.Record):
-  """All that the privacy of a distributed mechanism depends on.
+  """All facts that determine the privacy of a distributed mechanism.
 
-  Rounds have independent noise and compose adaptively, so that k participations
-  of a client cost k times as much as one.
+  Rounds have independent noise and compose adaptively: k participations of a
+  client cost k times as much as one.
 
   Attributes:
     noise: `'skellam'` (Agarwal et al. 2021, arXiv 2110.04995) or
@@ -70,8 +70,9 @@ class DistributedRecord(record.Record):
     bits: The width of the numbers that are summed.
     rotation: `'hadamard'`, which pads to a power of two, or `'fourier'`.
     dimension: The number of weights in an update; None while unknown.
-    beta: Of conditional rounding, in [0, 1); 0 for unconditional rounding.
-    wrap_probability: That of wrapping around, which sets the scale.
+    beta: The beta of conditional rounding, in [0, 1); 0 rounds unconditionally.
+    wrap_probability: The probability that a value wraps around, which
+      determines the scale.
   """
 
   noise: str
@@ -113,7 +114,7 @@ class DistributedRecord(record.Record):
 
   @property
   def amplification(self) -> None:  # type: ignore[override]
-    """None, as no result on subsampling of these mechanisms is used."""
+    """None: no result on subsampling is used for these mechanisms."""
     return None
 
   @property
@@ -146,10 +147,10 @@ class DistributedRecord(record.Record):
     """The values that TFF's `DistributedDpSumFactory` derives.
 
     Section 4 of arXiv 2102.06387. With c the scaled clip norm and d the padded
-    dimension, a rounded update is at most `c + sqrt(d)` long, with conditional
-    rounding also at most the root of
-    `c^2 + d / 4 + sqrt(2 log(1 / beta)) (c + sqrt(d) / 2)`. For whole numbers
-    the L1 norm is at most the square of the L2 norm.
+    dimension, the norm of a rounded update is at most `c + sqrt(d)`. With
+    conditional rounding, its square is also at most
+    `c^2 + d / 4 + sqrt(2 log(1 / beta)) (c + sqrt(d) / 2)`. The L1 norm of
+    whole numbers is at most the square of their L2 norm.
 
     Raises:
       ValueError: If the dimension is unknown.
@@ -181,14 +182,14 @@ class DistributedRecord(record.Record):
     l2 += _LEEWAY * scale
     local *= scale
     if self.noise == 'discrete_gaussian':
-      # TensorFlow Privacy samples at the next whole standard deviation.
+      # TensorFlow Privacy rounds the standard deviation up to a whole number.
       local = float(np.ceil(np.float32(local)))
     l1 = math.ceil(l2 * min(math.sqrt(dimension), l2))
     return Grid(scale, dimension, l1, l2, local)
 
   @property
   def sensitivity(self) -> sensitivity.Sensitivity:  # type: ignore[override]
-    """Of all participations to the noise-free sums, relative to the clip."""
+    """The sensitivity of the noise-free sums, relative to the clip norm."""
     once = self.grid.l2 / (self.grid.scale * self.clip_norm)
     return sensitivity.Sensitivity(
       once * math.sqrt(self.contract.participations),
@@ -203,25 +204,25 @@ class DistributedRecord(record.Record):
       return math.inf
     if self.noise == 'skellam':
       return None
-    # At order 1 the bounds are no less than rho, and linear in the order.
+    # The bounds are linear in the order, and at least rho at order 1.
     return self.contract.participations * float(
       discrete_gaussian_rdp(np.ones(1), self.grid, self.clients_per_round)[0]
     )
 
   def event(self):
-    """Returns the event of dp_accounting, which supports none with noise."""
+    """Returns an event of dp_accounting, which supports no such noise."""
     if not self.noise_multiplier:
       return dp_accounting.NonPrivateDpEvent()
     return dp_accounting.UnsupportedDpEvent()
 
   def renyi(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Renyi orders, and a bound on the divergence at each of them."""
+    """Returns Renyi orders, and a bound on the divergence at each order."""
     bound = skellam_rdp if self.noise == 'skellam' else discrete_gaussian_rdp
     once = bound(_ORDERS, self.grid, self.clients_per_round)
     return _ORDERS, self.contract.participations * once
 
   def _epsilon(self, delta, method):
-    # Nothing tighter than the bound from Renyi differential privacy is known.
+    # No tighter bound is known than that from Renyi differential privacy.
     del method
     return float(rdp.compute_epsilon(*self.renyi(), delta)[0])
 
@@ -230,10 +231,10 @@ class DistributedRecord(record.Record):
     return dataclasses.replace(self, contract=observed)
 
   def calibrated(self, target_epsilon, delta):
-    """Returns the record with the least noise, to a relative 1e-6.
+    """Returns the record with the least noise, to a relative error of 1e-6.
 
-    As the discrete Gaussian's noise grows in steps, the result is one of
-    several that are nearly as small.
+    The discrete Gaussian's noise grows in steps, so that the result is only
+    nearly the smallest.
 
     Args:
       target_epsilon: The epsilon to keep to, finite and positive.
@@ -253,8 +254,8 @@ class DistributedRecord(record.Record):
       enough, low=high / 2, high=high, limit=1e9, tolerance=1e-6
     )
     if math.isinf(noise):
-      # More noise means a smaller scale and coarser rounding, so that epsilon
-      # has a floor above 0.
+      # More noise needs a smaller scale, and so coarser rounding: epsilon has a
+      # lower limit above 0.
       raise ValueError(
         f'No noise multiplier is enough for epsilon {target_epsilon} at delta '
         f'{delta} with {self.bits} bits; take more bits or a larger epsilon.'

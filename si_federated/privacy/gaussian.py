@@ -16,7 +16,7 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
   """Returns the exact epsilon of a Gaussian mechanism of sensitivity 1.
 
   Args:
-    noise: The standard deviation over the sensitivity.
+    noise: The standard deviation divided by the sensitivity.
     delta: In (0, 1).
   """
   record_lib.check_delta(delta)
@@ -58,12 +58,12 @@ def gaussian_true_positive_rates(
 def gaussian_noise(
   target_epsilon: float, delta: float, tolerance: float
 ) -> float:
-  """Returns the noise over the sensitivity that an epsilon needs.
+  """Returns the noise that an epsilon needs, divided by the sensitivity.
 
   Args:
     target_epsilon: The epsilon to keep to, positive and finite.
     delta: In (0, 1).
-    tolerance: Relative to the result, which never is too little.
+    tolerance: The relative error of the result, which is never too small.
   """
   return record_lib.least_enough(
     lambda z: gaussian_epsilon(z, delta) <= target_epsilon,

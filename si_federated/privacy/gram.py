@@ -1,9 +1,9 @@
 """Optimal strategies of general shape, found through X = C^T C.
 
-Given the diagonal of X, and zeros where two rounds of one client meet, the
-sensitivity is fixed. What remains is the convex problem of minimising
-trace(A^T A X^-1) (Denisov et al. 2022, arXiv 2202.08312; Choquette-Choo et al.
-2022, arXiv 2211.06530, and 2023, arXiv 2306.08153).
+The diagonal of X fixes the sensitivity if X is zero at each pair of rounds that
+a client can share. Then minimising trace(A^T A X^-1) is a convex problem
+(Denisov et al. 2022, arXiv 2202.08312; Choquette-Choo et al. 2022, arXiv
+2211.06530, and 2023, arXiv 2306.08153).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def optimize_banded(
 ) -> np.ndarray:
   """Returns the best banded strategy of equal column norms (BandMF).
 
-  Differs from the paper: optimises over X, which is convex, rather than over C;
-  the optimum is the same, as the factor of a banded X has the same bands.
+  Differs from the paper: optimises over X, a convex problem, rather than over
+  C; the optimum is the same, since the factor of a banded X has the same bands.
 
   Args:
     contract: The participation contract; `bands` may not exceed its
       `min_separation`, so that the columns of one client are orthogonal.
     bands: The number of non-zero diagonals.
     workload: A, shape `[n, n]`; prefix sums by default.
-    max_iterations: Of the optimizer; each takes a few n^3 operations.
+    max_iterations: The optimizer's limit; each takes a few n^3 operations.
 
   Returns:
-    C of columns of norm 1, shape `[n, n]`, lower triangular: a client's k
-    participations give a sensitivity of sqrt(k).
+    C, shape `[n, n]`, lower triangular, with columns of norm 1, so that a
+    client's k participations give a sensitivity of sqrt(k).
 
   Raises:
     ValueError: If there are more bands than rounds between participations.
@@ -65,18 +65,18 @@ def optimize_dense(
 ) -> np.ndarray:
   """Returns the optimal strategy for fixed cycles.
 
-  X is zero for two rounds that one client can share. That loses nothing: with
-  W = X^-1 A^T A X^-1 of equal diagonal v within a cycle, |W_ij| <= v, since W
-  is positive semidefinite: these are the optimality conditions for the zeros.
-  The diagonal sums to 1 in each cycle.
+  X is zero at each pair of rounds that a client can share. This does not
+  increase the error: W = X^-1 A^T A X^-1 has an equal diagonal v within a cycle
+  and is positive semidefinite, so that |W_ij| <= v, the optimality condition
+  for the zeros. The diagonal of X sums to 1 in each cycle.
 
-  Under a contract that is not cyclic the sensitivity of the strategy is only
-  bounded, see `sensitivity.of_matrix`.
+  Under a contract that is not cyclic, only a bound of the sensitivity is known;
+  see `sensitivity.of_matrix`.
 
   Args:
     contract: The participation contract.
     workload: A, shape `[n, n]`; prefix sums by default.
-    max_iterations: Of the optimizer; each takes a few n^3 operations.
+    max_iterations: The optimizer's limit; each takes a few n^3 operations.
 
   Returns:
     C, shape `[n, n]`, lower triangular, of sensitivity 1 for complete cycles.
@@ -102,10 +102,10 @@ def _optimize(contract, bands, allowed, cycles, workload, max_iterations):
     contract: The participation contract.
     bands: The number of bands of the start.
     allowed: Where X may differ from zero below the diagonal, shape `[n, n]`.
-    cycles: The group of each round whose diagonal entries have a fixed sum,
-      shape `[n]`; if none, the diagonal itself is fixed.
-    workload: A or none.
-    max_iterations: Of the optimizer.
+    cycles: The group of each round, shape `[n]`; the diagonal entries of a
+      group have a fixed sum. None fixes the diagonal itself.
+    workload: A, or None for prefix sums.
+    max_iterations: The optimizer's limit.
   """
   n = contract.rounds
   prefix = workload is None

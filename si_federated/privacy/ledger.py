@@ -34,7 +34,7 @@ def sentence(summary: Mapping[str, Any]) -> str:
 
 
 class Ledger:
-  """Holds a run to its contract, round by round, and reports its epsilon."""
+  """Enforces a run's contract in each round, and reports its epsilon."""
 
   def __init__(
     self,
@@ -59,16 +59,16 @@ class Ledger:
       contract: The contract to enforce; without one, clients are only recorded.
       record: The description of the mechanism; None for an aggregator that is
         not private, whose epsilon is infinite.
-      simulated_because: Why the guarantee is that of another run than this one,
-        as clauses; without any it is not simulated.
+      simulated_because: Clauses that say why the guarantee is not that of this
+        run; empty if it is.
       facts: Further plain values that determine privacy, such as clip norm,
-        schedule and seeds. A run only resumes from a ledger of equal facts.
-      trust_model: Whom clients need to trust, as a clause.
-      update_noise: The noise multiplier of the updates themselves, if it is not
-        the record's because others are released as well.
-      released: What the guarantee covers, as phrases.
+        schedule and seeds. A run only resumes from a ledger with equal facts.
+      trust_model: A clause that says whom clients must trust.
+      update_noise: The noise multiplier of the updates themselves, if it
+        differs from the record's because other sums are released as well.
+      released: Phrases that name what the guarantee covers.
       unnoised: The names of outputs that are written without noise.
-      not_covered: Further limits of the guarantee, as phrases.
+      not_covered: Phrases that name further limits of the guarantee.
     """
     self._mechanism = mechanism
     self._delta = delta
@@ -86,7 +86,7 @@ class Ledger:
 
   @property
   def facts(self) -> dict[str, Any]:
-    """The values that determine privacy; equal in runs that share a state."""
+    """The values that determine privacy, equal in runs that share a state."""
     noise = self._record and self._record.noise_multiplier
     return {
       'mechanism': self._mechanism,
@@ -96,7 +96,7 @@ class Ledger:
     }
 
   def check(self, round_num: int, clients: Iterable[Any]) -> None:
-    """Raises if a cohort that is about to train breaks the contract.
+    """Raises if a cohort, before it trains, breaks the contract.
 
     Args:
       round_num: The round, from 1 on.
@@ -120,10 +120,10 @@ class Ledger:
     self._recorder.record(round_num, clients)
 
   def epsilon(self) -> float:
-    """Returns epsilon of all rounds so far; infinite without noise.
+    """Returns the epsilon of all rounds so far; infinite without noise.
 
-    It is that of the observed participation, which is at most the contract's.
-    Under sampling it is a bound, at most the epsilon of the whole run.
+    It is that of the observed participation, and at most the contract's. Under
+    sampling it is a bound, at most the epsilon of the whole run.
     """
     if self._record is None or not self._record.noise_multiplier:
       return math.inf
@@ -136,7 +136,8 @@ class Ledger:
     record = self._record.after(observed)
     if not record.is_amplified:
       return record.epsilon(self._delta)
-    # Privacy loss distributions take seconds a round, Renyi bounds are looser.
+    # Privacy loss distributions take seconds per round; Renyi bounds are looser
+    # but fast.
     bound = record.epsilon(self._delta, method='rdp')
     return min(bound, self._promised_epsilon)
 
@@ -160,7 +161,7 @@ class Ledger:
     if record is None:
       return []
     if not record.noise_multiplier:
-      return ['Updates are clipped but get no noise: there is no privacy.']
+      return ['Updates are clipped but not noised: there is no privacy.']
     promised = self._promised_epsilon
     because = self._simulated_because
     simulated = ' (simulated)' if because else ''
@@ -172,7 +173,7 @@ class Ledger:
     if record.is_amplified:
       plain = record.without_amplification().epsilon(self._delta)
       lines.append(
-        f'To those who know who takes part when, epsilon is {plain:.4g}.'
+        f'Against those who know who takes part when, epsilon is {plain:.4g}.'
       )
     if record.confidence is not None:
       lines.append(
@@ -181,12 +182,12 @@ class Ledger:
       )
     if before := record.epsilon_before(self._delta):
       lines.append(
-        f'Of it, epsilon {before:.4g} is spent already: the clip norm is that '
-        'of an earlier run on these clients.'
+        f'Of this, epsilon {before:.4g} is already spent: the clip norm is '
+        'that of an earlier run on these clients.'
       )
     if population := self._facts.get('simulated_population'):
       lines.append(
-        'Cohorts of that size, with clients that take part as often, are of a '
+        'Cohorts of that size, whose clients take part as often, need a '
         f'population of {population["num_clients"]:,}: epsilon '
         f'{population["epsilon"]:.4g} at delta {population["delta"]:.3g}.'
       )
@@ -210,7 +211,7 @@ class Ledger:
     """Returns the content of privacy.json; values may be infinite.
 
     Args:
-      state: From `state`, for the run up to then; by default up to now.
+      state: A result of `state`, for the run up to that time; by default now.
     """
     observed = self._recorder
     if state is not None:
@@ -245,7 +246,7 @@ class Ledger:
       if observed.max_participations:
         so_far = self._record.after(observed.observed()).summary(self._delta)
         if self._record.is_amplified:
-          # Who knows the cohorts knows how often clients took part.
+          # Whoever knows the cohorts knows how often clients took part.
           plain = self._record.without_amplification().after(
             observed.observed()
           )
@@ -258,14 +259,14 @@ class Ledger:
     return result
 
   def state(self) -> dict[str, np.ndarray]:
-    """Returns plain arrays from which `restore` recovers who took part."""
+    """Returns plain arrays that `restore` reads."""
     return self._recorder.state()
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
     """Restores a state.
 
     Args:
-      state: From `state`, in a run of the same facts.
+      state: A result of `state`, in a run with the same facts.
 
     Raises:
       ValueError: If the state is not one of a ledger.

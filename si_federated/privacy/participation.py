@@ -23,13 +23,11 @@ class Participation:
     rounds: The number of rounds n.
     max_participations: The most rounds k in which one client takes part.
     min_separation: The least distance b between two rounds of one client.
-    cyclic: Whether any two rounds of one client are a multiple of
-      `min_separation` apart, as in fixed cycles. This narrower contract is the
-      one of Choquette-Choo et al. 2022, under which dense strategies are
-      optimal.
-    block: If not 0, a client takes part at most once in rounds 1 to `block`, in
-      the next `block` rounds, and so on, as in shuffled epochs; besides
-      `min_separation`.
+    cyclic: Whether the distance of any two rounds of one client is a multiple
+      of `min_separation`, as in fixed cycles. Under this narrower contract, of
+      Choquette-Choo et al. 2022, dense strategies are optimal.
+    block: If not 0, a client also takes part at most once in rounds 1 to
+      `block`, in the next `block` rounds, and so on, as in shuffled epochs.
   """
 
   rounds: int
@@ -50,19 +48,19 @@ class Participation:
       object.__setattr__(self, name, int(value))
     if self.block < 0 or (self.block and self.cyclic):
       raise ValueError(
-        f'block is {self.block}; it is not negative, and 0 for a cyclic '
+        f'block is {self.block}; it must be at least 0, and 0 for a cyclic '
         'contract.'
       )
 
   @property
   def participations(self) -> int:
-    """The most participations that fit: `min(k, ceil(n / b))`."""
+    """The largest possible number of participations: `min(k, ceil(n / b))`."""
     least = max(self.min_separation, self.block)
     return min(self.max_participations, -(-self.rounds // least))
 
   @property
   def separation(self) -> int:
-    """The rounds within which a client takes part at most once."""
+    """The number of rounds in which a client takes part at most once."""
     if self.participations == 1:
       return self.rounds
     return self.min_separation
@@ -70,10 +68,10 @@ class Participation:
   def covers(self, other: Participation) -> bool:
     """Returns whether this contract allows all that another one allows.
 
-    A guarantee proven under this contract then holds under the other.
+    If so, a guarantee proven for this contract also applies to the other.
 
     Args:
-      other: For example the contract that a schedule states.
+      other: Another contract, such as that of a schedule.
     """
     if other.rounds > self.rounds:
       return False
@@ -94,8 +92,8 @@ class Participation:
     """Raises unless this contract covers another one.
 
     Args:
-      other: For example the contract that a schedule states.
-      what: The name of what states `other`, for the message.
+      other: Another contract, such as that of a schedule.
+      what: The name of whatever has the contract `other`, for the message.
 
     Raises:
       ValueError: If `other` allows more than this contract.
@@ -119,7 +117,7 @@ class Participation:
 class ParticipationRecorder:
   """Records cohorts and rejects those that break a contract.
 
-  Memory grows with the number of distinct clients only. A round that breaks the
+  Memory grows only with the number of distinct clients. A round that breaks the
   contract raises before anything is recorded.
 
   Attributes:
@@ -134,7 +132,7 @@ class ParticipationRecorder:
       contract: The contract to enforce; None only records.
     """
     self._contract = contract
-    # Of each client, the number of its rounds and the last of them.
+    # The number of each client's rounds, and the last of them.
     self._seen: dict[ClientId, tuple[int, int]] = {}
     self.last_round = 0
     self.max_participations = 0
@@ -152,7 +150,7 @@ class ParticipationRecorder:
     return self._min_separation or None
 
   def observed(self) -> Participation:
-    """Returns the tightest contract that all the rounds so far have met.
+    """Returns the tightest contract that all rounds so far meet.
 
     Raises:
       ValueError: If no round has been recorded.
@@ -160,7 +158,7 @@ class ParticipationRecorder:
     if not self.last_round:
       raise ValueError('No round has been recorded; record one first.')
     separation = self._min_separation or self.last_round
-    # All clients of a kept cyclic contract have stayed in their phase.
+    # Under a cyclic contract, all clients have stayed in their phase.
     cyclic = bool(self._contract and self._contract.cyclic)
     if cyclic and self._contract:
       separation = self._contract.min_separation
@@ -240,7 +238,7 @@ class ParticipationRecorder:
       return
     broken = None
     if count > contract.max_participations:
-      broken = f'another time than the {contract.max_participations} allowed'
+      broken = f'beyond the {contract.max_participations} times allowed'
     elif distance < contract.min_separation or (
       contract.cyclic and distance % contract.min_separation
     ):

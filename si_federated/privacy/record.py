@@ -15,9 +15,9 @@ from si_federated.privacy import participation, sensitivity
 from si_federated.privacy.amplification import Amplification
 
 METHODS = ('exact', 'rdp')
-# Where summaries tell epsilon, besides the delta asked for...
+# Summaries report epsilon at these deltas, besides the requested one...
 _DELTAS = (1e-4, 1e-6, 1e-8, 1e-10)
-# ...and the true positives of the best attack.
+# ...and the best attack's true positives at these rates of false positives.
 _FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 AnyRecord = TypeVar('AnyRecord', bound='Record')
 
@@ -29,9 +29,10 @@ class Record(abc.ABC):
     noise_multiplier: The standard deviation of the noise on the *sum* of
       clipped updates, relative to the clip norm.
     contract: The participation that the schedule promises.
-    amplification: Of a schedule that earns it; None if none.
+    amplification: The amplification by the schedule; None without any.
     kind: The name of the mechanism.
-    sensitivity: Of all releases under the contract, relative to the clip norm.
+    sensitivity: The sensitivity of all releases under the contract, relative to
+      the clip norm.
     rho: The zCDP of the mechanism; None if none is known.
   """
 
@@ -44,7 +45,7 @@ class Record(abc.ABC):
 
   @property
   def is_amplified(self) -> bool:
-    """Whether epsilon counts on secret sampling."""
+    """Whether epsilon relies on secret sampling."""
     return self.amplification is not None
 
   def epsilon_before(self, delta: float) -> float:
@@ -54,12 +55,12 @@ class Record(abc.ABC):
 
   @property
   def confidence(self) -> Optional[float]:
-    """The probability with which sampled figures hold; None if exact."""
+    """The confidence level of sampled figures; None if they are exact."""
     return None
 
   @property
   def neighbouring_relation(self) -> str:
-    """Which data sets the guarantee makes hard to distinguish."""
+    """The pairs of data sets that the guarantee makes hard to distinguish."""
     return 'zero-out' if self.amplification is None else 'add-or-remove-one'
 
   def epsilon(self, delta: float, *, method: str = 'exact') -> float:
@@ -113,10 +114,10 @@ class Record(abc.ABC):
     }
 
   def profile(self, delta: float, *, method: str = 'exact') -> dict[str, Any]:
-    """Returns what the guarantee means, as plain values fit for JSON.
+    """Returns other forms of the guarantee, as plain values fit for JSON.
 
     Args:
-      delta: In (0, 1); epsilon is told at some others as well.
+      delta: In (0, 1); epsilon is reported at some others as well.
       method: As for `epsilon`.
 
     Returns:
@@ -147,11 +148,11 @@ class Record(abc.ABC):
   ) -> np.ndarray:
     """Returns how often the best attack can be right about a client.
 
-    An attack sees all that is released and says whether a client's updates are
-    in it. No test of two (epsilon, delta)-indistinguishable distributions has
-    more true positives at a rate of false ones than either of two lines allows
-    (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776, theorem 2.1); the least
-    over deltas is a bound, tight but for the steps between them.
+    An attack sees all releases and guesses whether a client's updates are in
+    them. Two lines bound the true positives at a rate of false positives, for
+    any test of two (epsilon, delta)-indistinguishable distributions (Kairouz,
+    Oh and Viswanath 2015, arXiv 1311.0776, theorem 2.1). The minimum over
+    deltas is a bound, tight up to the steps between them.
 
     Args:
       false_positive_rates: In (0, 1).
@@ -166,8 +167,8 @@ class Record(abc.ABC):
     rates = np.asarray(false_positive_rates, np.float64)
     if not ((rates > 0) & (rates < 1)).all():
       raise ValueError(
-        f'False positive rates are {false_positive_rates}; they lie between 0 '
-        'and 1.'
+        f'False positive rates are {false_positive_rates}; they must be '
+        'in (0, 1).'
       )
     if not self.noise_multiplier:
       return np.ones(len(rates))
@@ -179,12 +180,12 @@ class Record(abc.ABC):
       growth = np.exp(epsilons)
     first = growth * rates + deltas
     second = 1 - (1 - deltas - rates) / growth
-    # The second line holds up to its root only.
+    # The second line is valid only up to its root.
     second = np.where(deltas + rates < 1, second, 1.0)
     return np.minimum(first, second).min(axis=0, initial=1.0)
 
   def _curve(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns epsilons and deltas that hold together, in fine steps."""
+    """Returns pairs of epsilon and delta, in fine steps."""
     # Rates of false positives are far above 1e-4.
     deltas = np.concatenate(
       [np.logspace(-12, -4, 17), np.logspace(-4, 0, 161)[1:-1]]
@@ -201,20 +202,20 @@ class Record(abc.ABC):
     return self
 
   def without_amplification(self: AnyRecord) -> AnyRecord:
-    """Returns the record for those who know who takes part when."""
+    """Returns the record against those who know who takes part when."""
     if self.amplification is None:
       return self
     record: Any = self
     return dataclasses.replace(record, amplification=None)
 
   def with_noise(self: AnyRecord, noise_multiplier: float) -> AnyRecord:
-    """Returns the record of another noise multiplier."""
+    """Returns the record with another noise multiplier."""
     record: Any = self
     return dataclasses.replace(record, noise_multiplier=noise_multiplier)
 
   @abc.abstractmethod
   def is_variant_of(self, other: Record) -> bool:
-    """Returns whether only noise multiplier and amplification differ."""
+    """Returns whether at most noise multiplier and amplification differ."""
 
   @abc.abstractmethod
   def after(self, observed: participation.Participation) -> Record:
@@ -222,8 +223,8 @@ class Record(abc.ABC):
 
     Args:
       observed: The participation that a `ParticipationRecorder` has observed.
-        The guarantee holds for the clients' participation as it was, which
-        does not depend on their data.
+        The guarantee is for this participation, which does not depend on the
+        clients' data.
     """
 
   @abc.abstractmethod
@@ -238,7 +239,7 @@ class Record(abc.ABC):
 
   @abc.abstractmethod
   def _epsilon(self, delta: float, method: str) -> float:
-    """Returns epsilon of a mechanism with noise."""
+    """Returns the epsilon of a mechanism with noise."""
 
   @abc.abstractmethod
   def _details(self) -> dict[str, Any]:
@@ -248,7 +249,7 @@ class Record(abc.ABC):
 def check_delta(delta: float) -> None:
   """Raises ValueError unless delta lies in (0, 1)."""
   if not 0 < delta < 1:
-    raise ValueError(f'delta is {delta}; it lies between 0 and 1.')
+    raise ValueError(f'delta is {delta}; it must be in (0, 1).')
 
 
 def least_enough(
@@ -262,14 +263,14 @@ def least_enough(
   """Returns the least number that is enough, by doubling and bisection.
 
   Args:
-    enough: Whether a number is; increasing.
-    low: A number below.
+    enough: Returns whether a number is enough, as are all larger ones then.
+    low: A number that is not enough.
     high: The first guess.
-    limit: The largest number that is tried.
-    tolerance: Relative to the result.
+    limit: The largest number to try.
+    tolerance: The relative error of the result.
 
   Returns:
-    A number that is enough; infinite if none up to the limit is.
+    A number that is enough; infinite if no number up to the limit is.
   """
   while not enough(high):
     low, high = high, 2 * high

@@ -1,7 +1,7 @@
 """Client schedules whose clients are drawn independently of each other.
 
-These earn amplification: whether a client takes part tells nothing about the
-others.
+This sampling amplifies privacy: whether a client takes part reveals nothing
+about the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Poisson(cohorts.Schedule):
 
   @property
   def amplification(self):
-    """The amplification that the sampling earns."""
+    """The amplification by the sampling."""
     return Amplification('poisson', self.clients_per_round / self.num_clients)
 
   def _cohort(self, round_num):
@@ -32,8 +32,8 @@ class Poisson(cohorts.Schedule):
 class CyclicPoisson(cohorts.Schedule):
   """Fixed groups take turns; each client of the group joins independently.
 
-  The sampling under which banded strategies are amplified (Choquette-Choo et
-  al. 2023, section 4 and theorem 4).
+  This sampling amplifies banded strategies (Choquette-Choo et al. 2023, section
+  4 and theorem 4).
 
   Attributes:
     min_separation: The number of groups; at least the number of bands of the
@@ -46,13 +46,13 @@ class CyclicPoisson(cohorts.Schedule):
   def __post_init__(self):
     super().__post_init__()
     self._check_separation(self.min_separation)
-    # Theorem 4 needs groups of one size: remaining clients are left out.
+    # Theorem 4 needs groups of equal size, so the remaining clients are unused.
     self._group_size = self.num_clients // self.min_separation
     self._order = self._generator().permutation(self.num_clients)
 
   @property
   def amplification(self):
-    """The amplification that the sampling earns."""
+    """The amplification by the sampling."""
     return Amplification(
       'cyclic_poisson',
       self.clients_per_round / self._group_size,
@@ -74,10 +74,10 @@ class CyclicPoisson(cohorts.Schedule):
 class BallsInBins(cohorts.Schedule):
   """Fixed cycles whose cohorts are drawn client by client.
 
-  Each client draws one of the groups that take turns, or none, independently of
-  the others, once and for all: balls in bins (Choquette-Choo et al. 2024, arXiv
-  2410.06266). Unlike the cohorts of `FixedCycles`, whose sizes are fixed, those
-  amplify: others' groups tell nothing about a client's.
+  Groups take turns. Each client draws one of them, or none, once and
+  independently of the others: balls in bins (Choquette-Choo et al. 2024, arXiv
+  2410.06266). Unlike `FixedCycles`, whose cohorts have a fixed size, this
+  amplifies privacy: other clients' groups reveal nothing about a client's.
 
   Attributes:
     min_separation: The number of groups, the rounds in a cycle; all whole
@@ -92,12 +92,12 @@ class BallsInBins(cohorts.Schedule):
       self.min_separation = self.whole_cohorts
     self._check_separation(self.min_separation)
     draws = self._generator().random(self.num_clients)
-    # Groups from the separation on have no turn.
+    # Clients whose group is `min_separation` or more never take part.
     self._groups = np.floor(draws / self.amplification.probability)
 
   @property
   def amplification(self):
-    """The amplification that the sampling earns."""
+    """The amplification by the sampling."""
     assert self.min_separation is not None
     return Amplification(
       'balls_in_bins',

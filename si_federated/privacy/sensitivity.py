@@ -1,11 +1,11 @@
 """L2 sensitivity of strategy matrices under a participation contract.
 
-One client's clipped updates form a matrix G with a row for each round, zero
-where the client is absent, of norm at most 1 elsewhere (in units of the clip
-norm). The sensitivity is the largest norm of `C G`. With X = C^T C and the set
-P of a client's rounds, its square is at most the sum of |X_ij| over i and j in
-P, and exactly that if X has no negative entry (Choquette-Choo et al. 2022,
-arXiv 2211.06530). The maximum over P remains to be found.
+One client's clipped updates form a matrix G with a row for each round: zero if
+the client is absent, else of norm at most 1, in units of the clip norm. The
+sensitivity is the largest norm of `C G`. With X = C^T C and the set P of a
+client's rounds, its square is at most the sum of |X_ij| over i and j in P, and
+equal to it if X has no negative entry (Choquette-Choo et al. 2022, arXiv
+2211.06530). This module finds the maximum over P.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def of_matrix(
     contract: The participation contract.
 
   Returns:
-    Exact for one participation, for no more bands than `min_separation`, and
-    for cycles if C^T C has no negative entry; else an upper bound.
+    The sensitivity: exact for one participation, for at most `min_separation`
+    bands, and for cycles if C^T C has no negative entry; else an upper bound.
 
   Raises:
     ValueError: If the matrix is not square, finite and lower triangular, or
@@ -104,7 +104,7 @@ def of_toeplitz(
     contract: The participation contract.
 
   Returns:
-    Exact under the condition above, else as `of_matrix`.
+    The sensitivity: exact under the condition above, else as in `of_matrix`.
   """
   n = contract.rounds
   column = np.zeros(n)
@@ -164,9 +164,9 @@ def heaviest_pattern(weights: np.ndarray, k: int, b: int) -> np.ndarray:
 def _row_bound(gram, contract):
   """Bounds the largest sum of |X_ij| over a pattern.
 
-  For each row i, finds the largest sum over a pattern that contains i; then the
-  pattern with the largest sum of those (the upper bound of Choquette-Choo et
-  al. 2023, arXiv 2306.08153, appendix on sensitivity).
+  Finds the largest sum of each row i over a pattern that contains i, then the
+  pattern with the largest sum of these maxima (the upper bound of
+  Choquette-Choo et al. 2023, arXiv 2306.08153, appendix on sensitivity).
   """
   n, k, b = contract.rounds, contract.participations, contract.min_separation
   weights = np.abs(gram)
@@ -190,7 +190,7 @@ def of_blocks(gram: np.ndarray, contract: participation.Participation) -> float:
   """
   n, k, b = contract.rounds, contract.participations, contract.block
   starts = np.arange(0, n, b)
-  # Of each row, the largest entry in each block, the row's own left out.
+  # Each row's largest entry in each block other than its own.
   largest = np.maximum.reduceat(np.abs(gram), starts, axis=1)
   largest[np.arange(n), np.arange(n) // b] = 0
   rows = gram.diagonal() + np.sort(largest)[:, ::-1][:, : k - 1].sum(axis=1)

@@ -42,7 +42,7 @@ class Errors:
 
 
 class _Square:
-  """A strategy of a lower-triangular C."""
+  """A strategy with a square, lower-triangular C."""
 
   kind: str
   rounds: int
@@ -76,8 +76,8 @@ class _Square:
     """Returns the variances of each round's update and of all so far.
 
     Returns:
-      For noise z of standard deviation 1, the variance of each update's noise,
-      and of the noise in their sums, each of shape `[rounds]`.
+      The variance of the noise in each update, and in their prefix sums, for
+      noise z of standard deviation 1; each of shape `[rounds]`.
     """
     inverse = linalg.solve_triangular(
       self.matrix(), np.eye(self.rounds), lower=True
@@ -92,8 +92,8 @@ class _Square:
       t: The round, from 0 on.
 
     Returns:
-      Weights w of y_s for the s from max(0, t - bands + 1) to t - 1, and a
-      divisor d: y_t = (z_t - sum w_s y_s) / d.
+      Weights w_s of y_s, for s from max(0, t - bands + 1) to t - 1, and a
+      divisor d, so that y_t = (z_t - sum w_s y_s) / d.
     """
     row = self.matrix()[t, max(0, t - self.bands + 1) : t + 1]
     return row[:-1].copy(), float(row[-1])
@@ -170,8 +170,8 @@ class Blt(Toeplitz):
   """A buffered linear Toeplitz strategy; make it by `from_parameters`.
 
   Attributes:
-    decay: Of each buffer (theta in the papers), shape `[num_buffers]`.
-    scale: Of each buffer (omega in the papers), shape `[num_buffers]`.
+    decay: Each buffer's decay (theta in the papers), shape `[num_buffers]`.
+    scale: Each buffer's scale (omega in the papers), shape `[num_buffers]`.
   """
 
   kind: str = 'blt'
@@ -182,7 +182,7 @@ class Blt(Toeplitz):
   def from_parameters(
     cls, decay: np.ndarray, scale: np.ndarray, rounds: int
   ) -> Blt:
-    """Returns the strategy of decays and scales, after checks."""
+    """Returns the strategy with these decays and scales, after checks."""
     decay, scale = blt.check_parameters(decay, scale)
     column = blt.coefficients(decay, scale, rounds)
     return cls(column, rounds, 'blt', _frozen(decay), _frozen(scale))
@@ -201,10 +201,10 @@ class BandedInverse(Toeplitz):
 
   @classmethod
   def from_inverse(cls, leading: npt.ArrayLike, rounds: int) -> BandedInverse:
-    """Returns the strategy of the first column of C^-1.
+    """Returns the strategy with this first column of C^-1.
 
     Args:
-      leading: Finite, the first entry positive, shape `[bands]`.
+      leading: The column, shape `[bands]`; finite, its first entry positive.
       rounds: The number of rounds, at least `bands`.
 
     Raises:
@@ -222,7 +222,7 @@ class BandedInverse(Toeplitz):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matrix(_Square):
-  """A strategy of any lower-triangular matrix.
+  """A strategy with any lower-triangular matrix.
 
   Attributes:
     lower: C, shape `[rounds, rounds]`, lower triangular.
@@ -296,7 +296,7 @@ class Tree:
     matrix = binary_tree.strategy_matrix(steps, complete=self.complete)
     every = self.restart_every
     if every and contract.block % every == 0 and contract.min_separation == 1:
-      # Blocks are of whole trees, which have no node in common.
+      # Blocks consist of whole trees, which have no node in common.
       starts = np.arange(0, contract.rounds, contract.block)
       best = np.maximum.reduceat(np.einsum('ij,ij->j', matrix, matrix), starts)
       square, is_exact = np.sort(best)[-contract.participations :].sum(), True
@@ -342,7 +342,7 @@ def identity(rounds: int) -> Toeplitz:
 
 
 def _check_lower(matrix: np.ndarray) -> np.ndarray:
-  """Returns a matrix if it is a lower-triangular strategy."""
+  """Returns a matrix after checking that it is a lower-triangular strategy."""
   if matrix.dtype != np.float64:
     raise ValueError(
       f'A strategy matrix is of type float64; found {matrix.dtype}.'

@@ -18,7 +18,7 @@ import numpy as np
 from si_federated.privacy import strategies
 
 _Path = Union[str, os.PathLike]
-# Of the optimisers by kind, if not 1; one that changes gets the next.
+# The version of each kind's optimiser, if not 1; raise it with each change.
 _VERSIONS = {'blt': 2}
 
 
@@ -27,7 +27,7 @@ def save(path: _Path, strategy: strategies.Strategy) -> None:
 
   Args:
     path: The file.
-    strategy: Any but a tree, which a file would not describe.
+    strategy: Any strategy except a tree, which has no matrix to store.
   """
   # In memory first: on a full disk `savez` would leave an open archive behind.
   content = io.BytesIO()
@@ -55,7 +55,7 @@ def _arrays(strategy: strategies.Strategy) -> dict[str, Any]:
   """Returns the arrays from which `load` recovers a strategy."""
   arrays: dict[str, Any] = {'kind': np.array(strategy.kind)}
   if isinstance(strategy, strategies.Tree):
-    raise ValueError('A tree has no matrix worth a file.')
+    raise ValueError('A tree has no matrix to write to a file.')
   if isinstance(strategy, strategies.Blt):
     arrays.update(
       decay=strategy.decay, scale=strategy.scale, rounds=strategy.rounds
@@ -70,14 +70,14 @@ def _arrays(strategy: strategies.Strategy) -> dict[str, Any]:
 
 
 def facts(strategy: strategies.Strategy) -> dict[str, Any]:
-  """Returns what identifies a strategy, as plain values fit for JSON.
+  """Returns plain values, fit for JSON, that identify a strategy.
 
   Args:
-    strategy: Any.
+    strategy: Any strategy.
 
   Returns:
-    All parameters from which the strategy, and so its epsilon, follows; of a
-    general matrix, in their place, the SHA-256 `digest` of its entries in rows,
+    All parameters that determine the strategy, and so its epsilon. A general
+    matrix has the SHA-256 `digest` of its entries instead, row by row as
     little-endian float64.
   """
   if isinstance(strategy, strategies.Tree):
@@ -96,14 +96,15 @@ def load(path: _Path) -> strategies.Strategy:
   """Reads a strategy from an `.npz` file and checks it.
 
   Args:
-    path: The file. It is written by `save`, or holds an array `matrix` made
-      elsewhere: C, float64, square, lower triangular, with a positive diagonal.
+    path: The file, from `save` or another program. The latter's contains an
+      array `matrix`: C, float64, square, lower triangular, with a positive
+      diagonal.
 
   Returns:
     The strategy.
 
   Raises:
-    ValueError: If the file is missing, damaged, or not of a strategy.
+    ValueError: If the file is missing or damaged, or contains no strategy.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
@@ -137,25 +138,25 @@ def load(path: _Path) -> strategies.Strategy:
     )
   except KeyError as e:
     raise ValueError(
-      f'{os.fspath(path)} holds {sorted(arrays)}, and no array {e}; save the '
-      'strategy by np.savez(path, matrix=...).'
+      f'{os.fspath(path)} contains {sorted(arrays)}, but no array {e}; save '
+      'the strategy by np.savez(path, matrix=...).'
     ) from e
   except (TypeError, ValueError) as e:
     raise ValueError(f'{os.fspath(path)}: {e}') from e
 
 
 def of_run(found: Mapping[str, Any], path: _Path) -> strategies.Strategy:
-  """Returns the strategy of a run from what its privacy.json says.
+  """Returns the strategy that a run's privacy.json describes.
 
   Args:
-    found: From `facts`.
-    path: The file that keeps the run's strategy; trees have none.
+    found: The description, from `facts`.
+    path: The file with the run's strategy; trees have none.
 
   Returns:
     The strategy.
 
   Raises:
-    ValueError: If the file is missing, damaged, or of another strategy.
+    ValueError: If the file is missing, damaged, or contains another strategy.
   """
   try:
     if found['kind'] == 'tree':
@@ -165,7 +166,7 @@ def of_run(found: Mapping[str, Any], path: _Path) -> strategies.Strategy:
   strategy = load(path)
   if facts(strategy) != found:
     raise ValueError(
-      f'{os.fspath(path)} holds another strategy than privacy.json describes.'
+      f'{os.fspath(path)} does not contain the strategy of privacy.json.'
     )
   return strategy
 
@@ -175,12 +176,12 @@ def cached(
   parameters: dict[str, Any],
   build: Callable[[], strategies.Strategy],
 ) -> strategies.Strategy:
-  """Returns a strategy from a folder, or builds it and keeps it there.
+  """Returns a strategy from a folder, or builds it and stores it there.
 
   Args:
     folder: The cache of strategies; None only builds.
-    parameters: All that the strategy depends on, fit for JSON; the name of the
-      file is a digest of them.
+    parameters: All values that determine the strategy, fit for JSON; the file's
+      name is a digest of them.
     build: Makes the strategy; also called if the file can't be read.
 
   Returns:

@@ -14,9 +14,9 @@ def inverse(coefficients: np.ndarray, rounds: int) -> np.ndarray:
   """Returns the first column of the inverse of a Toeplitz matrix.
 
   Args:
-    coefficients: The first column of C, its first entry not zero; zero after
-      its end.
-    rounds: The number of entries wanted.
+    coefficients: The first column of C, without its final zeros; the first
+      entry is not zero.
+    rounds: The number of entries to return.
 
   Returns:
     The first column of C^-1, shape `[rounds]`.
@@ -83,8 +83,8 @@ def error_and_gradient(
   n = len(form)
   q = inverse(coefficients, n)
   form_q = form @ q
-  # C q = 1 gives dq = -q * q * dc, with * the convolution cut at n; the adjoint
-  # of convolving with q is filtering by 1 / c from the end.
+  # C q = 1 gives dq = -q * q * dc, where * is the convolution truncated at n.
+  # The adjoint of convolving with q is filtering by 1 / c from the end.
   adjoint = form_q[::-1]
   for _ in range(2):
     adjoint = signal.lfilter([1.0], coefficients, adjoint)
@@ -96,7 +96,7 @@ def square_and_gradient(
 ) -> tuple[float, np.ndarray]:
   """Returns the squared sensitivity and its gradient.
 
-  Valid only for coefficients that are non-negative and do not increase.
+  Valid only for non-negative coefficients that do not increase.
 
   Args:
     coefficients: The first column of C, shape `[contract.rounds]`.
@@ -115,9 +115,9 @@ def loss_and_gradient(
   contract: participation.Participation,
   form: np.ndarray,
 ) -> tuple[float, np.ndarray]:
-  """Returns the logarithm of squared error times squared sensitivity.
+  """Returns the log of squared error times squared sensitivity, and gradient.
 
-  It is invariant to the scale of the coefficients.
+  The loss is invariant to the scale of the coefficients.
 
   Args:
     coefficients: The first column of C, shape `[contract.rounds]`.
@@ -142,9 +142,9 @@ def optimize_toeplitz(
 ) -> np.ndarray:
   """Returns the best Toeplitz strategy whose sensitivity is exact.
 
-  Up to `min_separation` bands, any coefficients are allowed. Beyond, they must
-  be non-negative and not increase; such a result is returned only if it is
-  better than the best of `min_separation` bands.
+  Up to `min_separation` bands may have any coefficients. More bands need
+  non-negative coefficients that do not increase; such a result is returned only
+  if it is better than the best with `min_separation` bands.
 
   Args:
     contract: The participation contract.
@@ -152,10 +152,10 @@ def optimize_toeplitz(
       default, which gives the optimal Toeplitz strategy.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'`, see `error_form`.
-    max_iterations: Of the optimizer.
+    max_iterations: The optimizer's limit.
 
   Returns:
-    The coefficients, the first being 1, of shape `[bands]` or shorter.
+    The coefficients, shape `[bands]` or shorter; the first is 1.
 
   Raises:
     ValueError: If the number of bands is not between 1 and the rounds.
@@ -182,7 +182,7 @@ def _free(contract, bands, form, max_iterations):
   """Optimizes few enough coefficients for the sensitivity to be exact."""
   start = square_root(bands)
 
-  # In units of the start, as coefficients span orders of magnitude.
+  # In units of the start, because coefficients span orders of magnitude.
   def loss(x):
     column = _padded(np.append(1.0, x * start[1:]), contract.rounds)
     value, gradient = loss_and_gradient(column, contract, form)
@@ -197,7 +197,7 @@ def _free(contract, bands, form, max_iterations):
 def _decreasing(contract, start, bands, form, max_iterations):
   """Optimizes coefficients that are non-negative and do not increase.
 
-  As c_i is the sum of decrements d_j >= 0 from i on, simple bounds suffice.
+  With c_i as the sum of decrements d_j >= 0 from i on, simple bounds suffice.
   """
   scale = -np.diff(np.append(square_root(bands), 0))
 

@@ -1,7 +1,8 @@
 """Workload matrices A: how training combines the noisy updates.
 
-Row t of A holds the weight of each round's update in the model after round t,
-so `A x` are the iterates of server SGD. Mechanisms release `A (x + C^-1 z)`.
+Row t of A contains the weights of all rounds' updates in the model after round
+t, so that `A x` are the iterates of server SGD. Mechanisms release
+`A (x + C^-1 z)`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def momentum_sgd(
     ValueError: If momentum or rates are out of range.
   """
   if not 0 <= momentum < 1:
-    raise ValueError(f'momentum is {momentum}; it lies in [0, 1).')
+    raise ValueError(f'momentum is {momentum}; it must be in [0, 1).')
   rates = np.ones(rounds) if learning_rates is None else learning_rates
   rates = np.asarray(rates, np.float64)
   if rates.shape != (rounds,) or not (rates > 0).all():

@@ -95,7 +95,7 @@ def test_clip_norm_and_privacy_of_both_runs_add_up(tmp_path):
   spent = accounting.gaussian_epsilon(4.0, delta)
   # Spent before the first round, and in all rows after.
   assert ledger.epsilon() == pytest.approx(spent)
-  assert f'epsilon {spent:.4g} is spent already' in ' '.join(ledger.notices())
+  assert f'epsilon {spent:.4g} is already spent' in ' '.join(ledger.notices())
   summary = ledger.summary()
   assert summary['epsilon'] == pytest.approx(spent)
   assert summary['clip_norm'] == pytest.approx(0.6)

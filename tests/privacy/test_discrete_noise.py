@@ -289,8 +289,8 @@ def test_needs_the_dimension():
   [
     ({'noise': 'laplace'}, 'skellam and discrete_gaussian'),
     ({'rotation': 'none'}, 'hadamard and fourier'),
-    ({'noise_multiplier': -1.0}, 'not negative'),
-    ({'noise_multiplier': math.nan}, 'not negative'),
+    ({'noise_multiplier': -1.0}, 'at least 0'),
+    ({'noise_multiplier': math.nan}, 'at least 0'),
     ({'clip_norm': 0.0}, 'positive'),
     ({'beta': 1.0}, 'below 1'),
     ({'bits': 23}, '1 to 22'),

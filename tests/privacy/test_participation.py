@@ -68,7 +68,7 @@ def test_observed_without_returning_clients():
   ('round_num', 'cohort', 'message'),
   [
     (12, [9, 7], '4 rounds after its last'),
-    (14, [9, 8], 'another time than the 2'),
+    (14, [9, 8], 'beyond the 2'),
     (8, [9], 'in order'),
     (12, [9, 9], 'twice'),
     (12, ['x'], 'all whole numbers or all strings'),
