@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import experiment, layers, runtime
+from si_federated import config, experiment, layers, runtime
 from si_federated.runtime import jax_process, jax_programs, jax_worker
 from tests import tiny
 
@@ -461,10 +461,46 @@ def test_models(model):
     {'aggregator': 'tree', **_PRIVATE},
     {'aggregator': 'gaussian', **_PRIVATE},
     {'aggregator': 'adaptive_gaussian', **_PRIVATE},
+    {
+      'aggregator': 'banded:bands=2',
+      **{**_PRIVATE, 'min_separation': 2, 'max_participations': 2},
+    },
+    {'aggregator': 'dense', **_PRIVATE},
+    {'client_optimizer': 'sgdm'},
+    {'client_optimizer': 'adamw'},
+    {'client_optimizer': 'yogi'},
+    {'client_optimizer': 'adagrad'},
+    {'compression': config.CompressionSpec.parse('upload=float32')},
+    {'compression': config.CompressionSpec.parse('download=uniform:bits=8')},
   ],
   ids=lambda options: '-'.join(map(str, options.values())),
 )
 def test_other_parts(options):
+  _assert_close(_run('jax', **options), _run('local', **options))
+
+
+_SMALL = 'embedding_size=8,num_heads=2,num_layers=1'
+
+
+@_SLOW
+@pytest.mark.parametrize(
+  'algorithm', ['fed_prox', 'fed_sgd', 'mime_lite', 'partial_training']
+)
+@pytest.mark.parametrize(
+  ('model', 'options'),
+  [
+    ('lstm:units=8,embedding_size=4', {}),
+    ('si_cifg:units=8,embedding_size=4', {}),
+    (f'transformer:{_SMALL},intermediate_dim=8', {'transform': 'lora:rank=2'}),
+    (f'si_transformer:{_SMALL},intermediate_dim=8', {}),
+    (f'conformer:{_SMALL}', {}),
+    (f'si_conformer:{_SMALL}', {'transform': 'freeze:variables=embedding'}),
+  ],
+  ids=lambda value: str(value).partition(':')[0],
+)
+def test_models_under_other_algorithms(model, options, algorithm):
+  # `test_models` has them under federated averaging.
+  options = {'rounds': 1, 'model': model, 'algorithm': algorithm, **options}
   _assert_close(_run('jax', **options), _run('local', **options))
 
 

@@ -68,6 +68,14 @@ def test_ray_gives_the_bits_of_local(run, local):
     np.testing.assert_array_equal(weights[name], weight, err_msg=name)
 
 
+def test_ray_draws_the_dropout_of_local(run):
+  options = ('--model=cifg:units=8,embedding_size=4,dropout=0.4',)
+  _, expected = run('dropout_local', *options)
+  _, weights = run('dropout_ray', '--runtime=ray', *options)
+  for name, weight in expected.items():
+    np.testing.assert_array_equal(weights[name], weight, err_msg=name)
+
+
 def test_tff_gives_what_local_gives(run, local):
   final, weights = run('tff', '--runtime=tff', *_MANY_PARTS)
   # Random choices depend only on the round and the client.
