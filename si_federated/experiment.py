@@ -9,6 +9,7 @@ import os
 from typing import Any, Optional
 
 from si_federated import config
+from si_federated.algorithms import dropout_keys
 from si_federated.assembly import (
   audit_stage,
   client_schedule,
@@ -131,8 +132,9 @@ def _build(
   )
   if canaries is not None:
     mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
-  drops_out = draws_at_random(keras_model_fn())
-  keyed = drops_out and model.takes_dropout_keys
+  keras_model = keras_model_fn()
+  drops_out = draws_at_random(keras_model)
+  keyed = drops_out and dropout_keys.takes_keys(keras_model)
   process = learning_process.build(
     experiment,
     model=model.with_dropout_keys() if keyed else model,

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from si_federated import config, experiment
+from si_federated.algorithms import dropout_keys
 from si_federated.inference import trained_model
 from si_federated.weights import named_variables
 
@@ -42,8 +43,13 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('rate', 'saved'), [(0.0, 5), (0.1, 1)])
-def test_rounds_that_can_not_be_done_again_are_saved_each(data, rate, saved):
+@pytest.mark.parametrize('keyed', [True, False])
+def test_rounds_that_can_not_be_done_again_are_saved_each(
+  data, keyed, monkeypatch
+):
+  if not keyed:
+    # As for layers that keep a generator of their own.
+    monkeypatch.setattr(dropout_keys, 'takes_keys', lambda _: False)
   private: dict[str, Any] = {
     'aggregator': 'gaussian',
     'clip_norm': 1.0,
@@ -52,15 +58,46 @@ def test_rounds_that_can_not_be_done_again_are_saved_each(data, rate, saved):
   built = experiment.build(
     _config(
       data,
-      model=f'bert:{_TINY["bert"]},dropout={rate}',
+      model=f'bert:{_TINY["bert"]},dropout=0.1',
       rounds_per_checkpoint=5,
       **private,
     )
   )
-  assert built.rounds_per_checkpoint == saved
-  assert any('every round is saved' in text for text in built.notices) == (
-    saved == 1
+  assert built.draws_from_keys == keyed
+  assert built.rounds_per_checkpoint == (5 if keyed else 1)
+  assert keyed != any('every round is saved' in text for text in built.notices)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'transformer_classifier',
+    pytest.param('bert', marks=pytest.mark.slow),
+    pytest.param('albert', marks=pytest.mark.slow),
+    pytest.param('distilbert', marks=pytest.mark.slow),
+  ],
+)
+def test_dropout_is_drawn_from_keys(data, name):
+  if name != 'transformer_classifier':
+    pytest.importorskip('keras_nlp')
+  built = experiment.build(
+    _config(data, model=f'{name}:{_TINY[name]},dropout=0.5')
   )
+  state = built.process.initialize()
+  # The same data, with keys of two rounds and of the first one again.
+  ends = []
+  for round_num in (1, 2, 1):
+    word = dropout_keys.round_word(seed=0, round_num=round_num)
+    cohort = []
+    for client in range(2):
+      batches = built.task.train.client_batches(client, batch_size=8)
+      cohort.append(dropout_keys.add_keys(batches, word=word, client=client))
+    result = built.process.next(state, cohort).state
+    ends.append(built.process.get_model_weights(result).trainable)
+  first, second, again = ends
+  for one, other in zip(first, again):
+    np.testing.assert_array_equal(one, other)
+  assert any(not np.array_equal(*pair) for pair in zip(first, second))
 
 
 def _config(data, name='transformer_classifier', /, **changes):

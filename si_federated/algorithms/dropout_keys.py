@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated.layers.dropout_masks import keyed_dropout
+from si_federated.layers import gated_cell, gated_rnn
+from si_federated.layers.dropout_masks import Dropout, keyed_dropout
 
 # The columns after the ids: round and seed in one word, client and step.
 _WORDS = 3
@@ -75,9 +76,63 @@ def drawing(words: tf.Tensor | None) -> contextlib.AbstractContextManager:
   return contextlib.nullcontext() if words is None else keyed_dropout(words)
 
 
+def takes_keys(keras_model: tf.keras.Model) -> bool:
+  """Returns whether all dropout of a model can be drawn from keys.
+
+  Keras's recurrent layers, and variants of its dropout, have generators.
+
+  Args:
+    keras_model: The model.
+  """
+  for layer in keras_model._flatten_layers():
+    if isinstance(layer, tf.keras.layers.Dropout):
+      if layer.rate and not isinstance(layer, Dropout) and not _is_plain(layer):
+        return False
+    elif getattr(layer, 'recurrent_dropout', None) is not None:
+      own = isinstance(layer, (gated_cell.GatedCell, gated_rnn.GatedRNN))
+      if not own and (layer.dropout or layer.recurrent_dropout):
+        return False
+  return True
+
+
+def draw_from_keys(keras_model: tf.keras.Model) -> tf.keras.Model:
+  """Makes Keras's dropout layers in a model draw from keys, where it has any.
+
+  Models of other packages make layers of Keras themselves, and the layers that
+  hold them keep references, so that a layer can't be replaced by another.
+
+  Args:
+    keras_model: The model, changed in place.
+
+  Returns:
+    The same model.
+  """
+  for layer in keras_model._flatten_layers():
+    if _is_plain(layer):
+      layer.__class__ = Dropout  # it differs in `call` alone
+  return keras_model
+
+
+def has_dropout(keras_model: tf.keras.Model) -> bool:
+  """Returns whether a model has layers of dropout that draw from keys."""
+  return any(
+    isinstance(layer, Dropout) and layer.rate
+    for layer in keras_model._flatten_layers()
+  )
+
+
+def _is_plain(layer: tf.keras.layers.Layer) -> bool:
+  return type(layer) is tf.keras.layers.Dropout and layer.noise_shape is None
+
+
+def spec_with_keys(ids: tf.TensorSpec) -> tf.TensorSpec:
+  """Returns the spec of a batch's ids after `add_keys`."""
+  return tf.TensorSpec([None, ids.shape[1] + _WORDS], ids.dtype)
+
+
 def input_spec_with_keys(
   model: tff.learning.models.FunctionalModel,
 ) -> tuple[Any, Any]:
   """Returns the specs of a model's batches after `add_keys`."""
   ids, labels = model.input_spec
-  return tf.TensorSpec([None, ids.shape[1] + _WORDS], ids.dtype), labels
+  return spec_with_keys(ids), labels

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import (
+  dropout_keys,
   frozen_variables,
   functional_model,
   traced_models,
@@ -94,18 +95,16 @@ def build_functional_classifier(
   """
   del count_tokens
   variable_names: list[str] = []
+  length = element_spec[0].shape[-1]
+  with functional_model.naming([], compute_dtype):
+    is_traced = traced_models.is_needed(keras_model_fn())
+  route = traced_models if is_traced else frozen_variables
 
   def build(dtype: str) -> tff.learning.models.FunctionalModel:
     def named_model() -> tf.keras.Model:
       with functional_model.naming(variable_names, dtype) as finish:
-        return finish(keras_model_fn())
+        return finish(dropout_keys.draw_from_keys(keras_model_fn()))
 
-    with functional_model.naming([], dtype):
-      route = (
-        traced_models
-        if traced_models.is_needed(keras_model_fn())
-        else frozen_variables
-      )
     return route.functional_model_from_keras(named_model, loss, element_spec)
 
   # Keras's own mixed precision wraps the variables, which TFF can't replace.
@@ -117,7 +116,11 @@ def build_functional_classifier(
     model_weights = functional_model.cast_like(
       model_weights, computing.initial_weights
     )
-    logits = computing.predict_on_batch(model_weights, x, training)
+    words = None
+    if not is_traced:  # such a model splits its input itself
+      x, words = dropout_keys.split(x, length)
+    with dropout_keys.drawing(words):
+      logits = computing.predict_on_batch(model_weights, x, training)
     return tf.cast(logits, tf.float32)
 
   return functional_model.NamedModel(

@@ -164,25 +164,21 @@ class NamedModel(tff.learning.models.FunctionalModel):
   Attributes:
     variable_names: The names of the trainable variables, in the order of the
       weights, such as `'cifg/kernel:0'`; they begin with the layer's name.
-    takes_dropout_keys: Whether batches may bring keys; see `dropout_keys`.
   """
 
   def __init__(
     self,
     *,
     variable_names: Sequence[str],
-    takes_dropout_keys: bool = False,
     **options: Any,
   ):
     super().__init__(**options)
     self.variable_names = tuple(variable_names)
-    self.takes_dropout_keys = takes_dropout_keys
 
   def with_dropout_keys(self) -> NamedModel:
-    """Returns the model for batches that bring keys."""
+    """Returns the model for batches that bring keys; see `dropout_keys`."""
     return NamedModel(
       variable_names=self.variable_names,
-      takes_dropout_keys=True,
       initial_weights=self.initial_weights,
       predict_on_batch_fn=self.predict_on_batch,
       loss_fn=self.loss,
@@ -233,7 +229,7 @@ def build_functional_model(
   def build(dtype: str) -> tff.learning.models.FunctionalModel:
     def packed_model() -> tf.keras.Model:
       with naming(variable_names, dtype) as finish:
-        keras_model = finish(keras_model_fn())
+        keras_model = finish(dropout_keys.draw_from_keys(keras_model_fn()))
       return packed_tokens.pack_tokens(
         keras_model, end_of_sentence=end_of_sentence
       )
@@ -265,7 +261,6 @@ def build_functional_model(
 
   return NamedModel(
     variable_names=variable_names,
-    takes_dropout_keys=True,
     initial_weights=model.initial_weights,
     predict_on_batch_fn=predict_on_batch,
     loss_fn=loss_fn,

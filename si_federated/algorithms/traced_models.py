@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated.algorithms import dropout_keys
 from si_federated.algorithms.variable_creation import Recording
 
 # Layers that Keras creates for plain TensorFlow operations.
@@ -36,7 +37,8 @@ def functional_model_from_keras(
 
   Returns:
     The model, with weights in the order of the variables' creation; frozen
-    variables are among the non-trainable weights.
+    variables are among the non-trainable weights. Its input may bring keys; see
+    `dropout_keys.add_keys`.
   """
   with _legacy_random_operations():
     with Recording() as created:
@@ -50,16 +52,19 @@ def functional_model_from_keras(
       for kind in (True, False)
     )
     x_spec, _ = input_spec
+    calls = [(True, False), (False, False)]
+    if dropout_keys.has_dropout(keras_model):
+      calls.append((True, True))
+    # By whether it is training, and whether the input brings keys.
     traced = {
-      training: _Traced(
-        keras_model_fn, kinds, initial_weights, x_spec, training
-      )
-      for training in (True, False)
+      call: _Traced(keras_model_fn, kinds, initial_weights, x_spec, *call)
+      for call in calls
     }
 
   @tf.function
   def predict_on_batch(model_weights, x, training=True):
-    return traced[bool(training)](model_weights, x)
+    is_keyed = x.shape[-1] != x_spec.shape[-1]
+    return traced[bool(training), is_keyed](model_weights, x)
 
   def loss_fn(output, label, sample_weight=None):
     return loss(y_true=label, y_pred=output, sample_weight=sample_weight)
@@ -118,8 +123,10 @@ class _Traced:
     initial_weights: Any,
     x_spec: tf.TensorSpec,
     training: bool,
+    is_keyed: bool,
   ):
     def call(weights, x):
+      x, words = dropout_keys.split(x, x_spec.shape[-1])
       parts = {True: list(weights[0]), False: list(weights[1])}
       given = [parts[kind].pop(0) for kind in kinds]
       left = list(given)
@@ -139,13 +146,15 @@ class _Traced:
           'first time; the function that builds it must create the same '
           'variables in the same order.'
         )
-      return keras_model(x, training=training)
+      with dropout_keys.drawing(words):
+        return keras_model(x, training=training)
 
     specs = tf.nest.map_structure(
       lambda w: tf.TensorSpec(w.shape, w.dtype), initial_weights
     )
+    x_type = dropout_keys.spec_with_keys(x_spec) if is_keyed else x_spec
     concrete = tf.function(call, autograph=False).get_concrete_function(
-      specs, x_spec
+      specs, x_type
     )
     graph = concrete.graph
     self._graph_def = graph.as_graph_def(add_shapes=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from si_federated import experiment
+from si_federated import experiment, layers
 from si_federated.algorithms import dropout_keys
 from si_federated.assembly import built_experiment
 from tests import tiny
@@ -29,6 +29,54 @@ def test_keys_are_of_round_client_and_step():
     np.testing.assert_array_equal(words, [word, 8, step])
     np.testing.assert_array_equal(x[:, 2:], [[word, 8, step]] * len(rows))
   assert dropout_keys.split(tf.constant(ids), 2)[1] is None
+
+
+def _model(*between):
+  return tf.keras.Sequential([tf.keras.layers.InputLayer([3, 2]), *between])
+
+
+class _Block(tf.keras.layers.Layer):
+  """A layer of another package, with dropout of Keras."""
+
+  def __init__(self):
+    super().__init__()
+    self.inner = tf.keras.layers.Dropout(0.5)
+
+  def call(self, inputs):
+    return self.inner(inputs)
+
+
+def test_dropout_of_keras_is_made_to_draw_from_keys():
+  model = _model(_Block(), tf.keras.layers.Dropout(0.5))
+  assert dropout_keys.takes_keys(model)
+  assert dropout_keys.draw_from_keys(model) is model
+  x = tf.ones([4, 3, 2])
+  results = []
+  for words in ([1, 2, 3], [1, 2, 3], [1, 2, 4]):
+    with dropout_keys.drawing(tf.constant(words)):
+      results.append(model(x, training=True).numpy())
+  np.testing.assert_array_equal(results[0], results[1])
+  assert not np.array_equal(results[0], results[2])
+  # Of two masks, each with a factor of two.
+  assert set(np.unique(results[0])) == {0.0, 4.0}
+  np.testing.assert_array_equal(model(x, training=False), x)
+
+
+@pytest.mark.parametrize(
+  ('layer', 'takes'),
+  [
+    (tf.keras.layers.Dropout(0.5, noise_shape=[4, 1, 2]), False),
+    (tf.keras.layers.SpatialDropout1D(0.5), False),
+    (tf.keras.layers.SpatialDropout1D(0.0), True),
+    (tf.keras.layers.LSTM(2, dropout=0.5), False),
+    (tf.keras.layers.LSTM(2), True),
+    (layers.CIFG(2, dropout=0.5, recurrent_dropout=0.5), True),
+    (layers.GRU(2, dropout=0.5), True),
+    (layers.LSTM(2, recurrent_dropout=0.5), True),
+  ],
+)
+def test_what_keeps_a_generator_takes_no_keys(layer, takes):
+  assert dropout_keys.takes_keys(_model(layer)) == takes
 
 
 @pytest.mark.slow
