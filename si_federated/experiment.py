@@ -28,7 +28,6 @@ from si_federated.assembly.registries import REGISTRIES, build_part
 from si_federated.assembly.task_and_model import (
   build_model,
   build_task,
-  draws_at_random,
   frozen_at_random,
   prepare_model,
 )
@@ -133,7 +132,7 @@ def _build(
   if canaries is not None:
     mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
   keras_model = keras_model_fn()
-  drops_out = draws_at_random(keras_model)
+  drops_out = dropout_keys.draws_at_random(keras_model)
   keyed = drops_out and dropout_keys.takes_keys(keras_model)
   process = learning_process.build(
     experiment,

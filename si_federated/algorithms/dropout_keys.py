@@ -113,11 +113,17 @@ def draw_from_keys(keras_model: tf.keras.Model) -> tf.keras.Model:
   return keras_model
 
 
-def has_dropout(keras_model: tf.keras.Model) -> bool:
-  """Returns whether a model has layers of dropout that draw from keys."""
+def draws_at_random(keras_model: tf.keras.Model) -> bool:
+  """Returns whether training draws random numbers, as dropout does.
+
+  Args:
+    keras_model: The model.
+  """
   return any(
-    isinstance(layer, Dropout) and layer.rate
+    getattr(layer, name, 0)
     for layer in keras_model._flatten_layers()
+    for name in ('dropout', 'recurrent_dropout', 'rate')
+    if name != 'rate' or isinstance(layer, tf.keras.layers.Dropout)
   )
 
 

@@ -53,7 +53,7 @@ def functional_model_from_keras(
     )
     x_spec, _ = input_spec
     calls = [(True, False), (False, False)]
-    if dropout_keys.has_dropout(keras_model):
+    if dropout_keys.draws_at_random(keras_model):
       calls.append((True, True))
     # By whether it is training, and whether the input brings keys.
     traced = {

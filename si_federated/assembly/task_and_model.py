@@ -151,17 +151,3 @@ def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
     f'Without --initial_model these weights stay at random values: {listed}. '
     'Give a trained model by --initial_model, or train them: --transform=none.'
   ]
-
-
-def draws_at_random(keras_model: tf.keras.Model) -> bool:
-  """Returns whether training draws random numbers, as dropout does.
-
-  Args:
-    keras_model: The model.
-  """
-  return any(
-    getattr(layer, name, 0)
-    for layer in keras_model._flatten_layers()
-    for name in ('dropout', 'recurrent_dropout', 'rate')
-    if name != 'rate' or isinstance(layer, tf.keras.layers.Dropout)
-  )
