@@ -16,7 +16,6 @@ from typing import Any, Optional
 
 import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
 
 from si_federated.privacy import (
   monte_carlo,
@@ -24,6 +23,7 @@ from si_federated.privacy import (
   schedules,
   sensitivity,
   strategies,
+  truncated_poisson,
 )
 from si_federated.privacy import record as record_lib
 from si_federated.privacy.gaussian import (
@@ -233,10 +233,7 @@ class PrivacyRecord(record_lib.Record):
     noise = self.noise_multiplier / self.sensitivity_once
     turns = -(-self.contract.rounds // self.amplification.groups)
     return dp_accounting.SelfComposedDpEvent(
-      dp_accounting.PoissonSampledDpEvent(
-        self.amplification.probability, dp_accounting.GaussianDpEvent(noise)
-      ),
-      turns,
+      truncated_poisson.sampled_gaussian(self.amplification, noise), turns
     )
 
   @property
@@ -439,5 +436,5 @@ def _accountant(method):
   # Gaussian and Poisson-sampled events cost the same for clients zeroed out
   # and removed.
   if method == 'rdp':
-    return rdp.RdpAccountant(_ORDERS)
-  return pld.PLDAccountant()
+    return truncated_poisson.RdpAccountant(_ORDERS)
+  return truncated_poisson.PldAccountant()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Optional
 
 from si_federated.privacy import strategies
 
@@ -20,11 +21,16 @@ class Amplification:
     probability: The probability that a client takes part in its group's turn;
       for `'balls_in_bins'`, that it is in a given group.
     groups: The number of groups; 1 for `'poisson'`.
+    max_cohort_size: Of `'poisson'`, the size to which cohorts are cut at
+      random; None for none.
+    num_clients: With a maximum size, the population.
   """
 
   kind: str
   probability: float
   groups: int = 1
+  max_cohort_size: Optional[int] = None
+  num_clients: Optional[int] = None
 
   def __post_init__(self):
     if self.kind not in ('poisson', 'cyclic_poisson', 'balls_in_bins'):
@@ -43,6 +49,20 @@ class Amplification:
         f'{self.groups} groups cannot have a probability of '
         f'{self.probability} each; together it is at most 1.'
       )
+    most, clients = self.max_cohort_size, self.num_clients
+    if (most is None and clients is None) or (
+      self.kind == 'poisson' and 1 <= (most or 0) <= (clients or 0)
+    ):
+      return
+    raise ValueError(
+      f'{self.kind} sampling of {clients} clients cannot have cohorts of at '
+      f'most {most}; a maximum is for poisson, and needs that many clients.'
+    )
+
+  def facts(self) -> dict[str, Any]:
+    """Returns the attributes that are given, as plain values."""
+    given = dataclasses.asdict(self)
+    return {key: value for key, value in given.items() if value is not None}
 
   def check_strategy(self, strategy: strategies.Strategy) -> None:
     """Raises unless the sampling amplifies a strategy.

@@ -108,8 +108,7 @@ class Record(abc.ABC):
       else plain.profile(delta, method=method),
       'neighbouring_relation': self.neighbouring_relation,
       'contract': dataclasses.asdict(self.contract),
-      'amplification': self.amplification
-      and dataclasses.asdict(self.amplification),
+      'amplification': self.amplification and self.amplification.facts(),
       **self._details(),
     }
 

@@ -15,17 +15,47 @@ from si_federated.privacy import cohorts
 from si_federated.privacy.amplification import Amplification
 
 
+@dataclasses.dataclass(eq=False)
 class Poisson(cohorts.Schedule):
-  """Each client takes part in each round independently."""
+  """Each client takes part in each round independently.
+
+  Attributes:
+    max_cohort_size: Of more clients that are drawn, a random choice of this
+      size takes part; at least `clients_per_round`. None for no maximum.
+  """
+
+  max_cohort_size: Optional[int] = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    most = self.max_cohort_size
+    if most is not None and not (
+      self.clients_per_round <= most <= self.num_clients
+    ):
+      raise ValueError(
+        f'max_cohort_size is {most}; take {self.clients_per_round} '
+        f'(clients_per_round, the mean) to {self.num_clients} (all clients).'
+      )
 
   @property
   def amplification(self):
     """The amplification by the sampling."""
-    return Amplification('poisson', self.clients_per_round / self.num_clients)
+    most = self.max_cohort_size
+    return Amplification(
+      'poisson',
+      self.clients_per_round / self.num_clients,
+      max_cohort_size=most,
+      num_clients=None if most is None else self.num_clients,
+    )
 
   def _cohort(self, round_num):
-    draws = self._generator(round_num).random(self.num_clients)
-    return np.flatnonzero(draws < self.amplification.probability)
+    generator = self._generator(round_num)
+    draws = generator.random(self.num_clients)
+    drawn = np.flatnonzero(draws < self.amplification.probability)
+    most = self.max_cohort_size
+    if most is None or len(drawn) <= most:
+      return drawn
+    return np.sort(generator.choice(drawn, most, replace=False))
 
 
 @dataclasses.dataclass(eq=False)

@@ -237,6 +237,8 @@ def _sampling(promised: Mapping[str, Any]) -> str:
   chance, groups = amplification['probability'], amplification['groups']
   text = _SAMPLINGS.get(amplification['kind'], amplification['kind'])
   text = text.format(chance=f'{chance:.3g}', groups=groups)
+  if most := amplification.get('max_cohort_size'):
+    text += f', of whom at most {most} at random take part'
   if confidence := promised.get('epsilon_confidence'):
     text += f', accounted by Monte Carlo with confidence {confidence:g}'
   return text + '; who takes part must stay secret'

@@ -92,6 +92,19 @@ def _cache(monkeypatch, tmp_path):
     ({'aggregator': 'tre', **_PRIVATE}, "did you mean 'tree'"),
     ({'aggregator': 'tree:efficent=true', **_PRIVATE}, "mean 'efficient'"),
     ({'aggregator': 'tree:clip_norm=1', **_PRIVATE}, 'no option'),
+    (
+      {'participation': 'poisson:max_cohort_size=3'},
+      'max_cohort_size is 3; take 4',
+    ),
+    # Nor does Poisson sampling.
+    (
+      {
+        'aggregator': 'tree',
+        'participation': 'poisson:max_cohort_size=6',
+        **_PRIVATE,
+      },
+      'tree needs min_separation',
+    ),
     ({'participation': 'cycles'}, "mean 'fixed_cycles'"),
     ({'participation': 'min_separation'}, 'needs --min_separation'),
     ({'participation': 'cyclic_poisson'}, 'needs --min_separation'),
@@ -199,6 +212,7 @@ def test_the_contract_is_what_the_schedule_keeps_to():
   ('aggregator', 'participation', 'amplified'),
   [
     ('gaussian', 'poisson', True),
+    ('gaussian', 'poisson:max_cohort_size=6', True),
     ('gaussian', 'uniform', False),
     ('adaptive_gaussian:count_noise=2', 'poisson', True),
     ('banded:bands=4', 'cyclic_poisson', True),
@@ -213,7 +227,7 @@ def test_the_contract_is_what_the_schedule_keeps_to():
 def test_only_sampling_that_earns_it_amplifies(
   aggregator, participation, amplified
 ):
-  separated = participation not in ('uniform', 'poisson')
+  separated = participation.partition(':')[0] not in ('uniform', 'poisson')
   mechanism = _build(
     aggregator=aggregator,
     participation=participation,

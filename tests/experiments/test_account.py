@@ -8,9 +8,14 @@ import math
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import dp_accounting
 import pytest
+
+from si_federated import experiment
+from si_federated.privacy import truncated_poisson
+from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -192,6 +197,43 @@ def test_poisson_sampling_is_that_of_dp_accounting(account):
   found = json.loads(output)
   assert found['epsilon'] == pytest.approx(accountant.get_epsilon(1e-5))
   assert found['amplification']['probability'] == 0.01
+
+
+@pytest.mark.slow
+def test_training_promises_what_it_says_of_cohorts_of_a_maximum_size(
+  account, tmp_path
+):
+  flags: dict[str, Any] = {
+    'aggregator': 'gaussian',
+    'clip_norm': 1.0,
+    'noise_multiplier': 1.0,
+    'participation': 'poisson:max_cohort_size=5',
+    'clients_per_round': 4,
+    'total_rounds': 3,
+    'delta': 1e-5,
+  }
+  experiment.run(tiny.tiny_config(**flags), str(tmp_path))
+  privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
+  promised, clients = privacy['promised'], privacy['num_clients']
+  assert promised['amplification'] == {
+    'kind': 'poisson',
+    'probability': 4 / clients,
+    'groups': 1,
+    'max_cohort_size': 5,
+    'num_clients': clients,
+  }
+  code, output, errors = account(
+    *(f'--{name}={value}' for name, value in flags.items()),
+    f'--num_clients={clients}',
+  )
+  assert code == 0, errors
+  found = json.loads(output)
+  for name in ('epsilon', 'amplification', 'neighbouring_relation', 'profile'):
+    assert found[name] == promised[name]
+  event = truncated_poisson.TruncatedPoissonDpEvent(clients, 4 / clients, 5, 1)
+  accountant = truncated_poisson.PldAccountant()
+  accountant.compose(event, 3)
+  assert found['epsilon'] == pytest.approx(accountant.get_epsilon(1e-5))
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,13 @@ def test_sampling_and_earlier_runs_are_named(make_run):
     'an earlier run on these clients (kind identity, noise multiplier 5, '
     'sensitivity 2 clip norms)'
   ]
+  cut = {'kind': 'poisson', 'probability': 0.1, 'groups': 1}
+  cut['max_cohort_size'] = 7
+  card = _changed(make_run, 'c', _tree(3.0), promised={'amplification': cut})
+  assert dict(card.statements)['Sampling that amplifies'] == [
+    'Poisson, each client with probability 0.1 in each round, of whom at most '
+    '7 at random take part; who takes part must stay secret'
+  ]
   # If only the earlier run is sampled, there are two guarantees as well.
   other = {'epsilons': [{'delta': 1e-5, 'epsilon': 1.5}]}
   card = _changed(make_run, 'b', _tree(3.0), promised={'profile': other})

@@ -1,0 +1,312 @@
+"""Poisson sampling whose cohorts are cut to a maximum size, at random.
+
+A client that is drawn into a cohort that is full takes the place of another
+one, so that a cut cohort can change by two updates. Given the number of others
+that were drawn, either no cohort is cut, as in Poisson sampling, or all are:
+then, of the cohort without the client, a member is exchanged for it with
+probability r. The release is a mixture of the two cases, and no more than both
+of them and the knowledge which it was ("Tighter Privacy Analysis for Truncated
+Poisson Sampling", arXiv 2508.15089, as in dp_accounting 0.6.0, whose numbers
+these are).
+
+A cut cohort is compared as for a client whose update is replaced by another's,
+N(0) and N(+-2) of weight 1 - r and r: an upper bound both for clients that are
+added or removed and for those whose updates become zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import dp_accounting
+import numpy as np
+from dp_accounting import pld, rdp
+from dp_accounting.pld import pld_pmf, privacy_loss_distribution
+from scipy import special, stats
+
+from si_federated.privacy import amplification
+
+# Cuts that are rarer than this do not count.
+_NEGLIGIBLE = 1e-100
+# Of probability mass that a grid of losses need not resolve, as dp_accounting.
+_LOG_TAIL = -50
+# Of the integrals of Renyi divergences, in standard deviations of the noise.
+_STEP, _REACH = 0.05, 12.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
+  """A Gaussian sum over a Poisson sample that is cut to a maximum size.
+
+  Attributes:
+    num_clients: The population, with the client in question.
+    probability: Of a client to be drawn.
+    max_cohort_size: The most clients of a cohort; of more, a random choice.
+    noise_multiplier: The standard deviation of the noise over the largest norm
+      of one client's part.
+  """
+
+  num_clients: int
+  probability: float
+  max_cohort_size: int
+  noise_multiplier: float
+
+  @functools.cached_property
+  def cut_probability(self) -> float:
+    """That the others drawn fill a cohort, so that one more is cut."""
+    found = float(
+      stats.binom.sf(
+        self.max_cohort_size - 1, self.num_clients - 1, self.probability
+      )
+    )
+    return found if found > _NEGLIGIBLE else 0.0
+
+  @functools.cached_property
+  def exchange_probability(self) -> float:
+    """That a client is in a cohort that the others drawn fill."""
+    # With M others: q B / (M + 1), of which the mean given M >= B.
+    more = stats.binom.sf(
+      self.max_cohort_size, self.num_clients, self.probability
+    )
+    share = self.max_cohort_size / self.num_clients
+    return float(more * share / self.cut_probability)
+
+  def deltas(
+    self, epsilons: np.ndarray, *, is_removed: bool = True
+  ) -> np.ndarray:
+    """Returns upper bounds of delta of one round.
+
+    Args:
+      epsilons: Of any sign.
+      is_removed: Whether the client is removed, or added.
+
+    Returns:
+      Of the same shape as the epsilons.
+    """
+    found = self._drawn.deltas(epsilons, is_removed)
+    if self.cut_probability:
+      found = (1 - self.cut_probability) * found + (
+        self.cut_probability * self._exchanged.deltas(epsilons)
+      )
+    return found
+
+  def loss_distribution(
+    self, interval: float
+  ) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """Returns the privacy loss distribution of one round, a pessimistic one.
+
+    Args:
+      interval: The distance of the losses that it distinguishes.
+    """
+    return privacy_loss_distribution.PrivacyLossDistribution(
+      self._losses(interval, True), self._losses(interval, False)
+    )
+
+  def _losses(self, interval: float, is_removed: bool) -> pld_pmf.PLDPmf:
+    low, high = (
+      self._drawn.loss(x) for x in (-_far(1.0), self._drawn.shift + _far(1.0))
+    )
+    if not is_removed:
+      low, high = -high, -low
+    if self.cut_probability:
+      reach = self._exchanged.loss(
+        self._exchanged.shift + _far(self.cut_probability)
+      )
+      low, high = min(low, -reach), max(high, reach)
+    first, last = math.floor(low / interval), math.ceil(high / interval)
+    deltas = self.deltas(
+      interval * np.arange(first, last + 1), is_removed=is_removed
+    )
+    # Rounding must not make it increase.
+    deltas = np.minimum.accumulate(np.clip(deltas, 0, 1))
+    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
+      interval, first, last, deltas
+    )
+
+  def renyi(self, orders: np.ndarray) -> np.ndarray:
+    """Returns upper bounds of the Renyi divergences of one round.
+
+    Args:
+      orders: Above 1.
+
+    Returns:
+      Of the same shape as the orders.
+    """
+    accountant = rdp.RdpAccountant(orders)
+    accountant.compose(
+      dp_accounting.PoissonSampledDpEvent(
+        self.probability, dp_accounting.GaussianDpEvent(self.noise_multiplier)
+      )
+    )
+    plain = accountant.rdp
+    if not self.cut_probability:
+      return plain
+    cut = np.array([self._exchanged.log_moment(order) for order in orders])
+    with np.errstate(divide='ignore'):
+      return np.logaddexp(
+        np.log(self.cut_probability) + cut,
+        np.log1p(-self.cut_probability) + (orders - 1) * plain,
+      ) / (orders - 1)
+
+  @functools.cached_property
+  def _drawn(self):
+    return _Drawn(1 / self.noise_multiplier, self.probability)
+
+  @functools.cached_property
+  def _exchanged(self):
+    return _Exchanged(2 / self.noise_multiplier, self.exchange_probability)
+
+
+def _far(share: float) -> float:
+  """Returns the quantile beyond which a share of the normal is negligible."""
+  return max(-float(special.ndtri(math.exp(_LOG_TAIL) / (2 * share))), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+  """A mixture of N(0, 1) with N(shift, 1), and N(0, 1) alone.
+
+  Attributes:
+    shift: Positive.
+    probability: The weight of the shifted part, in (0, 1].
+  """
+
+  shift: float
+  probability: float
+
+  @property
+  def _logs(self):
+    with np.errstate(divide='ignore'):
+      return np.log1p(-self.probability), np.log(self.probability)
+
+  def loss(self, x: float) -> float:
+    """Returns the privacy loss at x of the mixture over the normal."""
+    still, moved = self._logs
+    return float(np.logaddexp(still, moved + self.shift * (x - self.shift / 2)))
+
+  def deltas(self, epsilons: np.ndarray, is_removed: bool) -> np.ndarray:
+    """Returns exact deltas, of the mixture over the normal if removed."""
+    still, moved = self._logs
+    losses = np.asarray(epsilons if is_removed else -epsilons, np.float64)
+    # The loss is above its limit at x = -inf, and there it is 1 - probability.
+    reached = losses > still
+    with np.errstate(divide='ignore', invalid='ignore'):
+      gap = np.where(
+        reached, losses + np.log(-np.expm1(still - losses)), -np.inf
+      )
+    x = (gap - moved) / self.shift + self.shift / 2
+    if not is_removed:
+      left = gap + special.log_ndtr(x)
+      right = moved + special.log_ndtr(x - self.shift)
+      return np.maximum(np.exp(epsilons + left) - np.exp(epsilons + right), 0)
+    left = np.exp(moved + special.log_ndtr(self.shift - x))
+    right = np.exp(gap + special.log_ndtr(-x))
+    return np.maximum(np.where(reached, left - right, -np.expm1(epsilons)), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exchanged:
+  """Mixtures of N(0, 1) with N(shift, 1), and with N(-shift, 1).
+
+  They mirror each other, so that both directions are the same.
+
+  Attributes:
+    shift: Positive.
+    probability: The weight of the shifted part, in (0, 1).
+  """
+
+  shift: float
+  probability: float
+
+  def _log_densities(self, x):
+    """Returns logarithms, without the constant of the normal density."""
+    still = math.log1p(-self.probability) - x**2 / 2
+    moved = math.log(self.probability)
+    return (
+      np.logaddexp(still, moved - (x - self.shift) ** 2 / 2),
+      np.logaddexp(still, moved - (x + self.shift) ** 2 / 2),
+    )
+
+  def loss(self, x: float) -> float:
+    """Returns the privacy loss at x of the first over the second."""
+    first, second = self._log_densities(np.float64(x))
+    return float(first - second)
+
+  def deltas(self, epsilons: np.ndarray) -> np.ndarray:
+    """Returns the exact deltas, of the shape of the epsilons."""
+    still = math.log1p(-self.probability)
+    moved = math.log(self.probability)
+    # The loss of x is that of -x, negated. It is epsilon where w = exp(shift x)
+    # solves b w^2 - a (exp(epsilon) - 1) w - b exp(epsilon) = 0.
+    size = np.abs(epsilons)
+    b = moved - self.shift**2 / 2
+    with np.errstate(divide='ignore'):
+      linear = still + size + np.log(-np.expm1(-size))
+    root = np.logaddexp(2 * linear, math.log(4) + size + 2 * b) / 2
+    x = np.logaddexp(linear, root) - math.log(2) - b
+    x = np.sign(epsilons) * x / self.shift
+    rest = still + special.log_ndtr(-x)
+    first = np.logaddexp(rest, moved + special.log_ndtr(self.shift - x))
+    second = np.logaddexp(rest, moved + special.log_ndtr(-self.shift - x))
+    return np.maximum(-np.expm1(epsilons + second - first), 0) * np.exp(first)
+
+  def log_moment(self, order: float) -> float:
+    """Returns the Renyi divergence times the order less 1."""
+    most = 2 * order * self.shift + _REACH
+    x = np.arange(-self.shift - _REACH, most, _STEP)
+    first, second = self._log_densities(x)
+    found = special.logsumexp(order * first + (1 - order) * second)
+    return float(found + math.log(_STEP) - math.log(2 * math.pi) / 2)
+
+
+def sampled_gaussian(
+  sampling: amplification.Amplification, noise_multiplier: float
+) -> dp_accounting.DpEvent:
+  """Returns the event of a round of Poisson sampling.
+
+  Args:
+    sampling: Poisson sampling of all clients, or of those of a group.
+    noise_multiplier: The standard deviation of the noise over the largest norm
+      of one client's part, positive.
+  """
+  plain = dp_accounting.PoissonSampledDpEvent(
+    sampling.probability, dp_accounting.GaussianDpEvent(noise_multiplier)
+  )
+  if sampling.max_cohort_size is None or sampling.num_clients is None:
+    return plain
+  cut = TruncatedPoissonDpEvent(
+    sampling.num_clients,
+    sampling.probability,
+    sampling.max_cohort_size,
+    noise_multiplier,
+  )
+  return cut if cut.cut_probability else plain
+
+
+class PldAccountant(pld.PLDAccountant):
+  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`."""
+
+  _pld: privacy_loss_distribution.PrivacyLossDistribution
+
+  def _maybe_compose(self, event, count, do_compose):
+    if not isinstance(event, TruncatedPoissonDpEvent):
+      return super()._maybe_compose(event, count, do_compose)
+    if do_compose:
+      once = event.loss_distribution(self._value_discretization_interval)
+      self._pld = self._pld.compose(once.self_compose(count))
+    return None
+
+
+class RdpAccountant(rdp.RdpAccountant):
+  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`."""
+
+  _rdp: np.ndarray
+
+  def _maybe_compose(self, event, count, do_compose):
+    if not isinstance(event, TruncatedPoissonDpEvent):
+      return super()._maybe_compose(event, count, do_compose)
+    if do_compose:
+      self._rdp = self._rdp + count * event.renyi(self._orders)
+    return None
