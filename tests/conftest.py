@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -17,8 +18,6 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 # With TensorFlow alone, only tests of layers, models and privacy run.
 _HAS_TFF = importlib.util.find_spec('tensorflow_federated') is not None
-if _HAS_TFF:
-  from si_federated import runtime
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,6 +45,23 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.own_cache, ignore_errors=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+  """Keeps the garbage collector from what lives until the end.
+
+  TensorFlow's modules are most of the objects, and tracing makes so many more
+  that Python would visit them all every few seconds.
+  """
+  gc.disable()
+  try:
+    return (yield)
+  finally:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 5, 5)
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _local_runtime():
   """Keeps TFF from its default: a worker that outlives the tests.
@@ -53,6 +69,9 @@ def _local_runtime():
   It would hold their output's pipe, and whoever reads that would wait forever.
   """
   if _HAS_TFF:
+    # Not above, where the controller of parallel tests would load it, too.
+    from si_federated import runtime
+
     runtime.set_local_context()
 
 
@@ -81,7 +100,7 @@ def checkout_like_folder(tmp_path, monkeypatch):
   Parts that an example registers are removed afterwards, and the runtime that
   it set is replaced by the tests' own.
   """
-  from si_federated import aggregators, algorithms, models, tasks
+  from si_federated import aggregators, algorithms, models, runtime, tasks
 
   (tmp_path / 'experiments').symlink_to(_ROOT / 'experiments')
   monkeypatch.chdir(tmp_path)
