@@ -251,7 +251,7 @@ def _compare(
       'the others for clients whose updates become zero.'
     )
   if _FIGURE.value:
-    _draw(rows, epsilon, config.expand_path(_FIGURE.value))
+    _draw(rows, epsilon, _FIGURE.value)
 
 
 def _draw(rows: Any, epsilon: float, path: str) -> None:

@@ -91,9 +91,10 @@ def main() -> None:
 def _typed_lines() -> Iterator[str]:
   interactive = sys.stdin.isatty()
   encoding = codecs.lookup(sys.stdin.encoding).name
-  if encoding == 'utf-8' and isinstance(sys.stdin, io.TextIOWrapper):
-    # A byte order mark is no part of a word. In some locales Python would take
-    # wrong bytes for characters of their own.
+  if encoding in ('utf-8', 'ascii') and isinstance(sys.stdin, io.TextIOWrapper):
+    # Text in ASCII is UTF-8. A byte order mark is no part of a word. In some
+    # locales Python would take wrong bytes for characters of their own.
+    encoding = 'utf-8'
     sys.stdin.reconfigure(encoding='utf-8-sig', errors='strict')
   while True:
     if interactive:
@@ -106,6 +107,7 @@ def _typed_lines() -> Iterator[str]:
         f'0x{error.object[error.start]:02x}); if they are latin1, convert them '
         'by `iconv -f latin1 -t utf8`, or set PYTHONIOENCODING=latin1.'
       ) from error
+    line = line.lstrip('\ufeff')  # Of files that were joined.
     if not line or (interactive and not line.strip()):
       return
     if line.strip():

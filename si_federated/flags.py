@@ -134,7 +134,10 @@ _TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
   'shakespeare': {'sequence_length': 80}
 }
 # Flags of the binaries that take a path.
-_PATHS = 'input output root_output_dir run text_files vocabulary_from'
+_PATHS = (
+  'accelerator_python fedjax_python figure input output output_dir pfl_python '
+  'record root_output_dir run text_files vocabulary_from'
+)
 ALIASES = {
   'client_lr': 'client_learning_rate',
   'server_lr': 'server_learning_rate',
@@ -261,7 +264,7 @@ def experiment_from_arguments(
   flag_values = flags.FlagValues()
   _define_run_flags(flag_values)
   try:
-    rest = flag_values(['', *arguments])[1:]
+    rest = _parse(flag_values, ['', *arguments])[1:]
   except flags.Error as error:
     raise config.ConfigError(str(error).strip().replace('\n', ' ')) from error
   if rest:
@@ -316,6 +319,29 @@ def experiment_from_flags(
   return config.ExperimentConfig(**values)
 
 
+def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Parses flags; byte order marks of files of flags count for nothing."""
+  try:
+    read = flag_values.read_flags_from_files(argv[1:], force_gnu=False)
+  except UnicodeDecodeError as error:
+    files = ' '.join(arg for arg in argv[1:] if 'flagfile' in arg)
+    raise config.ConfigError(
+      f'{files} is not {error.encoding} text ({error.reason} at position '
+      f'{error.start}); convert it to UTF-8 by `iconv -t utf8`.'
+    ) from error
+  given = [(text, text.lstrip('\ufeff')) for text in read]
+  return flag_values(
+    [
+      argv[0],
+      *(
+        bare
+        for text, bare in given
+        if text == bare or (bare and not bare.startswith(('#', '//')))
+      ),
+    ]
+  )
+
+
 def _expand_paths() -> None:
   """Replaces `~` in flags that hold paths; `config` does so in its own."""
   for name in _PATHS.split():
@@ -341,7 +367,7 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
       if arguments:
         # They may stand before flags.
         flags.FLAGS.set_gnu_getopt(True)
-      rest = flags.FLAGS(list(argv))
+      rest = _parse(flags.FLAGS, argv)
       _expand_paths()
       return rest
     except SystemExit:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from si_federated import config, flags
+
 _MAIN = """
 import sys
 from si_federated import flags
@@ -36,15 +38,41 @@ def test_characters_that_the_output_cannot_show_are_replaced(
   assert (result.returncode, result.stdout, result.stderr) == (1, out, err)
 
 
+@pytest.mark.parametrize('mark', ['', '\ufeff', '\ufeff# by an editor\n'])
+def test_a_file_of_flags_may_begin_with_a_mark(tmp_path, mark):
+  first, nested = tmp_path / 'a.flags', tmp_path / 'b.flags'
+  first.write_text(f'{mark}--task=synthetic\n--flagfile={nested}\n')
+  nested.write_text(f'{mark}--clients_per_round=3\n--model=cifg\n')
+  read = flags.experiment_from_arguments(
+    ['--experiment_name=x', f'--flagfile={first}', '--total_rounds=2']
+  )
+  assert read.task.name == 'synthetic'
+  assert read.clients_per_round == 3
+  assert read.model.name == 'cifg'
+  assert read.total_rounds == 2
+
+
+def test_a_file_of_flags_in_another_encoding_is_named(tmp_path):
+  path = tmp_path / 'a.flags'
+  path.write_bytes('# café\n--task=synthetic\n'.encode('latin-1'))
+  with pytest.raises(
+    config.ConfigError, match=r'a\.flags is not utf-8 text .* position 5\)'
+  ):
+    flags.experiment_from_arguments([f'--flagfile={path}'])
+
+
 _PATHS_MAIN = """
 import sys
 from absl import flags as absl_flags
 from si_federated import flags
 flags.define_experiment_flags()
-absl_flags.DEFINE_string('run', None, '')
+more = ('run', 'output_dir', 'record', 'accelerator_python', 'figure')
+for name in more:
+  absl_flags.DEFINE_string(name, None, '')
 def main():
   config = flags.experiment_from_flags()
-  print(absl_flags.FLAGS.root_output_dir, absl_flags.FLAGS.run)
+  print(absl_flags.FLAGS.root_output_dir)
+  print(*(absl_flags.FLAGS[name].value for name in more))
   print(config.data_dir, config.initial_model, config.task)
 flags.run_main(main)
 """
@@ -52,6 +80,10 @@ _PATHS = (
   '--experiment_name=x',
   '--root_output_dir=~/runs',
   '--run=~/run',
+  '--output_dir=~/tables',
+  '--record=~/record',
+  '--accelerator_python=~/bin/python',
+  '--figure=~/a.png',
   '--data_dir=~/data',
   '--initial_model=~/model.h5',
   '--task=shakespeare:path=~/speeches.jsonl',
@@ -72,6 +104,10 @@ def test_paths_in_a_home_folder_are_expanded():
   assert _run_with_home('/home/me').stdout.split() == [
     '/home/me/runs',
     '/home/me/run',
+    '/home/me/tables',
+    '/home/me/record',
+    '/home/me/bin/python',
+    '/home/me/a.png',
     '/home/me/data',
     '/home/me/model.h5',
     'shakespeare:path=/home/me/speeches.jsonl',

@@ -35,7 +35,10 @@ def save(path: _Path, strategy: strategies.Strategy) -> None:
   path = os.fspath(path)
   folder = os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
+  # `files.remove_leftovers` knows such names.
+  handle, temporary = tempfile.mkstemp(
+    dir=folder, prefix=f'.{os.path.basename(path)}.'
+  )
   try:
     with os.fdopen(handle, 'wb') as file:
       file.write(content.getbuffer())

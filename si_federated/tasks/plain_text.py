@@ -256,6 +256,8 @@ def _documents(
       lines: list[str] = []
       first = 1
       for number, line in enumerate(file, start=1):
+        # Marks within come from files that were joined.
+        line = line.lstrip('\ufeff')
         # Ends within a paragraph only if that is very long.
         may_end = by_line or not line.strip()
         if len(lines) >= (_LINES if may_end else 10 * _LINES):

@@ -169,6 +169,8 @@ def json_rows(file: IO[str], path: str) -> Iterator[Row]:
   """
   first = True
   for number, line in enumerate(file, start=1):
+    # Marks within come from files that were joined.
+    line = line.lstrip('\ufeff')
     if not line.strip():
       continue
     details = ''

@@ -69,8 +69,8 @@ def open_text(
   """Opens a file of text, without replacing any character.
 
   Without `encoding`, the encoding is that of the byte order mark at its
-  beginning (UTF-8, UTF-16 or UTF-32), or UTF-8 if it has none. The mark is not
-  part of the text.
+  beginning (UTF-8, UTF-16 or UTF-32), or UTF-8 if it has none. Marks there,
+  also several, are not part of the text.
 
   Args:
     path: The file, unpacked if it is `.xz` or `.gz`.
@@ -90,15 +90,11 @@ def open_text(
     encoding = known_encoding(encoding, option)
   with open_binary(path, stream) as content:
     buffered = io.BufferedReader(cast(io.RawIOBase, content), _CHUNK)
-    head = buffered.peek(4)[:4]
-    marked = encoding or detect(head)
-    if encoding is None and marked == _UTF8 and b'\0' in head:
-      order = 'le' if head[1:2] == b'\0' else 'be'
-      raise ValueError(
-        f'{path} is not UTF-8 text: there is a zero byte at position '
-        f'{head.index(0)}, as in UTF-16 without a byte order mark; '
-        f'{_advice(path, f"utf-16{order}", option)}.'
-      )
+    marked = _encoding(path, buffered.peek(4)[:4], encoding, option)
+    for mark, name in _MARKS:
+      # Some programs put a mark before text that has one.
+      while name == marked and buffered.peek(8).startswith(mark * 2):
+        buffered.read(len(mark))
     text = io.TextIOWrapper(buffered, encoding=marked, newline=newline)
     try:
       yield text
@@ -116,6 +112,38 @@ def open_text(
         buffered.detach()
 
 
+def _encoding(
+  path: str, head: bytes, given: Optional[str], option: Optional[str]
+) -> str:
+  """Returns the encoding of a file that begins with four bytes.
+
+  Raises:
+    ValueError: If the mark contradicts what is given, or there is neither and
+      it is not UTF-8.
+  """
+  marked = detect(head)
+  if given is not None:
+    if not any(head.startswith(mark) for mark, _ in _MARKS):
+      return given
+    # The order of bytes is in the mark.
+    if codecs.lookup(given).name.startswith(marked.removesuffix('-sig')):
+      return marked
+    name = marked.removesuffix('-sig').upper()
+    raise ValueError(
+      f'{path} begins with the byte order mark of {name}, but '
+      f'{option or "encoding"}={given}; leave that out.'
+    )
+  if marked == _UTF8 and b'\0' in head:
+    order = 'le' if head[1:2] == b'\0' else 'be'
+    bits = 32 if head.count(0) > 2 else 16
+    raise ValueError(
+      f'{path} is not UTF-8 text: there is a zero byte at position '
+      f'{head.index(0)}, as in UTF-{bits} without a byte order mark; '
+      f'{_advice(path, f"utf-{bits}{order}", option)}.'
+    )
+  return marked
+
+
 def known_encoding(encoding: str, option: Optional[str] = None) -> str:
   """Returns an encoding's name, that of UTF-8 so that a mark may begin it.
 
@@ -124,14 +152,16 @@ def known_encoding(encoding: str, option: Optional[str] = None) -> str:
     option: The option that gave it, for the message.
 
   Raises:
-    ValueError: Python does not know it.
+    ValueError: Python does not know it, or it is not one of text, such as hex.
   """
   try:
+    # The lookup of `TextIOWrapper`, which refuses those of bytes.
+    io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     return _UTF8 if codecs.lookup(encoding).name == 'utf-8' else encoding
-  except LookupError:
+  except (LookupError, ValueError):
     raise ValueError(
-      f'{option or "encoding"}={encoding} is not an encoding that Python '
-      'knows; give one such as latin-1, cp1252 or utf-16.'
+      f'{option or "encoding"}={encoding} is not an encoding of text '
+      'that Python knows; give one such as latin-1, cp1252 or utf-16.'
     ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import os
 import shutil
@@ -281,6 +282,24 @@ def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
   assert len(shares) == 42
   assert sum(shares) == pytest.approx(200, abs=2.5)
   assert shares[:21] == sorted(shares[:21], reverse=True)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'ascii'])
+def test_predict_reads_files_that_were_joined(
+  whole, run_binary, monkeypatch, encoding
+):
+  word = (whole / 'vocabulary.txt').read_text().split()[0]
+  # Marks stand within; PYTHONIOENCODING=ascii is for the output.
+  lines = f'\ufeffcafé {word}\n\ufeff{word}\n'.encode()
+  monkeypatch.setattr(
+    'sys.stdin', io.TextIOWrapper(io.BytesIO(lines), encoding=encoding)
+  )
+  code, output, errors = run_binary('predict', f'--run={whole}', '--top=1')
+  assert code == 0, errors
+  assert [line for line in output.splitlines() if '...' in line] == [
+    f'<UNK> {word} ...',
+    f'{word} ...',
+  ]
 
 
 def test_predict_refuses_lines_of_another_encoding(whole):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from si_federated import files
 from si_federated.privacy import (
   participation,
   strategies,
@@ -253,3 +254,16 @@ def test_variances_of_updates_and_sums_by_hand():
   updates, sums = strategies.identity(4).noise_variances()
   np.testing.assert_allclose(updates, [1, 1, 1, 1])
   np.testing.assert_allclose(sums, [1, 2, 3, 4])
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path, monkeypatch):
+  def killed(*unused_arguments):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(os, 'replace', killed)
+    patch.setattr(os, 'unlink', lambda path: None)
+    strategy_files.save(tmp_path / 'strategy.npz', _all()['dense'])
+  assert len(os.listdir(tmp_path)) == 1
+  files.remove_leftovers(tmp_path)
+  assert os.listdir(tmp_path) == []

@@ -71,7 +71,7 @@ def test_an_option_names_the_encoding(tmp_path, kind):
   with pytest.raises(ValueError, match=r'iconv -f latin1 .*encoding=latin1'):
     _classify(path)
   assert _classify(path, encoding='latin-1').vocabulary == plain
-  with pytest.raises(ValueError, match='not an encoding that Python knows'):
+  with pytest.raises(ValueError, match='not an encoding of text'):
     _classify(path, encoding='latin-x')
   with pytest.raises(ValueError, match='encoding has no effect'):
     TASKS['text_classification'](encoding='latin-1')
@@ -108,6 +108,49 @@ def test_utf_16_without_a_mark_is_refused(tmp_path, order):
   assert len(_classify(path, encoding=f'utf-16-{order}').classes) == 3
 
 
+def test_utf_32_without_a_mark_is_refused(tmp_path):
+  path = tmp_path / 'x.csv'
+  path.write_bytes(_rows('csv', 'utf-32-le'))
+  with pytest.raises(ValueError, match='iconv -f utf-32le'):
+    _classify(path)
+
+
+@pytest.mark.parametrize('encoding', _MARKED)
+def test_a_mark_decides_the_order_of_bytes_and_no_more(tmp_path, encoding):
+  path = tmp_path / 'x.jsonl'
+  path.write_bytes(_rows('jsonl'))
+  plain = _classify(path).vocabulary
+  mark = _MARKED[encoding]
+  # One too many, as by a program that adds one to what has one.
+  path.write_bytes(_rows('jsonl', encoding, mark * 2))
+  assert _classify(path).vocabulary == plain
+  assert _classify(path, encoding=encoding).vocabulary == plain
+  with pytest.raises(
+    ValueError,
+    match=r'x\.jsonl begins with the byte order mark of UTF-.*, but '
+    'encoding=latin-1; leave that out',
+  ):
+    _classify(path, encoding='latin-1')
+
+
+def test_marks_in_files_that_were_joined(tmp_path):
+  marked = _rows('jsonl', mark=codecs.BOM_UTF8)
+  path = tmp_path / 'x.jsonl'
+  path.write_bytes(_rows('jsonl') * 2)
+  plain = _classify(path).vocabulary
+  path.write_bytes(marked * 2)
+  assert _classify(path).vocabulary == plain
+
+
+@pytest.mark.parametrize('name', ['hex', 'rot13', 'base64', '', 'utf\0'])
+def test_codecs_that_are_not_of_text_are_refused(tmp_path, name):
+  (tmp_path / 'x.jsonl').write_bytes(_rows('jsonl'))
+  with pytest.raises(
+    ValueError, match='encoding=.* is not an encoding of text'
+  ):
+    _classify(tmp_path / 'x.jsonl', encoding=name)
+
+
 def test_half_of_utf_16_is_one_sentence(tmp_path):
   path = tmp_path / 'x.txt'
   path.write_bytes(codecs.BOM_UTF16_LE + 'ab'.encode('utf-16-le')[:-1])
@@ -130,6 +173,8 @@ def test_plain_text_with_and_without_a_mark(tmp_path):
   plain = words(text.encode())
   assert words(codecs.BOM_UTF8 + text.encode()) == plain
   assert words(text.encode('utf-16')) == plain
+  joined = text.replace('word naïve dog7.', '\ufeffword naïve dog7.')
+  assert words(joined.encode()) == plain
   with pytest.raises(
     ValueError,
     match=r'^\S*a\.txt is not UTF-8.*position 7.*--text_encoding=latin1',
