@@ -2,11 +2,11 @@
 
   python -m experiments.benchmark
 
-takes about ten minutes on two cores, which should be idle otherwise. The
-contestants are our local and Ray runtimes, TensorFlow Federated's Stack
-Overflow baseline and, in environments of their own (`make bench-peers`), FedJAX
-and pfl-research on PyTorch. All get the same weights and sentences and are
-measured in turns; figures are medians. The sections:
+takes about ten minutes on two otherwise idle cores. The contestants are our
+local and Ray runtimes, TensorFlow Federated's Stack Overflow baseline and, in
+separate environments (`make bench-peers`), FedJAX and pfl-research on PyTorch.
+All get the same weights and sentences and are measured in turns; figures are
+medians. The sections:
 
   steps      client-steps a second and seconds a round, at the baseline's shape,
              for clients of 8 full batches, of 1, and uneven ones
@@ -22,17 +22,17 @@ measured in turns; figures are medians. The sections:
              there is one, against clients in plain JAX; only if asked for
 
 Tables go to the terminal and to table.md, all figures to benchmark.jsonl, facts
-about the machine to machine.json, in --output_dir. A check of the plumbing,
-which takes a minute and whose figures mean nothing:
+about the machine to machine.json, in --output_dir. A check that everything
+runs takes a minute; its figures mean nothing:
 
   python -m experiments.benchmark --quick
 
-For a machine that has a GPU and JAX, but no TensorFlow,
+For a machine with a GPU and JAX, but without TensorFlow,
 
   python -m experiments.benchmark --record=FOLDER
 
-records the rounds of the section on accelerators, and `python FOLDER/replay.py`
-measures them there.
+records the rounds of the section on accelerators; `python FOLDER/replay.py`
+measures them on that machine.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _CHOICES = {
   'client_kinds': workload.KINDS,
   'sections': tuple(sections.SECTIONS),
 }
-# Not measured unless asked for: on a processor it takes hours.
+# Not measured by default: on a processor it takes hours.
 _ON_REQUEST = frozenset({'accelerator'})
 _HELP = {
-  'contestants': 'The contestants. The first is the reference with which the '
-  "others' updates are compared.",
+  'contestants': 'The contestants; updates are compared with those of the '
+  'first.',
   'models': 'The models; other libraries have lstm only.',
-  'client_kinds': 'The clients: of 8 full batches, of 1, or uneven ones of '
+  'client_kinds': 'The clients: 8 full batches each, 1 each, or uneven ones of '
   'task docstrings.',
   'sections': 'The measurements.',
 }
@@ -87,14 +87,14 @@ for _peer in ('fedjax', 'pfl'):
   absl_flags.DEFINE_string(
     f'{_peer}_python',
     None,
-    f'The Python that has {_peer}; .venv-{_peer}/bin/python of this checkout '
-    'if there is one.',
+    f'The Python that has {_peer}; by default .venv-{_peer}/bin/python of this '
+    'checkout, if it exists.',
   )
 absl_flags.DEFINE_string(
   'accelerator_python',
   None,
-  'The Python whose JAX knows the device; .venv-jax/bin/python of this '
-  'checkout if there is one (make accelerator), else this one, on the '
+  'The Python whose JAX knows the device; by default .venv-jax/bin/python of '
+  'this checkout (make accelerator) if it exists, else this one, on the '
   'processor.',
 )
 absl_flags.DEFINE_string(
@@ -106,7 +106,9 @@ absl_flags.DEFINE_list(
   'The models of the section on accelerators; options are separated by ; here.',
 )
 absl_flags.DEFINE_list(
-  'accelerator_clients', ['10', '100', '1000'], 'Its clients a round.'
+  'accelerator_clients',
+  ['10', '100', '1000'],
+  'The numbers of clients per round in that section.',
 )
 absl_flags.DEFINE_integer(
   'accelerator_group',
@@ -123,8 +125,8 @@ absl_flags.DEFINE_enum(
 absl_flags.DEFINE_string(
   'record',
   None,
-  'A new folder: record the rounds of the section on accelerators in it and '
-  'measure nothing.',
+  'A new folder in which to record the rounds of the section on accelerators, '
+  'instead of measuring.',
 )
 absl_flags.DEFINE_bool(
   'quick', False, 'Tiny sizes, to check that everything works.'
@@ -152,7 +154,7 @@ def _numbers(name: str) -> tuple[int, ...]:
   values = absl_flags.FLAGS[name].value
   if not values or not all(v.isdecimal() and int(v) for v in values):
     raise config.ConfigError(
-      f'--{name}={",".join(values)} must be numbers of 1 or more.'
+      f'--{name}={",".join(values)} must be numbers of at least 1.'
     )
   return tuple(map(int, values))
 

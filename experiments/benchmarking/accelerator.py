@@ -12,15 +12,15 @@ from typing import Any, Dict, List, Tuple
 from experiments.benchmarking import protocol, table
 from experiments.benchmarking.plan import Plan, progress
 
-# Clients whose sums are computed while recording, and compared in a replay.
+# The number of clients whose sums are recorded, and compared in a replay.
 _CHECKED = 2
 
 
 def measure_accelerator(plan: Plan) -> List[str]:
   """Measures rounds of the runtime, then its programs and plain JAX.
 
-  The programs are recorded and replayed in a process of their own, so that the
-  same figures can be had on a machine without TensorFlow. If the plan names a
+  The programs are recorded and replayed in separate processes, so that a
+  machine without TensorFlow can give the same figures. If the plan names a
   folder for the recording, nothing is measured here.
   """
   folder = plan.record_folder or os.path.join(plan.settings.folder, 'recording')

@@ -23,8 +23,8 @@ from si_federated import config, layers
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Starts the runtime and its recording; see `protocol.serve`.
 
-  The request holds the settings, `options` of the runtime, and `large_words`,
-  the vocabulary of models with options.
+  The request contains the settings, `options` of the runtime, and
+  `large_words`, the vocabulary size of models with options.
   """
   base = workload.Settings.from_json(request)
   options = request['options']

@@ -74,7 +74,7 @@ class StockTransformer(tf.keras.Model):
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Builds the models and their steps; see `protocol.serve`.
 
-  The request holds the settings and `options`, those of our models' builders.
+  The request contains the settings and the `options` of our models' builders.
   """
   settings = workload.Settings.from_json(request)
   set_local_context()

@@ -1,7 +1,8 @@
-"""FedAvg's clients in plain JAX: the floor that a runtime is compared with.
+"""FedAvg's clients in plain JAX: the lower limit to compare a runtime with.
 
-Needs JAX and NumPy alone. The clients of a group are vectorized, their steps a
-loop, as in the runtime; there is no metric, guard or conversion.
+It needs only JAX and NumPy. As in the runtime, the clients of a group are
+vectorized and their steps are a loop; there are no metrics, guards or
+conversions.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any
 import numpy as np
 
 KINDS = ('lstm', 'cifg', 'transformer')
-# Of our Transformers, unless told otherwise.
+# The default number of heads of our Transformers.
 HEADS = 8
 
 _PRECISIONS = {'default': None, 'high': 'tensorfloat32', 'highest': 'float32'}
 
 
 def _recurrent(jax, weights, ids, kind):
-  """Returns logits `[B, T, V]` of an LSTM or CIFG, whose weights tell sizes.
+  """Returns logits `[B, T, V]` of an LSTM or CIFG, with sizes by its weights.
 
-  A projection is inside the recurrence if the recurrent kernel has not one row
-  for each unit.
+  A projection is inside the recurrence if the recurrent kernel has fewer or
+  more rows than there are units.
   """
   jnp = jax.numpy
   table, kernel, recurrent, bias, projection, shift, *output = weights
@@ -123,11 +124,11 @@ class Floor:
     Args:
       jax: The module.
       weights: The model's trainable weights, in its order.
-      groups: Of each group of clients inputs and labels `[K, S, B, T]`, numbers
-        of batches `[K]` and which clients are not padding, `[K]`.
+      groups: For each group of clients, inputs and labels `[K, S, B, T]`,
+        numbers of batches `[K]`, and whether each client is real, `[K]`.
       matmul_precision: 'default', 'high' or 'highest'.
       kind: 'lstm', 'cifg' or 'transformer'.
-      learning_rate: The clients'.
+      learning_rate: The learning rate of clients.
       memory_of: Returns the bytes that a compiled program takes, or None.
       num_heads: A Transformer's number of heads.
     """
@@ -150,7 +151,7 @@ class Floor:
       return [w - learning_rate * g for w, g in zip(weights, gradients)], None
 
     def client(weights, ids, labels):
-      # The first step apart: all clients share its weights.
+      # The first step is separate, because all clients share its weights.
       new, _ = step(weights, (ids[0], labels[0]))
       if len(ids) > 1:
         new, _ = jax.lax.scan(step, new, (ids[1:], labels[1:]))
@@ -187,7 +188,7 @@ class Floor:
           self.bytes = max(self.bytes or 0, size)
 
   def run(self, groups):
-    """Returns the mean update of the clients, in the host's memory."""
+    """Returns the clients' mean update, in the host's memory."""
     put = self._jax.device_put
     weights, total = put(self._weights), put(self._total)
     for arrays in groups:

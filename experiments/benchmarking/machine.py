@@ -49,7 +49,7 @@ def peak_memory() -> int:
 def reset_peak_memory() -> bool:
   """Resets the peak memory of this process, if Linux allows it.
 
-  Free memory that the process still holds is released first.
+  Free memory that still belongs to the process is released first.
 
   Returns:
     Whether `peak_memory_since_reset` will return the peak since this call.

@@ -30,7 +30,7 @@ def _build_mechanism(request: dict[str, Any]) -> Any:
   builder = AGGREGATORS[spec.name]
   given = {
     'clip_norm': 1.0,
-    # Small, as adaptive clipping needs for small cohorts.
+    # Small, because adaptive clipping with small cohorts needs that.
     'noise_multiplier': 0.1,
     'clients_per_round': request['num_clients'],
     'total_rounds': request['rounds'],
@@ -129,10 +129,10 @@ def _state_bytes(state: Any) -> int:
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Builds the mechanism and runs a round; see `protocol.serve`.
 
-  The request holds the model and the mechanism as in flags, the model's
-  `vocab_size`, `rounds`, the maximum `participations` of a client, the
-  `num_clients` of a round, the `folder` of strategies and `most_rows`, the
-  maximum rows of z of a measured round.
+  The request contains the model and the mechanism as in flags, the model's
+  `vocab_size`, the number of `rounds`, the maximum `participations` of a
+  client, the `num_clients` of a round, the `folder` of strategies, and
+  `most_rows`, the maximum number of rows of z in a measured round.
   """
   # If memory runs out, the kernel should end this process.
   with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ _NAME = 'benchmark'
 def population(
   settings: workload.Settings, clients: Sequence[np.ndarray]
 ) -> ClientPopulation:
-  """Stores clients' sentences as tasks do.
+  """Stores clients' sentences in the same way as tasks.
 
   Args:
     settings: The sizes.
@@ -48,7 +48,7 @@ def population(
 
 
 class Cohort(collections.abc.Sequence):
-  """The datasets of all clients of a population, each made on demand."""
+  """The datasets of all clients of a population, made on demand."""
 
   def __init__(self, clients: ClientPopulation, batch_size: int):
     """Initializes the cohort."""
@@ -68,14 +68,14 @@ def set_runtime(name: str, **options: Any) -> Any:
   """Sets the runtime of all processes that `build` will build.
 
   Args:
-    name: Of `RUNTIMES`.
-    **options: Its options.
+    name: A name in `RUNTIMES`.
+    **options: The runtime's options.
 
   Returns:
-    Its context.
+    The runtime's context.
 
   Raises:
-    ValueError: There is no runtime of that name.
+    ValueError: There is no runtime of this name.
   """
   if name not in RUNTIMES:
     raise ValueError(
@@ -95,7 +95,7 @@ def build(
     settings: The sizes.
     model: `lstm`, `cifg` or `si_cifg`, with the settings' sizes and untied
       embeddings, or a model with options, `name:key=value`.
-    algorithm: As in `--algorithm`.
+    algorithm: The algorithm, as in `--algorithm`.
 
   Returns:
     The experiment.

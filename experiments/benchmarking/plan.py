@@ -11,7 +11,7 @@ from experiments.benchmarking import protocol, workload
 
 CONTESTANTS = ('local', 'ray', 'tff', 'fedjax', 'pfl')
 MODELS = ('lstm', 'cifg', 'si_cifg')
-# The first clips alone.
+# The first only clips.
 MECHANISMS = (
   'gaussian:noise_multiplier=0',
   'gaussian',
@@ -36,7 +36,7 @@ class Plan:
     models: The models, of `MODELS`; other libraries have `lstm` only.
     kinds: The kinds of clients, of `workload.KINDS`.
     repetitions: Measurements of each round.
-    pythons: The interpreters of `fedjax` and `pfl`.
+    pythons: The Python interpreters of `fedjax` and `pfl`.
     square: The size of the largest matrix product.
     rate_seconds: The duration of measuring a rate.
     cohort_sizes: The cohorts of the section on memory.
@@ -46,24 +46,26 @@ class Plan:
       may also override other flags of training.
     noise_vocab_size: The models' number of ids.
     noise_rounds: The number of rounds that mechanisms are built for.
-    noise_dense_rounds: The same for the dense one, which is slow to optimize.
+    noise_dense_rounds: The number of rounds for the dense mechanism, which is
+      slow to optimize.
     noise_rows: Rounds that make more rows of z are not measured.
     attention_sizes: The options of the Transformers compared with stock Keras.
     attention_num_words: The vocabulary of these and of the large models.
     large_models: The models whose rounds and memory are measured.
     partial_model: The model of the section on partial training.
-    partial_clients: Its clients a round.
-    partial_batches: The batches of each.
-    accelerator_models: The models of the section on accelerators, with options
-      or of `MODELS`.
-    accelerator_clients: Its numbers of clients a round.
+    partial_clients: The number of clients per round in that section.
+    partial_batches: The number of batches of each of them.
+    accelerator_models: The models of the section on accelerators: names in
+      `MODELS`, or models with options.
+    accelerator_clients: The numbers of clients per round in that section.
     accelerator_python: The Python whose JAX knows the device; None for this
       one, on the processor.
     accelerator_device: JAX's name of the platform; None if JAX chooses.
     accelerator_group: How many clients run at once; None for the default.
-    matmul_precision: Of the JAX runtime and of plain JAX.
-    record_folder: Where to record the programs of that section, which then
-      measures nothing.
+    matmul_precision: The precision of products in the JAX runtime and in plain
+      JAX.
+    record_folder: A folder in which to record that section's programs, instead
+      of measuring them.
     records: The findings, as JSON lines.
     notes: Sentences that a reader of the tables needs.
   """
@@ -131,7 +133,7 @@ class Plan:
     ]
 
   def note(self, text: str) -> None:
-    """Keeps a sentence for the reader, without duplicates."""
+    """Adds a sentence for the reader, without duplicates."""
     if text not in self.notes:
       self.notes.append(text)
 
@@ -157,7 +159,7 @@ class Plan:
     Args:
       name: The name in messages.
       module: The module in `experiments`.
-      fields: Its request, in addition to the settings or instead of some.
+      fields: Further fields of its request; they override the settings.
       python: The interpreter.
     """
     log = f'{module.rpartition(".")[2]}_{name}.log'.replace(' ', '_')

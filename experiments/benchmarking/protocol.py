@@ -1,6 +1,6 @@
-"""How the benchmark talks to its child processes: JSON lines on pipes.
+"""The benchmark's protocol with its child processes: JSON lines on pipes.
 
-Standard library only: children may run under a foreign Python.
+It uses only the standard library: children may run under another Python.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def serve(
 ) -> None:
   """Answers the parent's requests until it closes the pipe.
 
-  The first line on standard input holds the settings, each further one a
-  request `{"command": NAME, ...}`; every line is answered by one line. Output
-  of libraries to standard output is redirected to standard error.
+  The first line on standard input contains the settings, each further one a
+  request `{"command": NAME, ...}`; the answer to a line is one line. Output of
+  libraries to standard output is redirected to standard error.
 
   Args:
     start: Maps the settings to commands by name: functions of the request's
-      other fields that return JSON values. The key `about` holds the answer to
-      the settings.
+      other fields that return JSON values. The value at `about` is the answer
+      to the settings.
   """
   answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
@@ -84,9 +84,9 @@ class Child:
     """Starts the process; `about()` waits until it is ready.
 
     Args:
-      name: Its name in messages.
+      name: The process's name in messages.
       module: The module to run.
-      settings: Its first line.
+      settings: The first line that it receives.
       log: The file for its standard error.
       python: The interpreter.
       environment: Variables to set in addition to this process's.

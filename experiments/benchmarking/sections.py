@@ -64,7 +64,7 @@ def measure_limit(plan: Plan) -> list[str]:
   for model in plan.models:
     work = flops.step_flops(plan.settings, model)
     limit = work / peak
-    # All products at the rates of their shapes, gradients like forward ones.
+    # Each product at the rate of its shape, and its gradients at the same rate.
     own = sum(
       3 * 2.0 * count * m * k * n / max(rates[_label(name, model)].values())
       for name, (count, m, k, n) in products[model].items()

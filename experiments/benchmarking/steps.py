@@ -148,15 +148,15 @@ def _compare(plan: Plan, names: Dict[str, str]) -> None:
   if 'fedjax' in names:
     plan.note(
       'FedJAX: compared without the tanh that its model has after the LSTM, '
-      'timed with it. Its loss divides by the number of positions and it fills '
-      'the last batch with further sentences, so that it differs on uneven '
-      'clients.'
+      'but timed with it. Its loss divides by the number of positions, and it '
+      'fills up the last batch with other sentences, so that it differs on '
+      'uneven clients.'
     )
   if 'tff' in names:
     plan.note(
       'TFF: the loss of its baseline counts padded labels, so that uneven '
-      'clients learn to predict padding; on those it is compared with padding '
-      'left out, but timed as it is.'
+      'clients learn to predict padding. With those clients it is compared '
+      'without padding, but timed unchanged.'
     )
 
 

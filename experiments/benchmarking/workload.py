@@ -1,6 +1,6 @@
 """The input of every contestant: settings, clients' sentences, weights.
 
-NumPy and the standard library only: contestants may run under a foreign Python.
+Only NumPy and the standard library: contestants may run under another Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Settings:
     units: H, units of the recurrent layer.
     batch_size: B, sentences in a step.
     sequence_length: T, words of a sentence.
-    learning_rate: That of plain SGD on clients; the server adds the mean.
+    learning_rate: The rate of plain SGD on clients; the server adds the mean.
     clients_per_round: Number of clients in a round.
     max_elements: Maximum sentences of an uneven client.
     seed: Seeds the choice of clients, the words of full ones and the weights.

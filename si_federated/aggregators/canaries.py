@@ -1,9 +1,9 @@
 """Canary clients, for audits: known updates added to those of clients.
 
 A canary's update is a random direction (Andrew et al. 2023, arXiv 2302.03098),
-longer than the clip norm: it passes through the clients' clipping, on the
-server, and as sums are linear it is added to the mean of each cohort. Half of
-the canaries, by coins, are in no round: they show what scores are by chance.
+longer than the clip norm. The server clips it as it clips clients' updates,
+and, since sums are linear, adds it to the mean of the cohort. About half of the
+canaries, chosen by coins, take part in no round: they show chance scores.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import tensorflow_federated as tff
 from si_federated.aggregators import clipping, correlated_noise, keyed_noise
 from si_federated.privacy import schedules, strategies
 
-# The name of the weighed sum of releases in a state.
+# The name of the weighted sum of releases in a state.
 SUMS = 'audit_sums'
 
 # Distinct from the keys of noise, whose rows are smaller.
 _STREAM = 1 << 62
-# Keep the samples and coins apart from other numbers drawn from the same seed.
+# Keep samples and coins independent of other draws from the same seed.
 _SAMPLING = 1
 _COINS = 2
-# Of an update before it is clipped, in clip norms.
+# The norm of an update before clipping, in clip norms.
 _LENGTH = 10.0
-# Of canaries in the run, and of those held out.
+# The fewest canaries that take part, and the fewest held out.
 _FEWEST = 4
 
 
@@ -82,13 +82,13 @@ def members(num_canaries: int, canary_seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-  """Which canaries are in each round, and how to look for them.
+  """The canaries of each round, and the weights with which to find them.
 
   Attributes:
     cohorts: The indices of canaries, shape `[rounds, most of a round]`, padded
       with -1.
-    weights: Of each round's release in the sum that best shows them, shape
-      `[rounds]`.
+    weights: The weight of each round's release in the sum that best reveals
+      them, shape `[rounds]`.
   """
 
   cohorts: np.ndarray
@@ -107,20 +107,20 @@ def schedule(
   """Returns which canaries take part in each round.
 
   All members take part in the same rounds: as often as the contract allows, at
-  the least separation, from the first round that makes them most visible. Where
-  the accounting counts on sampling, they are sampled from the rounds of one
-  group as clients are, independently of them; in balls in bins they draw it.
+  the least separation, starting with the round that makes them most visible. If
+  the accounting relies on sampling, they are sampled as clients are, but
+  independently, in the rounds of one group; with balls in bins they draw it.
 
-  With u the rounds in which canaries may take part and C the strategy, releases
-  x + C^-1 z are weighed by C^T C u: no other linear sum tells a canary in all
-  of these rounds better from the noise.
+  With u marking the rounds in which canaries may take part and C the strategy,
+  the weights of the releases x + C^-1 z are C^T C u. No other linear sum better
+  separates a canary in all of these rounds from the noise.
 
   Args:
     num_canaries: The number of canaries, those held out included.
     strategy: The correlation of the noise, for all rounds.
     participations: The most rounds of one client.
     separation: The least distance of two rounds of a client.
-    amplification: The sampling of clients, if the accounting counts on it.
+    amplification: The sampling of clients, if the accounting relies on it.
     canary_seed: The seed of all canaries, which determines the samples.
 
   Raises:
@@ -191,7 +191,7 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
   """A private aggregation with canaries in its cohorts.
 
   Attributes:
-    inner: The private aggregation, of a fixed clip norm.
+    inner: The private aggregation, with a fixed clip norm.
     canary_seed: The seed of all canaries.
     plan: From `schedule`.
   """
@@ -214,7 +214,7 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
     """Creates the process.
 
-    Its state has the weighed sum of all releases so far, `SUMS`.
+    Its state includes the weighted sum of all releases so far, `SUMS`.
 
     Args:
       value_type: The type of an update: floats in any structure.
@@ -308,7 +308,7 @@ class CanaryFactory(tff.aggregators.UnweightedAggregationFactory):
 def scores(
   released: Sequence[np.ndarray], *, canary_seed: int, num_canaries: int
 ) -> np.ndarray:
-  """Returns the cosine of each canary with the weighed sum of releases.
+  """Returns the cosine of each canary with the weighted sum of releases.
 
   Args:
     released: `SUMS` of the last state, an array for each variable.

@@ -270,7 +270,7 @@ def build_mechanism(
     strategy: The correlation of the noise.
     settings: Clip norm, noise and participation.
     contract: The participation, by default that of the settings.
-    **options: Of `CorrelatedNoiseFactory`.
+    **options: Options of `CorrelatedNoiseFactory`.
   """
   contract = contract or settings.contract()
   return mechanism.Mechanism(

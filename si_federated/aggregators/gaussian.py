@@ -52,8 +52,8 @@ def build_adaptive_gaussian(
       norm is the initial one, and the noise multiplier that of sum and count
       together.
     target_quantile: The fraction of updates that should not be clipped.
-    clip_learning_rate: The norm changes by at most a factor of its exponential
-      in a round.
+    clip_learning_rate: A round changes the norm by at most the exponential of
+      this rate.
     count_noise: The standard deviation of the noise on the count of updates
       that were not clipped, relative to the cohort.
 
@@ -87,10 +87,10 @@ def build_scaled_gaussian(
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments; the clip
       norm is that of scaled updates.
-    scale_decay: Of the running mean of squared releases.
-    scale_damping: Added to the relative sizes of coordinates: the larger, the
-      more alike their scales.
-    scale_delay: Scales change after every so many rounds.
+    scale_decay: The decay of the running mean of squared releases.
+    scale_damping: Added to the relative sizes of coordinates; a larger value
+      makes scales more equal.
+    scale_delay: The number of rounds between changes of scales.
 
   Returns:
     The mechanism.

@@ -24,12 +24,12 @@ class Mechanism:
       private, or that is accounted for elsewhere.
     contract: The participation of clients that the mechanism was built for;
       None if any is allowed.
-    noise_cohort_size: If given, the noise is only that of a cohort of this
-      size, and the record holds for such a cohort: privacy is simulated.
-    unnoised_measurements: The names of the measurements that are released
-      without noise, which no record covers.
-    simulated_because: Why its noise protects nobody outside of a simulation, as
-      clauses.
+    noise_cohort_size: If given, the noise and the record are those of a cohort
+      of this size: privacy is simulated.
+    unnoised_measurements: The names of measurements that are released without
+      noise; no record covers them.
+    simulated_because: Clauses that say why its noise protects nobody outside
+      of a simulation.
     sends_scales: Whether clients receive a number for each weight, besides the
       model, to scale their updates by.
   """
@@ -76,18 +76,18 @@ class Mechanism:
   def with_record(self, record: record_lib.Record) -> Mechanism:
     """Returns the mechanism with the noise of another record.
 
-    Calibration so keeps the strategy, which takes long to optimise.
+    Calibration thus reuses the strategy, which takes long to optimise.
 
     Args:
       record: This mechanism's record with another noise multiplier,
         amplification or both.
 
     Returns:
-      The mechanism, whose noise is that of the record.
+      The mechanism with the record's noise.
 
     Raises:
-      ValueError: If the mechanism has no record, or one of another strategy or
-        contract.
+      ValueError: If the mechanism has no record, or one with another strategy
+        or contract.
     """
     if self.record is None:
       raise ValueError(
@@ -96,7 +96,7 @@ class Mechanism:
       )
     if not self.record.is_variant_of(record):
       raise ValueError(
-        'The record is of another strategy or contract than the mechanism; '
+        'The record has another strategy or contract than the mechanism; '
         "change the mechanism's own record."
       )
     return self._replace_record(record)
@@ -105,11 +105,11 @@ class Mechanism:
     """Returns the mechanism with another correlation of noise.
 
     Args:
-      strategy: Of this mechanism in another run or an earlier part of this one.
+      strategy: The mechanism's strategy in another run, or before a restart.
 
     Raises:
-      ValueError: If the mechanism has no strategy, or the contract more rounds
-        than the new one.
+      ValueError: If the mechanism has no strategy, or if its contract has more
+        rounds than the new strategy.
     """
     record: Any = self.record
     if not hasattr(record, 'strategy'):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from si_federated.aggregators import keyed_noise, noise_rows
 from si_federated.privacy import strategies
 
-# More buffers than this cost more memory and disk than their speed is worth.
+# The memory and disk space of more buffers outweigh their speed.
 _MAX_KEPT_ROWS = 15
 
 Tensors = list[tf.Tensor]
@@ -51,9 +51,9 @@ class Generator(abc.ABC):
 class Regenerated(Generator):
   """Regenerates all rows of z that a round's noise depends on.
 
-  Takes no memory but two model sizes while it runs; time grows with the length
-  of the rows, which for banded and dense strategies is the number of the round,
-  and for a tree up to twice that number.
+  It needs only temporary memory, of twice the model's size. Its time grows with
+  the length of the rows: the number of the round for banded and dense
+  strategies, up to twice that number for a tree.
   """
 
   rows: noise_rows.NoiseRows
@@ -79,7 +79,7 @@ class Regenerated(Generator):
       lambda i, _: i < end,
       add_row,
       (begin, [tf.zeros(shape) for shape in shapes]),
-      # Parallel steps would hold several rows in memory at once.
+      # Parallel steps would need several rows in memory at once.
       parallel_iterations=1,
     )
     return noise, buffers
@@ -90,8 +90,8 @@ class Banded(Generator):
   """Keeps the noise of the last `bands - 1` rounds, and solves C y = z for y.
 
   Attributes:
-    weights: Of the noises kept, oldest first, for each round, or for a single
-      round if they are always the same. Shape `[rounds or 1, bands - 1]`.
+    weights: The weights of the stored noises, oldest first, shape
+      `[rounds or 1, bands - 1]`; one row if all rounds have the same weights.
     divisors: The diagonal of C, shape `[rounds or 1]`.
   """
 
@@ -102,7 +102,7 @@ class Banded(Generator):
   def from_strategy(cls, strategy: strategies.Strategy) -> Banded:
     """Returns the generator of a square strategy."""
     assert not isinstance(strategy, strategies.Tree)
-    # One Toeplitz row serves all rounds, as buffers are zero before the first.
+    # One Toeplitz row is enough, since buffers are zero before the first round.
     rounds = range(strategy.rounds)
     if isinstance(strategy, strategies.Toeplitz):
       rounds = rounds[-1:]
@@ -115,7 +115,7 @@ class Banded(Generator):
 
   @property
   def num_buffers(self) -> int:  # type: ignore[override]
-    """The number of noises kept."""
+    """The number of stored noises."""
     return self.weights.shape[1]
 
   def __call__(self, seed, t, buffers, shapes):
@@ -138,12 +138,12 @@ class Banded(Generator):
 class Buffered(Generator):
   """The stream of a BLT strategy: algorithm 3 of arXiv 2408.08868.
 
-  With buffers B_j, at first 0, the noise is `y = z - sum_j scale_j B_j`; then
-  `B_j = decay_j B_j + y`.
+  The noise is `y = z - sum_j scale_j B_j` with buffers B_j, which begin at 0
+  and become `decay_j B_j + y`.
 
   Attributes:
-    decay: Of each buffer, shape `[num_buffers]`.
-    scale: Of each buffer, shape `[num_buffers]`.
+    decay: The decay of each buffer, shape `[num_buffers]`.
+    scale: The scale of each buffer, shape `[num_buffers]`.
   """
 
   decay: np.ndarray
@@ -170,11 +170,11 @@ class Buffered(Generator):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TreeBuffered(Generator):
-  """Keeps the estimates of the nodes whose sum is the prefix so far.
+  """Stores the estimates of the nodes whose sum is the current prefix sum.
 
-  As in TensorFlow Privacy's tree queries, one for each height of nodes. A round
-  makes two rows of z on average, and at most one more than the tree is high,
-  apart from the virtual rounds that complete a tree.
+  There is one estimate for each height of nodes, as in TensorFlow Privacy's
+  tree queries. A round makes two rows of z on average, and at most the height
+  of the tree plus one, apart from the virtual rounds that complete a tree.
   """
 
   rows: noise_rows.TreeRows
@@ -192,7 +192,7 @@ class TreeBuffered(Generator):
       [self.rows.kept, self.rows.kept - self.rows.replaced], axis=1
     )
     used = tables.any(axis=1) * np.arange(1, self.num_buffers + 1)
-    # Levels past the last used one, in half of the rounds all, are not read.
+    # Reads no levels above the last used one; half of the rounds read none.
     count = tf.gather(tf.constant(used.max(axis=1)), t)
     weights = tf.gather(tf.constant(tables), t)[:, :count]
     # A slice of dynamic length loses the shape.
@@ -220,12 +220,13 @@ def for_strategy(
   """Returns the generator of a strategy's noise.
 
   Args:
-    strategy: Any.
-    keep_rows: Whether noise of earlier rounds is kept, or regenerated from all
-      of z in a time that grows with the round. Banded strategies keep the last
-      `bands - 1` rows, by default up to 16 bands; trees an estimate of each
-      height of nodes, by default always. BLT keeps its buffers by default, and
-      strategies of a banded inverse nothing: their rows of C^-1 are short.
+    strategy: Any strategy.
+    keep_rows: Whether to store the noise of earlier rounds, instead of
+      regenerating it in a time that grows with the round. Banded strategies
+      store the last `bands - 1` rows, by default up to 16 bands; trees store an
+      estimate for each height of nodes, by default always. By default BLT
+      stores its buffers, and strategies with a banded inverse store nothing,
+      because their rows of C^-1 are short.
   """
   if isinstance(strategy, strategies.Tree):
     if keep_rows is None or keep_rows:

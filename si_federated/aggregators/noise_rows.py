@@ -18,9 +18,9 @@ class NoiseRows:
   """The weights w of z in the noise of each round, the sum of w_s z_s.
 
   Attributes:
-    weights: Of all rounds, which may share some, float32.
+    weights: The weights of all rounds, float32; rounds may share some.
     begins: The index of each round's first weight, shape `[rounds]`.
-    ends: The index past each round's last weight, shape `[rounds]`.
+    ends: The index after each round's last weight, shape `[rounds]`.
     columns: The row of z that each weight applies to; if None, the weights of
       round t apply to the last rows of z up to t.
   """
@@ -35,7 +35,7 @@ def for_strategy(strategy: strategies.Strategy) -> NoiseRows:
   """Returns the rows of a strategy.
 
   Args:
-    strategy: Any.
+    strategy: Any strategy.
   """
   if isinstance(strategy, strategies.Tree):
     return _tree_rows(strategy)
@@ -60,19 +60,19 @@ def for_strategy(strategy: strategies.Strategy) -> NoiseRows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TreeRows:
-  """The noise of a tree's rounds, given estimates of nodes that are kept.
+  """The noise of a tree's rounds, given stored estimates of nodes.
 
-  There is a level for each height of nodes. It keeps the estimate of the node
-  of this height in the prefix sum so far, if there is one.
+  Each height of nodes has a level. It stores the estimate of the node of this
+  height in the current prefix sum, if there is one.
 
   Attributes:
-    fresh: The weights of rows of z, each of a new node, in the estimate of the
-      node that the round adds to the prefix sum.
+    fresh: The weights of rows of z, one for each new node, in the estimate of
+      the node that the round adds to the prefix sum.
     kept: The weights of the levels in that estimate, shape `[rounds, levels]`.
     replaced: 1 for each level whose node the new one replaces in the prefix
       sum, else 0, shape `[rounds, levels]`: the round's noise is the new
       estimate minus these.
-    slots: The level that keeps the new estimate, or -1 if no later round needs
+    slots: The level that stores the new estimate, or -1 if no later round needs
       it, shape `[rounds]`.
   """
 
@@ -83,15 +83,16 @@ class TreeRows:
 
 
 def for_tree(strategy: strategies.Tree) -> TreeRows:
-  """Returns the rows of a tree whose estimates are kept.
+  """Returns the rows of a tree with stored estimates.
 
   A round that adds a node of height h needs fresh noise only for that node and
-  the nodes at its right edge, as the left child of each of those is kept: h + 1
-  rows, or one for the plain tree (algorithm of Honaker 2015, as in TensorFlow
-  Privacy). The virtual rounds that complete a tree are all fresh.
+  the nodes on its right edge, since the left children of those are stored:
+  h + 1 rows, or one for the plain tree (algorithm of Honaker 2015, as in
+  TensorFlow Privacy). All noise of the virtual rounds that complete a tree is
+  fresh.
 
   Args:
-    strategy: Of decoder `'plain'` or `'honaker'`.
+    strategy: A tree with the decoder `'plain'` or `'honaker'`.
 
   Returns:
     Rows with a level for each height of nodes that others replace, possibly

@@ -1,11 +1,11 @@
 """Scale-then-privatise: noise in proportion to the usual size of a coordinate.
 
 An adaptive optimizer divides each coordinate of the noisy mean by its usual
-size, and so enlarges the noise of those that are small. Here clients divide
-their updates by scales before the clip, and the server multiplies the noisy
-mean by them (Li et al., "Differentially Private Adaptive Optimization with
-Delayed Preconditioners", arXiv 2212.00309). Scales follow from the means that
-were released in earlier rounds, so that they cost no privacy.
+size, and so enlarges the noise of small ones. Here clients divide their updates
+by scales before clipping, and the server multiplies the noisy mean by them (Li
+et al., "Differentially Private Adaptive Optimization with Delayed
+Preconditioners", arXiv 2212.00309). Scales are functions of the means released
+in earlier rounds, so that they cost no privacy.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class UpdateScaling:
   """Scales of coordinates, from a running mean of squared releases.
 
   Differs from the paper: the mean is scaled back, so that any server optimizer
-  can follow; and scales have a mean square of 1, so that a clip norm means what
-  it does without them, and the first round is that of no scales.
+  can follow; and scales have a mean square of 1, so that a clip norm keeps its
+  meaning and the first round is unscaled.
 
   Attributes:
-    decay: Of the running mean of squares.
-    damping: Added to relative sizes: the larger, the more alike the scales.
-    delay: Scales change after every so many rounds.
+    decay: The decay of the running mean of squares.
+    damping: Added to relative sizes; a larger value makes scales more equal.
+    delay: The number of rounds between changes of scales.
   """
 
   decay: float = 0.9
@@ -39,7 +39,7 @@ class UpdateScaling:
   def __post_init__(self):
     if not 0 <= self.decay < 1:
       raise ValueError(
-        f'scale_decay is {self.decay}; it is at least 0 and below 1.'
+        f'scale_decay is {self.decay}; it must be at least 0 and below 1.'
       )
     if not 0 < self.damping < float('inf'):
       raise ValueError(
@@ -48,17 +48,17 @@ class UpdateScaling:
       )
     if self.delay < 1:
       raise ValueError(
-        f'scale_delay is {self.delay}; scales change after 1 round or more.'
+        f'scale_delay is {self.delay}; it must be at least 1 round.'
       )
 
   def initial(self, shapes: Sequence[Any]) -> collections.OrderedDict[str, Any]:
     """Returns the state before the first round.
 
     Args:
-      shapes: Of the variables.
+      shapes: The variables' shapes.
 
     Returns:
-      `scales` and `squares`, a float32 tensor of each variable's shape each.
+      `scales` and `squares`, each with a float32 tensor for each variable.
     """
     return collections.OrderedDict(
       scales=[tf.ones(shape) for shape in shapes],
@@ -71,9 +71,9 @@ class UpdateScaling:
     """Returns the state after a round.
 
     Args:
-      state: Before it.
-      round_num: The number of rounds before it, int64.
-      released: Its noisy mean, float32.
+      state: The state before the round.
+      round_num: The number of earlier rounds, int64.
+      released: The round's noisy mean, float32.
     """
     squares = [
       self.decay * old + (1 - self.decay) * tf.square(part)
@@ -88,7 +88,7 @@ class UpdateScaling:
 
   def _scales(self, squares):
     most = tf.reduce_max([tf.reduce_max(part) for part in squares])
-    # Before the first release that is not zero, all are alike.
+    # Until the first release that is not zero, all are equal.
     mean = _mean(squares) + tf.where(most > 0, 0.0, 1.0)
     sizes = [tf.sqrt(part / mean) + self.damping for part in squares]
     root = tf.sqrt(_mean([tf.square(size) for size in sizes]))
@@ -110,11 +110,11 @@ def _combined(operation, update, scales):
 
 
 def divided(update: Any, scales: Sequence[tf.Tensor]) -> Any:
-  """Returns an update over scales, one tensor a variable.
+  """Returns an update divided by scales.
 
   Args:
     update: A structure of float tensors.
-    scales: Of the same shapes.
+    scales: A tensor for each variable, of the same shape.
   """
   return _combined(tf.divide, update, scales)
 
@@ -124,6 +124,6 @@ def multiplied(update: Any, scales: Sequence[tf.Tensor]) -> Any:
 
   Args:
     update: A structure of float tensors.
-    scales: Of the same shapes.
+    scales: A tensor for each variable, of the same shape.
   """
   return _combined(tf.multiply, update, scales)

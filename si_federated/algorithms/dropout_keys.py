@@ -1,8 +1,8 @@
 """Dropout drawn from the client seed, the round, the client and the step.
 
-A round that is done again, after an interruption or on other threads, then
-gives the same bits. TFF gives clients neither a number nor the round, so that
-each batch brings its key, as further columns of its ids.
+So a round that is repeated, after an interruption or on other threads, gives
+the same bits. TFF gives clients neither a number nor the round, so each batch
+carries its key, as additional columns of its ids.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _WORDS = 3
 
 
 def round_word(*, seed: int, round_num: int) -> int:
-  """Returns the word of a round, from 32 bits.
+  """Returns the word of a round, of 32 bits.
 
   Args:
     seed: The client seed.
     round_num: The round.
   """
-  # The last word keeps this stream apart from those of orders and cohorts.
+  # The last number separates this stream from those of orders and cohorts.
   state = np.random.SeedSequence([seed, round_num, 2]).generate_state(1)
   return int(state.astype(np.int32)[0])
 
@@ -39,8 +39,8 @@ def add_keys(
   """Adds the keys to a client's batches.
 
   Args:
-    batches: Of ids `[b, T]` int32 and labels.
-    word: The round's; see `round_word`.
+    batches: Batches of ids `[b, T]` int32 and labels.
+    word: The round's word; see `round_word`.
     client: The client's number.
 
   Returns:
@@ -57,7 +57,7 @@ def add_keys(
 
 
 def split(x: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor | None]:
-  """Splits what `add_keys` has joined.
+  """Splits ids from the keys that `add_keys` has added.
 
   Args:
     x: `[b, T + 3]`, or `[b, T]` without keys.
