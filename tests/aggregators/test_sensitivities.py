@@ -1,6 +1,6 @@
-"""The sensitivity of every private aggregator, against brute force.
+"""Sensitivities of aggregators and compared strategies, against brute force.
 
-`python -m pytest -s tests/aggregators/test_sensitivities.py` prints the table
+`python -m pytest -s tests/aggregators/test_sensitivities.py` prints the tables
 of BUILD_NOTES.md.
 """
 
@@ -11,12 +11,13 @@ import inspect
 import itertools
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from si_federated.aggregators import AGGREGATORS, is_private
-from si_federated.privacy import participation
+from si_federated.privacy import comparison, participation
 
 _NOTES = pathlib.Path(__file__).parents[2] / 'BUILD_NOTES.md'
 _ROUNDS = 9
@@ -38,7 +39,10 @@ _ORACLES = {
   'adaptive_gaussian': 'all patterns; noise of sum and count together',
   'dense': 'all patterns of cycles, all signs',
   'distributed_dp': 'the worst rounding of random updates',
-  'tree': 'all patterns, counts in nodes',
+  **dict.fromkeys(
+    ('tree', 'tree_plain', 'tree_restarted', 'tree_full'),
+    'all patterns, counts in nodes',
+  ),
 }
 
 
@@ -115,35 +119,59 @@ def _deviation(mechanism) -> float:
   return record.sensitivity.value / worst - 1
 
 
-def _row(name: str) -> str:
-  methods, exact, bound = set(), 0.0, 0.0
-  for contract, options in itertools.product(_CONTRACTS, _VARIANTS[name]):
-    mechanism = _build(name, contract, options)
-    deviation = _deviation(mechanism)
-    record = mechanism.record.for_dimension(6)
-    methods.add(record.sensitivity.method)
+def _row(
+  name: str, cases: Iterator[tuple[Any, float]], title: str = '`{}`'
+) -> str:
+  """Returns a row of the table, of sensitivities and their deviations."""
+  methods, exact, bound = set(), [], 0.0
+  for found, deviation in cases:
+    methods.add(found.method)
     # Never below what one client can do.
-    assert deviation > -1e-12, (name, contract, options)
-    if record.sensitivity.is_exact:
-      exact = max(exact, abs(deviation))
+    assert deviation > -1e-12, (name, found)
+    if found.is_exact:
+      exact.append(abs(deviation))
     else:
       bound = max(bound, deviation)
-  assert exact < 1e-12
-  found = []
-  if name != 'distributed_dp':
-    found.append(f'{exact:.0e}')
+  assert max(exact, default=0.0) < 1e-12
+  deviations = [f'{max(exact):.0e}'] if exact else []
   if bound:
-    found.append(f'bounds up to {100 * bound:.1f} % above')
+    deviations.append(f'bounds up to {100 * bound:.1f} % above')
   oracle = _ORACLES.get(name, 'all patterns, all signs')
   routine = '; '.join(sorted(methods))
-  return f'| `{name}` | {routine} | {oracle} | {", ".join(found)} |'
+  cells = title.format(name), routine, oracle, ', '.join(deviations)
+  return f'| {" | ".join(cells)} |'
 
 
-@pytest.mark.parametrize('name', [n for n in AGGREGATORS if is_private(n)])
-def test_sensitivity_against_brute_force(name, capsys):
-  row = _row(name)
+def _aggregations(name):
+  for contract, options in itertools.product(_CONTRACTS, _VARIANTS[name]):
+    mechanism = _build(name, contract, options)
+    record = mechanism.record.for_dimension(6)
+    yield record.sensitivity, _deviation(mechanism)
+
+
+def _strategies(name):
+  for separation, participations in _CONTRACTS:
+    contract = participation.Participation(_ROUNDS, participations, separation)
+    strategy = comparison.build(name, contract)
+    # As `comparison.compare` measures it.
+    contract = dataclasses.replace(contract, cyclic=name == 'dense')
+    found = strategy.sensitivity(contract)
+    yield found, found.value / _worst_change(strategy.matrix(), contract) - 1
+
+
+def _check(row, capsys):
   with capsys.disabled():
     print(row)
   # The table of the notes is what this prints, but for the digits of bounds.
   _, mechanism, routine, oracle, _, _ = row.split('|')
   assert f'|{mechanism}|{routine}|{oracle}|' in _NOTES.read_text()
+
+
+@pytest.mark.parametrize('name', [n for n in AGGREGATORS if is_private(n)])
+def test_sensitivity_against_brute_force(name, capsys):
+  _check(_row(name, _aggregations(name)), capsys)
+
+
+@pytest.mark.parametrize('name', comparison.MECHANISMS)
+def test_compared_strategies_against_brute_force(name, capsys):
+  _check(_row(name, _strategies(name), '`--compare`: `{}`'), capsys)
