@@ -48,10 +48,10 @@ _SPLIT = absl_flags.DEFINE_enum(
   'split',
   None,
   ['date', 'hash'],
-  'How to split texts. date, the default for dumps, is the split of TFF: users '
+  "How to split texts. date, the default for dumps, is TFF's split: users "
   'whose number is a multiple of 10 are held out, and later texts are for '
-  'tests. hash, the default for tables and comments: a tenth of the users are '
-  'held out, another tenth are for tests.',
+  'tests. hash, the default for tables and comments, holds out a tenth of the '
+  'users, and takes another tenth for tests.',
 )
 _SPLIT_DATE = absl_flags.DEFINE_string(
   'split_date', '2018-01-01', 'Texts from this day on are for tests.'
@@ -76,9 +76,9 @@ _IS_HTML = absl_flags.DEFINE_bool(
 _ENCODING = absl_flags.DEFINE_string(
   'encoding',
   None,
-  'The encoding of a table, such as latin-1 or cp1252; by default that of a '
-  'byte order mark, or UTF-8 without one. Of a source tree, the encoding of '
-  'files that are not UTF-8.',
+  'The encoding of a table, such as latin-1 or cp1252, or of the files of a '
+  'source tree that are not UTF-8. The default for tables is that of a byte '
+  'order mark, or UTF-8 without one.',
 )
 _OVERWRITE = absl_flags.DEFINE_bool(
   'overwrite', False, 'Replace the content of the output folder.'

@@ -1,4 +1,4 @@
-"""From dumps and tables of text to client data in TFF's format."""
+"""Converts dumps, tables and source trees to client data in TFF's format."""
 
 from si_federated.preparation.prepare import SOURCES, SPLITS, Settings, prepare
 from si_federated.preparation.records import Counts

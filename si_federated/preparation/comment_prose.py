@@ -23,7 +23,7 @@ _LICENCE = re.compile(
   r'|endorse or promote|following disclaimer|without express',
   re.IGNORECASE,
 )
-# Words that follow each other with nothing but commas are prose.
+# Consecutive words, separated by nothing but commas, are prose.
 _PROSE = re.compile(r"(?:(?<![\w.>*&])[A-Za-z][a-z']*,?(?:\s+|[.;:]?$)){3}")
 _CODE = re.compile(
   r'[{}]|#\s*(?:include|define|undef|if|ifdef|ifndef|else|endif|pragma)\b'
@@ -34,8 +34,8 @@ _CODE = re.compile(
   r'|[\w.>\[\]()*&-]+\s*(?:[-+*/|&^%]|<<|>>|:)?=(?!=).*[;,({]?$'
   r'|[\w.:>-]+\s*\(.*\)\s*[;{,]$|.*;\s*\\?$|.*[{}\\]$'
 )
-# Marks of Doxygen, Javadoc and kernel-doc. The name of a parameter is left
-# out, as the cleaner does it.
+# Marks of Doxygen, Javadoc and kernel-doc. The name of a parameter is removed,
+# as the docstrings' cleaner does.
 _NAMED_TAG = re.compile(
   r'^(\s*)[@\\](?:param|tparam|throws?|exception|property|retval|arg)\b'
   r'(?:\s*\[[\w, ]*\]|\s*\{[^{}]*\})*\s+[\w.$<>\[\]=*&]+(?:\s+[-:])?\s+',
@@ -59,7 +59,7 @@ _REFERENCE = re.compile(
   r'|(?:(?<=[\s(,"\'])|^)@(?=[A-Za-z_]\w*(?![\w.]*:(?:\s|$)))',
   re.MULTILINE,
 )
-# What the cleaner takes for code, also within a sentence.
+# Patterns that the cleaner considers code, even within a sentence.
 _OPERATION = re.compile(
   r'[\w.\[\]*&-]+(?:\([^()\n]*\))?\s*(?:==|!=|<=|>=|&&|\|\|| [-+*/|&]?= )\s*'
   r'[\w.\[\]*&-]+(?:\([^()\n]*\))?'
@@ -80,19 +80,19 @@ _STAR = re.compile(r'\s*\*+(?:\s|$)?')
 def sentences(comment: Comment) -> tuple[list[str], tuple[str, ...]]:
   """Returns the sentences of a comment.
 
-  They are cleaned as those of `si_federated.tasks.docstring_corpus` are. Marks
-  of comments and of documentation (Doxygen, Javadoc, kernel-doc) are removed,
-  paragraphs on licences are left out.
+  They are cleaned like those of `si_federated.tasks.docstring_corpus`. Marks of
+  comments and of documentation (Doxygen, Javadoc, kernel-doc) and paragraphs on
+  licences are removed.
 
   Args:
     comment: The comment.
 
   Returns:
-    Sentences as tokens joined by single spaces, and what was left out: of
-    `LICENCE`, `CODE` and `NO_PROSE`.
+    Sentences as tokens joined by single spaces, and the reasons of omissions:
+    some of `LICENCE`, `CODE` and `NO_PROSE`.
   """
   if len(comment.text.split(None, 2)) < 3:
-    # Saves half of the time on headers that are generated.
+    # Halves the time for generated headers.
     return [], (NO_PROSE,)
   paragraphs: list[str] = []
   reasons: set[str] = set()
@@ -110,11 +110,11 @@ def sentences(comment: Comment) -> tuple[list[str], tuple[str, ...]]:
 
 
 def of_document(text: str, *, is_markdown: bool) -> list[str]:
-  """Returns the sentences of a document, cleaned as those of docstrings are.
+  """Returns the sentences of a document, cleaned like those of docstrings.
 
   Args:
     text: The document.
-    is_markdown: Whether it is Markdown, else reStructuredText.
+    is_markdown: Whether it is Markdown; otherwise it is reStructuredText.
   """
   if is_markdown:
     text = _HTML_COMMENT.sub('', text)
@@ -143,7 +143,7 @@ def _text(comment: Comment) -> str:
 
 
 def _paragraphs(text: str) -> list[list[str]]:
-  """Returns the lines of each paragraph, indents kept, rules left out."""
+  """Returns each paragraph's lines, with indents but without rules."""
   found: list[list[str]] = [[]]
   for line in inspect.cleandoc(text).split('\n'):
     stripped = line.strip()
@@ -164,7 +164,7 @@ def _is_code_line(line: str) -> bool:
 
 
 def _plain(paragraph: str) -> str:
-  """Removes marks that the cleaner of docstrings would take for code."""
+  """Removes marks that the docstrings' cleaner would consider code."""
   text = _NAMED_TAG.sub(r'\n\1', paragraph)
   text = _TAG.sub(r'\n\1\2', text)
   text = _INLINE_TAG.sub(r'`\1`', text)
@@ -177,7 +177,7 @@ def _plain(paragraph: str) -> str:
       lines.append('')
       continue
     line = _OPERATION.sub(tokenizer.CODE_TOKEN, line)
-    # A semicolon within a sentence, not that of a statement.
+    # A semicolon within a sentence, not at the end of a statement.
     if lines and lines[-1].endswith(';'):
       lines[-1] = f'{lines[-1]} {line.strip()}'
     else:

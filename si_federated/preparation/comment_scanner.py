@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Optional
 
-# Each pattern matches what may hide a comment or look like one. `line` is a
-# comment up to the end of its line, `block` the beginning of one that ends
-# at `*/`, `raw` the beginning of a string without escapes, whose end is
-# `close` with the content of `mark`. All else is skipped: an escape outside
-# of strings too, so that no position is scanned twice.
+# Each pattern matches comments, and tokens that may contain the marks of one.
+# `line` is a comment up to the end of its line, `block` the beginning of a
+# comment that ends at `*/`, `raw` the beginning of a string without escapes,
+# which ends at `close` with the content of `mark`. All else is skipped, even
+# escapes outside of strings, so that no position is scanned twice.
 _ESCAPE = r'\\.'
 _DOUBLE = r'"(?:[^"\\\n]|\\.)*"'
 _SINGLE = r"'(?:[^'\\\n]|\\.)*'"
@@ -65,7 +65,7 @@ _RUST = _Language(
 )
 _BLOCK_MARK = re.compile(r'/\*|\*/')
 _FAMILIES = {'c': _C, 'java': _JAVA, 'go': _GO, 'rust': _RUST}
-# A colon before the bars of a web address, as in the text of JSX.
+# A colon before slashes: a web address, as in the text of JSX.
 _SCRIPT = _compile(
   _DOUBLE,
   _SINGLE,
@@ -80,8 +80,8 @@ _TEMPLATE = re.compile(r'\\.|(?P<code>\$\{)|`', re.DOTALL)
 _REGULAR_EXPRESSION = re.compile(
   r'/(?:[^/\\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+/'
 )
-# A slash divides after a name, a number or a bracket; else it opens an
-# expression.
+# After a name, a number or a bracket a slash divides; otherwise it begins a
+# regular expression.
 _OPERAND = re.compile(r'[\w$)\]}]\s*\Z')
 _KEYWORD = re.compile(
   r'\b(?:return|typeof|case|in|of|void|delete|do|else)\s*\Z'
@@ -98,11 +98,10 @@ _PYTHON = _compile(
 
 @dataclasses.dataclass(frozen=True)
 class Comment:
-  """A comment as written, its marks included.
+  """A comment as written, including its marks.
 
   Attributes:
-    text: The text. Comments on adjoining lines that each go up to the end of
-      their line are one.
+    text: The text. Line comments on consecutive lines are one comment.
     kind: `line`, `block`, or `docstring`, which has no marks.
   """
 
@@ -116,12 +115,12 @@ LANGUAGES = (*_FAMILIES, 'javascript', 'python')
 def find_comments(text: str, language: str) -> Iterator[Comment]:
   """Yields the comments of a source file, in order.
 
-  What looks like a comment in a string, a character or a regular expression is
-  none. A file that is not valid in its language gives what it gives.
+  Comment marks in a string, a character or a regular expression do not count. A
+  file that is invalid in its language gives unspecified comments, but no error.
 
   Args:
-    text: The file's text, lines separated by newline characters.
-    language: One of `LANGUAGES`. `javascript` serves TypeScript, too. Those of
+    text: The file's text, with newline characters between lines.
+    language: One of `LANGUAGES`; `javascript` includes TypeScript. Comments of
       `python` include its docstrings.
   """
   if language == 'python':
@@ -167,7 +166,7 @@ def _scan(text: str, language: _Language) -> Iterator[_Span]:
 
 
 def _after(text: str, mark: str, position: int) -> int:
-  """Returns the position after the next mark; the end if there is none."""
+  """Returns the position after the next mark, or the end if there is none."""
   found = text.find(mark, position)
   return len(text) if found < 0 else found + len(mark)
 
@@ -184,7 +183,7 @@ def _block_end(text: str, position: int, nested: bool) -> int:
 
 
 def _scan_script(text: str) -> Iterator[_Span]:
-  # For each `${` around the position, the braces that are open in it.
+  # The number of open braces in each `${` around the position.
   depths: list[int] = []
   position = 0
   while found := _SCRIPT.search(text, position):
@@ -213,7 +212,7 @@ def _scan_script(text: str) -> Iterator[_Span]:
 
 
 def _template(text: str, position: int, depths: list[int]) -> int:
-  """Returns where code goes on: after a template, or in its next `${`."""
+  """Returns where code continues: after a template, or in its next `${`."""
   while found := _TEMPLATE.search(text, position):
     position = found.end()
     if found.lastgroup == 'code':
@@ -233,7 +232,7 @@ def _scan_python(text: str) -> Iterator[_Span]:
     between = text[position:start]
     code = between.rstrip()
     last = code[-1] if code else last
-    # The string is the first thing in its line.
+    # The string begins its line.
     opens = position == 0 or '\n' in between
     opens = opens and not between.rpartition('\n')[2].strip()
     position = end

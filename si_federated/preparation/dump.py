@@ -29,7 +29,7 @@ _HEAD = 1 << 10
 _DECLARED = re.compile(
   rb'(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding=["\']([A-Za-z0-9._-]+)'
 )
-# Where one begins, all up to its end is no other.
+# Markup, whose content up to its end contains no other markup.
 _ENDS = {b'<!--': b'-->', b'<![CDATA[': b']]>', b'<?': b'?>', _ROW: b'<'}
 _MARKUP = re.compile(rb'<!--|<!\[CDATA\[|<\?|<row(?=[\s/>])')
 _REFERENCE = re.compile(rb'&#(?:x([0-9a-fA-F]+)|([0-9]+));')
@@ -57,7 +57,7 @@ def find_files(path: str) -> tuple[str, str | None]:
   posts = _beside(folder, 'Posts') if os.path.isdir(path) else path
   if posts is None:
     raise ValueError(
-      f'{path} holds no Posts.xml or Posts.xml.xz; give the folder of a Stack '
+      f'{path} has no Posts.xml or Posts.xml.xz; give the folder of a Stack '
       'Exchange dump.'
     )
   return posts, _beside(folder, 'Comments')
@@ -84,7 +84,7 @@ def read_posts(path: str, counts: Counts) -> Iterator[Record]:
   for row, values in _rows(path, counts):
     kind = _KINDS.get(values.get('PostTypeId', ''))
     if kind is None:
-      # Such as tag wikis and elections.
+      # For example, tag wikis and elections.
       counts.leave_out('neither a question nor an answer', path, row)
       continue
     record = _record(
@@ -120,20 +120,20 @@ def _record(
   is_html: bool,
   kind: str,
 ) -> Record | None:
-  """Returns the record of a row, without optional values that are odd.
+  """Returns the record of a row, without invalid optional values.
 
-  A row that is left out is still a record without client if others take their
-  title from it.
+  A row that is left out is still a record, without a client, if others take
+  their title from it.
   """
   place = (path, row, 'row')
 
   def whole(name: str) -> int:
     read = table_rows.whole_number
-    what = f'{name}, which is no whole number of 64 bits'
+    what = f'{name}, which is not a 64-bit integer'
     return counts.optional(read, values.get(name), what, place) or 0
 
   def needed(name: str) -> int:
-    # Without it the text stands for itself.
+    # Without it the text has no question.
     if name and table_rows.is_missing(values.get(name)):
       counts.drop(f'their {name}, which is missing', *place)
     return whole(name) if name else 0
@@ -149,7 +149,7 @@ def _record(
       counts.leave_out(_NO_USER, path, row)
   if not client and not number:
     return None
-  what = 'CreationDate, which is no date'
+  what = 'CreationDate, which is not a date'
   date = counts.optional(dates.utc, values.get('CreationDate'), what, place)
   if client and table_rows.is_missing(values.get('CreationDate')):
     counts.drop('their CreationDate, which is missing', *place)
@@ -184,7 +184,7 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
     encoding = text_files.detect(head)
     if not encoding.startswith('utf-8'):
       raise ValueError(
-        f'{path} is {encoding.upper()} text; convert it by '
+        f'{path} is {encoding.upper()} text; convert it with '
         f'`iconv -f {encoding} -t utf8 {path} > NEW`.'
       )
     declared = _DECLARED.match(head)
@@ -192,7 +192,7 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
     for text in _split(head, stream, path):
       found += 1
       counts.rows += 1
-      # Parsed separately, so that a garbled row costs no other.
+      # Parsed one by one, so that a garbled row does not affect others.
       attributes = _parse(text, encoding)
       if attributes is None:
         plain = _without_forbidden(text)
@@ -219,13 +219,13 @@ def _parse(text: bytes, encoding: str) -> Mapping[str, str] | None:
 
 
 def _without_forbidden(text: bytes) -> bytes:
-  """Removes the characters that XML 1.0 allows in no form (section 2.2)."""
+  """Removes the characters that XML 1.0 forbids in any form (section 2.2)."""
 
   def reference(found: re.Match) -> bytes:
     digits, decimal = found.groups()
     try:
       number = int(digits, 16) if digits else int(decimal)
-    except ValueError:  # More digits than Python takes.
+    except ValueError:  # More digits than Python accepts.
       return b''
     is_allowed = (
       number in (0x9, 0xA, 0xD)
@@ -241,10 +241,10 @@ def _without_forbidden(text: bytes) -> bytes:
 def _split(head: bytes, stream: IO[bytes], path: str) -> Iterator[bytes]:
   """Yields the text of each row outside comments.
 
-  A row ends where the next markup begins: values hold no `<`.
+  A row ends where the next markup begins, since values contain no `<`.
 
   Args:
-    head: What has been read already.
+    head: The bytes already read.
     stream: The rest.
     path: The file, for messages.
   """
@@ -263,21 +263,21 @@ def _split(head: bytes, stream: IO[bytes], path: str) -> Iterator[bytes]:
         yield _row_text(text[found.start() : start])
         continue
       if end >= 0 or ended:
-        # A comment that never ends is none: the rows in it count.
+        # A comment that never ends is not a comment: the rows in it count.
         start = found.end() if end < 0 else end + len(_ENDS[found[0]])
         continue
       start = found.start()
     elif ended:
       return
     else:
-      # The beginning of markup may be at the end.
+      # The text may end in the middle of the next mark.
       start = max(start, len(text) - len(b'<![CDATA['))
     chunk = stream.read(_CHUNK)
     text, start, ended = text[start:] + chunk, 0, not chunk
 
 
 def _row_text(piece: bytes) -> bytes:
-  """Closes an element that ends by an end tag of its own."""
+  """Closes the start tag of an element that has a separate end tag."""
   piece = piece.rstrip()
   is_open = piece.endswith(b'>') and not piece.endswith(b'/>')
   return piece[:-1] + b'/>' if is_open else piece

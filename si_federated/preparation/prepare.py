@@ -42,18 +42,18 @@ class Settings:
     input: The file or folder.
     output: The folder for the results.
     split: `date`, as TFF splits Stack Overflow: users whose number is a
-      multiple of 10 are held out, and text that others wrote on `split_date` or
-      later is for tests; or `hash`, a tenth of the users each, by a hash of
-      their names.
-    split_date: The day, as `2018-01-01`.
+      multiple of 10 are held out, and others' text from `split_date` on is for
+      tests; or `hash`: a hash of the names chooses a tenth of the users for
+      validation and a tenth for tests.
+    split_date: The day, such as `2018-01-01`.
     comments: Whether the comments of a dump are used.
     min_sentences: Users with fewer sentences are left out; 100 in TFF's data.
     text_column: The column of a table with the text.
     client_column: The column of a table with the user's name.
     is_html: Whether the texts of a table have tags.
-    encoding: The encoding of a table, or of those files of a source tree that
-      are not UTF-8, such as `latin-1`; None for UTF-8, or what a byte order
-      mark says.
+    encoding: The encoding of a table, or of the files of a source tree that are
+      not UTF-8, such as `latin-1`; None for UTF-8, or for the encoding of a
+      byte order mark.
     overwrite: Whether to replace the results of an earlier preparation.
   """
 
@@ -94,8 +94,8 @@ class Settings:
 def prepare(settings: Settings) -> dict[str, Any]:
   """Writes client data, word and tag counts, and a summary.
 
-  The input is read once and sorted by user on disk. Results get their final
-  names when they are complete. Memory does not grow with the input.
+  The input is read once and sorted by user on disk. Complete results are
+  renamed to their final names. Memory does not grow with the input.
 
   Args:
     settings: The settings.
@@ -111,12 +111,12 @@ def prepare(settings: Settings) -> dict[str, Any]:
   final = os.path.join(settings.output, DATABASE_NAME)
   if os.path.exists(final) and not settings.overwrite:
     raise ValueError(
-      f'There is a {final} already; give another --output, or --overwrite to '
+      f'{final} already exists; give another --output, or --overwrite to '
       'replace it.'
     )
   if not os.path.exists(settings.input):
     raise ValueError(
-      f'There is no {settings.input}; give what is to be prepared by --input.'
+      f'There is no {settings.input}; name the file or folder with --input.'
     )
   os.makedirs(settings.output, exist_ok=True)
   with _work_folder(settings.output) as work:
@@ -158,7 +158,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
     with open(os.path.join(work, SUMMARY_NAME), 'w', encoding='utf-8') as file:
       json.dump(summary, file, indent=2)
       file.write('\n')
-    # The file whose presence means success comes last.
+    # The file that indicates success comes last.
     for name in (SUMMARY_NAME, TAG_COUNT_NAME, WORD_COUNT_NAME, DATABASE_NAME):
       source = os.path.join(work, name)
       with open(source, 'rb') as written:
@@ -258,7 +258,7 @@ def _unpack(path: str, work: str) -> str:
     import py7zr
   except ImportError:
     raise ValueError(
-      f"{path} needs py7zr to be unpacked: pip install 'si_federated[dump]', "
+      f"Unpacking {path} needs py7zr: pip install 'si_federated[dump]', "
       'or unpack it and give the folder.'
     ) from None
   try:
@@ -268,10 +268,10 @@ def _unpack(path: str, work: str) -> str:
       archive.extract(folder, targets=found)
   except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
     raise ValueError(
-      f'{path} is damaged or no 7z archive ({error}); fetch it again.'
+      f'{path} is damaged or not a 7z archive ({error}); download it again.'
     ) from error
   if not found:
-    raise ValueError(f'{path} holds no Posts.xml; give the dump of a site.')
+    raise ValueError(f'{path} has no Posts.xml; give the dump of a site.')
   return os.path.join(folder, os.path.dirname(found[0]))
 
 

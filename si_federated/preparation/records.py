@@ -23,20 +23,20 @@ class Record:
   """A text and its author.
 
   Attributes:
-    client: The user; empty for a post that only gives its title to others.
+    client: The user; empty for a post that only provides others' titles.
     text: The text, as HTML if `is_html`.
     is_html: Whether to remove tags.
-    number: The number by which other posts refer to this one; 0 for none.
-    parent: The number of the post that title, tags and score come from; 0 for
-      this one.
-    creation_date: Such as `2010-01-08 09:34:05 UTC`; may be empty.
+    number: The number with which other posts refer to this one; 0 for none.
+    parent: The number of the post with the title, tags and score; 0 for this
+      one.
+    creation_date: A date such as `2010-01-08 09:34:05 UTC`, or empty.
     title: The title.
     tags: The tags, separated by bars.
     score: The score.
     kind: `question`, `answer`, `comment`, or the source's own word.
     row: The number of its row or line in the file.
-    sentences: The sentences of the text, if they are cut already: words
-      separated by single spaces. None: they are to be cut.
+    sentences: The sentences of the text, as words separated by single spaces;
+      None if the text has yet to be split.
   """
 
   client: str
@@ -54,16 +54,16 @@ class Record:
 
 
 class Counts:
-  """Counts rows that are read, and what is left out of them, by reason.
+  """Counts rows, and by reason the rows and values that are left out.
 
   Attributes:
-    noun: What the rows are, for messages.
+    noun: The word for a row in messages.
     rows: The number of rows read, good or bad.
     left_out: The number of rows left out for each reason.
     dropped: The number of optional values left out for each reason, without
       their rows.
-    first: The first row of each reason, such as `FILE, row 7`.
-    parts: Counts of what rows consist of, such as the comments of files.
+    first: The first row for each reason, such as `FILE, row 7`.
+    parts: Counts of the parts of rows, such as the comments of files.
   """
 
   def __init__(self, noun: str = 'row'):
@@ -83,14 +83,14 @@ class Counts:
       reason: The end of the sentence "rows were left out: ".
       path: The file.
       row: The row's number in the file, from 1; 0 for the file itself.
-      unit: What the number counts, such as `row` or `line`.
+      unit: The unit of the number, such as `row` or `line`.
     """
     self.left_out[reason] += 1
     place = f'{os.path.basename(path)}, {unit} {row}' if row else path
     self.first.setdefault(reason, place)
 
   def drop(self, reason: str, path: str, row: int, unit: str = 'row') -> None:
-    """Counts an optional value that is left out of a row that stays.
+    """Counts an optional value that is left out of a used row.
 
     Args:
       reason: The end of the sentence "rows are used without ".
@@ -108,16 +108,16 @@ class Counts:
     what: str,
     place: tuple[str, int, str],
   ) -> Optional[_Value]:
-    """Reads an optional value, and counts it if it is of no use.
+    """Reads an optional value, and counts it if it is invalid.
 
     Args:
       read: Returns the value, or raises ValueError.
-      value: What is given.
-      what: Its name and kind, as in "rows are used without WHAT".
+      value: The raw value.
+      what: Its name and fault, as in "rows are used without their WHAT".
       place: The file, the row and the unit, as in `drop`.
 
     Returns:
-      The value; None if it is missing or of no use.
+      The value; None if it is missing or invalid.
     """
     if table_rows.is_missing(value):
       return None
@@ -159,7 +159,7 @@ class Counts:
 
 @contextlib.contextmanager
 def progress(path: str) -> Iterator[BinaryIO]:
-  """Opens a file with a progress bar, which counts bytes on disk.
+  """Opens a file, with a progress bar that counts bytes on disk.
 
   Args:
     path: The file.
@@ -186,7 +186,7 @@ def interval() -> float:
 
 
 class _Counted(io.RawIOBase):
-  """A raw stream that reports to a progress bar what is read from it."""
+  """A raw stream that reports the bytes read to a progress bar."""
 
   def __init__(self, raw: BinaryIO, bar: tqdm.tqdm):
     super().__init__()

@@ -1,4 +1,4 @@
-"""Makes records of a tree of source files: a client each, of its comments."""
+"""Reads a tree of source files, each as a client with its comments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BY_SUFFIX = {
   for suffix in suffixes.split()
 }
 _DOCUMENTS = ('rst', 'markdown')
-# Code of more characters a line on average is not written by people.
+# Code with more characters a line on average is not written by people.
 _LONGEST_MEAN_LINE = 200
 
 
@@ -46,10 +46,10 @@ def read_tree(
   is_new: Callable[[str], bool],
   encoding: Optional[str] = None,
 ) -> Iterator[Record]:
-  """Yields a record for each file with comments of English sentences.
+  """Yields a record for each file whose comments have English sentences.
 
-  Files come in the order of their paths. Links are not followed, and hidden
-  folders, such as `.git`, are not entered.
+  Files come in the order of their paths. Links and hidden folders, such as
+  `.git`, are skipped.
 
   Args:
     path: The folder.
@@ -59,11 +59,11 @@ def read_tree(
     encoding: The encoding of files that are not UTF-8; None leaves them out.
 
   Raises:
-    ValueError: The path is no folder, or the encoding is unknown.
+    ValueError: The path is not a folder, or the encoding is unknown.
   """
   if not os.path.isdir(path):
     raise ValueError(
-      f'{path} is no folder; give that of a source tree, unpacked, by --input.'
+      f'{path} is not a folder; give an unpacked source tree by --input.'
     )
   if encoding is not None:
     encoding = text_files.known_encoding(encoding, '--encoding')
@@ -106,7 +106,7 @@ def _files(path: str, counts: Optional[Counts] = None) -> Iterator[str]:
       counts.leave_out('folders that cannot be read', where)
 
   for folder, folders, files in os.walk(path, onerror=unreadable):
-    # Links to folders count as files, and are left out as links.
+    # Links to folders count as files, and are left out for being links.
     links = [n for n in folders if os.path.islink(os.path.join(folder, n))]
     folders[:] = sorted(
       n for n in folders if n not in links and not n.startswith('.')
@@ -116,13 +116,13 @@ def _files(path: str, counts: Optional[Counts] = None) -> Iterator[str]:
 
 
 def _read(path: str, encoding: Optional[str]) -> str:
-  """Returns a file's text, with newline characters alone ending lines."""
+  """Returns a file's text, with a newline character at each end of line."""
   try:
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
       raise _UnusableError('symbolic links')
     if not stat.S_ISREG(status.st_mode):
-      raise _UnusableError('no regular files')
+      raise _UnusableError('not regular files')
     if status.st_size > mining.MAX_BYTES:
       raise _UnusableError(f'larger than {mining.MAX_BYTES / 1e6:g} MB')
     with open(path, 'rb') as file:
@@ -146,7 +146,7 @@ def _decode(content: bytes, encoding: Optional[str]) -> str:
     raise _UnusableError('binary')
   if text is None:
     raise _UnusableError(
-      'of another encoding than ' + (encoding or 'UTF-8; name it by --encoding')
+      'in another encoding than ' + (encoding or 'UTF-8; name it by --encoding')
     )
   return text
 

@@ -18,9 +18,9 @@ from si_federated import files
 from si_federated.preparation import text
 from si_federated.preparation.records import Record, interval
 
-# Memory that SQLite may use for pages and for sorting.
+# The memory that SQLite may use for pages and for sorting.
 _CACHE_KB = 1 << 16
-# Words counted in memory before they are added to the table.
+# The number of words counted in memory before they go to the table.
 _MOST_WORDS = 1 << 19
 _BATCH = 1024
 
@@ -58,7 +58,7 @@ _INDEX = 'CREATE INDEX by_client ON examples (split_name, client_id)'
 def open_database(path: str) -> Iterator[sqlite3.Connection]:
   """Opens a new database that sorts in its own folder.
 
-  A crash leaves a corrupt file: use it for files that are renamed when
+  A crash leaves a corrupt file, so use it only for files that are renamed when
   complete.
 
   Args:
@@ -100,12 +100,12 @@ def stage(
   records: Iterable[Record],
   left_out: Callable[[str, Record], None],
 ) -> int:
-  """Writes records to disk, cut into sentences.
+  """Splits records into sentences, and writes them to disk.
 
   Args:
     connection: A database that `create_staging` has prepared.
     records: The records.
-    left_out: Called with the reason and the record when one has no words.
+    left_out: Called with the reason and the record if a record has no words.
 
   Returns:
     The number of records written.
@@ -153,9 +153,9 @@ def stage(
 
 
 def orphans(connection: sqlite3.Connection) -> int:
-  """Returns how many staged records name a post that is not there.
+  """Returns how many staged records name a missing post.
 
-  They have no title, tags and score of a question.
+  They lack the title, tags and score of a question.
   """
   ((number,),) = connection.execute(
     'SELECT count(*) FROM staged AS s LEFT JOIN posts AS p '
@@ -179,7 +179,7 @@ class Totals:
     sentences: Sentences by split.
     words: How many training clients have each word.
     tags: How many training clients have each tag.
-    small: How many clients are left out for their few sentences.
+    small: How many clients are left out for having too few sentences.
   """
 
   def __init__(self, connection: sqlite3.Connection):
@@ -209,7 +209,7 @@ def write_client_data(
     min_sentences: Clients with fewer sentences are left out.
 
   Returns:
-    The counts of what was written.
+    The counts of the written data.
   """
   totals = Totals(staging)
   staging.execute(
@@ -286,10 +286,10 @@ def _example(values: Mapping[str, Any]) -> bytes:
 
 
 class Distinct:
-  """Tells what has been seen before, on disk: memory does not grow.
+  """Recognises texts that it has seen, on disk: memory does not grow.
 
-  Two texts are taken for one if 64 bits of a hash agree: for a hundred million
-  texts, one pair in four thousand corpora.
+  Two texts count as equal if 64 bits of their hashes agree. With a hundred
+  million texts, this is expected for one pair in four thousand corpora.
   """
 
   def __init__(self, connection: sqlite3.Connection):
@@ -337,7 +337,7 @@ class UserCounts:
     self._held.clear()
 
   def ranked(self) -> Iterator[tuple[str, int]]:
-    """Yields words by falling count, equal counts by their UTF-8 bytes."""
+    """Yields words by decreasing count, then by their UTF-8 bytes."""
     self._flush()
     yield from self._connection.execute(
       f'SELECT word, users FROM {self._table} ORDER BY users DESC, word'

@@ -1,4 +1,4 @@
-"""Makes records of tables of texts and users: JSON lines and CSV."""
+"""Reads tables of texts and users, as JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from si_federated.preparation.records import Counts, Record, progress
 from si_federated.tasks import table_rows, text_files
 
 _Value = TypeVar('_Value')
-_NO_DATE = 'no date such as 2018-01-01 or 2018-01-01T10:00:00+01:00'
+_NO_DATE = 'not a date such as 2018-01-01 or 2018-01-01T10:00:00+01:00'
 
 
 def read_table(
@@ -36,7 +36,7 @@ def read_table(
     encoding: See `text_files.open_text`.
 
   Raises:
-    ValueError: If the file is damaged, of another encoding or without these
+    ValueError: If the file is damaged, in another encoding or without these
       columns.
   """
   is_csv = kind == 'csv'
@@ -99,16 +99,16 @@ def _record(
     return counts.optional(read, value, f'{column}, which is {what}', place)
 
   name = table_rows.name
-  number = 'no whole number of 64 bits'
+  number = 'not a 64-bit integer'
   return Record(
     client=user,
     text=body,
     is_html=is_html,
     creation_date=optional(dates.utc, 'creation_date', _NO_DATE) or '',
-    title=optional(name, 'title', 'no text') or '',
-    tags=optional(_tags, 'tags', 'neither text nor a list of them') or '',
+    title=optional(name, 'title', 'not text') or '',
+    tags=optional(_tags, 'tags', 'neither text nor a list of texts') or '',
     score=optional(table_rows.whole_number, 'score', number) or 0,
-    kind=optional(name, 'type', 'no text') or '',
+    kind=optional(name, 'type', 'not text') or '',
     row=row.line,
   )
 

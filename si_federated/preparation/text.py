@@ -49,11 +49,11 @@ class _Paragraphs(html.parser.HTMLParser):
 def sentences(text: str, *, is_html: bool) -> Iterator[str]:
   """Yields the sentences of a text, words separated by single spaces.
 
-  As in TFF's data: lower case, character references resolved, ASCII only,
-  punctuation marks as separate words except for apostrophes and hyphens within
-  words, and one word in place of a web address. Differs from TFF's data, whose
-  rules are published only in part: code blocks (`<pre>`) are left out, and
-  sentences are found by our own rule.
+  As in TFF's data, text is lower-case ASCII with character references resolved.
+  Punctuation marks are separate words, except apostrophes and hyphens within
+  words, and a web address becomes one word. Differs from TFF's data, whose
+  rules are only partly published: code blocks (`<pre>`) are left out, and our
+  own rule finds sentences.
 
   Args:
     text: The text.

@@ -12,10 +12,10 @@ from typing import IO, Any, Iterator, Mapping, Optional, Sequence
 
 # The limit of one CSV field, in characters.
 _MOST = 1 << 26
-# The csv module has one limit for the whole process, so that it is changed only
-# while a row is read.
+# The csv module has one limit for the whole process, so it is changed only
+# while reading a row.
 _LIMIT_LOCK = threading.Lock()
-# Such as 12.0: pandas writes whole numbers so if a cell of the column is empty.
+# A number such as 12.0: pandas writes integers like this if a cell is empty.
 _WHOLE = re.compile(r'([+-]?\d+)(?:\.0*)?')
 _WHOLE_NAME = re.compile(r'(0|-?[1-9]\d*)\.0+')
 # Longer numbers are not meaningful, and Python takes too long to parse them.
@@ -24,11 +24,11 @@ _INT64 = 1 << 63
 
 
 class MissingColumnsError(ValueError):
-  """A table without the columns that are needed.
+  """A table lacks required columns.
 
   Attributes:
     missing: The names of the missing columns.
-    known: The names of the columns that it has.
+    known: The names of its columns.
   """
 
   def __init__(self, path: str, missing: Sequence[str], known: Sequence[str]):
@@ -49,12 +49,12 @@ class Row:
   """A row of a table.
 
   Attributes:
-    line: The line of the file on which it begins, from 1.
+    line: The number, from 1, of the line on which it begins.
     values: The values by column: strings for CSV, JSON's values otherwise.
     problem: Why the row has no values, such as "not a JSON object"; empty for a
       good row.
     details: The problem of this row as a clause, such as "it has 2 fields".
-    num_lines: The number of lines that a row without an end swallows; 1 for
+    num_lines: The number of lines that an unclosed quotation includes; 1 for
       other rows.
   """
 
@@ -71,7 +71,7 @@ class Row:
 
 
 def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
-  """Yields the rows of comma-separated values, without header and blank rows.
+  """Yields the rows of comma-separated values, except header and blank rows.
 
   Args:
     file: The text, opened with `newline=''`.
@@ -111,7 +111,7 @@ def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
     if not cells:
       continue
     if lines.ended:
-      # Only within quotes does csv ask for lines after the last one.
+      # csv asks for more lines than there are only within quotes.
       yield Row(
         line,
         problem='lines of a quotation that is never closed',
@@ -129,7 +129,7 @@ def csv_rows(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
 
 
 class _Lines:
-  """Counts the lines that are read."""
+  """Counts lines as they are read."""
 
   def __init__(self, file: IO[str]):
     self._file = file
@@ -158,7 +158,7 @@ def _next(reader: Iterator[list[str]]) -> Optional[list[str]]:
 
 
 def json_rows(file: IO[str], path: str) -> Iterator[Row]:
-  """Yields the objects of JSON lines, without blank lines.
+  """Yields the objects of JSON lines, except blank lines.
 
   Args:
     file: The text, opened with newline='\\n'.
@@ -169,7 +169,7 @@ def json_rows(file: IO[str], path: str) -> Iterator[Row]:
   """
   first = True
   for number, line in enumerate(file, start=1):
-    # Marks within come from files that were joined.
+    # Marks inside a file come from concatenated files.
     line = line.lstrip('\ufeff')
     if not line.strip():
       continue
@@ -194,7 +194,7 @@ def json_rows(file: IO[str], path: str) -> Iterator[Row]:
 
 
 def _parse_int(digits: str) -> Any:
-  # Python refuses the whole line if it contains an integer of 4,300 digits.
+  # Python rejects the whole line if it contains an integer of 4,300 digits.
   return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
@@ -223,8 +223,8 @@ def text(value: Any) -> str:
 def name(value: Any, *, booleans: bool = False) -> str:
   """Returns the name of a user, a class or a tag.
 
-  Whole numbers count as whole, however they are written: 12, 12.0 and '12.0'
-  are the name 12. White space around a name is removed.
+  Integers have one name, however they are written: 12, 12.0 and '12.0' are the
+  name 12. White space around a name is removed.
 
   Args:
     value: Text or a number.
@@ -243,7 +243,7 @@ def name(value: Any, *, booleans: bool = False) -> str:
 
 
 def whole_number(value: Any) -> int:
-  """Returns a whole number of 64 bits, even if written as 3.0; 0 if missing.
+  """Returns a 64-bit integer, even if written as 3.0; 0 if missing.
 
   Raises:
     OddValueError: If it is something else.

@@ -274,7 +274,7 @@ def test_latin_1_is_left_out_or_read_by_encoding(tree, tmp_path):
   text = f'/* {_OTHER} */ // B\xf6rse\n'
   (tree / 'old.c').write_bytes(text.encode('latin-1'))
   reasons, clients = _left_out(tree, tmp_path)
-  assert reasons == {'of another encoding than UTF-8; name it by --encoding': 1}
+  assert reasons == {'in another encoding than UTF-8; name it by --encoding': 1}
   assert set(clients) == {'good.c'}
   reasons, clients = _left_out(
     tree, tmp_path, encoding='latin-1', overwrite=True
@@ -295,7 +295,9 @@ def test_marks_of_encodings_are_no_text(tree, tmp_path):
 def test_an_unknown_encoding_and_a_file_are_refused(tree, tmp_path):
   with pytest.raises(ValueError, match='--encoding=x is not an encoding'):
     _prepare(tree, tmp_path / 'out', encoding='x')
-  with pytest.raises(ValueError, match='is no folder; give that of a source'):
+  with pytest.raises(
+    ValueError, match='is not a folder; give an unpacked source'
+  ):
     _prepare(tree / 'good.c', tmp_path / 'out')
 
 
@@ -325,7 +327,7 @@ def test_files_of_other_kinds_are_counted(tree, tmp_path):
   reasons, _ = _left_out(tree, tmp_path)
   assert reasons == {
     'of other kinds than --source=comments reads': 1,
-    'no regular files': 1,
+    'not regular files': 1,
   }
 
 

@@ -116,7 +116,7 @@ def test_encodings_of_dumps(tmp_path):
   latin = _HEAD.replace('utf-8', 'iso-8859-1') + _row(1, 'caf\xe9')
   ((one,), counts) = _read(path, latin, 'latin-1')
   assert one.text == 'caf\xe9' and not counts.left_out
-  with pytest.raises(ValueError, match='UTF-16 text; convert it by `iconv'):
+  with pytest.raises(ValueError, match='UTF-16 text; convert it with `iconv'):
     _read(path, _HEAD + _row(1), 'utf-16')
 
 

@@ -322,7 +322,7 @@ def test_csv_with_quotes_and_odd_rows(tmp_path):
   ('change', 'words'),
   [
     ({'input': 'nowhere'}, 'There is no nowhere'),
-    ({'input': 'empty'}, 'holds no Posts.xml'),
+    ({'input': 'empty'}, 'has no Posts.xml'),
     ({'input': 'empty/note.xml'}, 'has no rows'),
     ({'input': 'empty/cut.xml.xz'}, 'damaged or incomplete'),
     ({'input': 'empty/x.7z'}, '7z'),
