@@ -21,7 +21,8 @@ The privacy of a recipe:
 
 Flags are those of experiments.train. For Poisson sampling, which amplifies
 privacy, give --participation=poisson, --clients_per_round and --num_clients;
-for groups that clients draw, --participation=balls_in_bins instead.
+for groups that clients draw, --participation=balls_in_bins instead, and for
+clients that pause after a round, b_min_sep.
 """
 
 from __future__ import annotations

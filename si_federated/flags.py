@@ -97,8 +97,9 @@ _HELP = {
   'participation': 'Which clients take part in a round: uniform, '
   'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
   'of --min_separation rounds), poisson (poisson:max_cohort_size=N cuts larger '
-  'cohorts), cyclic_poisson or balls_in_bins (fixed cycles of groups that each '
-  'client draws).',
+  'cohorts), cyclic_poisson, balls_in_bins (fixed cycles of groups that each '
+  'client draws) or b_min_sep (poisson, at least --min_separation rounds '
+  'apart).',
   'clip_norm': "The largest L2 norm of a client's update; private aggregators "
   'scale longer ones down.',
   'clip_norm_from': 'Instead of --clip_norm, the folder of a finished run of '

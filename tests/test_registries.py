@@ -103,6 +103,8 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     **_PRIVATE,
     'algorithm': 'mime_lite',
     'aggregator': 'gaussian',
+    'participation': 'b_min_sep',
+    'min_separation': 3,
     'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
     'client_optimizer': 'sgdm',
     'noise_seed': 1,

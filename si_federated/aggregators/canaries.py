@@ -18,7 +18,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.aggregators import clipping, correlated_noise, keyed_noise
-from si_federated.privacy import schedules, strategies
+from si_federated.privacy import sampled_schedules, schedules, strategies
 
 # The name of the weighted sum of releases in a state.
 SUMS = 'audit_sums'
@@ -150,9 +150,9 @@ def _possible(
 ) -> np.ndarray:
   """Returns 1 for each round that a canary may be in, else 0.
 
-  Those of one group, or in balls in bins, where the group is secret, all.
+  Those of one group, or where there is none, or a secret one, all.
   """
-  if amplification.kind == 'balls_in_bins':
+  if amplification.kind in ('balls_in_bins', 'b_min_sep'):
     return np.ones(rounds)
   return (np.arange(rounds) % amplification.groups == 0).astype(float)
 
@@ -165,9 +165,15 @@ def _sampled(
 ) -> list[np.ndarray]:
   """Returns the cohorts of Poisson sampling, of a group whenever it has a turn.
 
-  In balls in bins, canaries draw their group, or none, instead.
+  In balls in bins, canaries draw their group, or none, instead; if clients
+  pause after a round, so do they.
   """
   generator = np.random.default_rng([canary_seed, _SAMPLING])
+  if amplification.kind == 'b_min_sep':
+    clients = sampled_schedules.SeparatedClients(
+      len(taken), amplification, generator
+    )
+    return [taken[clients.draw(generator)] for _ in range(rounds)]
   if amplification.kind == 'balls_in_bins':
     drawn = generator.random(len(taken)) // amplification.probability
     return [

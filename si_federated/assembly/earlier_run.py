@@ -149,7 +149,7 @@ def _record(so_far):
   )
   # Mixtures over the draws of both runs cannot be accounted for, so that groups
   # count as known.
-  return record.without_amplification() if record.is_sampled_in_bins else record
+  return record.without_amplification() if record.is_by_monte_carlo else record
 
 
 def _refuse(path: str, what: str, instead: str) -> NoReturn:

@@ -4,7 +4,8 @@ Without amplification, a mechanism of correlated noise is one Gaussian
 mechanism whose noise is the noise multiplier over the sensitivity. Two data
 sets are neighbours if one client's updates are all replaced by zeros
 ("zero-out"); with Poisson sampling, if they differ by one client ("add or
-remove one"). Balls in bins have the same epsilon for both, by Monte Carlo.
+remove one"). Balls in bins and b-min-separation sampling have the same epsilon
+for both, by Monte Carlo.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from si_federated.privacy import (
   participation,
   schedules,
   sensitivity,
+  separated_mixture,
   strategies,
   truncated_poisson,
 )
 from si_federated.privacy import record as record_lib
+from si_federated.privacy.amplification import BY_MONTE_CARLO
 from si_federated.privacy.gaussian import (
   gaussian_epsilon,
   gaussian_noise,
@@ -88,20 +91,21 @@ class PrivacyRecord(record_lib.Record):
       )
     strategies.check_rounds(self.strategy.rounds, self.contract)
     for record in self.earlier:
-      if not record.noise_multiplier or record.is_sampled_in_bins:
+      if not record.noise_multiplier or record.is_by_monte_carlo:
         raise ValueError(
           'An earlier mechanism needs noise, and no amplification by '
-          'balls_in_bins, to be added up; give its record without that.'
+          f'{" or ".join(BY_MONTE_CARLO)}, to be added up; give its record '
+          'without that.'
         )
     if self.amplification is None:
       return
     self.amplification.check_strategy(self.strategy)
-    if self.is_sampled_in_bins and any(
+    if self.is_by_monte_carlo and any(
       record.is_amplified for record in self.earlier
     ):
       raise ValueError(
-        'balls_in_bins cannot be added to earlier sampling; leave out the '
-        'amplification of one of them.'
+        f'{self.amplification.kind} cannot be added to earlier sampling; leave '
+        'out the amplification of one of them.'
       )
 
   @property
@@ -164,44 +168,50 @@ class PrivacyRecord(record_lib.Record):
     return dataclasses.replace(first, earlier=tuple(others)).epsilon(delta)
 
   @property
-  def is_sampled_in_bins(self) -> bool:
-    """Whether epsilon comes from Monte Carlo, for balls in bins."""
+  def is_by_monte_carlo(self) -> bool:
+    """Whether epsilon comes from Monte Carlo."""
     amplification = self.amplification
-    return amplification is not None and amplification.kind == 'balls_in_bins'
+    return amplification is not None and amplification.kind in BY_MONTE_CARLO
 
   @property
   def confidence(self):
     """The probability with which sampled figures hold; None if exact."""
-    return monte_carlo.CONFIDENCE if self.is_sampled_in_bins else None
+    return monte_carlo.CONFIDENCE if self.is_by_monte_carlo else None
 
-  def mixture(self) -> monte_carlo.GaussianMixture:
-    """Returns the release under balls in bins as a mixture of Gaussians.
+  def mixture(self) -> monte_carlo.Mixture:
+    """Returns the release under random participation as a mixture.
 
-    Choquette-Choo et al. 2024: the mean of a group is the sum of the columns of
-    C in which it has its turn.
+    Of Gaussians, one of each choice of rounds: their mean is the sum of the
+    columns of C of these rounds (Choquette-Choo et al. 2024).
 
     Raises:
       ValueError: If the amplification is another one, or there is no noise.
     """
     amplification = self.amplification
-    if amplification is None or not self.is_sampled_in_bins:
+    if amplification is None or not self.is_by_monte_carlo:
       raise ValueError(
-        'Only balls_in_bins makes a mixture; choose that participation.'
+        f'Only {" and ".join(BY_MONTE_CARLO)} make a mixture; choose such a '
+        'participation.'
       )
     if not self.noise_multiplier:
       raise ValueError('There is no noise; give a positive noise_multiplier.')
     rounds = self.contract.rounds
     matrix = self.strategy.matrix()[:rounds, :rounds]
+    scale = self.releases**0.5 / self.noise_multiplier
+    before = sum((record.mu or 0.0) ** 2 for record in self.earlier)
+    if amplification.kind == 'b_min_sep':
+      return separated_mixture.SeparatedMixture(
+        scale * matrix, amplification, before
+      )
     groups = min(amplification.groups, rounds)
     weights = np.full(groups, amplification.probability)
     means = [
       matrix[:, group :: amplification.groups].sum(axis=1)
       for group in range(groups)
     ]
-    scale = self.releases**0.5 / self.noise_multiplier
     scaled = scale * np.stack(means)
     gram = scaled @ scaled.T
-    if before := sum((record.mu or 0.0) ** 2 for record in self.earlier):
+    if before:
       # The earlier release adds one mean to all, also to that of no group.
       if (rest := 1 - weights.sum()) > 1e-9:
         gram = np.pad(gram, (0, 1))
@@ -222,7 +232,7 @@ class PrivacyRecord(record_lib.Record):
       return dp_accounting.ComposedDpEvent(
         [record.event() for record in (*self.earlier, own)]
       )
-    if self.is_sampled_in_bins:
+    if self.is_by_monte_carlo:
       return dp_accounting.UnsupportedDpEvent()
     if self.amplification is None:
       return dp_accounting.GaussianDpEvent(
@@ -270,7 +280,7 @@ class PrivacyRecord(record_lib.Record):
   def _curve(self, method):
     if method != 'exact' or not self.is_amplified:
       return super()._curve(method)
-    if self.is_sampled_in_bins:
+    if self.is_by_monte_carlo:
       epsilons = np.linspace(0, self._epsilon(1e-4, 'rdp'), 201)
       return epsilons, self._sampled.deltas(epsilons)
     # Of many epsilons, their deltas take no longer than that of one.
@@ -289,7 +299,7 @@ class PrivacyRecord(record_lib.Record):
         assert self.mu is not None
         noise = 1 / self.mu
       return gaussian_epsilon(noise, delta)
-    if self.is_sampled_in_bins:
+    if self.is_by_monte_carlo:
       # That of a known group: never less, and there is no better Renyi bound.
       known = gaussian_epsilon(self._sampled.mixture.most**-0.5, delta)
       return (
@@ -323,8 +333,8 @@ class PrivacyRecord(record_lib.Record):
       if self.earlier:
         noise = self._beside_earlier(noise)
       return self.with_noise(self.sensitivity.value * noise)
-    if self.is_sampled_in_bins:
-      return _calibrated_in_bins(self, target_epsilon, delta)
+    if self.is_by_monte_carlo:
+      return _calibrated_by_samples(self, target_epsilon, delta)
 
     def search(method, bracket, tolerance):
       return dp_accounting.calibrate_dp_mechanism(
@@ -382,7 +392,7 @@ class PrivacyRecord(record_lib.Record):
     return details
 
 
-def _calibrated_in_bins(record, target_epsilon, delta):
+def _calibrated_by_samples(record, target_epsilon, delta):
   known = record._beside_earlier(gaussian_noise(target_epsilon, delta, 1e-6))
   own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
   most = known * own.mixture().most ** 0.5

@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+import numpy as np
+
 from si_federated.privacy import strategies
+
+_KINDS = ('poisson', 'cyclic_poisson', 'balls_in_bins', 'b_min_sep')
+# Those whose epsilon takes Monte Carlo.
+BY_MONTE_CARLO = ('balls_in_bins', 'b_min_sep')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +23,14 @@ class Amplification:
       `'cyclic_poisson'`: the same within fixed groups that take turns
       (Choquette-Choo et al. 2023, section 4); `'balls_in_bins'`: each client
       draws a group, and takes part in all its turns (Choquette-Choo et al.
-      2024).
+      2024); `'b_min_sep'`: each client takes part in each round independently,
+      unless it did in one of the `groups - 1` rounds before (Dong and Ganesh
+      2026).
     probability: The probability that a client takes part in its group's turn;
-      for `'balls_in_bins'`, that it is in a given group.
-    groups: The number of groups; 1 for `'poisson'`.
+      for `'balls_in_bins'`, that it is in a given group; for `'b_min_sep'`,
+      that an available client takes part.
+    groups: The number of groups; 1 for `'poisson'`. For `'b_min_sep'`, which
+      has none, the least distance of two rounds of a client.
     max_cohort_size: Of `'poisson'`, the size to which cohorts are cut at
       random; None for none.
     num_clients: With a maximum size, the population.
@@ -33,10 +43,9 @@ class Amplification:
   num_clients: Optional[int] = None
 
   def __post_init__(self):
-    if self.kind not in ('poisson', 'cyclic_poisson', 'balls_in_bins'):
+    if self.kind not in _KINDS:
       raise ValueError(
-        f'amplification kind is {self.kind!r}; known are poisson, '
-        'cyclic_poisson and balls_in_bins.'
+        f'amplification kind is {self.kind!r}; known are {", ".join(_KINDS)}.'
       )
     if not 0 < self.probability <= 1:
       raise ValueError(
@@ -59,6 +68,16 @@ class Amplification:
       f'most {most}; a maximum is for poisson, and needs that many clients.'
     )
 
+  @property
+  def first_available(self) -> np.ndarray:
+    """How likely a client is available first in each of the leading rounds.
+
+    Of `'b_min_sep'`, shape `[groups]`, for rounds as if there had been others
+    before: the probability to take part is the same in all of them.
+    """
+    free = 1 / (1 + (self.groups - 1) * self.probability)
+    return np.array([free] + [self.probability * free] * (self.groups - 1))
+
   def facts(self) -> dict[str, Any]:
     """Returns the attributes that are given, as plain values."""
     given = dataclasses.asdict(self)
@@ -74,13 +93,15 @@ class Amplification:
       ValueError: If it does not; the message says which strategies it does.
     """
     kind = strategy.kind
+    # Dominance by fixed means is proven for these.
+    if self.kind in BY_MONTE_CARLO and (
+      kind == 'tree' or (strategy.matrix() < 0).any()
+    ):
+      raise ValueError(
+        f'A {kind} strategy is not amplified by {self.kind}; it takes a square '
+        'matrix without negative entries.'
+      )
     if self.kind == 'balls_in_bins':
-      # Dominance by fixed means is proven for these.
-      if kind == 'tree' or (strategy.matrix() < 0).any():
-        raise ValueError(
-          f'A {kind} strategy is not amplified by balls_in_bins; it takes a '
-          'square matrix without negative entries.'
-        )
       return
     if self.kind == 'poisson' and kind != 'identity':
       raise ValueError(
@@ -89,8 +110,9 @@ class Amplification:
         'with a banded strategy.'
       )
     if kind == 'tree' or strategy.bands > self.groups:
+      what = 'rounds apart' if self.kind == 'b_min_sep' else 'groups'
       raise ValueError(
         f'A {kind} strategy of {strategy.bands} bands is not amplified by '
-        f'{self.kind} sampling in {self.groups} groups; it takes at least as '
-        'many groups as bands.'
+        f'{self.kind} sampling, {self.groups} {what}; it takes at least as '
+        f'many {what} as bands.'
       )

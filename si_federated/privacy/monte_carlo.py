@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Protocol
 
 import numpy as np
 
@@ -62,6 +63,63 @@ class GaussianMixture:
     """The largest square norm of a mean."""
     return float(np.diag(self.gram).max())
 
+  @property
+  def width(self) -> int:
+    """The numbers that a sample takes."""
+    return len(self.weights)
+
+  @property
+  def work(self) -> int:
+    """The time that a sample takes, in numbers drawn."""
+    return self.width
+
+  def directions(self) -> tuple[Direction, Direction]:
+    """Returns how to sample, for a client that is removed, and one added."""
+    return _Removed(self), _Added(self)
+
+
+class Direction(Protocol):
+  """Samples the privacy loss of one distribution against another.
+
+  `tilt` is how far sampling is shifted towards large losses, t below; `shift`
+  the same in standard deviations.
+  """
+
+  def tilt(self, shift: float) -> float:
+    """Returns the tilt of a shift."""
+
+  def log_range(self, tilt: float, epsilon: float) -> float:
+    """Returns the logarithm of the most of weight times e^(t loss).
+
+    Args:
+      tilt: t.
+      epsilon: The loss is at least that.
+    """
+
+  def sample(
+    self, generator: np.random.Generator, count: int, tilt: float
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns losses and the logarithms of weights."""
+
+
+class Mixture(Protocol):
+  """A mixture of Gaussians that can be sampled; see `GaussianMixture`."""
+
+  @property
+  def most(self) -> float:
+    """The largest square norm of a mean."""
+
+  @property
+  def width(self) -> int:
+    """The numbers that a sample takes."""
+
+  @property
+  def work(self) -> int:
+    """The time that a sample takes, in numbers drawn."""
+
+  def directions(self) -> tuple[Direction, Direction]:
+    """Returns how to sample, for a client that is removed, and one added."""
+
 
 class Sampled:
   """Bounds of a mixture's epsilon, each with the confidence `CONFIDENCE`.
@@ -70,17 +128,15 @@ class Sampled:
   equal bounds. Samples are kept, so that further figures take little time.
   """
 
-  def __init__(self, mixture: GaussianMixture):
+  def __init__(self, mixture: Mixture):
     """Initializes the bounds.
 
     Args:
       mixture: The release with the client; without it, it has mean zero.
     """
     self.mixture = mixture
-    self._directions = (_Removed(mixture), _Added(mixture))
-    self._count = min(
-      _MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // len(mixture.weights))
-    )
+    self._directions = mixture.directions()
+    self._count = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work))
     self._bounds: dict[tuple, _Bound] = {}
 
   def epsilon(self, delta: float) -> float:
@@ -141,6 +197,7 @@ class Sampled:
       self._bounds[index, shift, pilot] = _Bound(
         self._directions[index],
         shift,
+        max(1, _CHUNK // self.mixture.width),
         self._count // 16 if pilot else self._count,
         stream=int(pilot),
       )
@@ -165,12 +222,6 @@ class _Removed:
     return shift / math.sqrt(self._mixture.most)
 
   def log_range(self, tilt, epsilon):
-    """Returns the logarithm of the most of weight times e^(t loss).
-
-    Args:
-      tilt: t.
-      epsilon: The loss is at least that.
-    """
     factor = 0.0
     if 0 < self._rest < 1:
       factor = tilt * math.log1p(-self._rest)
@@ -178,7 +229,6 @@ class _Removed:
     return tilt * (1 + tilt) * self._mixture.most / 2 + min(factor, 0.0)
 
   def sample(self, generator, count, tilt):
-    """Returns losses and the logarithms of weights."""
     gram = self._mixture.gram
     drawn = generator.choice(
       len(gram) + 1, size=count, p=[*self._mixture.weights, self._rest]
@@ -216,7 +266,6 @@ class _Added(_Removed):
     return shift / math.sqrt(self._norm)
 
   def log_range(self, tilt, epsilon):
-    """Returns the logarithm of the most of weight times e^(t loss)."""
     del epsilon
     return tilt * self._mean / 2 + tilt**2 * self._norm / 2
 
@@ -231,12 +280,13 @@ class _Added(_Removed):
 class _Bound:
   """Bounds delta, and so epsilon, by samples of one shift."""
 
-  def __init__(self, direction, shift, drawn, stream):
+  def __init__(self, direction, shift, size, drawn, stream):
     """Initializes the bound.
 
     Args:
       direction: What to sample.
       shift: How far, in standard deviations.
+      size: The number of samples to draw at once.
       drawn: The number of samples.
       stream: Different ones are independent.
     """
@@ -244,7 +294,6 @@ class _Bound:
     self._tilt = tilt = direction.tilt(shift)
     self._log_range = functools.partial(direction.log_range, tilt)
     generator = np.random.default_rng([_SEED, stream])
-    size = max(1, _CHUNK // len(direction._log_weights))
     parts = [
       direction.sample(generator, min(size, drawn - start), tilt)
       for start in range(0, drawn, size)

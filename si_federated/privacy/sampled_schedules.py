@@ -11,7 +11,7 @@ from typing import ClassVar, Optional
 
 import numpy as np
 
-from si_federated.privacy import cohorts
+from si_federated.privacy import cohorts, participation
 from si_federated.privacy.amplification import Amplification
 
 
@@ -143,3 +143,90 @@ class BallsInBins(cohorts.Schedule):
     """Returns the contract that the schedule meets for a number of rounds."""
     assert self.min_separation is not None
     return cohorts.cyclic_contract(rounds, self.min_separation)
+
+
+class SeparatedClients:
+  """Draws clients that pause after each round; see `BMinSep`."""
+
+  def __init__(
+    self,
+    num_clients: int,
+    amplification: Amplification,
+    generator: np.random.Generator,
+  ):
+    """Initializes clients before the first round.
+
+    Args:
+      num_clients: Their number.
+      amplification: Of the kind `'b_min_sep'`.
+      generator: Draws the rounds from which they are available.
+    """
+    self._probability = amplification.probability
+    self._pause = amplification.groups
+    bounds = np.cumsum(amplification.first_available)[:-1]
+    # The number of draws until a client is available.
+    self._waits = np.searchsorted(
+      bounds, generator.random(num_clients), side='right'
+    )
+
+  def draw(self, generator: np.random.Generator) -> np.ndarray:
+    """Returns the indices of the clients of the next round.
+
+    Args:
+      generator: Draws who of the available ones takes part.
+    """
+    joins = generator.random(len(self._waits)) < self._probability
+    joins &= self._waits <= 0
+    self._waits -= 1
+    self._waits[joins] = self._pause - 1
+    return np.flatnonzero(joins)
+
+
+@dataclasses.dataclass(eq=False)
+class BMinSep(cohorts.Schedule):
+  """Each available client takes part independently, then pauses.
+
+  After a round, a client is not available for the next `min_separation - 1`
+  (Dong and Ganesh 2026, arXiv 2602.09338: b-min-separation subsampling).
+  Before the first round, clients are in the state that many rounds lead to, so
+  that all cohorts have the same mean size. With a `min_separation` of 1 it is
+  Poisson sampling; with one of all whole cohorts, balls in bins. Rounds depend
+  on those before, which are replayed once and kept, as in `MinSeparation`.
+
+  Attributes:
+    min_separation: The least distance of two rounds of a client; at least the
+      number of bands of the strategy.
+  """
+
+  min_separation: int
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_separation(self.min_separation)
+    self._cohorts: list[np.ndarray] = []
+    self._clients = SeparatedClients(
+      self.num_clients, self.amplification, self._generator()
+    )
+
+  @property
+  def amplification(self):
+    """The amplification that the sampling earns."""
+    # The rate is probability / (1 + (min_separation - 1) probability).
+    others = self.num_clients - (
+      (self.min_separation - 1) * self.clients_per_round
+    )
+    return Amplification(
+      'b_min_sep', self.clients_per_round / others, self.min_separation
+    )
+
+  def _cohort(self, round_num):
+    while len(self._cohorts) < round_num:
+      current = len(self._cohorts) + 1
+      self._cohorts.append(self._clients.draw(self._generator(current)))
+    return self._cohorts[round_num - 1].copy()
+
+  def contract(self, rounds):
+    """Returns the contract that the schedule meets for a number of rounds."""
+    return participation.Participation(
+      rounds, -(-rounds // self.min_separation), self.min_separation
+    )

@@ -17,6 +17,7 @@ from si_federated.privacy.amplification import Amplification
 from si_federated.privacy.cohorts import Schedule
 from si_federated.privacy.sampled_schedules import (
   BallsInBins,
+  BMinSep,
   CyclicPoisson,
   Poisson,
 )
@@ -24,6 +25,7 @@ from si_federated.privacy.sampled_schedules import (
 __all__ = [
   'SCHEDULES',
   'Amplification',
+  'BMinSep',
   'BallsInBins',
   'CyclicPoisson',
   'FixedCycles',
@@ -189,4 +191,5 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
   'poisson': Poisson,
   'cyclic_poisson': CyclicPoisson,
   'balls_in_bins': BallsInBins,
+  'b_min_sep': BMinSep,
 }

@@ -42,6 +42,8 @@ _SAMPLINGS = {
   'turns of its group, of {groups} groups',
   'balls_in_bins': 'balls in bins, each client in each of {groups} groups with '
   'probability {chance}',
+  'b_min_sep': 'Poisson, each client with probability {chance} in each round, '
+  'at least {groups} rounds apart',
 }
 # More names of runs are counted.
 _MANY = 3

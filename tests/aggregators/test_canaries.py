@@ -157,6 +157,18 @@ def test_canaries_in_bins_stay_in_the_group_that_they_draw():
   assert plan.weights.tolist() == [1.0] * 8
 
 
+def test_canaries_pause_as_clients_do():
+  amplification = schedules.Amplification('b_min_sep', 0.4, 3)
+  plan = _schedule(1600, 9, 3, 3, amplification=amplification)
+  cohorts = [set(cohort[cohort >= 0]) for cohort in plan.cohorts]
+  for first, second, third in zip(cohorts, cohorts[1:], cohorts[2:]):
+    assert not first & second and not first & third
+  # The rate is 0.4 / 1.8: about 178 of 800, standard deviation 11.8.
+  assert all(118 < len(cohort) < 240 for cohort in cohorts)
+  assert cohorts[0] & cohorts[3] and cohorts[0] - cohorts[3]
+  assert plan.weights.tolist() == [1.0] * 9
+
+
 _WIDE = [[200, 100], [10_000]]
 _DELTA = 1e-5
 

@@ -108,6 +108,7 @@ def _cache(monkeypatch, tmp_path):
     ({'participation': 'cycles'}, "mean 'fixed_cycles'"),
     ({'participation': 'min_separation'}, 'needs --min_separation'),
     ({'participation': 'cyclic_poisson'}, 'needs --min_separation'),
+    ({'participation': 'b_min_sep'}, 'needs --min_separation'),
     # Uniform sampling keeps clients apart by nothing.
     ({'aggregator': 'tree', **_PRIVATE}, 'tree needs min_separation'),
     (
@@ -222,6 +223,10 @@ def test_the_contract_is_what_the_schedule_keeps_to():
     ('gaussian', 'balls_in_bins', True),
     ('blt', 'balls_in_bins', True),
     ('tree', 'balls_in_bins', False),
+    ('banded:bands=4', 'b_min_sep', True),
+    ('gaussian', 'b_min_sep', True),
+    ('blt', 'b_min_sep', False),
+    ('tree', 'b_min_sep', False),
   ],
 )
 def test_only_sampling_that_earns_it_amplifies(
@@ -325,6 +330,14 @@ def test_ledger_of_a_simulated_cohort():
     ),
     (
       {'aggregator': 'blt', 'participation': 'balls_in_bins'},
+      ['--client_seed'],
+    ),
+    (
+      {
+        'aggregator': 'gaussian',
+        'participation': 'b_min_sep',
+        'min_separation': 4,
+      },
       ['--client_seed'],
     ),
     ({'aggregator': 'distributed_dp'}, ['by the clock', 'plain sum']),

@@ -165,5 +165,5 @@ def test_what_is_not_proven_is_refused():
   with pytest.raises(ValueError, match='at most 1'):
     monte_carlo.GaussianMixture(np.eye(2), np.ones(2))
   plain = _record(strategies.identity(4), 1.0, 0.5, 2).without_amplification()
-  with pytest.raises(ValueError, match='makes a mixture'):
+  with pytest.raises(ValueError, match='make a mixture'):
     plain.mixture()

@@ -109,6 +109,15 @@ def _balls_in_bins():
   return schedule, _BANDED, _epsilon(pairs)
 
 
+def _b_min_sep():
+  # Of two rounds, a client is in one of 0.2 each, or in none.
+  schedule = schedules.BMinSep(10, 2, 0, min_separation=2)
+  banded = strategies.Toeplitz(np.array([1.0, 0.5]), 2)
+  means = np.concatenate([banded.matrix().T / _NOISE, [[0, 0]]])
+  pairs = [(_density(means, [0.2, 0.2, 0.6]), _density([(0, 0)]))]
+  return schedule, banded, _epsilon(pairs)
+
+
 _GRIDS = 'densities on a grid, client added and removed'
 # How a schedule amplifies, what that is compared with, and both.
 _AMPLIFIED = {
@@ -124,6 +133,7 @@ _AMPLIFIED = {
     _cyclic_poisson,
   ),
   'balls_in_bins': ('Monte Carlo', _GRIDS, _balls_in_bins),
+  'b_min_sep': ('Monte Carlo, recursion over rounds', _GRIDS, _b_min_sep),
 }
 _OTHERS = {
   'uniform': {},

@@ -28,8 +28,11 @@ _SCHEDULES = {
   'bins': lambda seed: schedules.BallsInBins(
     **_SIZES, seed=seed, min_separation=7
   ),
+  'b_min_sep': lambda seed: schedules.BMinSep(
+    **_SIZES, seed=seed, min_separation=7
+  ),
 }
-_VARYING = {'poisson', 'cyclic_poisson', 'bins'}
+_VARYING = {'poisson', 'cyclic_poisson', 'bins', 'b_min_sep'}
 
 
 @pytest.mark.parametrize('name', _SCHEDULES)
@@ -79,6 +82,7 @@ def test_contracts():
     'poisson': contract(50, 50, 1),
     'cyclic_poisson': contract(50, 8, 7, cyclic=True),
     'bins': contract(50, 8, 7, cyclic=True),
+    'b_min_sep': contract(50, 8, 7),
   }
 
 
@@ -91,6 +95,10 @@ def test_only_independent_draws_are_amplified():
   )
   assert earned.pop('bins') == schedules.Amplification(
     'balls_in_bins', 5 / 60, 7
+  )
+  # The rate 1 / 12 is p / (1 + 6 p).
+  assert earned.pop('b_min_sep') == schedules.Amplification(
+    'b_min_sep', 1 / 6, 7
   )
   assert set(earned.values()) == {None}
 
@@ -120,6 +128,43 @@ def test_poisson_takes_each_client_at_its_rate():
   assert np.mean(sizes) == pytest.approx(5, abs=0.3)
   # A fixed size would have variance 0; that of the binomial is 4.58.
   assert np.var(sizes) == pytest.approx(4.58, rel=0.25)
+
+
+def test_clients_that_pause_have_one_rate_from_the_first_round_on():
+  sizes, first = [], np.zeros(7)
+  for seed in range(300):
+    schedule = _SCHEDULES['b_min_sep'](seed)
+    cohorts = [schedule.cohort(r) for r in range(1, 31)]
+    sizes.append([len(cohort) for cohort in cohorts])
+    (returns,) = np.nonzero(np.isin(np.concatenate(cohorts[1:]), cohorts[0]))
+    first[0] += len(returns)
+    for gap in range(1, 7):
+      first[gap] += np.isin(cohorts[gap], cohorts[0]).sum()
+  # Of 300 cohorts, five standard errors of sqrt(60 (1 - 1 / 12) / 12 / 300).
+  np.testing.assert_allclose(np.mean(sizes, axis=0), 5, atol=0.62)
+  assert np.mean(sizes) == pytest.approx(5, abs=0.1)
+  # Clients of the first round come back, but not in the next six.
+  assert first[0] > 300
+  assert not first[1:].any()
+  # Of 60 clients, the third who were pausing cannot all come at once.
+  returned = [
+    np.isin(_SCHEDULES['b_min_sep'](seed).cohort(8), cohort).sum()
+    for seed in range(300)
+    for cohort in [_SCHEDULES['b_min_sep'](seed).cohort(1)]
+  ]
+  # Available again, each of 5 joins with probability 1 / 6.
+  assert np.mean(returned) == pytest.approx(5 / 6, abs=0.28)
+
+
+def test_without_pause_or_choice_it_is_a_simpler_sampling():
+  free = schedules.BMinSep(**_SIZES, seed=0, min_separation=1)
+  assert free.amplification == schedules.Amplification('b_min_sep', 1 / 12, 1)
+  full = schedules.BMinSep(**_SIZES, seed=0, min_separation=12)
+  assert full.amplification == schedules.Amplification('b_min_sep', 1.0, 12)
+  for round_num in range(1, 13):
+    np.testing.assert_array_equal(
+      full.cohort(round_num), full.cohort(round_num + 12)
+    )
 
 
 def test_each_client_draws_its_group():
@@ -231,6 +276,7 @@ def test_schedules_of_which_no_client_retires_last(name):
       'take 1 to 12',
     ),
     (lambda **k: schedules.CyclicPoisson(**k, min_separation=13), 'at most 12'),
+    (lambda **k: schedules.BMinSep(**k, min_separation=13), 'at most 12'),
   ],
 )
 def test_impossible_schedules_are_refused(make, message):

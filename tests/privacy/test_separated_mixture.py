@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from scipy import linalg, special
+
+from si_federated.privacy import (
+  accounting,
+  monte_carlo,
+  participation,
+  schedules,
+  separated_mixture,
+  strategies,
+)
+
+_DELTA = 1e-5
+
+
+def _record(strategy, noise, probability, separation, **others):
+  rounds = strategy.rounds
+  return accounting.PrivacyRecord(
+    strategy,
+    noise,
+    participation.Participation(rounds, -(-rounds // separation), separation),
+    schedules.Amplification('b_min_sep', probability, separation),
+    **others,
+  )
+
+
+def _sets(rounds, amplification):
+  """All sets of rounds of a client, and their probabilities, by following it.
+
+  Independent of the module: states are told from the outside, before round 1.
+  """
+  found: dict[tuple[int, ...], float] = {}
+  free = 1 / (1 + (amplification.groups - 1) * amplification.probability)
+
+  def follow(t, wait, taken, chance):
+    if t == rounds:
+      found[taken] = found.get(taken, 0.0) + chance
+    elif wait:
+      follow(t + 1, wait - 1, taken, chance)
+    else:
+      follow(t + 1, 0, taken, chance * (1 - amplification.probability))
+      follow(
+        t + 1,
+        amplification.groups - 1,
+        (*taken, t),
+        chance * amplification.probability,
+      )
+
+  follow(0, 0, (), free)
+  for wait in range(1, amplification.groups):
+    follow(0, wait, (), free * amplification.probability)
+  found = {taken: chance for taken, chance in found.items() if chance}
+  sets = np.zeros((len(found), rounds))
+  for row, taken in zip(sets, found):
+    row[list(taken)] = 1
+  return sets, np.array(list(found.values()))
+
+
+_CASES = [
+  (np.array([1.0]), 1, 0.3, 6),
+  (np.array([1.0, 0.5]), 2, 0.3, 7),
+  (np.array([1.0, 0.6, 0.4]), 3, 0.2, 8),
+  (np.array([1.0, 0.6]), 4, 0.6, 8),
+  (np.array([1.0, 0.6, 0.4]), 3, 1.0, 8),
+  (np.array([1.0, 0.6, 0.4]), 3, 0.4, 2),
+]
+
+
+def _mixture(column, separation, probability, rounds, noise=1.0, before=0.0):
+  column = np.pad(column, (0, 8))[:rounds]
+  return separated_mixture.SeparatedMixture(
+    linalg.toeplitz(column, np.zeros(rounds)) / noise,
+    schedules.Amplification('b_min_sep', probability, separation),
+    before,
+  )
+
+
+@pytest.mark.parametrize('case', _CASES)
+def test_likelihood_ratio_against_all_sets(case):
+  mixture = _mixture(*case)
+  sets, chances = _sets(case[3], mixture.amplification)
+  assert chances.sum() == pytest.approx(1)
+  # The rate is the same in all rounds.
+  np.testing.assert_allclose(chances @ sets, mixture.rate)
+  means = sets @ mixture.columns.T
+  squares = (means**2).sum(axis=1)
+  release = np.random.default_rng(1).standard_normal((case[3], 5)) * 3
+  expected = special.logsumexp(
+    np.log(chances)[:, None] + means @ release - squares[:, None] / 2, axis=0
+  )
+  found = mixture.log_mean(
+    mixture.products(release) - mixture.squares[:, None] / 2
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-10)
+  np.testing.assert_allclose(mixture.release(sets.T), means.T)
+  assert mixture.most == pytest.approx(squares.max())
+  assert mixture.mean_square == pytest.approx(chances @ squares)
+
+
+@pytest.mark.parametrize('case', _CASES)
+def test_sets_are_drawn_as_weighted(case):
+  mixture = _mixture(*case)
+  sets, chances = _sets(case[3], mixture.amplification)
+  tilts = np.linspace(1.5, -0.5, case[3])
+  drawn = mixture.draw(np.random.default_rng(2), 40_000, tilts)
+  weights = chances * np.exp(sets @ tilts)
+  weights /= weights.sum()
+  places = 2 ** np.arange(case[3])
+  counts = np.bincount((drawn.T @ places).astype(int), minlength=2 ** case[3])[
+    (sets @ places).astype(int)
+  ]
+  assert counts.sum() == 40_000
+  # Five standard deviations of each count.
+  error = np.abs(counts - 40_000 * weights)
+  assert (error < 5 * np.sqrt(40_000 * weights) + 5).all()
+
+
+def _sampled_epsilon(sets, chances, columns, delta):
+  """Epsilon by plain sampling of the explicit mixture, at a large delta."""
+  means = sets @ columns.T
+  squares = (means**2).sum(axis=1) / 2
+  generator = np.random.default_rng(7)
+  count = 400_000
+  noise = generator.standard_normal((count, means.shape[1]))
+  with_client = noise + means[generator.choice(len(means), count, p=chances)]
+
+  def ratio(release):
+    return special.logsumexp(
+      release @ means.T - squares + np.log(chances), axis=1
+    )
+
+  def least(losses):
+    low, high = 0.0, 50.0
+    while high - low > 1e-4:
+      middle = (low + high) / 2
+      mean = np.maximum(-np.expm1(middle - losses), 0).mean()
+      low, high = (middle, high) if mean > delta else (low, middle)
+    return high
+
+  return max(least(ratio(with_client)), least(-ratio(noise)))
+
+
+@pytest.mark.parametrize('case', [_CASES[2], _CASES[4]])
+def test_epsilon_against_the_explicit_mixture(case):
+  column, separation, probability, rounds = case
+  noise, delta = 1.2, 0.01
+  strategy = strategies.Toeplitz(column, rounds)
+  record = _record(strategy, noise, probability, separation)
+  sets, chances = _sets(rounds, record.amplification)
+  exact = _sampled_epsilon(sets, chances, strategy.matrix() / noise, delta)
+  found = record.epsilon(delta)
+  # The oracle's own error is about 1 %.
+  assert 0.99 * exact < found < 1.04 * exact
+  assert found < record.without_amplification().epsilon(delta)
+  assert record.confidence == 0.999
+
+
+@pytest.mark.parametrize(
+  ('rounds', 'probability', 'noise'), [(1, 0.3, 1.0), (10, 0.3, 3.0)]
+)
+def test_without_a_pause_it_is_poisson_sampling(rounds, probability, noise):
+  accountant = dp_accounting.pld.PLDAccountant()
+  accountant.compose(
+    dp_accounting.SelfComposedDpEvent(
+      dp_accounting.PoissonSampledDpEvent(
+        probability, dp_accounting.GaussianDpEvent(noise)
+      ),
+      rounds,
+    )
+  )
+  exact = accountant.get_epsilon(_DELTA)
+  found = _record(strategies.identity(rounds), noise, probability, 1).epsilon(
+    _DELTA
+  )
+  assert exact <= found * 1.001
+  assert found < 1.03 * exact
+
+
+def test_clients_that_always_join_are_balls_in_bins():
+  strategy = strategies.Toeplitz(np.array([1.0, 0.5]), 6)
+  found = _record(strategy, 1.5, 1.0, 3)
+  bins = accounting.PrivacyRecord(
+    strategy,
+    1.5,
+    participation.Participation(6, 2, 3, cyclic=True),
+    schedules.Amplification('balls_in_bins', 1 / 3, 3),
+  )
+  assert found.epsilon(_DELTA) == pytest.approx(bins.epsilon(_DELTA), rel=0.02)
+  assert found.mixture().most == pytest.approx(bins.mixture().most)
+  # One round: no choice is left, and the mechanism is a Gaussian.
+  always = _record(strategies.identity(1), 1.5, 1.0, 1)
+  assert always.epsilon(_DELTA) == pytest.approx(
+    always.without_amplification().epsilon(_DELTA)
+  )
+
+
+def test_an_earlier_release_counts():
+  strategy = strategies.identity(1)
+  earlier = accounting.PrivacyRecord(
+    strategy, 2.0, participation.Participation(1, 1, 1)
+  )
+  found = _record(strategy, 1.0, 0.3, 1, earlier=(earlier,)).epsilon(_DELTA)
+  both = accounting.PrivacyRecord(
+    strategy,
+    1.0,
+    participation.Participation(1, 1, 1),
+    schedules.Amplification('poisson', 0.3),
+    earlier=(earlier,),
+  ).epsilon(_DELTA)
+  assert both <= found * 1.001
+  assert found < 1.03 * both
+
+
+def test_calibration_keeps_to_epsilon():
+  toeplitz = strategies.Toeplitz(np.array([1.0, 0.5, 0.25]), 6)
+  record = _record(toeplitz, 1.0, 0.2, 3)
+  found = accounting.calibrate(record, target_epsilon=2.0, delta=1e-3)
+  assert 1.96 < found.epsilon(1e-3) <= 2.0
+  known = accounting.calibrate(
+    record.without_amplification(), target_epsilon=2.0, delta=1e-3
+  )
+  assert found.noise_multiplier < 0.8 * known.noise_multiplier
+
+
+def test_what_is_not_proven_is_refused():
+  lower = np.eye(4)
+  lower[1, 0] = -0.1
+  for strategy in (strategies.Matrix(lower, 'dense'), strategies.Tree(4)):
+    with pytest.raises(ValueError, match='not amplified by b_min_sep'):
+      _record(strategy, 1.0, 0.5, 2)
+  wide = strategies.Toeplitz(np.array([1.0, 0.5, 0.25]), 6)
+  with pytest.raises(ValueError, match='3 bands is not amplified by b_min_sep'):
+    _record(wide, 1.0, 0.5, 2)
+  with pytest.raises(ValueError, match='more than 2 bands'):
+    _mixture(np.array([1.0, 0.5, 0.25]), 2, 0.5, 6)
+
+
+def test_bounds_grow_with_two_releases():
+  record = _record(strategies.identity(4), 2.0, 0.3, 2, releases=2)
+  np.testing.assert_allclose(record.mixture().columns, np.eye(4) / math.sqrt(2))
+  assert isinstance(record.mixture(), separated_mixture.SeparatedMixture)
+  assert monte_carlo.Sampled(record.mixture()).epsilon(0.01) > 0
