@@ -53,7 +53,7 @@ help:
 	@echo 'make test-slow  run the tests that take minutes each'
 	@echo 'make test-tensorflow  run what needs no TFF with the oldest and the'
 	@echo '                newest TensorFlow (TENSORFLOWS=newest: with that one)'
-	@echo 'make soak       kill runs at a hundred random moments (hours), and'
+	@echo 'make soak       kill runs at a hundred random moments (90 minutes), and'
 	@echo '                compare their end with that of an unkilled run'
 	@echo 'make coverage   run both and report the lines that they cover'
 	@echo 'make bench      measure speed and memory (make bench-peers first, to'
