@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 
 from si_federated.runtime import jax_worker
@@ -53,7 +52,6 @@ class Process:
       else str(pathlib.Path(python).expanduser())
     )
     environment = dict(os.environ)
-    environment[jax_worker.FLATBUFFERS] = os.path.dirname(flatbuffers.__file__)
     # Its Python may be another one than this one's.
     for name in ('PYTHONPATH', 'PYTHONHOME'):
       environment.pop(name, None)

@@ -15,6 +15,7 @@ from si_federated.runtime import (
   client_arrays,
   jax_conversion,
   jax_operations,
+  jax_worker,
   rounds,
   tensorflow_function,
   values,
@@ -80,7 +81,7 @@ class ClientPrograms:
     platform: str,
     matmul_precision: str,
   ) -> bytes:
-    """Returns the program for groups of one shape, serialized.
+    """Returns the program for groups of one shape; see `jax_worker.pack`.
 
     Args:
       broadcast: What the server broadcasts; only shapes and dtypes matter.
@@ -127,7 +128,7 @@ class ClientPrograms:
       exported = jax.export.export(jax.jit(program), platforms=[platform])(
         *(_specs(part) for part in (broadcast, total, group.arrays))
       )
-    return bytes(exported.serialize())
+    return jax_worker.pack(exported)
 
 
 def _specs(arrays: Sequence[np.ndarray]) -> tuple[Any, ...]:

@@ -15,7 +15,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 
 from si_federated import files
@@ -49,9 +48,6 @@ class Recording:
       ('jax_worker.py', jax_worker.__file__),
     ):
       self.add_file(name, pathlib.Path(source).read_bytes())
-    package = pathlib.Path(flatbuffers.__file__).parent
-    for path in sorted(package.glob('*.py')):
-      self.add_file(f'flatbuffers/{path.name}', path.read_bytes())
     self._write_index()
 
   def add_file(self, name: str, content: bytes) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 INDEX = 'recording.json'
 DIGITS = 32
 # The largest relative deviation of sums, by precision of matrix products.
@@ -157,7 +157,10 @@ class _Programs:
     self.bytes = None
     for key in dict.fromkeys(self._keys):
       content = np.frombuffer(reader.content(key), np.uint8)
-      worker.load({'key': key}, [content])
+      try:
+        worker.load({'key': key}, [content])
+      except ValueError as error:
+        raise RecordingError(f'{error}.') from error
       facts, _ = worker.compile({'key': key, 'device': 0}, ())
       self.compile_secs += facts['seconds']
       if facts['bytes'] is not None:
@@ -285,7 +288,6 @@ def replay(folder, repetitions, report):
   """
   reader = Reader(folder)
   jax_worker = _beside('jax_worker')
-  jax_worker.flatbuffers_from(os.path.join(folder, 'flatbuffers'))
   import jax
 
   floor = None

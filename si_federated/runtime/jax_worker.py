@@ -8,7 +8,7 @@ JSON and the bytes of its arrays.
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import json
 import os
 import signal
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-# The environment variable that names the driver's `flatbuffers`.
-FLATBUFFERS = 'SI_FEDERATED_FLATBUFFERS'
+# The newest JAX that has run programs of the package's.
+NEWEST_TRIED = '0.10.2'
 
 # `jax` must not be another module of this file's folder.
 if __name__ == '__main__':
@@ -80,25 +80,68 @@ def _read(stream, size):
   return data
 
 
-def flatbuffers_from(folder):
-  """Makes the package `flatbuffers` importable from its folder.
+def pack(exported):
+  """Returns an exported program as bytes that later releases of JAX can read.
 
-  JAX reads exported programs with this small package in plain Python, but does
-  not depend on it.
+  JAX reads its own format for six months. The module in it is a portable
+  artifact of StableHLO, which is read for five years: what is kept besides is
+  no more than needed to call it.
 
   Args:
-    folder: The package's folder; it is used if there is no other one.
+    exported: A `jax.export.Exported` of one platform, whose parameters are
+      three tuples of arrays. Its results are like the second one.
   """
-  if folder is None or importlib.util.find_spec('flatbuffers') is not None:
-    return
-  spec: Any = importlib.util.spec_from_file_location(
-    'flatbuffers',
-    os.path.join(folder, '__init__.py'),
-    submodule_search_locations=[folder],
+  flat = [[str(aval.dtype), aval.shape] for aval in exported.in_avals]
+  inputs = exported.in_tree.unflatten(flat)[0]
+  header = {
+    'platform': exported.platforms[0],
+    'inputs': inputs,
+    'kept': exported.module_kept_var_idx,
+  }
+  return json.dumps(header).encode() + b'\n' + exported.mlir_module_serialized
+
+
+def unpack(jax, content):
+  """Returns a program of `pack` as a `jax.export.Exported` of this JAX.
+
+  Args:
+    jax: The module.
+    content: The bytes.
+
+  Raises:
+    ValueError: If this JAX can't read it.
+  """
+  try:
+    from jax import export
+  except ImportError:
+    import jax.export as export
+  text, _, module = content.partition(b'\n')
+  header = json.loads(text)
+  inputs = (
+    tuple(
+      jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype))
+      for dtype, shape in part
+    )
+    for part in header['inputs']
   )
-  module = importlib.util.module_from_spec(spec)
-  sys.modules['flatbuffers'] = module
-  spec.loader.exec_module(module)
+  try:
+    # Another program of the same types, whose module is exchanged.
+    like = export.export(
+      jax.jit(lambda broadcast, total, arrays: total),
+      platforms=[header['platform']],
+    )(*inputs)
+    program = dataclasses.replace(
+      like,
+      mlir_module_serialized=module,
+      module_kept_var_idx=tuple(header['kept']),
+    )
+    program.mlir_module()
+  except Exception as error:
+    raise ValueError(
+      f'JAX {jax.__version__} can not read programs of the package; install '
+      f'jax {NEWEST_TRIED}, with which they were tried, there'
+    ) from error
+  return program
 
 
 def compiled_memory(compiled):
@@ -157,14 +200,8 @@ class Worker:
     }, ()
 
   def load(self, message, arrays):
-    """Takes a serialized program."""
-    try:
-      from jax import export
-    except ImportError:
-      import jax.export as export
-    self._programs[message['key']] = export.deserialize(
-      bytearray(arrays[0].tobytes())
-    )
+    """Takes a program; see `pack`."""
+    self._programs[message['key']] = unpack(self._jax, arrays[0].tobytes())
     return {}, ()
 
   def compile(self, message, arrays):
@@ -242,7 +279,6 @@ def main():
       return
     try:
       if worker is None:
-        flatbuffers_from(os.environ.get(FLATBUFFERS))
         import jax
 
         worker = Worker(jax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
@@ -18,7 +19,9 @@ from si_federated.runtime import jax_replay
 
 _ALONE = """
 import runpy, sys
-for name in ('si_federated', 'tensorflow', 'tensorflow_federated', 'tf2jax'):
+for name in (
+  'flatbuffers', 'si_federated', 'tensorflow', 'tensorflow_federated', 'tf2jax'
+):
   sys.modules[name] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
@@ -104,6 +107,26 @@ def test_a_recording_is_replayed_by_jax_alone(tmp_path):
     '| computation 1',
     '| sums',
   ]
+
+
+def test_programs_that_a_jax_can_not_read_are_one_sentence(tmp_path):
+  folder, _, _ = _recorded(tmp_path)
+  index = folder / 'recording.json'
+  recorded = json.loads(index.read_text())
+  for group in recorded['rounds'][0]['groups']:
+    for platform, name in group['programs'].items():
+      header = (folder / name).read_bytes().partition(b'\n')[0]
+      # As a module of another time looks to a JAX.
+      content = header + b'\nMLIR of the future'
+      digest = hashlib.sha256(content).hexdigest()[: jax_replay.DIGITS]
+      group['programs'][platform] = f'contents/{digest}.bin'
+      (folder / group['programs'][platform]).write_bytes(content)
+  index.write_text(json.dumps(recorded))
+  done = _replay(folder)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert re.search(
+    r'ERROR: JAX [\d.]+ can not read .*install jax [\d.]+', done.stderr
+  )
 
 
 def test_sums_that_differ_are_reported(tmp_path):

@@ -26,6 +26,11 @@ _PRIVATE = {
   'min_separation': 1,
   'max_participations': 3,
 }
+_CYCLES = {
+  'clip_norm': 0.1,
+  'noise_multiplier': 0.0,
+  'participation': 'fixed_cycles',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -461,11 +466,8 @@ def test_models(model):
     {'aggregator': 'tree', **_PRIVATE},
     {'aggregator': 'gaussian', **_PRIVATE},
     {'aggregator': 'adaptive_gaussian', **_PRIVATE},
-    {
-      'aggregator': 'banded:bands=2',
-      **{**_PRIVATE, 'min_separation': 2, 'max_participations': 2},
-    },
-    {'aggregator': 'dense', **_PRIVATE},
+    {'aggregator': 'banded:bands=2', **_CYCLES},
+    {'aggregator': 'dense', **_CYCLES},
     {'client_optimizer': 'sgdm'},
     {'client_optimizer': 'adamw'},
     {'client_optimizer': 'yogi'},
