@@ -142,8 +142,8 @@ def _build(
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
-  # A repeated round has the same noise: if clients sent other updates, the
-  # difference of its two releases would be that of the data, without noise.
+  # A repeated round has the same noise. If clients then sent other updates, the
+  # difference of the two releases would reveal theirs, without noise.
   every_round = (
     mechanism.record is not None
     and bool(mechanism.record.noise_multiplier)
@@ -181,7 +181,7 @@ def _build(
       *private_mechanism.delta_notices(mechanism, delta, len(task.train)),
       *(
         [
-          'Clients draw random numbers (dropout): every round is saved, since '
+          'Clients draw random numbers (dropout), so every round is saved: '
           'repeating one would reveal what its noise hides.'
         ]
         if every_round

@@ -23,7 +23,7 @@ def make_zeros(shape: Sequence[int], dtype: Any) -> tf.Tensor:
   """Returns zeros that are made when the graph runs.
 
   TensorFlow's graph optimizer turns `tf.zeros` of a known shape into a
-  constant, which takes memory as long as the graph exists.
+  constant, which takes memory until the graph is deleted.
 
   Args:
     shape: The shape.
@@ -46,8 +46,8 @@ class _PlaceholderZeros:
     return math.prod(self.shape)
 
   # TensorFlow's conversion protocol. A registered conversion function would
-  # keep this module, and with it TFF's processes, alive until Python exits,
-  # when ending them raises an error.
+  # keep this module and TFF's processes alive until Python exits, when ending
+  # them raises an error.
   def __tf_tensor__(
     self, dtype: tf.DType | None = None, name: str | None = None
   ) -> tf.Tensor:
@@ -58,7 +58,7 @@ class _PlaceholderZeros:
 def leave_out_values(model: tff.learning.models.FunctionalModel) -> NamedModel:
   """Returns a model whose initial weights are placeholder zeros.
 
-  Graphs then do not embed the weights. Pass those to `StartedProcess`.
+  So graphs do not embed the weights; pass them to `StartedProcess`.
 
   Args:
     model: The model.

@@ -77,9 +77,9 @@ def drawing(words: tf.Tensor | None) -> contextlib.AbstractContextManager:
 
 
 def takes_keys(keras_model: tf.keras.Model) -> bool:
-  """Returns whether all dropout of a model can be drawn from keys.
+  """Returns whether all dropout of a model can draw from keys.
 
-  Keras's recurrent layers, and variants of its dropout, have generators.
+  Keras's recurrent layers and variants of dropout draw from generators.
 
   Args:
     keras_model: The model.
@@ -96,10 +96,10 @@ def takes_keys(keras_model: tf.keras.Model) -> bool:
 
 
 def draw_from_keys(keras_model: tf.keras.Model) -> tf.keras.Model:
-  """Makes Keras's dropout layers in a model draw from keys, where it has any.
+  """Makes a model's dropout layers of Keras, if any, draw from keys.
 
-  Models of other packages make layers of Keras themselves, and the layers that
-  hold them keep references, so that a layer can't be replaced by another.
+  Models of other packages create Keras's layers themselves, and other layers
+  refer to them, so that no layer can be replaced.
 
   Args:
     keras_model: The model, changed in place.

@@ -35,9 +35,9 @@ def build_expert_personalization(
 ) -> tff.learning.templates.LearningProcess:
   """Builds the rounds; the personalization stage reads the other options.
 
-  Differs from the paper, whose settings are for images and headlines: Adam's
-  learning rate is 5e-5 there, that of the gate 1e-5 or 1e-6, with up to 500
-  epochs, a validation every 5 and a patience of 10.
+  Differs from the paper in the settings, which are for images and headlines
+  there: Adam with a learning rate of 5e-5, and of 1e-5 or 1e-6 for the gate, up
+  to 500 epochs, a validation every 5 and a patience of 10.
 
   Args:
     model: See `build_fed_avg`, also for the next five.

@@ -18,10 +18,10 @@ def functional_model_from_keras(
 ) -> tff.learning.models.FunctionalModel:
   """Builds a functional model, as TFF does, of a model with frozen variables.
 
-  TFF sorts weights by whether the finished model trains them. But when it
-  builds the model around tensors, it assigns them by whether each variable was
-  trainable at its creation. The two differ if a variable is frozen later, as
-  with Keras's `layer.trainable = False`.
+  TFF sorts weights by whether the finished model trains them, but when it
+  builds the model around tensors, by whether each variable was trainable at its
+  creation. The two differ if a variable is frozen later, as by Keras's
+  `layer.trainable = False`.
 
   Args:
     keras_model_fn: Returns a new model, with the same variables in the same

@@ -45,8 +45,8 @@ def _owners(
   for index, gradient in enumerate(gradients):
     if gradient is not None:
       needed[gradient.op.name].add(index)
-  # Gradients rewrite loops, which can then have inputs that were created after
-  # them: the order of creation is not that of dependence.
+  # Gradients rewrite loops, which can then have inputs that were created later:
+  # operations do not depend only on earlier ones.
   for operation in _consumers_first(operations):
     if operation.op_def.is_stateful or operation.type == 'Placeholder':
       needed[operation.name].add(_SHARED)

@@ -30,7 +30,7 @@ def _add_common_options(
   rate_factor: float = 1.0,
   rate_factor_variables: str | None = None,
 ) -> tff.learning.optimizers.Optimizer:
-  """Wraps an optimizer in what the options of all builders ask for.
+  """Adds the options that all builders share to an optimizer.
 
   Args:
     optimizer: The optimizer.
@@ -253,8 +253,8 @@ def split_clipping(
   """Separates clipping from an optimizer that treats variables independently.
 
   Args:
-    optimizer: From a builder here, or any other whose steps for one variable
-      don't depend on the others.
+    optimizer: An optimizer from a builder here, or any other whose steps for
+      one variable don't depend on the others.
 
   Returns:
     The clip norm of all gradients, if any, and the optimizer without clipping.

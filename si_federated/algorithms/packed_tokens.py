@@ -1,7 +1,7 @@
 """Computes logits only for tokens with a label, not for padding.
 
-Sentences of real text are a third shorter than the length to which they are
-padded, and logits over a vocabulary make up much of a language model's work.
+Real sentences are on average a third shorter than their padded length, and
+logits over a vocabulary make up much of a language model's work.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def pack_tokens(
 ) -> tf.keras.Model:
   """Makes a language model compute the logits of labelled tokens only.
 
-  The model's last layers, as far as they treat positions independently, are
-  called on the gathered tokens in one row. Such layers are dense layers and
-  those whose attribute `is_position_wise` is true.
+  The last layers that treat positions independently are called on the gathered
+  tokens as one row. Such layers are dense layers, and those whose attribute
+  `is_position_wise` is true.
 
   Args:
     model: A functional model from ids `[B, T]`, padded with 0, to logits

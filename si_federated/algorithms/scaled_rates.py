@@ -15,7 +15,7 @@ from si_federated.algorithms import wrapped_optimizer
 class ScaledRates(wrapped_optimizer.WrappedOptimizer):
   """Multiplies the steps of some variables by a factor.
 
-  In a model that is scale invariant in part, embeddings and logits are not, so
+  In a partly scale-invariant model, embeddings and logits are not invariant, so
   that the best learning rates of the parts differ.
 
   Attributes:

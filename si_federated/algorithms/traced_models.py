@@ -45,7 +45,7 @@ def functional_model_from_keras(
       keras_model = keras_model_fn()
     own = created.variables_of(keras_model)
     trained = {id(v) for v in keras_model.trainable_variables}
-    # Of each variable: whether it is trained.
+    # Whether each variable is trained.
     kinds = [id(v) in trained for v in own]
     initial_weights = tuple(
       tuple(v.numpy() for v, k in zip(own, kinds) if k is kind)
@@ -55,7 +55,7 @@ def functional_model_from_keras(
     calls = [(True, False), (False, False)]
     if dropout_keys.draws_at_random(keras_model):
       calls.append((True, True))
-    # By whether it is training, and whether the input brings keys.
+    # Keyed by whether it is training, and whether the input has keys.
     traced = {
       call: _Traced(keras_model_fn, kinds, initial_weights, x_spec, *call)
       for call in calls
@@ -142,8 +142,8 @@ class _Traced:
       used = {id(weight) for weight in keras_model.weights}
       if left or used != {id(weight) for weight in given}:
         raise ValueError(
-          f'Model {keras_model.name} was built with other variables than the '
-          'first time; the function that builds it must create the same '
+          f'Model {keras_model.name} was built with different variables than '
+          'the first time; the function that builds it must create the same '
           'variables in the same order.'
         )
       with dropout_keys.drawing(words):

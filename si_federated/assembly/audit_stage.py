@@ -66,12 +66,13 @@ def write(
     'std_score': float(scores[is_member].std(ddof=1)),
     'mean_score_unseen': float(scores[~is_member].mean()),
     'std_score_unseen': float(scores[~is_member].std(ddof=1)),
-    'what': 'Canaries pass through the clip; each is in the run or held out by '
-    'a coin of its own, and is looked for in the releases of all rounds. '
-    'epsilon_lower_bound holds with the confidence (one-run auditing, arXiv '
-    '2305.08846), and can not exceed about the logarithm of the number of '
-    'canaries; the second bound (Clopper-Pearson) takes scores as '
-    'independent; the estimate (arXiv 2302.03098) has no confidence.',
+    'what': 'Canaries are clipped like clients; an independent coin decides '
+    'whether each is in the run or held out. Scores are from the releases of '
+    'all rounds. epsilon_lower_bound has the stated confidence (one-run '
+    'auditing, arXiv 2305.08846), and cannot exceed about the logarithm of the '
+    'number of canaries; the second bound (Clopper-Pearson) assumes '
+    'independent scores; the estimate (arXiv 2302.03098) has no confidence '
+    'level.',
     'not_covered': ['compression: canaries are not compressed'],
   }
   folder.write_json('audit.json', result)

@@ -125,9 +125,9 @@ def _check_algorithm(experiment: config.ExperimentConfig) -> None:
     if experiment.compression.upload is not None:
       raise config.ConfigError(
         f'--compression={experiment.compression} cannot be combined with '
-        f'--aggregator={aggregator}: secure aggregation adds up what clients '
-        'send, and cannot decode it first; leave the upload as it is, which '
-        'that aggregator quantises itself.'
+        f'--aggregator={aggregator}: secure aggregation adds up encoded '
+        'updates without decoding them. Leave out the compression of uploads, '
+        'which that aggregator quantises itself.'
       )
     if traits.releases_per_round > 1:
       raise config.ConfigError(
@@ -151,7 +151,7 @@ def _required(builder: Callable) -> set[str]:
 
 
 def _check_objective(experiment: config.ExperimentConfig) -> None:
-  """Checks that task and model have one objective and fit in length."""
+  """Checks that task and model have the same objective and fit in length."""
   task, model = experiment.task.name, experiment.model.name
   if task not in TASKS:  # In pretraining on plain text.
     return

@@ -24,8 +24,8 @@ def build_schedule(
     The schedule.
 
   Raises:
-    config.ConfigError: If the schedule does not exist, cannot be kept, or does
-      not have clients for all rounds.
+    config.ConfigError: If the schedule does not exist, has an option out of
+      range, or lacks clients for a round.
   """
   separation = experiment.min_separation
   if separation is None and chooses_groups(experiment):

@@ -26,7 +26,7 @@ class EarlierRun:
     clip_norm: The clip norm of its last round.
     record: The accounting record of its releases.
     facts: Plain values that determine both.
-    simulated_because: Why its guarantee is simulated, as clauses.
+    simulated_because: Clauses that say why its guarantee is simulated.
   """
 
   clip_norm: float
@@ -147,7 +147,7 @@ def _record(so_far):
     sampling and schedules.Amplification(**sampling),
     so_far['releases_per_round'],
   )
-  # Mixtures over the draws of both runs cannot be accounted for, so that groups
+  # Mixtures over the draws of both runs cannot be accounted for, so groups
   # count as known.
   return record.without_amplification() if record.is_by_monte_carlo else record
 

@@ -82,14 +82,14 @@ def check(experiment: config.ExperimentConfig) -> None:
     if options['opt_out'] and experiment.client_similarity:
       raise ValueError(
         f'with --client_similarity={experiment.client_similarity} other '
-        'clients have sentences of those that opt out; leave out one of the '
+        'clients get sentences of those that opt out; leave out one of the '
         'two.'
       )
     if not isinstance(options['num_clients'], int) or (
       options['num_clients'] < 1
     ):
       raise ValueError(
-        f'num_clients must be a whole number from 1 on: '
+        f'num_clients must be a whole number of at least 1: '
         f'{options["num_clients"]}.'
       )
   except (TypeError, ValueError) as error:

@@ -36,9 +36,9 @@ from si_federated.training import checkpoints, run_folder
 
 _GROUP = 16
 _NOT_COVERED = (
-  'Results for single clients, and the files in clients/, are made from '
-  'the data of these clients alone: no guarantee of privacy.json covers them, '
-  'and outside a simulation they stay with the client.'
+  'Results for single clients, and the files in clients/, are made from these '
+  "clients' own data: no guarantee of privacy.json covers them, and outside a "
+  'simulation they stay with the client.'
 )
 # How the functional models of each kind of task return logits.
 _LOGITS: Mapping[str, Any] = {
@@ -80,8 +80,8 @@ def after_rounds(
 
   Args:
     built: The experiment, whose rounds are done.
-    folder: Its folder, for `personalization.json` and `.csv`, and with experts
-      for `experts.json`, `experts.csv` and `clients/`.
+    folder: The run's folder; gets `personalization.json` and `.csv`, and with
+      experts `experts.json`, `experts.csv` and `clients/`.
 
   Returns:
     Entries of the run's summary.
@@ -151,8 +151,8 @@ def _evaluate(run: _Run) -> dict[str, Any]:
   )
   if not results:
     raise ValueError(
-      f'None of {len(clients)} validation clients has two examples, one to '
-      'fine-tune on and one to be judged on; raise --personalize_clients.'
+      f'None of {len(clients)} validation clients has two examples, one for '
+      'fine-tuning and one for evaluation; raise --personalize_clients.'
     )
   described = fine_tuning_results.describe(results)
   summary = {
@@ -171,7 +171,7 @@ def _evaluate(run: _Run) -> dict[str, Any]:
       'settings': settings,
       'metrics': described,
       'what': 'Validation clients, before and after fine-tuning on half of '
-      f'their examples, judged on the other half. {_NOT_COVERED}',
+      f'their examples, evaluated on the other half. {_NOT_COVERED}',
       'fingerprint': fingerprint,
     },
   )
@@ -269,7 +269,7 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 def _fingerprint(
   settings: Mapping[str, Any], weights: tff.learning.models.ModelWeights
 ) -> str:
-  """Returns a digest of everything that results depend on."""
+  """Returns a digest of everything that determines the results."""
   text = json.dumps(
     {
       **settings,

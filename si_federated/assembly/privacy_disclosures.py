@@ -16,7 +16,7 @@ from si_federated.tasks import PUBLIC_VOCABULARIES
 def trust_model(
   experiment: config.ExperimentConfig, mechanism: Mechanism
 ) -> str:
-  """Returns a clause about whom clients need to trust; empty without noise.
+  """Returns a clause that says whom clients must trust; empty without noise.
 
   Args:
     experiment: The experiment.
@@ -27,13 +27,13 @@ def trust_model(
   if experiment.aggregator.name in NOISE_FROM_CLIENTS:
     return (
       'the server need not be trusted with single updates: clients add the '
-      'noise, and secure aggregation, which is simulated here, shows it sums '
-      'only; that as many clients as planned add their share is trusted'
+      'noise, and secure aggregation, which is simulated here, reveals only '
+      'sums; clients must trust that as many as planned add their share'
     )
   return (
-    'the server is trusted: it sees the updates, adds the noise, and '
-    'keeps its checkpoints, which hold the state of the noise, secret; clients '
-    'need not trust those who see what is released'
+    'the server is trusted: it sees the updates, adds the noise, and keeps its '
+    'checkpoints secret, which contain the state of the noise; clients need '
+    'not trust those who see the releases'
   )
 
 
@@ -49,15 +49,15 @@ def released(
   if mechanism.record is None or not mechanism.record.noise_multiplier:
     return []
   phrases = [
-    'the model after each round, all of them together, and whatever follows '
-    'from them alone, such as predictions and exports'
+    'the models after all rounds together, and anything computed from them '
+    'alone, such as predictions and exports'
   ]
   if traits_of(experiment).releases_per_round > 1:
-    phrases.append("a second noisy sum a round, that of the clients' gradients")
+    phrases.append("a second noisy sum per round, of the clients' gradients")
   if getattr(mechanism.factory, 'adaptive', None) is not None:
     phrases.append(
-      'the clip norm of each round (train/clip_norm), which follows from noisy '
-      'counts of the clipped clients'
+      'the clip norm of each round (train/clip_norm), which is computed from '
+      'noisy counts of clipped clients'
     )
   return phrases
 
@@ -96,9 +96,9 @@ def unnoised(
 def simulated_because(
   experiment: config.ExperimentConfig, mechanism: Mechanism
 ) -> list[str]:
-  """Returns clauses for why the guarantee does not apply to this very run.
+  """Returns clauses that say why the guarantee does not apply to this run.
 
-  The run's folder, apart from its checkpoints, counts as public.
+  The run's folder, except its checkpoints, counts as public.
 
   Args:
     experiment: The experiment.
@@ -116,7 +116,7 @@ def simulated_because(
   if mechanism.noise_cohort_size is not None:
     reasons.append(
       f'the noise is that of cohorts of {mechanism.noise_cohort_size} clients '
-      f'(--noise_cohort_size), and those here have '
+      f'(--noise_cohort_size), but those here have '
       f'{experiment.clients_per_round}'
     )
   if experiment.noise_seed is not None:
@@ -153,7 +153,7 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
     )
   if experiment.clip_norm_from is not None:
     phrases.append(
-      'what the run of --clip_norm_from wrote without noise, see its '
+      'outputs without noise of the run of --clip_norm_from, see its '
       'privacy.json'
     )
   if experiment.client_similarity:
@@ -165,8 +165,8 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
   if traits_of(experiment).trains_experts:
     phrases.append(
       'the experts that clients train for themselves after the last round '
-      '(experts.json, experts.csv and clients/), which hold what is theirs '
-      'alone; those who opted out are in no round'
+      '(experts.json, experts.csv and clients/), which are made from their own '
+      'data; clients that opted out are in no round'
     )
   if experiment.personalize_epochs:
     phrases.append(
@@ -175,8 +175,8 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
     )
   if experiment.initial_model is not None:
     phrases.append(
-      'what the initial model was trained on '
-      f'(--initial_model={experiment.initial_model}); nor may the choice of it '
-      'depend on the training clients'
+      'the data that the initial model was trained on '
+      f'(--initial_model={experiment.initial_model}); the choice of this model '
+      'must not depend on the training clients'
     )
   return phrases

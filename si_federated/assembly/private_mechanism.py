@@ -101,10 +101,10 @@ def build_mechanism(
 def keep_strategy(
   mechanism: Mechanism, path: str, *, resumed: bool
 ) -> Mechanism:
-  """Keeps the strategy of a run in a file, which a resumed run reads.
+  """Stores the strategy of a run in a file, which a resumed run reads.
 
-  The noise of all rounds must use one strategy, but a file that the user gave
-  can change, and an optimizer can find another result on another machine.
+  The noise of all rounds must use one strategy, but a user's file can change,
+  and an optimizer can find another result on another machine.
 
   Args:
     mechanism: From `build_mechanism`.
@@ -115,7 +115,7 @@ def keep_strategy(
     The mechanism, with the strategy in the file.
 
   Raises:
-    config.ConfigError: If the file can't be read, or is of another kind.
+    config.ConfigError: If the file can't be read, or has another kind.
   """
   strategy = getattr(mechanism.record, 'strategy', None)
   # Flags alone determine a tree.
@@ -131,8 +131,8 @@ def keep_strategy(
     return mechanism.with_strategy(strategy_files.load(path))
   except ValueError as error:
     raise config.ConfigError(
-      f'The strategy that the run began with cannot be used ({error}); '
-      'restore that file, or start a new run under another --experiment_name.'
+      f"The run's own strategy cannot be used ({error}); restore that file, or "
+      'start a new run under another --experiment_name.'
     ) from error
 
 
@@ -161,7 +161,7 @@ def calibrate(
   record: Any = mechanism.record
   if record is None:
     return mechanism
-  # Such a mechanism releases each of a round's sums.
+  # A mechanism with this record releases each of a round's sums.
   if (releases := traits_of(experiment).releases_per_round) > 1:
     record = dataclasses.replace(record, releases=releases)
   if (before := earlier_run.read(experiment)) is not None:
@@ -210,7 +210,7 @@ def add_canaries(
 
   Args:
     experiment: The experiment.
-    mechanism: Calibrated.
+    mechanism: The calibrated mechanism.
     added: The canaries. They take part as often as the contract allows, or are
       sampled like clients if the accounting relies on sampling.
 
@@ -237,7 +237,7 @@ def add_canaries(
           num_canaries=added.count,
           strategy=strategy,
           participations=contract.participations,
-          # Rounds a block apart are in blocks of their own.
+          # Rounds that are a block apart are in different blocks.
           separation=max(contract.min_separation, contract.block),
           amplification=record.amplification,
           canary_seed=added.seed,
@@ -265,7 +265,7 @@ def delta_notices(
   return [
     f'--delta={delta:.3g} is above 1/{num_clients}, one over the number of '
     'clients: publishing the data of a few clients would satisfy it. Choose a '
-    'smaller one, or leave the flag out.'
+    'smaller delta, or leave the flag out.'
   ]
 
 
@@ -306,7 +306,7 @@ def _chosen_bands(
 
 
 def _update_noise(mechanism: Mechanism) -> Optional[float]:
-  """Returns the noise multiplier of updates beside that of counts, if any."""
+  """Returns the updates' noise multiplier, if counts have another one."""
   factory: Any = mechanism.factory
   adaptive = getattr(factory, 'adaptive', None)
   if adaptive is None or mechanism.record is None:
@@ -329,7 +329,7 @@ def build_ledger(
   Args:
     experiment: The experiment.
     mechanism: The aggregator.
-    train_metrics: The names of the metrics of training, which get no noise.
+    train_metrics: The names of the training metrics, which have no noise.
     num_clients: The number of training clients.
     added: Canaries in the cohorts.
   """
@@ -358,7 +358,7 @@ def build_ledger(
       ),
       'client_similarity': experiment.client_similarity,
       'chosen_bands': _chosen_bands(experiment, mechanism),
-      # A secret seed is in the state, so that it cannot be mistaken.
+      # A secret seed is part of the state, so that resuming can't change it.
       'noise_seed_is_secret': experiment.noise_seed is None,
       'canaries': added and dataclasses.asdict(added),
     },

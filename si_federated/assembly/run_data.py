@@ -52,15 +52,15 @@ def keep(
         'run another --experiment_name.'
       )
     kept = folder.read_json('task.json').get('train_fingerprint')
-    # Noise is a function of the round: repeating a round on other data would
-    # reveal the difference of the two sums.
+    # Noise is a function of the round, so that repeating a round with other
+    # data would reveal the difference of the two sums.
     if kept is not None and kept != data_fingerprint.fingerprint(task.train):
       raise config.ConfigError(
         f'The data of {task.name} are no longer those that the run in '
         f'{folder.path} began with (its training clients differ); give this '
         'run another --experiment_name.'
       )
-    # A run that reads its initial model again has not trained yet.
+    # A run that still reads its initial model has not trained yet.
     if initial_facts is None:
       return
   vocabulary_files.save_vocabulary(vocabulary, folder.path)

@@ -82,7 +82,7 @@ def build_model(
   Raises:
     config.ConfigError: If the model refuses an option's value.
   """
-  # TFF passes the weights to the graph, which must not contain their seed.
+  # TFF passes the weights to the graph, which must not contain the seed.
   if tf.executing_eagerly():
     tf.keras.utils.set_random_seed(experiment.model_seed)
   model = build_part(experiment, 'model', vocab_size=vocab_size, **labels)
@@ -133,7 +133,7 @@ def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
   """Returns a sentence that names the weights frozen at random values, if any.
 
   Args:
-    keras_model: A model without initial weights of another one. FFA-LoRA's
+    keras_model: A model that was not initialized from another one. FFA-LoRA's
       first factors are meant to be random, and are not named.
   """
   names = [

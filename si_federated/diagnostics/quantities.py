@@ -32,7 +32,7 @@ def by_layer(
 
   Args:
     names: Names of the variables, such as `block_1/attention/query/kernel`.
-    arrays: Their values, of any shapes.
+    arrays: The variables' values, of any shape.
 
   Returns:
     Vectors by layer, float64.
@@ -67,8 +67,8 @@ def weight_rows(
 
   Args:
     names: Names of the variables.
-    after: Their values after a round.
-    before: Their values before it; None before the first round.
+    after: The variables' values after a round.
+    before: Their values before the round; None before the first round.
 
   Returns:
     `weight_norm`; with `before` also `update_norm`, `effective_learning_rate`
@@ -99,7 +99,7 @@ def gradient_rows(
 
   Args:
     names: Names of the variables.
-    weights: Their values.
+    weights: The variables' values.
     gradients: The gradient of a loss at these values.
   """
   vectors, slopes = by_layer(names, weights), by_layer(names, gradients)
@@ -125,9 +125,9 @@ def client_rows(
   Returns:
     `client_drift`, the root mean squared distance of the clients' trained
     models from the server's (Karimireddy et al. 2020, arXiv 1910.06378);
-    `client_mean_update_norm`, the norm of the mean update; and, of two clients
-    or more, `client_variance`, the unbiased estimate of the expected squared
-    distance from that mean.
+    `client_mean_update_norm`, the norm of the mean update; and, with at least
+    two clients, `client_variance`, the unbiased estimate of the expected
+    squared distance from that mean.
   """
   if not updates:
     return []
@@ -176,13 +176,13 @@ def attention_rows(
   """Measures how each head spreads its attention.
 
   Args:
-    layer: Its name.
-    weights: `[B, N, T, S]` weights of N heads; rows add up to one, or are zero.
+    layer: The name of the layer.
+    weights: `[B, N, T, S]` weights of N heads; rows sum to one, or are zero.
     valid: `[B, T]` booleans: the queries that count.
 
   Returns:
-    `attention_entropy` of each head, the mean entropy of its rows in nats; and
-    of the layer its mean and `dead_attention_rows`, the fraction of zero rows.
+    `attention_entropy` of each head, the mean entropy of its rows in nats; for
+    the layer, their mean and `dead_attention_rows`, the fraction of zero rows.
   """
   rows_of_heads = np.asarray(weights, np.float64).transpose(1, 0, 2, 3)[
     :, np.asarray(valid, bool)
@@ -221,7 +221,7 @@ def tap_rows(
     elif len(values) == 1 and len(values[0]) == int(valid.sum()):
       rows += gate_rows(layer, np.asarray(values[0]))
     else:
-      # A loop of unknown length records an additional first step.
+      # A loop of unknown length also records an extra first step.
       steps = np.stack([np.asarray(v) for v in values[-valid.shape[1] :]])
       rows += gate_rows(layer, steps[valid.T])
   return rows

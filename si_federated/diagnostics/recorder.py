@@ -41,8 +41,8 @@ class Recorder(callbacks.Callback):
 
     Args:
       folder: The run's folder.
-      plan: The rounds and the data to measure; None for the weights of adaptive
-        blending units alone.
+      plan: The rounds and the data to measure; None measures only the weights
+        of adaptive blending units.
       build_keras_model: Returns a new model, as clients train it.
       client_optimizer: Trains clients the second time.
       loss: The loss of labels and logits.
@@ -55,7 +55,7 @@ class Recorder(callbacks.Callback):
     self._loss = loss
     self._seed = seed
     self._is_private = is_private
-    # Draws no random number from TensorFlow, whose sequence training uses.
+    # Draws no random numbers from TensorFlow, since training uses its sequence.
     self._keras, self._variables = named_variables.build_named(
       build_keras_model
     )
@@ -79,7 +79,7 @@ class Recorder(callbacks.Callback):
     else:
       is_due = done.is_last or done.round_num % self._plan.every == 0
     if is_due:
-      # Only now, since getting the weights from a state copies them.
+      # Only when due, since reading the weights of a state copies them.
       self.record(
         done.round_num,
         after=done.weights(),
@@ -102,9 +102,9 @@ class Recorder(callbacks.Callback):
 
     Args:
       round_num: The round; 0 is the evaluation before the first.
-      after: The model after it.
-      before: The model before it.
-      cohort: Its clients.
+      after: The model after the round.
+      before: The model before the round.
+      cohort: The round's clients.
       measured: Columns of the metrics.
     """
     plan = self._plan
@@ -222,10 +222,10 @@ def _build_training(
   loss: tf.keras.losses.Loss,
   optimizer: tff.learning.optimizers.Optimizer,
 ) -> Callable[[Any], list[np.ndarray]]:
-  """Returns a function from batches to the update of training on them.
+  """Returns a function from batches to the update from training on them.
 
-  Training starts from the current values of the model's variables. It is that
-  of federated averaging in float32, whatever the algorithm of the run.
+  Training starts from the current values of the model's variables. It is
+  federated averaging in float32, whatever the algorithm of the run.
   """
 
   @tf.function(reduce_retracing=True)

@@ -103,7 +103,7 @@ class ClientStore:
       want = tuple(shapes[name]) if name in shapes else 'nothing'
       if have != want:
         raise StoreError(
-          f'{path} is of another model: {name} has {have}, but {want} is '
+          f'{path} belongs to another model: {name} has {have}, but {want} is '
           'expected; delete it.'
         )
     return arrays, facts

@@ -77,7 +77,9 @@ class ExpertSettings:
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name} must be a whole number from 1 on: {value}.')
+        raise ValueError(
+          f'{name} must be a whole number of at least 1: {value}.'
+        )
     for name in ('learning_rate', 'gate_learning_rate', 'min_drop'):
       value = getattr(self, name)
       if not 0 <= value < float('inf'):

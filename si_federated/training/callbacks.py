@@ -33,12 +33,12 @@ class Round:
 
   Attributes:
     round_num: The round; 0 is the evaluation before the first.
-    row: Its columns of the metrics, so far.
+    row: The round's columns of the metrics, so far.
     has_row: Whether a row is written after it.
     is_last: Whether it is the last round.
-    cohort: Its clients; None before the first round.
-    weights: Returns the model after it; copies the weights.
-    weights_before: Returns the model before it; None before the first round.
+    cohort: The round's clients; None before the first round.
+    weights: Returns a copy of the weights after the round.
+    weights_before: Returns a copy of those before it; None before round 1.
   """
 
   round_num: int
@@ -131,8 +131,8 @@ class PrivacyAccounting(Callback):
       if facts and self._ledger.is_private:
         raise checkpoints.CheckpointError(
           f'The checkpoint of round {round_num} in {folder.path} does not '
-          'record who took part in the rounds before, so that no privacy can '
-          'be promised; start a new run under another --experiment_name.'
+          'record who took part in earlier rounds, so that no privacy can be '
+          'promised; start a new run under another --experiment_name.'
         )
       return
     # JSON turns tuples into lists.
@@ -173,8 +173,8 @@ class PrivacyAccounting(Callback):
   def before_checkpoint(self, facts, folder):
     """Writes `privacy.json` as of the checkpoint.
 
-    It is written before the checkpoint, so that after a kill between the two it
-    covers one round too many rather than one too few.
+    Since it is written before the checkpoint, a kill between the two leaves it
+    covering a round too many, not one too few.
     """
     state = {key: np.array(value) for key, value in facts['ledger'].items()}
     folder.write_json('privacy.json', self._ledger.summary(state))

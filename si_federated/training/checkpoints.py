@@ -1,4 +1,4 @@
-"""Checkpoints of a learning process's state: one file each, checked on reading.
+"""Checkpoints of a learning process: one file each, checked when read.
 
 A checkpoint is a zip of numpy arrays, one for each leaf of the state, named by
 its path. The checksums of zip reveal truncated and garbled files, and numpy
@@ -36,7 +36,7 @@ def check_finite(weights: Mapping[str, np.ndarray], path: str) -> None:
   """Checks weights that were read from a file.
 
   Args:
-    weights: The weights by name; other arrays than numbers are left out.
+    weights: The weights by name; arrays that are not numbers are ignored.
     path: The file, for the message.
 
   Raises:
@@ -126,8 +126,8 @@ class Checkpoints:
 
     Args:
       folder: The folder; created when the first is saved.
-      keep: The number of newest checkpoints to keep; at least 2, so that there
-        is one to fall back to.
+      keep: The number of newest checkpoints to keep; at least 2, so that a
+        fallback exists.
 
     Raises:
       ValueError: If `keep` is less than 2.
@@ -186,8 +186,8 @@ class Checkpoints:
       The state, the number of rounds done, and the facts kept with it.
 
     Raises:
-      CheckpointError: If there are checkpoints but none is whole, or the newest
-        whole one is of another model or algorithm.
+      CheckpointError: If there are checkpoints but none is whole, or if the
+        newest whole one belongs to another model or algorithm.
     """
     expected = _leaves(initial_state)
     garbled: list[str] = []
@@ -203,8 +203,8 @@ class Checkpoints:
         want = expected[name].shape if name in expected else 'nothing'
         if have != want:
           raise CheckpointError(
-            f'{path} is of another model or algorithm: {name} has {have}, but '
-            f'{want} is expected.'
+            f'{path} belongs to another model or algorithm: {name} has {have}, '
+            f'but {want} is expected.'
           )
       leaves = [
         arrays[name].astype(value.dtype, copy=False)[()]

@@ -46,7 +46,7 @@ def build_evaluation(
     raise ValueError('There are no sentences to evaluate on.')
   process = tff.learning.algorithms.build_fed_eval(
     model,
-    # As in training, since the body of an iterator is instantiated once.
+    # As in training, because an iterator's loop body is instantiated once.
     loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
   )
   rows = batch_size * batches_per_shard

@@ -199,7 +199,7 @@ class _Loop:
   def has_diverged(self) -> bool:
     """Whether weights or last evaluation are not finite.
 
-    Training losses don't count: they are NaN for a while if one client's is.
+    Training losses don't count: a single client's can be NaN for a while.
     """
     return not (
       self.evaluation_is_finite()
@@ -259,8 +259,8 @@ def run(
 ) -> dict[str, Any]:
   """Runs the remaining rounds, and records their results.
 
-  If killed at any moment and started again, it resumes from the newest whole
-  checkpoint. All results except timings equal those of an uninterrupted run.
+  A run that was killed at any moment resumes from its newest whole checkpoint.
+  All results except timings equal those of an uninterrupted run.
 
   Args:
     process: The learning process.
@@ -280,9 +280,8 @@ def run(
       before the first and after the last round.
     in_place: Whether the process changes its state in place. An interrupt then
       waits for the end of the round, and a round that fails is not saved.
-    stop_when_diverged: Whether a round after which the weights or the
-      evaluation's loss are not finite is the last one. Copies the weights each
-      round.
+    stop_when_diverged: Whether to stop after a round if the weights or the
+      evaluation's loss are not finite. Copies the weights each round.
     unit: The word for a round in messages.
 
   Returns:
@@ -296,8 +295,8 @@ def run(
     DivergedError: If the final weights or the last evaluation's loss are not
       finite; all files are written as usual, with `diverged_since` in the
       summary, whose `rounds` is the last one trained.
-    ValueError: If a callback refuses a cohort, which then takes no part; the
-      rounds before are saved.
+    ValueError: If a callback refuses a cohort, which then takes no part;
+      earlier rounds are saved.
   """
   loop = _Loop(process, evaluate, folder, callbacks, in_place)
   with (

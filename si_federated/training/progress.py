@@ -87,11 +87,11 @@ class _Mark(NamedTuple):
 class Progress:
   """Shows the progress of training: round, loss, perplexity, speed, time left.
 
-  On a terminal this is a bar. Elsewhere (a pipe, a file) it is plain lines: the
-  first round, then one at least every `min_interval_secs`, later every 2 % of
-  the elapsed time, the first round with a non-finite loss, and the last round.
-  A broken stream raises no error; after the first failed write it gets no more
-  text.
+  On a terminal this is a bar; elsewhere (a pipe, a file) it is plain lines. A
+  line shows the first round, the first one with a non-finite loss, the last
+  one, and others at intervals of `min_interval_secs` or, if longer, 2 % of the
+  elapsed time. A broken stream raises no error, and gets no text after the
+  first failed write.
 
   ```
   with Progress(total_rounds=800) as progress:
@@ -103,7 +103,7 @@ class Progress:
   Args:
     total_rounds: The round at which training ends.
     start_round: The number of rounds already done, in a resumed run.
-    stream: Where to write; standard error, as it is when constructed, if None.
+    stream: The output; None is standard error at the time of construction.
     min_interval_secs: The minimum time between two writes, in seconds; if None,
       0.1 on a terminal and 10 elsewhere.
     clock: Returns the time in seconds; for tests.

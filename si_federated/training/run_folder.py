@@ -91,12 +91,12 @@ class RunFolder:
   ) -> bool:
     """Locks the folder for an experiment, new or resumed.
 
-    A finished run can go on for more rounds than planned.
+    A finished run can continue for more rounds than planned.
 
     Args:
       experiment: The experiment.
-      planned_for_rounds: Phrases for the parts that depend on the number of
-        rounds, and therefore forbid more.
+      planned_for_rounds: Phrases that name the parts which depend on the number
+        of rounds, and therefore forbid more.
 
     Returns:
       Whether the folder already has this experiment.
@@ -150,9 +150,9 @@ class RunFolder:
   ) -> None:
     if planned_for_rounds:
       raise config.ConfigError(
-        f'{self.path} holds a run of {held.total_rounds} rounds, for which '
-        f'{" and ".join(planned_for_rounds)} were made: it cannot go on to '
-        f'--total_rounds={experiment.total_rounds}. Start a run of another '
+        f'{self.path} has a run of {held.total_rounds} rounds, for which '
+        f'{" and ".join(planned_for_rounds)} were made: it cannot continue to '
+        f'--total_rounds={experiment.total_rounds}. Start another '
         f'--experiment_name from its weights by --initial_model={self.path}.'
       )
 
@@ -185,7 +185,7 @@ class RunFolder:
     """Opens the metrics to continue them after a round.
 
     Later rows, which a killed run wrote after its last checkpoint, are removed,
-    from TensorBoard's files as well.
+    also from TensorBoard's files.
 
     Args:
       round_num: The round of the checkpoint; -1 for a new run.
@@ -224,8 +224,8 @@ class RunFolder:
     if unknown:
       raise KeyError(f'There are no columns {sorted(unknown)}.')
     row = {column: values.get(column, '') for column in COLUMNS}
-    # TensorBoard's numbers have 32 bits, too few for the perplexity of a
-    # diverging model.
+    # TensorBoard's 32-bit numbers overflow with the perplexity of a diverging
+    # model.
     with np.errstate(over='ignore'):
       shown = {column: np.float32(value) for column, value in values.items()}
 

@@ -100,7 +100,7 @@ def attach(model: tf.keras.Model, path: str) -> tf.keras.Model:
   ]
   if differing:
     raise ValueError(
-      f'{path} is of another model, which has {differing[0]} of shape '
+      f'{path} belongs to another model, which has {differing[0]} of shape '
       f'{learned[differing[0]].shape}.'
     )
   named_variables.assign(variables, learned)

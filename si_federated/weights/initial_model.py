@@ -156,7 +156,7 @@ class InitialModel:
     ]
     if problems:
       raise config.ConfigError(
-        f'--initial_model={self.path} is of another model: '
+        f'--initial_model={self.path} belongs to another model: '
         f'{"; ".join(problems)}; start from a run with the same --model, or '
         'name variables to start at random in --reinitialized_variables.'
       )

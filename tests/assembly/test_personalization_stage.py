@@ -217,9 +217,9 @@ def test_files_and_summary(folder, built):
   [
     ('opt_out=1', 'opt_out is a share of the clients, from 0 to below 1'),
     ('opt_out=half', 'opt_out=half'),
-    ('num_clients=0', 'num_clients must be a whole number from 1 on'),
+    ('num_clients=0', 'num_clients must be a whole number of at least 1'),
     ('mix=sum', 'mix must be one of probabilities'),
-    ('patience=0', 'patience must be a whole number from 1 on'),
+    ('patience=0', 'patience must be a whole number of at least 1'),
     ('patiense=3', "did you mean 'patience'"),
   ],
 )

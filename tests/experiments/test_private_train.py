@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_its_strategy(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='another privacy guarantee .*strategy'):
     _run(tmp_path, **settings)
   saved.write_bytes(b'')
-  with pytest.raises(config.ConfigError, match='strategy that the run began'):
+  with pytest.raises(config.ConfigError, match="run's own strategy"):
     _run(tmp_path, **settings)
   saved.write_bytes(kept)
   _run(tmp_path, **settings)

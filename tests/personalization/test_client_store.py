@@ -98,7 +98,7 @@ def test_no_pickle(store):
 )
 def test_of_another_model(store, shapes):
   store.write('x', _ARRAYS, {})
-  with pytest.raises(client_store.StoreError, match='of another model'):
+  with pytest.raises(client_store.StoreError, match='belongs to another model'):
     store.read('x', shapes)
 
 
