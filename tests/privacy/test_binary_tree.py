@@ -149,5 +149,5 @@ def test_bad_arguments_are_rejected():
     strategies.Tree(8).sensitivity(Participation(9, 1, 1))
   with pytest.raises(ValueError, match='prefix sums only'):
     strategies.Tree(8).errors(np.eye(8))
-  with pytest.raises(ValueError, match='negative'):
+  with pytest.raises(ValueError, match='at least 0'):
     strategies.Tree(8, restart_every=-1).matrix()

@@ -250,7 +250,7 @@ def test_noise_of_an_unknown_strategy_is_not_drawn(make_run):
   (card,) = privacy_card.build(_compare(folder))
   assert card.picture is None
   (text,) = dict(card.statements)['Noise over rounds']
-  assert 'another strategy' in text
+  assert 'does not contain the strategy' in text
   # The numbers do not need it.
   mu = record.sensitivity.value / 2
   assert _rows(card)['μ (Gaussian DP)'][0] == f'{mu:.4g}'
