@@ -59,7 +59,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     attention_mask: `[B, T, S]` or `[B, N, T, S]` booleans.
     return_attention_scores: Whether to return the weights `[B, N, T, S]` too.
     training: Whether dropout is active.
-    use_causal_mask: Whether a query sees no later keys.
+    use_causal_mask: Whether queries see no later keys.
   """
 
   def __init__(
@@ -151,7 +151,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
   def build(
     self, query_shape: Any, value_shape: Any = None, key_shape: Any = None
   ) -> None:
-    """Builds in Keras 3; in Keras 2 the first call does, which knows all."""
+    """Builds in Keras 3; in Keras 2 the first call does, with all inputs."""
     if legacy_keras.IS_KERAS_3:
       value_shape = value_shape or query_shape
       key_shape = key_shape or value_shape

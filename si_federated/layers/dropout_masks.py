@@ -1,8 +1,8 @@
 """Dropout whose masks are functions of a key, not of a generator's state.
 
-A client that repeats a round then sends the same update. Masks are computed by
-integer arithmetic, so that they are the same in TensorFlow and in JAX, to which
-graphs are converted. Without a key, layers drop as Keras does.
+So a client that repeats a round sends the same update. Integer arithmetic
+computes the masks, so that they are the same in TensorFlow and in JAX, to which
+graphs are converted. Without a key, layers drop as in Keras.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _key: contextvars.ContextVar[Optional[_Key]] = contextvars.ContextVar(
 def keyed_dropout(words: tf.Tensor) -> Iterator[None]:
   """Draws the dropout masks of layers from a key.
 
-  The masks of a scope differ from each other; those of two scopes with equal
-  words, in which the same layers are called, are equal.
+  The masks within a scope differ from each other. Two scopes with equal words
+  have equal masks if the same layers are called.
 
   Args:
     words: `[N]` int32, such as a seed, a client and a step.
@@ -66,7 +66,7 @@ def keyed_dropout(words: tf.Tensor) -> Iterator[None]:
 def of_packed_rows(packing: Packing) -> Iterator[None]:
   """Draws masks of matrices `[M, D]` by the tokens' places in `[B, T]`.
 
-  They then don't depend on whether padding is left out.
+  So masks do not depend on whether padding is left out.
 
   Args:
     packing: How the M rows are packed.
@@ -87,7 +87,7 @@ def is_keyed(inputs: Any, training: Any) -> bool:
 
   Args:
     inputs: The layer's input.
-    training: Its argument.
+    training: The layer's argument of this name.
   """
   return (
     _key.get() is not None
@@ -120,7 +120,7 @@ def mask(like: tf.Tensor, rate: float) -> tf.Tensor:
   bits = _mixed(
     tf.bitwise.bitwise_xor(_mixed(tf.cast(numbers, tf.uint32)), value)
   )
-  # 24 bits, which signed integers hold.
+  # 24 bits, which fit in signed integers.
   drawn = tf.cast(tf.bitwise.right_shift(bits, _word(8)), tf.int32)
   kept = drawn >= round(rate * 2**24)
   factors = tf.cast(kept, like.dtype) * tf.constant(1 / (1 - rate), like.dtype)

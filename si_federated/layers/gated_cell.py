@@ -53,7 +53,8 @@ class GatedCell(tf.keras.layers.LSTMCell):
   """
 
   kind: ClassVar[gates.Kind]
-  # In how many groups of units scale-invariant activations take the maximum.
+  # The number of groups of units in which scale-invariant activations take the
+  # maximum.
   num_groups = 1
 
   def __init__(

@@ -109,7 +109,7 @@ def make_gates(
     functions: The activations, see `Kind.apply`.
     dead_slope: See `si_sigmoid`.
     dtype: The dtype of the computation.
-    num_groups: In how many groups of units maxima are taken.
+    num_groups: The number of groups of units, each with its own maximum.
 
   Returns:
     The gates.
@@ -129,7 +129,7 @@ def complete(
   Args:
     functions: Activation functions.
     dead_slope: See `si_sigmoid`.
-    num_groups: In how many groups of units maxima are taken.
+    num_groups: The number of groups of units, each with its own maximum.
 
   Returns:
     For each, a function of one tensor `[B, H]`.

@@ -110,9 +110,9 @@ class SIGRUCell(GRUCell):
     activation: Activation of the candidate.
     recurrent_activation: Activation of the gates.
     dead_gate_slope: Slope of the gradient of gates that are all zero.
-    num_groups: In how many groups of units the maxima are taken, so that a
-      large unit scales down only its own group; it divides `units`. Slower than
-      one group, the paper's.
+    num_groups: The number of groups of units, each with its own maximum, so
+      that a large unit scales down only its own group; it divides `units`. The
+      paper has one group, which is faster.
     **kwargs: See `GatedCell`.
   """
 

@@ -51,7 +51,7 @@ def _written_out(all_rules: Sequence[gates.Rule]) -> Gates:
       for factor, rule, y in zip(factors, rules, (u, g, r))
     ]
     # Derivatives by the previous carry: of the new carry, and of the output,
-    # which passes no gradient on a held step.
+    # which passes no gradient on a masked step.
     keep = from_output = u
     if valid is not None:
       scales = [scale * valid for scale in scales]

@@ -1,9 +1,9 @@
 """The Keras that the layers build on: Keras 2 if possible, else Keras 3.
 
-From TensorFlow 2.16 on `tf.keras` is Keras 3, or Keras 2 from the package
-tf_keras if the environment variable `TF_USE_LEGACY_KERAS` says so. TensorFlow
-reads it not when it is imported, but when `tf.keras` is first used, so there is
-time to set it even if TensorFlow is imported already.
+From TensorFlow 2.16 on, `tf.keras` is Keras 3 unless the environment variable
+`TF_USE_LEGACY_KERAS` selects Keras 2, from the package tf_keras. TensorFlow
+reads the variable when `tf.keras` is first used, so that it can be set after
+TensorFlow's import.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def choose(tensorflow: Any) -> bool:
   """Makes `tf.keras` Keras 2, unless there is none or Keras 3 is in use.
 
   Args:
-    tensorflow: The package; before 2.16 it needs nothing.
+    tensorflow: The package; releases before 2.16 need no switch.
 
   Returns:
     Whether `tf.keras` is Keras 3.
@@ -56,8 +56,8 @@ def choose(tensorflow: Any) -> bool:
 
 IS_KERAS_3 = choose(tf)
 
-# Other generators of Keras 2 keep a variable, which a model whose weights are
-# plain tensors can't have. Keras 3 has no choice.
+# Other generators of Keras 2 have a variable, which a model with plain tensors
+# as weights can't have. Keras 3 has no choice.
 STATEFUL_GENERATOR: Dict[str, Any] = (
   {} if IS_KERAS_3 else {'rng_type': 'legacy_stateful'}
 )
@@ -67,7 +67,7 @@ def check_keras_2(user: str) -> None:
   """Raises if `tf.keras` is Keras 3.
 
   Args:
-    user: What needs Keras 2, for the message.
+    user: The name of whatever needs Keras 2, for the message.
 
   Raises:
     ValueError: If it is Keras 3.
@@ -75,6 +75,6 @@ def check_keras_2(user: str) -> None:
   if IS_KERAS_3:
     raise ValueError(
       f'{user} needs Keras 2, but tf.keras is Keras 3 in this process: install '
-      f'the package {_PACKAGE} in the version of TensorFlow, and set '
+      f'the package {_PACKAGE} in the same version as TensorFlow, and set '
       f'{_SWITCH}=1 before Python starts.'
     )

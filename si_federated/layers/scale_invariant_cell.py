@@ -29,9 +29,9 @@ class ScaleInvariant(tf.keras.layers.Layer):
     dead_gate_slope: Slope of the gradient of gates that are all zero.
     scale_invariant_output: Whether the output applies `activation` to the
       carry, rather than tanh.
-    num_groups: In how many groups of units the maxima are taken, so that a
-      large unit scales down only its own group; it divides `units`. Slower than
-      one group, the paper's.
+    num_groups: The number of groups of units, each with its own maximum, so
+      that a large unit scales down only its own group; it divides `units`. The
+      paper has one group, which is faster.
     **kwargs: See `GatedCell`.
   """
 

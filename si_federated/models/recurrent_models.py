@@ -188,8 +188,8 @@ def si_gru(
     dead_gate_slope: Slope of the gradient of gates that are all zero.
     initial_scale: Factor of the initial kernels. It changes no output, but
       doubling the weights quarters the relative size of an SGD step.
-    num_groups: In how many groups of units the maxima are taken; it divides
-      `units`. Slower than one group, the paper's.
+    num_groups: The number of groups of units, each with its own maximum; it
+      divides `units`. The paper has one group, which is faster.
     **options: Further options.
 
   Returns:
