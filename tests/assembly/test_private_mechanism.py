@@ -565,7 +565,7 @@ def _summary(**changes):
 def test_what_is_released_and_whom_clients_trust():
   plain = _summary(aggregator='gaussian')
   assert len(plain['released']) == 1
-  assert 'the model after each round' in plain['released'][0]
+  assert 'the models after all rounds' in plain['released'][0]
   assert plain['trust_model'].startswith('the server is trusted')
   assert plain['update_noise_multiplier'] == 2
 

@@ -53,7 +53,7 @@ def test_batches_are_not_fetched_one_by_one(monkeypatch):
 
 
 def test_a_dataset_without_an_end_is_refused():
-  with pytest.raises(ValueError, match=r'without an end.*take\(\)'):
+  with pytest.raises(ValueError, match=r'infinite.*take\(\)'):
     _read(_numbers(3).batch(2).repeat())
 
 
