@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-# Else a package that TFF imports sets it to a lower one, which the binaries
+# Otherwise a package that TFF imports sets a lower level, which the binaries
 # under test would inherit.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -30,7 +30,7 @@ _CACHE = 'SI_FEDERATED_TESTS_CACHE'
 
 
 def pytest_configure(config):
-  """Gives the session a cache of its own: the user's would fill with tests'.
+  """Gives the session its own cache, to keep tests out of the user's.
 
   Programs under test and pytest-xdist's workers inherit it.
   """
@@ -47,10 +47,10 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-  """Keeps the garbage collector from what lives until the end.
+  """Excludes objects that live until the end from garbage collection.
 
-  TensorFlow's modules are most of the objects, and tracing makes so many more
-  that Python would visit them all every few seconds.
+  Most objects belong to TensorFlow's modules. Tracing makes so many more that
+  Python would visit all of them every few seconds.
   """
   gc.disable()
   try:
@@ -64,12 +64,13 @@ def pytest_collection():
 
 @pytest.fixture(autouse=True, scope='session')
 def _local_runtime():
-  """Keeps TFF from its default: a worker that outlives the tests.
+  """Avoids TFF's default context, whose worker outlives the tests.
 
-  It would hold their output's pipe, and whoever reads that would wait forever.
+  The worker would keep the pipe of their output open, so that a reader would
+  wait forever.
   """
   if _HAS_TFF:
-    # Not above, where the controller of parallel tests would load it, too.
+    # Imported here, so that the controller of parallel tests does not load it.
     from si_federated import runtime
 
     runtime.set_local_context()
@@ -79,8 +80,8 @@ def _local_runtime():
 def _drop_gradients():
   """Frees the graphs that a module's tests have differentiated.
 
-  TensorFlow registers the gradient of each differentiated function, and of each
-  custom gradient in a graph, never removes it, and so keeps the graphs:
+  TensorFlow registers the gradients of differentiated functions and of custom
+  gradients in graphs, and never removes them. They keep the graphs alive:
   gigabytes over a few hundred tests.
   """
   from tensorflow.python.framework import ops
@@ -95,10 +96,10 @@ def _drop_gradients():
 
 @pytest.fixture
 def checkout_like_folder(tmp_path, monkeypatch):
-  """A current folder from which examples can read `experiments/`.
+  """Changes to a folder from which examples can read `experiments/`.
 
-  Parts that an example registers are removed afterwards, and the runtime that
-  it set is replaced by the tests' own.
+  Afterwards, removes the parts that an example registered, and restores the
+  tests' own runtime.
   """
   from si_federated import aggregators, algorithms, models, runtime, tasks
 

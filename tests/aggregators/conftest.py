@@ -1,4 +1,4 @@
-"""What the tests of aggregators share: a step of a process, and an oracle."""
+"""Fixtures of the aggregators' tests: a step of a process, and an oracle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _run(factory, shapes):
 
   Args:
     factory: An unweighted aggregation factory.
-    shapes: Of the variables of an update, all float32.
+    shapes: The shapes of an update's variables, all float32.
   """
   initialize, step = _build(factory, tuple(map(tuple, shapes)))
 
@@ -54,8 +54,8 @@ def _tree_decoder(rounds, kind):
   estimates = np.eye(len(found))
   for row, (height, end) in enumerate(found):
     if kind == 'honaker' and height:
-      # The node's own noise has variance 1, that of its children together
-      # 2 / (2 - 2^-(height - 1)): they are weighed by the inverse.
+      # The node's own noise has variance 1, its children's together
+      # 2 / (2 - 2^-(height - 1)); weights are the inverses.
       weight = 1 / (2 - 0.5**height)
       below = [
         row_of[height - 1, end - (1 << (height - 1))],

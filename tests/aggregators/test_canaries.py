@@ -51,7 +51,7 @@ def test_directions_are_of_norm_one_and_nearly_orthogonal():
   found = np.array([_direction(3, i, [[50, 100], [5000]]) for i in range(20)])
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
   products = found @ found.T - np.eye(20)
-  # Of standard deviation 1 / sqrt(10000).
+  # The standard deviation is 1 / sqrt(10000).
   assert np.abs(products).max() < 0.05
   np.testing.assert_array_equal(_direction(3, 7), _direction(3, 7))
   assert not np.allclose(_direction(3, 7), _direction(4, 7))
@@ -101,18 +101,18 @@ def test_schedule(rounds, participations, separation, expected):
   assert (plan.cohorts[times] >= 0).sum(axis=1).tolist() == [members] * len(
     times
   )
-  # Of independent noise, the rounds of the canaries count, and no others.
+  # With independent noise, only the canaries' rounds count.
   assert plan.weights.tolist() == [float(t in expected) for t in range(rounds)]
 
 
 def test_canaries_take_part_where_they_are_most_visible():
-  # Columns of C of square norm 1, 4 and 1 + 1/4.
+  # The squared norms of the columns of C are 1, 4 and 1 + 1/4.
   lower = np.diag([1.0, 2.0, 1.0])
   lower[2, 1] = 0.5
   strategy = strategies.Matrix(lower, 'banded')
   plan = _schedule(20, 3, 1, 3, strategy=strategy)
   assert np.flatnonzero((plan.cohorts >= 0).any(axis=1)).tolist() == [1]
-  # C^T C of the second round.
+  # C^T C in the second round.
   np.testing.assert_allclose(plan.weights, [0, 4.25, 0.5])
 
 
@@ -130,14 +130,14 @@ def test_sampled_canaries_take_part_as_clients_do(groups):
   taken = np.zeros([rounds, count])
   for time, cohort in enumerate(plan.cohorts):
     taken[time, cohort[cohort >= 0]] = 1
-  # As the clients of one group.
+  # Like the clients of one group.
   turn = np.arange(rounds) % groups == 0
   assert not taken[~turn].any()
   np.testing.assert_array_equal(plan.weights, turn)
   chances = turn.sum() * canaries.members(count, 5).sum()
   deviation = np.sqrt(chances * probability * (1 - probability))
   assert abs(taken.sum() - chances * probability) < 4 * deviation
-  # Rounds differ, and no two canaries always go together.
+  # Rounds differ, and no two canaries always take part together.
   assert len({tuple(row) for row in taken[turn]}) == turn.sum()
   columns = taken[:, canaries.members(count, 5)].T
   assert len({tuple(column) for column in columns}) > 100
@@ -150,10 +150,10 @@ def test_canaries_in_bins_stay_in_the_group_that_they_draw():
   cohorts = [set(cohort[cohort >= 0]) for cohort in plan.cohorts]
   assert cohorts[:4] == cohorts[4:]
   assert not set.intersection(cohorts[0], cohorts[1], cohorts[2], cohorts[3])
-  # About 160 of each group, standard deviation 11.3; as many have none.
+  # About 160 in each group, with standard deviation 11.3, and in no group.
   assert all(100 < len(cohort) < 220 for cohort in cohorts)
   assert 100 < members - len(set.union(*cohorts)) < 220
-  # Whoever looks for them does not know their group.
+  # The auditor does not know their group.
   assert plan.weights.tolist() == [1.0] * 8
 
 
@@ -203,7 +203,7 @@ def test_the_audit_under_sampling_respects_amplification(run):
   assert auditing.estimate_epsilon(*sampled) < promised
   assert 0 < auditing.one_run_epsilon(*sampled) < promised
   assert auditing.epsilon_lower_bound(*sampled) < promised
-  # Canaries in every round would have called a right mechanism wrong.
+  # Canaries in every round would have accused a correct mechanism.
   assert auditing.estimate_epsilon(*audit(None)) > promised
 
 
@@ -224,7 +224,7 @@ def _blt(rounds, noise):
 
 @pytest.mark.parametrize('noise', [1.0, 4.0])
 def test_bounds_are_below_a_right_promise(run, noise):
-  """Of correlated noise, over rounds; the estimate is near the promise."""
+  """With correlated noise over rounds; the estimate is near the promise."""
   count = 400
   inner, record = _blt(6, noise)
   plan = _schedule(count, 6, 2, 3, strategy=record.strategy)
@@ -234,14 +234,14 @@ def test_bounds_are_below_a_right_promise(run, noise):
   bound = auditing.epsilon_lower_bound(scores, members, _DELTA, gaussian=True)
   assert (0 if noise > 2 else 0.3 * promised) <= bound < promised
   estimate = auditing.estimate_epsilon(scores, members, _DELTA)
-  # Looking at the releases as the noise is correlated finds all there is.
+  # Weights that match the correlation of the noise find nearly everything.
   assert 0.75 * promised < estimate < 1.2 * promised
 
 
 def test_too_little_noise_is_found(run):
   count = 400
   _, record = _blt(6, 8.0)
-  # The factory adds an eighth of what is promised.
+  # The factory adds an eighth of the promised noise.
   inner, _ = _blt(6, 1.0)
   plan = _schedule(count, 6, 2, 3, strategy=record.strategy)
   scores, members = _audit(run, inner, plan, count)
@@ -251,13 +251,13 @@ def test_too_little_noise_is_found(run):
   assert bound > 2 * promised
 
 
-def test_a_clip_that_does_not_hold_is_found(run, monkeypatch):
+def test_a_clip_without_effect_is_found(run, monkeypatch):
   count = 400
   inner, record = _blt(6, 8.0)
   plan = _schedule(count, 6, 2, 3, strategy=record.strategy)
   promised = record.epsilon(_DELTA)
   clip = clipping.clip_update
-  # Canaries are longer than the clip norm, and so not of it without the clip.
+  # Canaries are longer than the clip norm unless they are clipped.
   monkeypatch.setattr(
     clipping, 'clip_update', lambda update, norm: clip(update, 4 * norm)
   )

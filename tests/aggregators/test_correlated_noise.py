@@ -53,7 +53,7 @@ def _factory(strategy='identity', keep_rows=None, adaptive=None, **options):
 
 
 def _update(value):
-  """An update of norm `value` times sqrt(12)."""
+  """Returns an update whose norm is `value` times sqrt(12)."""
   return [np.full(shape, value, np.float32) for shape in _SHAPES]
 
 
@@ -66,7 +66,7 @@ def _concatenated(update):
 
 
 def _noise(run, factory, rounds=_ROUNDS, shapes=_SHAPES):
-  """Returns the noise that a process adds to sums, in its deviations."""
+  """Returns the noise that a process adds to sums, in standard deviations."""
   initialize, step = run(factory, shapes)
   state = initialize()
   zero = [np.zeros(shape, np.float32) for shape in shapes]
@@ -196,7 +196,7 @@ def test_without_noise_the_adaptive_clip_is_tffs(run):
 def test_an_adaptive_clip_norm_is_bounded_and_comes_back(start, unclipped, end):
   adaptive = adaptive_clip.AdaptiveClip()
   norm = tf.constant(start)
-  # 0.1 in the logarithm a round: without a bound, float32 ends within 1,000.
+  # 0.1 in the logarithm per round: unbounded, float32 fails within 1,000.
   for _ in range(1000):
     norm = adaptive.update(norm, tf.constant(unclipped))
   assert float(norm) == pytest.approx(end)
@@ -220,7 +220,7 @@ def test_the_noise_of_the_adaptive_clip(run):
     _concatenated(result), noise * 2.0 * z / 4, rtol=1e-5
   )
   assert measurements['clip_norm'] == 2
-  # All were below the norm, and noise of 0.5 is on their part.
+  # All were below the norm; their fraction has noise of 0.5.
   (unit,) = keyed_noise.standard_normals(
     keyed_noise.initial_seed(11), 0, [tf.TensorShape([])], first_stream=3
   )
@@ -239,8 +239,8 @@ def test_the_count_of_the_adaptive_clip_has_sensitivity_one_half(run):
     state, _, _ = step(initialize(), updates)
     return -4 * np.log(state['clip_norm'] / 2.0)
 
-  # Absent, and present with updates of zeros, below the norm of 2, above it,
-  # and not finite.
+  # Absent, or present with an update that is zero, below the norm of 2, above
+  # it, or not finite.
   absent = count(None)
   for client, added in [
     (0.0, 0.0),
@@ -313,7 +313,7 @@ def _saved(state):
 @pytest.mark.parametrize('strategy', ['blt', 'tree', 'banded_inverse'])
 def test_resuming_from_a_saved_state_is_exact(run, strategy):
   def begin():
-    # A factory of its own is traced to a graph of its own.
+    # Each factory is traced to its own graph.
     settings = _factory(noise_multiplier=1.0, noise_seed=None).settings
     return run(CorrelatedNoiseFactory(_STRATEGIES[strategy], settings), _SHAPES)
 

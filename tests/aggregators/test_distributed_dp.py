@@ -15,7 +15,7 @@ from si_federated.aggregators import build_distributed_dp, build_gaussian
 from si_federated.privacy import accounting, participation
 
 _SHAPES = [[20, 10], [7]]
-# Each kind of noise and of rotation once, as they are slow to build.
+# Each kind of noise and of rotation once, because building them is slow.
 _KINDS = pytest.mark.parametrize(
   ('noise', 'rotation'),
   [('skellam', 'hadamard'), ('discrete_gaussian', 'fourier')],
@@ -53,7 +53,7 @@ def test_without_noise_it_is_the_clipped_mean(run, noise, rotation):
   for part in result:
     np.testing.assert_allclose(part, np.full(part.shape, expected), atol=1e-4)
   assert measurements['nonfinite_updates'] == 0
-  # What is not finite counts as zero.
+  # Updates that are not finite count as zero.
   for bad in (np.nan, np.inf, 3e38):
     broken = _update(0.02)
     broken[0][3, 4] = bad
@@ -63,7 +63,7 @@ def test_without_noise_it_is_the_clipped_mean(run, noise, rotation):
     for part in result:
       np.testing.assert_allclose(part, np.full(part.shape, 0.005), atol=1e-4)
     assert measurements['nonfinite_updates'] == 1
-  # Without noise there is no guarantee that takes all clients.
+  # Without noise no guarantee needs all clients.
   step(state, [_update(0.0)] * 3)
 
 
@@ -74,7 +74,7 @@ def test_noise_has_the_requested_size_from_full_cohorts(run, noise, rotation):
   )
   zero = [np.zeros([4000], np.float32)]
   _, result, _ = step(initialize(), [zero] * 4)
-  # On the sum, of all clients together, then divided by their number.
+  # All clients' noise together, on the sum, divided by their number.
   assert result[0].std() == pytest.approx(0.5 / 4, rel=0.1)
   assert abs(result[0].mean()) < 0.01
   with pytest.raises(Exception, match='Fewer clients than clients_per_round'):

@@ -32,7 +32,7 @@ def test_the_same_key_gives_the_same_bits():
 
 
 def test_all_other_keys_give_independent_noise():
-  # Seeds, rows and variables that differ by single bits, far up and low.
+  # Seeds, rows and variables that differ in single bits, high and low ones.
   draws = [
     part
     for seed in (0, 1, 2**31, 2**62)

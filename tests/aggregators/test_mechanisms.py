@@ -197,7 +197,7 @@ def test_the_options_of_banded_inverse():
     assert strategy.kind == 'banded_inverse'
     return strategy.inverse
 
-  # Any number of bands goes with any separation.
+  # Any number of bands fits any separation.
   assert np.flatnonzero(inverse(kind='square_root')).tolist() == [*range(16)]
   root = inverse(kind='square_root', bands=3)
   np.testing.assert_allclose(root, [1, -1 / 2, -1 / 8] + [0] * 21)
@@ -278,7 +278,7 @@ def _learning_process(mechanism):
 
 def _train(process, rounds=3):
   with warnings.catch_warnings():
-    # Our runtime warns of computations that it leaves to TFF's.
+    # Our runtime warns about computations that it leaves to TFF's.
     warnings.simplefilter('error', UserWarning)
     state = process.initialize()
     for round_num in range(rounds):
@@ -295,7 +295,7 @@ def test_training_is_reproducible_and_noisy():
   assert metrics['aggregator']['nonfinite_updates'] == 0
   for one, other in zip(weights, _train(process)[0]):
     np.testing.assert_array_equal(one, other)
-  # Without noise, all fixed clips train the same.
+  # Without noise, training is the same for all fixed clips.
   without, others = (
     _train(_learning_process(_build(name, noise_multiplier=0.0)))[0]
     for name in ('blt', 'gaussian')

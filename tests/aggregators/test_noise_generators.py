@@ -38,7 +38,7 @@ _STRATEGIES: dict[str, Any] = {
 
 
 def _stream(generator, rounds):
-  """Returns noise; from round 7 on by a new graph from saved buffers."""
+  """Returns noise, from round 7 on by a new graph with the saved buffers."""
   seed = keyed_noise.initial_seed(11)
   buffers = [tf.zeros([generator.num_buffers, *shape]) for shape in _SHAPES]
   found = []
@@ -97,7 +97,7 @@ def _tree_noise(tree, tree_decoder):
     ('banded_inverse', None, 0),
     ('banded_inverse', True, 63),
     ('dense', None, 0),
-    # Estimates of nodes of 1 to 32 rounds: that of all 64 is never replaced.
+    # Estimates of nodes of 1 to 32 rounds; that of all 64 is never replaced.
     ('tree', None, 6),
     ('tree', False, 0),
     ('plain_tree', None, 6),

@@ -75,7 +75,7 @@ def test_restarted_trees_leave_the_noise_of_their_root(decoder, tree_decoder):
   expected[12, nodes : 2 * nodes] = full[7]
   expected[12, -1] = 1
   np.testing.assert_allclose(found, expected, atol=1e-6)
-  # And as noisy as the errors say.
+  # Its noise agrees with the errors.
   np.testing.assert_allclose(
     (found**2).sum(axis=1),
     binary_tree.restarted_variances(strategy.steps, decoder, True),
@@ -132,7 +132,7 @@ def test_kept_estimates_make_the_same_rows(
   strategy = strategies.Tree(rounds, decoder, restart_every, complete)
   expected = _dense(noise_rows.for_strategy(strategy))
   rows = noise_rows.for_tree(strategy)
-  # A wrong read of a level that nothing was written to would show.
+  # Reading a level before anything was written to it would show.
   levels = np.full([rows.kept.shape[1], expected.shape[1]], np.nan)
   for t, estimate in enumerate(_padded(rows.fresh, expected.shape[1])):
     used = np.flatnonzero(rows.kept[t] != 0)
@@ -161,7 +161,7 @@ def test_no_row_of_z_is_made_twice_if_estimates_are_kept(
   columns = np.asarray(fresh.columns)
   assert len(set(columns)) == len(columns)
   if not complete:
-    # As many as the round's number can be halved, and one.
+    # As often as the round's number can be halved, plus one.
     assert (fresh.ends - fresh.begins).tolist() == [
       (count & -count).bit_length()
       for size in strategy.steps

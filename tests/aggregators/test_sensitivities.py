@@ -22,7 +22,7 @@ from si_federated.privacy import comparison, participation
 _NOTES = pathlib.Path(__file__).parents[2] / 'BUILD_NOTES.md'
 _ROUNDS = 9
 _CLIENTS = 8
-# The distance of a client's rounds, and the most of them.
+# The distance of a client's rounds, and their maximum number.
 _CONTRACTS = [(9, 1), (4, 3), (4, 2), (3, 3), (2, 5), (2, 3), (1, 9)]
 _VARIANTS: dict[str, list[dict]] = {
   'adaptive_gaussian': [{'count_noise': 1.0}],
@@ -104,14 +104,14 @@ def _build(name, contract, options):
 
 
 def _deviation(mechanism) -> float:
-  """How far a sensitivity is above that of brute force, relative to it."""
+  """Returns how far a sensitivity exceeds that of brute force, relatively."""
   record = mechanism.record
   if mechanism.record.kind.startswith('distributed'):
     record = dataclasses.replace(record, beta=0.0).for_dimension(6)
     return record.sensitivity.value / _worst_rounding(record) - 1
   adaptive = mechanism.factory.adaptive
   if adaptive is not None:
-    # The count changes by 1/2, beside the sum: one Gaussian mechanism of both.
+    # The count changes by 1/2 and the sum by 1: one Gaussian mechanism.
     noise, count_noise = adaptive.split(record.noise_multiplier, _CLIENTS)
     both = np.hypot(1 / noise, 0.5 / (count_noise * _CLIENTS))
     assert both == pytest.approx(1 / record.noise_multiplier, rel=1e-12)
@@ -126,7 +126,7 @@ def _row(
   methods, exact, bound = set(), [], 0.0
   for found, deviation in cases:
     methods.add(found.method)
-    # Never below what one client can do.
+    # Never below the change that one client can make.
     assert deviation > -1e-12, (name, found)
     if found.is_exact:
       exact.append(abs(deviation))
@@ -162,7 +162,7 @@ def _strategies(name):
 def _check(row, capsys):
   with capsys.disabled():
     print(row)
-  # The table of the notes is what this prints, but for the digits of bounds.
+  # The notes have the table that this prints, except for the digits of bounds.
   _, mechanism, routine, oracle, _, _ = row.split('|')
   assert f'|{mechanism}|{routine}|{oracle}|' in _NOTES.read_text()
 

@@ -35,7 +35,7 @@ def _flat(update):
 
 
 def _scales(squares, damping):
-  """By hand: relative sizes, damped, of mean square 1."""
+  """By hand: damped relative sizes, with a mean square of 1."""
   sizes = np.sqrt(squares / np.mean(squares)) + damping
   return sizes / np.sqrt(np.mean(sizes**2))
 
@@ -55,14 +55,14 @@ def test_updates_are_clipped_in_scaled_coordinates(run):
   state, result, measured = step(state, [_update(*second)])
   scaled = second / scales
   assert np.linalg.norm(scaled) > 5
-  # Otherwise than by the norm of the update itself.
+  # Unlike clipping by the norm of the update itself.
   expected = 5 * second / np.linalg.norm(scaled)
   np.testing.assert_allclose(_flat(result), expected, rtol=1e-5)
   assert measured['clip_fraction'] == 1
   squares = 0.75 * squares + 0.25 * expected**2
   small = np.array([0.1, 0.2, 0.3, 0.4])
   state, result, measured = step(state, [_update(*small)])
-  # What is not clipped is as it was.
+  # An update that is not clipped is unchanged.
   assert measured['clip_fraction'] == 0
   np.testing.assert_allclose(_flat(result), small, rtol=1e-5)
   squares = 0.75 * squares + 0.25 * small**2
@@ -100,7 +100,7 @@ def test_the_sum_moves_by_at_most_the_clip_norm_in_scaled_coordinates(run):
     scales = _flat(state['scaling']['scales'])
     update = _update(*generator.normal(scale=[100.0, 1.0, 1e3, 0.1]))
     state, result, _ = step(state, [update])
-    # One client: the sum is what it moves, whatever it sends.
+    # With one client, the sum changes by its clipped update.
     assert np.linalg.norm(_flat(result) / scales) <= 5 * (1 + 1e-6)
   assert np.isfinite(scales).all() and scales.min() > 0
 
@@ -117,7 +117,7 @@ def test_an_update_that_is_not_finite_counts_as_zero(run):
   initialize, step = run(_mechanism().factory, _SHAPES)
   state, result, measured = step(initialize(), [_update(np.nan, 1.0, 1.0, 1.0)])
   assert not _flat(result).any() and measured['nonfinite_updates'] == 1
-  # Scales of no release at all are alike.
+  # Without any release all scales are equal.
   assert (_flat(state['scaling']['scales']) == 1).all()
 
 
@@ -146,7 +146,7 @@ def test_small_coordinates_get_less_noise(run):
       state, mean, _ = step(state, [_update(0.9, 0.01, 0.01, 0.01)])
       found.append(_flat(mean))
     noise[name] = np.std(found[10:], axis=0)
-  # What an adaptive optimizer divides by their size, and so enlarges.
+  # An adaptive optimizer divides them by their size, and so enlarges the noise.
   assert (noise['scaled_gaussian'][1:] < 0.8 * noise['gaussian'][1:]).all()
 
 

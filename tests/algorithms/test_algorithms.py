@@ -152,7 +152,7 @@ def test_fed_sgd_refuses_uniform_weights():
     _build('fed_sgd', client_weighting='uniform')
 
 
-def test_fed_prox_holds_clients_near_the_servers_model():
+def test_fed_prox_keeps_clients_near_the_servers_model():
   weighted, uniform = _fed_prox(3.0)
   np.testing.assert_allclose(
     _next(_build('fed_prox', proximal_strength=3.0)), weighted, rtol=1e-5
@@ -162,7 +162,7 @@ def test_fed_prox_holds_clients_near_the_servers_model():
     uniform,
     rtol=1e-5,
   )
-  # One that does nothing is federated averaging.
+  # A strength of zero is federated averaging.
   np.testing.assert_allclose(
     _next(_build('fed_prox', proximal_strength=0)),
     _next(_build('fed_avg')),
@@ -283,5 +283,5 @@ def test_initial_weights_are_not_embedded_in_graphs():
     initialize_bytes(_build('fed_avg', model=leave_out_values(with_weights(n))))
     for n in (1, 10_000)
   ]
-  # Eighty thousand bytes of weights; the rest is how the shape is written.
+  # The weights have eighty thousand bytes; the difference is the shape's text.
   assert sizes[1] < sizes[0] + 1_000

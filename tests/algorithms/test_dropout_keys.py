@@ -14,7 +14,7 @@ from tests import tiny
 _DROPOUT = 'cifg:units=8,embedding_size=4,dropout=0.5'
 
 
-def test_keys_are_of_round_client_and_step():
+def test_keys_depend_on_round_client_and_step():
   word = dropout_keys.round_word(seed=3, round_num=2)
   assert word != dropout_keys.round_word(seed=3, round_num=1)
   assert word != dropout_keys.round_word(seed=4, round_num=2)
@@ -36,7 +36,7 @@ def _model(*between):
 
 
 class _Block(tf.keras.layers.Layer):
-  """A layer of another package, with dropout of Keras."""
+  """A layer of another package, with Keras's dropout."""
 
   def __init__(self):
     super().__init__()
@@ -57,7 +57,7 @@ def test_dropout_of_keras_is_made_to_draw_from_keys():
       results.append(model(x, training=True).numpy())
   np.testing.assert_array_equal(results[0], results[1])
   assert not np.array_equal(results[0], results[2])
-  # Of two masks, each with a factor of two.
+  # Two masks, each with a factor of two.
   assert set(np.unique(results[0])) == {0.0, 4.0}
   np.testing.assert_array_equal(model(x, training=False), x)
 
@@ -75,7 +75,7 @@ def test_dropout_of_keras_is_made_to_draw_from_keys():
     (layers.LSTM(2, recurrent_dropout=0.5), True),
   ],
 )
-def test_what_keeps_a_generator_takes_no_keys(layer, takes):
+def test_layers_with_generators_take_no_keys(layer, takes):
   assert dropout_keys.takes_keys(_model(layer)) == takes
 
 
@@ -109,7 +109,7 @@ def test_an_interrupted_run_and_threads_change_no_bit(tmp_path, monkeypatch):
       experiment.run(cut, str(tmp_path / 'cut'))
   experiment.run(cut, str(tmp_path / 'cut'))
   tiny.assert_same_run(tmp_path / 'whole' / 'x', tmp_path / 'cut' / 'x')
-  # Something is dropped, and evaluation drops nothing.
+  # Training drops something, evaluation nothing.
   experiment.run(
     settings('x', 2, model=_DROPOUT.replace('0.5', '0')), str(tmp_path / 'none')
   )

@@ -1,6 +1,7 @@
 """Effects of averaging and noise on the product that adapters learn.
 
-The claims of Sun et al., arXiv 2403.12313, on what the server really gets.
+These are the claims of Sun et al., arXiv 2403.12313, tested on the server's
+result.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ def _product(kind, weights):
 
 @pytest.fixture(scope='module', params=_KINDS)
 def trained(request):
-  """A kind with the products of three clients alone, and of their average."""
+  """Returns a kind, three clients' products, and that of their average."""
   kind = request.param
   process = _process(kind, tff.aggregators.MeanFactory())
   state = process.initialize()
-  # B of zeros would make the first step the same for both kinds.
+  # With B zero, the first step would be the same for both kinds.
   state = process.next(state, [_client(9)]).state
 
   def after(clients):
@@ -120,8 +121,8 @@ def _noisy_products(kind, noise_multipliers):
 
 @pytest.mark.parametrize('kind', _KINDS)
 def test_noise_on_the_product(kind):
-  # The seed of the noise is fixed: it is the same but for its size. B is zero,
-  # so the error is A xi_B, and xi_A xi_B with noise on both.
+  # The seed is fixed, so the noise differs only in size. B is zero, so the
+  # error is A xi_B, plus xi_A xi_B with noise on both.
   one, two, four = _noisy_products(kind, (1.0, 2.0, 4.0))
   linear = 2 * one - two / 2  # The squares cancel.
   quadratic = two / 2 - one

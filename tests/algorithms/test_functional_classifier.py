@@ -16,7 +16,7 @@ _LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _keras_model(dropout=0.0):
-  """Has what Keras of old fails at: plain operations, a model within."""
+  """Has parts that fail in older Keras: plain operations, a nested model."""
   tf.random.set_seed(3)
   inner_ids = tf.keras.layers.Input([None], dtype=tf.int32)
   mask = tf.cast(tf.not_equal(inner_ids, 0), tf.float32)[..., tf.newaxis]
@@ -131,7 +131,7 @@ def test_metrics_by_hand(models):
 
 
 def test_dropout_differs_between_runs():
-  """The global seed, which TFF refuses, stays out of the graph."""
+  """The graph does not contain the global seed, which TFF refuses."""
   model = traced_models.functional_model_from_keras(
     lambda: _keras_model(dropout=0.5), _LOSS, _SPEC
   )

@@ -50,7 +50,7 @@ def _model(**options):
   )
 
 
-# One sentence cut to its length and two that end before.
+# One sentence cut to the maximum length, and two shorter ones.
 _FIRST = np.array([[5, 1, 2, 3, 4], [5, 2, 6, 0, 0]], np.int32)
 _SECOND = np.array([[5, 4, 4, 6, 0]], np.int32)
 
@@ -72,7 +72,7 @@ def _process(model, weighting='tokens', server=None):
 
 
 def _descend(table, batch):
-  """One step of gradient descent, in float64; the mean loss before it."""
+  """Returns a float64 step of gradient descent, and the mean loss before it."""
   x, y = batch[:, :-1].ravel(), batch[:, 1:].ravel()
   x, y = x[y != 0], y[y != 0]
   exponentials = np.exp(table[x])
@@ -165,7 +165,7 @@ def test_every_optimizer_moves_the_server(name):
 
 
 def test_server_adam_is_the_papers_with_bias_correction():
-  """Algorithm 2 of arXiv 2003.00295, bias corrected as in Keras.
+  """Algorithm 2 of arXiv 2003.00295, with Keras's bias correction.
 
   Epsilon is added to the root of the second moment before its correction.
   """

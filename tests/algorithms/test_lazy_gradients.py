@@ -1,4 +1,4 @@
-"""Gradients of the variables that are asked for, and of no others."""
+"""Gradients of the requested variables, and of no others."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ _computed: collections.Counter[str] = collections.Counter()
 
 @tf.custom_gradient
 def _times(x, kernel, name):
-  """A product that counts how often the gradient of the kernel is computed."""
+  """A product that counts computations of the kernel's gradient."""
 
   def gradient(upstream):
     by_x = tf.matmul(upstream, kernel, transpose_b=True)
     by_kernel = tf.matmul(x, upstream, transpose_a=True)
 
-    # Stateless, as the operations of a gradient are.
+    # Stateless, like the operations of a gradient.
     counted = tf.numpy_function(
       lambda value, name: (_computed.update([name.decode()]), value)[1],
       [by_kernel, name],

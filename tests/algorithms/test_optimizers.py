@@ -169,7 +169,7 @@ _NAMES = ('embedding/embeddings:0', 'recurrent_1/kernel:0')
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_rates_of_a_part(name):
-  """The named part steps as with a factor of the rate, the rest as without."""
+  """The named part has its rate multiplied; the rest is unchanged."""
 
   def run(rate, **options):
     optimizer = for_variables(
@@ -225,7 +225,7 @@ def test_wrong_rates_of_a_part(options, message):
 
 
 def test_a_whole_experiment_with_rates_of_a_part():
-  """Frozen by a factor of 0, the embedding stays as it was."""
+  """With a factor of 0, the embedding does not change."""
   built = experiment.build(
     tiny.tiny_config(
       client_optimizer='sgd:rate_factor=0,rate_factor_variables=embedding'

@@ -45,7 +45,7 @@ def test_a_selection_has_some_matrices_and_all_vectors():
   chosen = [_chosen(_selection(), 3, client) for client in range(40)]
   assert all(masks[1] for masks in chosen)
   assert {sum(masks) for masks in chosen} == {3}
-  # Each matrix now and then, about half of the time.
+  # Each matrix about half of the time.
   counts = np.sum(chosen, axis=0)
   assert (counts[[0, 2, 3, 4]] >= 10).all()
   assert (counts[[0, 2, 3, 4]] <= 30).all()
@@ -99,7 +99,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def _model(first=0.5):
-  """A product of two matrices, with the mean of squares for a loss."""
+  """A product of two matrices; the loss is the mean square."""
 
   @tf.function
   def predict(weights, x, training=True):
@@ -167,7 +167,7 @@ def _build(aggregation_factory=None, optimizer=None, **options):
 
 
 def _steps(client, rows, masks):
-  """Returns a client's update by numpy, where frozen ones are zero."""
+  """Returns a client's update by numpy; that of frozen variables is zero."""
   x, y = _data(client, rows)
   initial = [w.astype(np.float64) for w in _model().initial_weights[0]]
   a, b, bias = (w.copy() for w in initial)

@@ -55,7 +55,7 @@ def test_spared_variables_follow_the_optimizer_without_decay(name, options):
   assert not np.allclose(actual[0], plain[0])
   for index in (1, 2):
     np.testing.assert_array_equal(actual[index], plain[index])
-  # A checkpoint's structure must not depend on it.
+  # A checkpoint's structure must not depend on the decay.
   tf.nest.assert_same_structure(state, decayed_state)
   tf.nest.map_structure(np.testing.assert_array_equal, state, decayed_state)
 
@@ -104,7 +104,7 @@ _SLOW = pytest.mark.slow
       'server_optimizer': 'sgd:weight_decay=0.5',
       'client_optimizer': 'sgd:weight_decay=1000000',
     },
-    # A large epsilon: the gradient has no effect, the decay has.
+    # With a large epsilon the decay has an effect, but not the gradient.
     pytest.param(
       {'server_optimizer': 'adamw:weight_decay=0.5,epsilon=1000000'},
       marks=_SLOW,

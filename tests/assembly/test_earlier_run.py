@@ -42,7 +42,7 @@ def _calibrated(clients=_CLIENTS, **changes):
 
 
 def _finished(folder, clients=_CLIENTS, rounds=6, **changes):
-  """Writes what a run of an adaptive clip norm leaves; returns its folder."""
+  """Writes the files of a run with an adaptive clip; returns its folder."""
   values = {
     'aggregator': 'adaptive_gaussian:count_noise=1',
     'participation': 'fixed_cycles',
@@ -81,7 +81,7 @@ def test_clip_norm_and_privacy_of_both_runs_add_up(tmp_path):
   )
   assert mechanism.factory.settings.clip_norm == pytest.approx(0.6)
   record = mechanism.record
-  # 6 rounds in cycles of 30: one participation, of noise 4.
+  # 6 rounds in cycles of 30: one participation, with noise 4.
   own = (record.sensitivity.value / 5) ** 2
   rho = (own + 1 / 4**2) / 2
   assert record.rho == pytest.approx(rho)
@@ -150,11 +150,11 @@ def test_sampled_runs_compose_by_their_privacy_losses(
   assert max(own, earlier) < record.epsilon(_DELTA) < own + earlier
   # Renyi divergences of both add up: a bound from another accountant.
   assert record.epsilon(_DELTA) < record.epsilon(_DELTA, method='rdp')
-  # Without sampling: 1 or 6 rounds of noise 4, and 2 or 60 of noise 3.
+  # Without sampling: 1 or 6 rounds with noise 4, and 2 or 60 with noise 3.
   times = {'poisson': (6, 60), 'fixed_cycles': (1, 2)}
   rho = (times[before][0] / 16 + times[main][1] / 9) / 2
   assert record.without_amplification().rho == pytest.approx(rho)
-  if main == 'poisson':  # The same search, of many more rounds.
+  if main == 'poisson':  # The same search, with many more rounds.
     return
   found = accounting.calibrate(record, target_epsilon=2.5, delta=_DELTA)
   assert 2.49 < found.epsilon(_DELTA) <= 2.501
@@ -171,7 +171,7 @@ def test_an_earlier_run_joins_the_mixture_of_bins(tmp_path):
   )
   record = mechanism.record
   mixture = record.mixture()
-  # 20 groups of probability 1/30; what is left has the earlier mean alone.
+  # 20 groups with probability 1/30; the rest has only the earlier mean.
   assert mixture.weights.tolist() == pytest.approx([1 / 30] * 20 + [1 / 3])
   assert mixture.gram[0, 0] == pytest.approx(3 / 4 + 1 / 16)
   assert mixture.gram[0, 1] == mixture.gram[20, 20] == pytest.approx(1 / 16)

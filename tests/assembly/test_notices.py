@@ -1,4 +1,4 @@
-"""What a user is told before the first round."""
+"""Messages that users see before the first round."""
 
 from __future__ import annotations
 

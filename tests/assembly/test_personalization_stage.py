@@ -52,7 +52,7 @@ def _are_out(population):
   }
 
 
-def test_who_has_opted_out_has_no_number_in_the_rounds(built):
+def test_clients_that_opted_out_have_no_number_in_the_rounds(built):
   everyone, train = built.whole_task.train, built.task.train
   names = {train.client_id(i) for i in range(len(train))}
   out = _are_out(everyone)
@@ -71,7 +71,7 @@ def test_who_has_opted_out_has_no_number_in_the_rounds(built):
 
 @pytest.fixture(name='sealed')
 def _sealed(built, monkeypatch):
-  """Has whoever reads a sentence of those who have opted out fail."""
+  """Raises if anything reads a sentence of a client that has opted out."""
   everyone = built.whole_task.train
   out = _are_out(everyone)
   forbidden: set[int] = set()
@@ -91,15 +91,15 @@ def _sealed(built, monkeypatch):
   monkeypatch.setattr(ClientPopulation, 'ids_of', ids_of)
 
 
-def test_rounds_never_read_who_has_opted_out(built, sealed):
+def test_rounds_never_read_clients_that_opted_out(built, sealed):
   state = built.process.initialize()
   for round_num in (1, 2):
     state = built.process.next(state, built.sample_cohort(round_num)).state
-  # Every client that can be sampled, and all that is computed of their text.
+  # Every client that can be sampled, and everything computed from their text.
   for client in range(len(built.task.train)):
     built.task.train.client_batches(client, batch_size=8, seed=0)
   built.task.facts(built.validation_examples)
-  # The seal holds: the same rounds on the whole task break it.
+  # The seal works: the same rounds on the whole task break it.
   whole = dataclasses.replace(built, task=built.whole_task)
   with pytest.raises(Exception, match='a client that has opted out'):
     for client in range(len(built.whole_task.train)):
@@ -149,7 +149,7 @@ def test_privacy_covers_the_clients_of_the_rounds(built):
   assert summary['delta'] == pytest.approx(len(train) ** -1.1)
 
 
-def test_what_a_guarantee_leaves_out(built):
+def test_limits_of_a_guarantee(built):
   private = dataclasses.replace(
     _CONFIG,
     aggregator=_PARSE('gaussian'),

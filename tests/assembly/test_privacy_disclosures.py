@@ -1,4 +1,4 @@
-"""What a private run writes without noise is what privacy.json names."""
+"""Outputs that a private run writes without noise are in privacy.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from si_federated import experiment
 from tests import tiny
 
-# Of the machine, of the public or of validation clients.
+# Columns about the machine, public facts or validation clients.
 _NOT_OF_TRAINING_CLIENTS = {
   'round_num',
   'train/clip_norm',
@@ -68,7 +68,7 @@ def test_every_column_is_named_or_public(tmp_path, changes):
   of_validation = {name for name in columns if name.startswith('eval/')}
   assert columns <= named | _NOT_OF_TRAINING_CLIENTS | of_validation
   assert {name for name in named if name.startswith('train/')} <= columns
-  # The size of a cohort is secret where clients are sampled.
+  # The size of a cohort is secret if clients are sampled.
   sampled = changes['participation'] == 'poisson'
   assert ('clients_per_sec' in named) == sampled
   assert ('bytes_down_total' in named) == sampled

@@ -1,4 +1,4 @@
-"""Which flags of privacy go together, and what follows from them."""
+"""Combinations of privacy flags, and their consequences."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _cache(monkeypatch, tmp_path):
     ({'participation': 'min_separation'}, 'needs --min_separation'),
     ({'participation': 'cyclic_poisson'}, 'needs --min_separation'),
     ({'participation': 'b_min_sep'}, 'needs --min_separation'),
-    # Uniform sampling keeps clients apart by nothing.
+    # Uniform sampling promises no separation.
     ({'aggregator': 'tree', **_PRIVATE}, 'tree needs min_separation'),
     (
       {'aggregator': 'banded', **_PRIVATE, 'min_separation': 5},
@@ -154,7 +154,7 @@ def _cache(monkeypatch, tmp_path):
     ),
   ],
 )
-def test_flags_that_do_not_go_together(flags, message):
+def test_flags_that_exclude_each_other(flags, message):
   with pytest.raises(config.ConfigError, match=message) as raised:
     _build(**flags)
   assert '\n' not in str(raised.value)
@@ -183,7 +183,7 @@ def test_noise_and_epsilon_exclude_each_other():
     _config(noise_multiplier=1.0, target_epsilon=1.0)
 
 
-def test_the_contract_is_what_the_schedule_keeps_to():
+def test_the_contract_is_that_of_the_schedule():
   mechanism = _build(
     aggregator='tree', participation='fixed_cycles', **_PRIVATE
   )
@@ -229,7 +229,7 @@ def test_the_contract_is_what_the_schedule_keeps_to():
     ('tree', 'b_min_sep', False),
   ],
 )
-def test_only_sampling_that_earns_it_amplifies(
+def test_only_independent_sampling_amplifies(
   aggregator, participation, amplified
 ):
   separated = participation.partition(':')[0] not in ('uniform', 'poisson')
@@ -395,12 +395,12 @@ def test_epsilon_stands_with_and_without_amplification():
   )
   promised = ledger.summary()['promised']
   assert promised['epsilon'] == pytest.approx(0.954, abs=5e-4)
-  # A hundred rounds of noise 1 are one of noise 1/10.
+  # A hundred rounds with noise 1 are one round with noise 1/10.
   plain = accounting.gaussian_epsilon(0.1, 1e-6)
   assert plain == pytest.approx(96.7, abs=0.05)
   assert promised['epsilon_without_amplification'] == pytest.approx(plain)
   assert 'epsilon is 96.7' in '\n'.join(ledger.notices())
-  # Of the observed participation: two rounds of one client.
+  # The observed participation is two rounds of one client.
   ledger.record(1, [3, 4])
   ledger.record(2, [3])
   so_far = ledger.summary()['so_far']

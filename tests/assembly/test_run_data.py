@@ -1,4 +1,4 @@
-"""What a run keeps of its data, and checks when it is resumed."""
+"""The description of a run's data, and its check when the run resumes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_large_populations_are_read_in_part(task):
   read = []
 
   class Spied:
-    """Many clients that note who is read."""
+    """Many clients; records which ones are read."""
 
     def __len__(self):
       return 2000

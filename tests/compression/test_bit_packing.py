@@ -1,4 +1,4 @@
-"""Packed numbers against whole numbers of any length."""
+"""Packed numbers against Python's integers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from si_federated.compression import bit_packing
 
 
 def _expected(numbers, bits):
-  """The numbers as one whole number, the first in its lowest bits."""
+  """Returns the numbers as one integer, the first in its lowest bits."""
   total = sum(int(number) << (i * bits) for i, number in enumerate(numbers))
   return total.to_bytes(-(-len(numbers) * bits // 8), 'little')
 

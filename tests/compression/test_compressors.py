@@ -68,7 +68,7 @@ def test_levels_by_hand():
   compressor = Uniform(bits=2, threshold=0)
   values = tf.constant([[0.0, 1.0], [2.0, 3.0]])
   encoded = compressor.encode(values, _seed(0))
-  # Each is a level already: 0, 1, 2, 3 in two bits from the lowest.
+  # All values are levels: 0, 1, 2, 3 in two bits, from the lowest.
   header = np.array([0.0, 3.0], np.float32).tobytes()
   assert encoded.numpy().tobytes() == header + bytes([0b11100100])
   np.testing.assert_array_equal(compressor.decode(encoded, [2, 2]), values)
@@ -85,7 +85,7 @@ def test_an_entry_between_two_levels_by_hand():
 
 def test_trits_by_hand():
   compressor = Ternary()
-  # All are as large as the scale, so that nothing is left to chance.
+  # All magnitudes equal the scale, so that nothing is random.
   values = np.array([3.0, -3.0, 0.0, 3.0, -3.0, 3.0], np.float32)
   encoded = compressor.encode(tf.constant(values), _seed(0))
   header = np.array([3.0], np.float32).tobytes()
@@ -123,7 +123,7 @@ def test_ternary_is_unbiased_for_the_clipped_variable():
   found = _many(Ternary(), values)
   bound = 5 * found.std(axis=0) / np.sqrt(len(found)) + 1e-5
   assert (np.abs(found.mean(axis=0) - clipped) < bound).all()
-  # Not so for what was clipped.
+  # It is biased for clipped entries.
   assert found[:, 0].mean() == pytest.approx(limit) and limit < 10
 
 

@@ -12,7 +12,7 @@ import tensorflow_federated as tff
 from si_federated import compression, runtime
 from si_federated.compression import Float32, Ternary, Uniform
 
-# Gone to TFF's runtime in silence, runtimes would be compared to themselves.
+# If both ran on TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
 
@@ -228,7 +228,7 @@ def test_a_round_of_training_on_every_runtime():
     assert metrics['distributor']['bytes_down_per_client'] > 2400
   (ours, _), (theirs, _) = results.values()
   for one, other in zip(ours, theirs):
-    # A bit of a difference makes another rounding: up to a few levels.
+    # A tiny difference can change the rounding, by up to a few levels.
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
 
 
@@ -271,7 +271,7 @@ def test_clients_train_from_the_rounded_model():
   found = metrics['client_work']['train']['mse']
   assert found == pytest.approx(losses['rounded'], rel=1e-4)
   assert abs(losses['exact'] - losses['rounded']) > 0.01
-  # Nothing was trained, and the server's model was not rounded.
+  # Nothing was trained, so the server's model is unchanged, not rounded.
   for one, other in zip(trained, initial):
     np.testing.assert_array_equal(one, other)
   assert metrics['aggregator']['bytes_up_per_client'] == 1

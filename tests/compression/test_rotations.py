@@ -1,4 +1,4 @@
-"""Rotations against TFF's, and that they are rotations."""
+"""Rotations against TFF's, and their properties."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_rotation_keeps_the_norm_and_has_an_inverse(rotation, count):
   assert rotated.shape == [rotations.rotated_size(count, rotation)]
   np.testing.assert_allclose(tf.norm(rotated), tf.norm(values), rtol=1e-5)
   again = rotations.unrotate(rotated, rotation, _key(), count)
-  # TensorFlow's Fourier transform of other sizes is rougher.
+  # TensorFlow's Fourier transform is less exact for other sizes.
   np.testing.assert_allclose(again, values, rtol=0, atol=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_one_large_entry_is_spread_over_all(rotation):
   values = np.zeros(256, np.float32)
   values[3] = 16.0
   rotated = rotations.rotate(tf.constant(values), rotation, _key())
-  # A sign, or the two parts of a point on a circle, in every place.
+  # Each entry is a sign, or a coordinate of a point on a circle.
   if rotation == 'hadamard':
     np.testing.assert_allclose(np.abs(rotated), 1.0, rtol=1e-5)
   else:

@@ -1,4 +1,4 @@
-"""Encoded updates: what is sent, its bytes, and what is not sent."""
+"""Encoded updates: their bytes, and the variables that are not sent."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ def test_no_variables_cost_nothing():
     (lambda data: data + b'\0', 'cut off'),
     (lambda data: b'', 'not one of 10 variables'),
     (lambda data: data[:1], 'not one of 10 variables'),
-    # A variable more than there are.
+    # One variable too many.
     (
       lambda data: bytes([data[0], data[1] | 128]) + data[2:],
       'not one of 10 variables',
     ),
-    # One that is not there.
+    # A variable that does not exist.
     (lambda data: bytes([data[0] ^ 1]) + data[1:], 'cut off'),
   ],
 )
@@ -149,7 +149,7 @@ def _errors(update, **options):
 
 def test_rounding_differs_between_rounds_seeds_variables_and_clients():
   update = _update()
-  # Another client, all but the same; and another variable of the same entries.
+  # Another client with almost the same update, and an equal variable.
   other = list(update)
   other[6] = other[6] + 1e-3
   twice = [update[0], update[0]]
@@ -165,10 +165,10 @@ def test_rounding_differs_between_rounds_seeds_variables_and_clients():
     np.ravel(second[1] - update[0]),
   ]
   np.testing.assert_array_equal(found[0], _errors(update))
-  # The part of the errors that is the same rounding up or down: independent
-  # ones of the same fractions still have a product of (1 - 2p)^2 on average.
+  # The fraction of errors with the same direction. Independent errors of equal
+  # fractions still have an average product of (1 - 2p)^2.
   same = [[np.mean(a == b) for b in found] for a in found]
-  # Of p (1 - p) uniform in p, two of three agree.
+  # With p uniform, two of three agree.
   np.testing.assert_allclose(
     np.array(same)[~np.eye(6, dtype=bool)], 2 / 3, atol=0.06
   )

@@ -1,4 +1,4 @@
-"""Compressed updates in an aggregation: sums, bytes, clipping behind it."""
+"""Compressed updates in an aggregation: sums, bytes, and later clipping."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_the_sensitivity_is_the_clip_norm(compressor):
     _, decoded = _sent(update, compressor, 2, round_num)
     length = np.linalg.norm(decoded[0])
     longer.append(np.linalg.norm(update[0]) < clip_norm < length)
-    # It is not that nothing were released.
+    # Something was released.
     assert difference == pytest.approx(min(length, clip_norm), abs=1e-5)
   # Rounding did make updates longer than the clip norm.
   assert any(longer)

@@ -1,4 +1,4 @@
-"""What diagnostics measure, against hand and brute-force computation."""
+"""Diagnostics against computation by hand and by brute force."""
 
 from __future__ import annotations
 

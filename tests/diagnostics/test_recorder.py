@@ -1,4 +1,4 @@
-"""Diagnostics of a run: what they say, and that they leave training alone."""
+"""Diagnostics of a run: their content, and no effect on training."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_rounds_and_quantities(runs):
 
 
 def test_clients_trained_on_the_side_are_those_of_the_round(runs):
-  """Their mean is the server's step: all are measured, its rate is one."""
+  """Their mean is the server's step, since its rate is one."""
   table = _table(runs[0] / 'with')
   layers = {layer for _, layer, q in table if q == 'client_drift'}
   assert len(layers) > 8
@@ -147,7 +147,7 @@ def test_clients_trained_on_the_side_are_those_of_the_round(runs):
       assert mean == pytest.approx(step, rel=2e-3, abs=1e-6)
       drift = table[round_num, layer, 'client_drift']
       variance = table[round_num, layer, 'client_variance']
-      # Of three clients.
+      # There are three clients.
       assert drift**2 == pytest.approx(mean**2 + 2 / 3 * variance, rel=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_interrupted_and_resumed_gives_the_same_file(
 ):
   with pytest.raises(KeyboardInterrupt):
     _run(built, tmp_path, killed_in=killed_in)
-  # What a killed run may leave behind: rounds that no checkpoint has.
+  # A killed run can leave rounds that no checkpoint has.
   with open(tmp_path / 'diagnostics.csv', 'a') as file:
     file.write(f'{killed_in},model,weight_norm,1\n{killed_in},mod')
   _run(built, tmp_path)
@@ -231,7 +231,7 @@ def test_every_so_many_rounds(tmp_path):
   table = _table(tmp_path)
   assert {round_num for round_num, _, _ in table} == {0, 2, 3}
   assert table[2, 'model', 'clip_fraction'] == 0.25
-  # SI gates, and the orthogonality that scale invariance brings where no row of
+  # SI gates, and orthogonality, which scale invariance implies unless a row of
   # gates is dead.
   assert 0 < table[2, 'recurrent_1/forget_gate', 'dead_gates'] < 1
   cells = [k for k in table if 'cell' in k[1] and 'gradient_weight' in k[2]]

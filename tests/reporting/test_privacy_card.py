@@ -69,7 +69,7 @@ def test_the_card_of_a_run(trained, make_run, tmp_path):
     ('Unit of privacy', 'all the updates of one client'),
     ('Neighbouring data sets', 'zero-out'),
     ('Trust model', 'the server is trusted'),
-    ('Released with noise', 'the model after each round'),
+    ('Released with noise', 'the models after all rounds'),
     ('Released without noise', 'train/clip_fraction'),
     (
       'Participation promised',
