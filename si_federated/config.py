@@ -235,7 +235,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     lambda value: value >= 1,
   ),
   'at least 0': (
-    'total_rounds personalize_epochs noise_multiplier',
+    'total_rounds personalize_epochs',
     lambda value: value >= 0,
   ),
   'a finite number of at least 0': (
@@ -245,13 +245,17 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
   'at least 0 and below 1': ('server_momentum', lambda value: 0 <= value < 1),
   'from 0 to 1': ('client_similarity', lambda value: 0 <= value <= 1),
   'above 0': (
-    'clip_norm target_epsilon min_separation max_participations '
-    'noise_cohort_size',
+    'min_separation max_participations noise_cohort_size',
     lambda value: value > 0,
   ),
+  # Beyond these ranges, noise and updates overflow or vanish in float32.
+  'from 0 to 1e10': ('noise_multiplier', lambda value: 0 <= value <= 1e10),
+  'from 1e-10 to 1e10': ('clip_norm', lambda value: 1e-10 <= value <= 1e10),
+  # TensorFlow's generators take no others.
+  'from 0 to 2^32 - 1': ('model_seed', lambda value: 0 <= value < 1 << 32),
   'above 0 and below 1': ('delta', lambda value: 0 < value < 1),
   'above 0 and below inf': (
-    'personalize_learning_rate',
+    'personalize_learning_rate target_epsilon',
     lambda value: 0 < value < math.inf,
   ),
 }

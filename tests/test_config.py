@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -147,6 +148,13 @@ def test_differences_name_the_flag_and_both_values():
     {'server_learning_rate': float('nan')},
     {'server_momentum': 1.0},
     {'sequence_length': 0},
+    {'clip_norm': 1e-300},  # Zero in float32.
+    {'clip_norm': 1e300},
+    {'noise_multiplier': 1e300},
+    {'noise_multiplier': math.nan},
+    {'target_epsilon': math.inf},
+    {'model_seed': -1},
+    {'model_seed': 1 << 32},
     {'experiment_name': '../up'},
     {'experiment_name': ''},
   ],

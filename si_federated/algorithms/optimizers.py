@@ -6,6 +6,7 @@ Besides its own arguments, each builder takes `gradient_clip_norm`,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from si_federated.algorithms import (
 from si_federated.algorithms import weight_decay as weight_decay_lib
 
 _Builder = Callable[..., tff.learning.optimizers.Optimizer]
+_DECAYS = ('momentum', 'beta_1', 'beta_2')
 
 
 def _add_common_options(
@@ -59,11 +61,30 @@ def _add_common_options(
   return optimizer
 
 
+def _number(name: str, value: Any) -> Any:
+  """Returns an option's value, a whole number as a float.
+
+  TFF's optimizers need floats, and check the ranges of some options only, not
+  those of NaN.
+
+  Raises:
+    ValueError: If it is out of its range.
+  """
+  if not isinstance(value, (int, float)) or isinstance(value, bool):
+    return value
+  if name in _DECAYS and not 0 <= value < 1:
+    raise ValueError(f'{name} must be at least 0 and below 1, found {value}.')
+  if not math.isfinite(value):
+    raise ValueError(f'{name} must be finite, found {value}.')
+  return float(value)
+
+
 def _with_common_options(build: _Builder) -> _Builder:
   """Decorates a builder: it takes the options of `_add_common_options` too."""
   own = signatures.options_of(build)
 
   def call(**options: Any) -> tff.learning.optimizers.Optimizer:
+    options = {name: _number(name, value) for name, value in options.items()}
     optimizer = build(
       **{option.name: options.pop(option.name) for option in own}
     )

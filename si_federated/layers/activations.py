@@ -13,6 +13,8 @@ from typing import Any, Callable, Tuple, Union
 
 import tensorflow as tf
 
+from si_federated.layers.checks import check_slope
+
 PACKAGE = 'si_federated'
 
 
@@ -176,7 +178,11 @@ def si_sigmoid(x: Any, axis: int = -1, dead_slope: float = 0.0) -> tf.Tensor:
 
   Returns:
     Tensor shaped like `x` with entries in [0, 1].
+
+  Raises:
+    ValueError: If `dead_slope` is negative or not finite.
   """
+  check_slope('dead_slope', dead_slope)
   return _normalize(x, axis, rectify=True, dead_slope=dead_slope)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -40,3 +41,20 @@ def check_groups(num_groups: Any, units: int) -> int:
       f'num_groups={num_groups} does not divide units={units}: give a divisor.'
     )
   return int(num_groups)
+
+
+def check_slope(name: str, value: Any) -> None:
+  """Raises unless the value is a finite number of at least 0.
+
+  Args:
+    name: The argument's name, for the message.
+    value: Its value.
+
+  Raises:
+    ValueError: If it is not.
+  """
+  if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+    raise ValueError(
+      f'{name} must not be negative and must be finite, but it is {value!r}: '
+      'give 0 or a small positive slope.'
+    )

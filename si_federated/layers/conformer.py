@@ -13,7 +13,7 @@ from si_federated.layers import (
   tapping,
   tracing,
 )
-from si_federated.layers.checks import check_count
+from si_federated.layers.checks import check_count, check_slope
 from si_federated.layers.configuration import constructor_arguments
 from si_federated.layers.feed_forward import check_homogeneous
 from si_federated.layers.sublayers import build_dense, build_dropout
@@ -115,6 +115,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     super().__init__(**kwargs)
     check_count('kernel_size', kernel_size)
     check_count('num_heads', num_heads)
+    check_slope('dead_gate_slope', dead_gate_slope)
     self.homogeneous = scale_invariant and not attention_only
     if activation is None:
       activation = 'relu' if self.homogeneous else 'swish'

@@ -23,7 +23,7 @@ from si_federated.layers import (
   recurrence,
   tracing,
 )
-from si_federated.layers.checks import check_count
+from si_federated.layers.checks import check_count, check_slope
 from si_federated.layers.configuration import constructor_arguments
 
 
@@ -74,11 +74,7 @@ class GatedCell(tf.keras.layers.LSTMCell):
     check_count('units', units)
     if projection_units is not None:
       check_count('projection_units', projection_units)
-    if dead_gate_slope < 0:
-      raise ValueError(
-        f'dead_gate_slope must not be negative, but it is {dead_gate_slope}: '
-        'give 0 or a small positive slope.'
-      )
+    check_slope('dead_gate_slope', dead_gate_slope)
     kwargs = {**legacy_keras.STATEFUL_GENERATOR, **kwargs}
     kwargs.pop('implementation', None)
     super().__init__(

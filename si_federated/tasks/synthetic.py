@@ -16,6 +16,7 @@ from si_federated.tasks.vocabulary import Vocabulary
 # State 0 is the beginning of a sentence as a source and its end as a target;
 # states 1..W are words.
 _BOUNDARY = 0
+_MOST_CLIENTS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,8 @@ def synthetic(
     data_dir: Ignored; accepted because all tasks take it.
     vocab_size: Upper limit on `num_words`.
     sequence_length: T, the maximum number of words per sentence.
-    num_clients: Total number of clients in the three splits, at least three.
+    num_clients: Total number of clients in the three splits, from three to
+      1,000,000.
     num_chains: Number of Markov chains in the mixture.
     num_words: Number of distinct words.
     sentences_per_client: Typical number of sentences per client.
@@ -146,6 +148,11 @@ def synthetic(
   """
   del data_dir
   check_sizes(vocab_size, sequence_length)
+  if num_clients > _MOST_CLIENTS:
+    raise ValueError(
+      f'num_clients must be at most {_MOST_CLIENTS}, since all are kept in '
+      f'memory; got {num_clients}.'
+    )
   for name, value in (
     ('num_chains', num_chains),
     ('num_words', num_words),

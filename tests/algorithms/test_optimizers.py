@@ -1,6 +1,7 @@
 """Weight decay, relative clipping and rates of a part, by hand and symmetry."""
 
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -162,6 +163,36 @@ def test_hyperparameters_can_be_changed():
 def test_options_are_checked(options, message):
   with pytest.raises(ValueError, match=message):
     OPTIMIZERS['sgd'](learning_rate=0.1, **options)
+
+
+@pytest.mark.parametrize(
+  ('name', 'option', 'value'),
+  [
+    ('sgdm', 'momentum', 1.0),
+    ('adam', 'beta_1', math.nan),
+    ('adam', 'beta_1', 1),
+    ('adamw', 'beta_2', -0.1),
+    ('adam', 'epsilon', math.nan),
+    ('yogi', 'initial_preconditioner_value', math.inf),
+    ('sgd', 'gradient_clip_norm', math.nan),
+  ],
+)
+def test_numbers_out_of_range_are_refused_by_name(name, option, value):
+  with pytest.raises(ValueError, match=f'^{option} must be'):
+    OPTIMIZERS[name](learning_rate=0.1, **{option: value})
+
+
+def test_whole_numbers_are_floats():
+  def step(options):
+    optimizer = OPTIMIZERS['adam'](**options)
+    weights = [tf.constant(_values(0)[0])]
+    state = optimizer.initialize([tf.TensorSpec(weights[0].shape)])
+    return optimizer.next(state, weights, [tf.constant(_values(1)[0])])[1]
+
+  np.testing.assert_array_equal(
+    step({'learning_rate': 1, 'beta_1': 0, 'epsilon': 1}),
+    step({'learning_rate': 1.0, 'beta_1': 0.0, 'epsilon': 1.0}),
+  )
 
 
 _NAMES = ('embedding/embeddings:0', 'recurrent_1/kernel:0')

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from si_federated.layers import (
+  ConformerBlock,
   activations,
   legacy_keras,
   maxn,
@@ -150,3 +151,11 @@ def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match='no_such_activation'):
     activations.get('no_such_activation')
   assert activations.get('tanh') is tf.keras.activations.tanh
+
+
+@pytest.mark.parametrize('slope', [-0.1, float('nan'), float('inf')])
+def test_slopes_out_of_range_are_refused(slope):
+  with pytest.raises(ValueError, match='dead_slope must not be negative'):
+    si_sigmoid(tf.ones([2]), dead_slope=slope)
+  with pytest.raises(ValueError, match='dead_gate_slope must not be negative'):
+    ConformerBlock(4, num_heads=1, dead_gate_slope=slope)

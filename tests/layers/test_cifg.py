@@ -162,6 +162,7 @@ def test_dropout_is_the_cells_and_only_in_training(name):
     ({'units': 0}, 'units must be a positive'),
     ({'units': 4, 'projection_units': 0}, 'projection_units must be'),
     ({'units': 4, 'dead_gate_slope': -1.0}, 'dead_gate_slope must not'),
+    ({'units': 4, 'dead_gate_slope': float('nan')}, 'dead_gate_slope must not'),
     ({'units': 4, 'activation': 'tanhh'}, 'tanhh'),
   ],
 )

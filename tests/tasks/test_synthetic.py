@@ -181,6 +181,7 @@ def test_vocabulary_bounds_the_words():
   'options',
   [
     {'num_clients': 2},
+    {'num_clients': 1_000_001},
     {'num_chains': 0},
     {'num_words': 0},
     {'sentences_per_client': 0},
