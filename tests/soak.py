@@ -2,9 +2,9 @@
 
   python -m tests.soak --rounds=200 --kills=100
 
-A private and another recipe are trained, killed by SIGKILL and started again,
-and exported likewise. The end must be that of a run that was never killed, to
-the bit, without temporary files and processes.
+A private and another recipe are trained, killed by SIGKILL and started again;
+exports likewise. The end must equal that of a run that was never killed, to the
+bit, and leave no temporary files or processes.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def _names(folder: pathlib.Path) -> set[str]:
 def _moment(
   folder: pathlib.Path, generator: random.Random
 ) -> tuple[str, Callable[[], bool], float]:
-  """Draws when to kill: its kind, what to wait for, and how long after."""
+  """Draws the moment of a kill: its kind, a condition and a delay."""
   kind = generator.choice(['start-up', 'rounds', 'rounds', 'checkpoint'])
   if kind == 'start-up':
     return kind, lambda: True, generator.uniform(0, 10)
   if kind == 'checkpoint':
     saved = _names(folder / 'checkpoints')
-    # A temporary file, which is being written, counts.
+    # A temporary file that is being written counts.
     return (
       kind,
       lambda: bool(_names(folder / 'checkpoints') - saved),
@@ -139,11 +139,11 @@ def soak(
     recipe: A name of `RECIPES`.
     root: The folder for the runs.
     rounds: The rounds of the run.
-    kills: How often to kill; a tenth of them, at least one, in exports.
+    kills: The number of kills; a tenth of them, at least one, in exports.
     seed: The seed of the moments.
 
   Returns:
-    How many kills were at each kind of moment.
+    The number of kills at each kind of moment.
 
   Raises:
     AssertionError: If anything differs from an uninterrupted run, or is left.
@@ -181,7 +181,7 @@ def soak(
 
 
 def main() -> None:
-  """Runs the chosen recipes, or all, and prints what was killed when."""
+  """Runs the chosen recipes, or all, and prints the moments of kills."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--rounds', type=int, default=200)
   parser.add_argument('--kills', type=int, default=100)

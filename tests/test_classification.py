@@ -48,7 +48,7 @@ def test_rounds_that_can_not_be_done_again_are_saved_each(
   data, keyed, monkeypatch
 ):
   if not keyed:
-    # As for layers that keep a generator of their own.
+    # As with layers that have their own generators.
     monkeypatch.setattr(dropout_keys, 'takes_keys', lambda _: False)
   private: dict[str, Any] = {
     'aggregator': 'gaussian',
@@ -84,7 +84,7 @@ def test_dropout_is_drawn_from_keys(data, name):
     _config(data, model=f'{name}:{_TINY[name]},dropout=0.5')
   )
   state = built.process.initialize()
-  # The same data, with keys of two rounds and of the first one again.
+  # The same data, with the keys of two rounds, then of the first again.
   ends = []
   for round_num in (1, 2, 1):
     word = dropout_keys.round_word(seed=0, round_num=round_num)
@@ -204,7 +204,7 @@ def _slow(**changes):
 @pytest.mark.parametrize(
   'changes',
   [
-    # Their models are imported graphs, in which gradients were once lost.
+    # Their models are imported graphs, which once lost gradients.
     _slow(algorithm='partial_training:fraction=0.5'),
     _slow(compression='upload=uniform:bits=8'),
     _slow(algorithm='fed_prox:proximal_strength=0.1'),
@@ -223,7 +223,7 @@ def test_other_parts(data, changes):
 
 @pytest.mark.slow
 def test_equal_weights_by_hand(data):
-  """The mean of the clients' models, whatever their numbers of examples."""
+  """The clients' models have equal weights, whatever their sizes."""
   settings = _config(data, client_epochs_per_round=2)
   built = experiment.build(settings)
   sizes = [built.task.train.num_examples(i) for i in range(2)]

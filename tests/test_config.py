@@ -54,7 +54,7 @@ def test_build_passes_options_and_given():
   [
     ('prat', ["'prat'", "'part'", '--model']),
     ('part:rat=1', ["'rat'", "'rate'", '--model=part:rat=1']),
-    # What a flag gives can't be given as an option too.
+    # A value of a flag can't be given as an option too.
     ('part:size=1', ["'size'"]),
     ('part:kind=bad', ['kind must not be bad', '--model=part:kind=bad']),
   ],

@@ -1,4 +1,4 @@
-"""The documents hold: examples run, commands parse, links resolve.
+"""The documents are correct: examples run, commands parse, links resolve.
 
 Blocks of ```python are executed; blocks of ```shell are read by bash with
 every program replaced by a recorder, and the recorded command lines are parsed
@@ -215,7 +215,7 @@ def test_links_resolve(path):
 @pytest.mark.parametrize('path', _DOCUMENTS, ids=_name)
 def test_files_that_are_named_exist(path):
   if path.name == 'CHANGELOG.md':
-    pytest.skip('It names files of before, too.')
+    pytest.skip('It also names earlier files.')
   text = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.DOTALL | re.M)
   for name in re.findall(r'`([\w./-]+\.(?:py|md|ipynb|svg|flags))`', text):
     places = (

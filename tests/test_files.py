@@ -54,7 +54,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 def test_without_a_home_the_cache_is_temporary(monkeypatch, tmp_path, caplog):
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-  # Nothing can be made below a file; nor is '~' known to users without a home.
+  # Nothing can be made below a file, and '~' is unknown without a home.
   blocked = tmp_path / 'file'
   blocked.write_text('')
   expected = str(tmp_path / f'si_federated-{os.getuid()}' / 'cache')

@@ -47,7 +47,7 @@ COUNTS = {
   'si_gru_small': Count('si_gru', SUBWORDS, SMALL, 4_707_584),
   'transformer_small': Count('transformer', SUBWORDS, SMALL, 4_070_912, 4.1),
   'transformer_large': Count('transformer', SUBWORDS, LARGE, 20_965_376, 21.0),
-  # Without what would break homogeneity, some biases and gains.
+  # Without the biases and gains that would break homogeneity.
   'si_transformer_small': Count(
     'si_transformer', SUBWORDS, SMALL, 4_066_176, 4.1
   ),
@@ -122,7 +122,7 @@ MODELS = [
 @pytest.mark.parametrize('name', list(COUNTS))
 def test_parameter_counts(name):
   model, vocab_size, options, exact, published = COUNTS[name]
-  # In a graph no weight is drawn, which would take the longest.
+  # In a graph no weights are drawn, which would take the longest.
   with tf.Graph().as_default():
     built = si_federated.models.MODELS[model](vocab_size, **options)
   assert built.count_params() == exact

@@ -1,4 +1,4 @@
-"""Holds the table of who may import whom."""
+"""Tests the table of allowed imports between rooms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _OURS = 'si_federated'
 _FEDERATED = {'tensorflow_federated', 'tensorflow_privacy'}
 
-# For each room: the rooms that it may import, and the packages of others that
-# it must not (None: the standard library only).
+# For each room, the rooms that it may import, and the external packages that it
+# must not (None: only the standard library).
 _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
   'config': (set(), None),
   'files': (set(), None),
@@ -118,7 +118,7 @@ def test_imports_of_the_package(path):
 def test_imports_of_the_binaries(path):
   for name in _imports(path):
     top, *rest = name.split('.')
-    # Not each other, but the folder that holds parts of a binary.
+    # Not each other, but the folder with the parts of a binary.
     assert top != 'experiments' or (_ROOT / top / rest[0]).is_dir(), (
       f'{path} imports {name}'
     )
@@ -129,7 +129,7 @@ def test_imports_of_the_binaries(path):
 @pytest.mark.parametrize(
   ('module', 'absent'),
   [
-    # Which imports si_federated.layers as well.
+    # This imports si_federated.layers as well.
     ('models', _FEDERATED),
     ('privacy', {'tensorflow', *_FEDERATED}),
     ('reporting', {'tensorflow', *_FEDERATED}),

@@ -1,4 +1,4 @@
-"""Tests of what is installed: lock file, metadata, scripts, light imports."""
+"""Tests of the installation: lock file, metadata, scripts, light imports."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_lock_satisfies_every_declared_requirement():
   assert not wrong, f'run `make lock`: {wrong}'
 
 
-def test_lock_holds_the_overrides():
+def test_lock_has_the_overrides():
   locked = _lock_entries()
   lines = OVERRIDES.read_text(encoding='utf-8').splitlines()
   overrides = [
@@ -225,7 +225,7 @@ def test_import_works_without(module, absent):
 
 @pytest.mark.slow
 def test_readmes_in_a_bare_tensorflow_environment(tmp_path):
-  """`pip install .` and the examples that need nothing but TensorFlow."""
+  """`pip install .` and the examples that only need TensorFlow."""
   checkout = tmp_path / 'checkout'
   checkout.mkdir()
   for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):

@@ -1,4 +1,4 @@
-"""Every recipe parses and names what exists; the slow test runs two rounds."""
+"""Every recipe parses and names existing parts; a slow test runs two rounds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize('recipe', _RECIPES, ids=lambda path: path.name)
 def test_name_and_head(recipe):
-  """A recipe is named task.model.aggregator and tells its own command."""
+  """A recipe is named task.model.aggregator and states its own command."""
   text = recipe.read_text()
   values = dict(
     line[2:].split('=', 1) for line in text.splitlines() if line[:2] == '--'
@@ -98,7 +98,7 @@ def _small_model(recipe):
 
 
 def test_the_study_has_a_recipe_at_every_scale():
-  """What `make reproduce` runs, by the Makefile's own rule."""
+  """Checks the recipes of `make reproduce` by the Makefile's own rule."""
   makefile = (_ROOT / 'Makefile').read_text()
   tasks = re.findall(r'^TASK\.\w+ := (\w+)$', makefile, re.MULTILINE)
   assert len(tasks) == 4
@@ -151,13 +151,13 @@ def test_two_rounds(recipe, tmp_path, request):
   if recipe.name.startswith(('stackoverflow', 'comments')):
     data = request.getfixturevalue('small_stackoverflow')
     options.append(f'--data_dir={data}')
-    # Three clients a round, 342 rounds apart, are 1,026 users, and one client
-    # a round, 800 apart, is 800 users.
+    # Three clients a round, 342 rounds apart, need 1,026 users; one client a
+    # round, 800 rounds apart, needs 800.
     clients = 1 if recipe.name.startswith('comments') else 3
     options.append(f'--clients_per_round={clients}')
     options.append(f'--model={_small_model(recipe)}')
   given = _config(recipe)
-  # Two rounds have no more than two bands, and few experts are enough.
+  # Two rounds allow at most two bands, and a few experts suffice.
   for flag, key, value in (
     ('aggregator', 'bands', 1),
     ('algorithm', 'num_clients', 2),

@@ -68,8 +68,8 @@ _PRIVATE = {
   'noise_multiplier': 0.5,
   'total_rounds': 4,
 }
-# Tracing an experiment takes seconds, so that each of these rounds is the test
-# of many parts. `test_every_part_trains_a_round` keeps the table complete.
+# Tracing an experiment takes seconds, so each of these rounds tests many parts.
+# `test_every_part_trains_a_round` keeps the table complete.
 _ROUNDS: dict[str, dict[str, Any]] = {
   'lstm': {
     **_PRIVATE,
@@ -123,7 +123,7 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     'aggregator': 'adaptive_gaussian:count_noise=1',
     'participation': 'poisson',
     'server_optimizer': 'sgd',
-    # Cohorts vary; here the first has clients.
+    # Cohorts vary in size; here the first has clients.
     'clients_per_round': 4,
   },
   'transformer': {**_PRIVATE, 'aggregator': 'distributed_dp'},
@@ -200,7 +200,7 @@ def _check_momentum(built):
 
 
 def _check_releases(built):
-  # Two releases, each with noise of its own.
+  # Two releases, each with its own noise.
   sensitivity = built.ledger.summary()['promised']['sensitivity']
   assert sensitivity == pytest.approx(2**0.5)
   state = built.process.next(
@@ -271,7 +271,7 @@ def test_models_in_bfloat16(name):
 
 
 @pytest.mark.slow
-def test_a_client_of_partial_training_sends_what_it_trained_alone():
+def test_a_client_of_partial_training_only_sends_what_it_trained():
   built = _build(algorithm='partial_training:fraction=0.5')
   state = built.process.initialize()
   output = built.process.next(state, built.sample_cohort(1))
@@ -318,13 +318,13 @@ def test_a_client_of_partial_training_sends_what_it_trained_alone():
     ({'compression': 'upload=ternary,upload=uniform'}, 'occurs twice'),
   ],
 )
-def test_what_does_not_go_together_is_refused(changes, message):
+def test_parts_that_exclude_each_other_are_refused(changes, message):
   private = {**_PRIVATE, **changes} if 'aggregator' in changes else changes
   with pytest.raises(config.ConfigError, match=message):
     _build(**private)
 
 
-def test_more_clients_than_there_are_is_refused():
+def test_too_many_clients_per_round_are_refused():
   with pytest.raises(config.ConfigError, match='--clients_per_round=100'):
     _build(clients_per_round=100)
 

@@ -1,4 +1,4 @@
-"""README and recipes report the study as its archived runs do.
+"""README and recipes agree with the study's archived runs.
 
 The archive has the runs of `make reproduce` without their checkpoints.
 """
@@ -93,7 +93,7 @@ def test_heads_of_recipes_state_their_results(runs, recipe):
 
 
 def test_the_claims_have_the_numbers_of_the_runs(runs):
-  """Every number of the column "measured", from the runs again."""
+  """Recomputes the numbers of the column "measured" from the runs."""
 
   def of(model, aggregator='mean', rate=1):
     kind = f'docstrings.{model}.{aggregator}-client_lr={rate}'

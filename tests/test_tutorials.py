@@ -1,4 +1,4 @@
-"""The tutorials run, and are kept with their outputs."""
+"""The tutorials run, and are stored with their outputs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_is_kept_with_outputs(path):
   assert [c.execution_count for c in run] == list(range(1, len(run) + 1))
   assert _pictures(notebook)
   assert not [o for o in _outputs(notebook) if o.output_type == 'error']
-  # Warnings and paths of the machine it was run on are of no use to readers.
+  # Readers need no warnings, and no paths of another machine.
   text = path.read_text(encoding='utf-8')
   assert not re.search(r'"name": "stderr"', text)
   assert not re.search(r'/(tmp|home|root)/', text)

@@ -1,4 +1,4 @@
-"""How tests run a binary in their own process."""
+"""Fixtures that run a binary in the tests' own process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _forget_flags():
 def run_binary(monkeypatch, tmp_path, capsys):
   """Gives `run_binary(name, *flags)`: exit code, output and errors.
 
-  A binary is imported again each time, as it defines its flags.
+  Each run imports the binary again, because that defines its flags.
   """
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.chdir(_ROOT)

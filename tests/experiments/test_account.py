@@ -54,7 +54,7 @@ def test_a_recipe(account):
   code, output, errors = account(f'--flagfile={recipe}', '--num_clients=3531')
   assert code == 0, errors
   found = json.loads(output)
-  # As the recipe itself says.
+  # As stated in the recipe.
   assert found['epsilon'] == pytest.approx(8, rel=1e-3)
   assert found['contract']['min_separation'] == 25
 
@@ -80,8 +80,8 @@ def test_noise_of_a_budget_and_the_comparison(account):
     for cells in [[cell.strip() for cell in line.strip('|').split('|')]]
     if cells[0] in ('gaussian', 'tree', 'blt')
   }
-  # The sum of t independent rows has the variance t, here times that of noise
-  # of epsilon 2.
+  # The sum of t independent rows has variance t, here times that of the noise
+  # for epsilon 2.
   assert rows['gaussian'] == pytest.approx(
     [1, 2.2305, 8 * 2.2305, math.sqrt(sum(range(65)) / 64) * 2.2305], abs=1e-3
   )
@@ -115,13 +115,13 @@ def test_the_comparison_is_at_one_epsilon_with_and_without_sampling(
     for cells in [[cell.strip() for cell in line.strip('| ').split('|')]]
     if len(cells) > 5
   }
-  # The mechanism asked for is the one of the table.
+  # The requested mechanism is that of the table.
   assert float(rows['tree'][2]) == pytest.approx(
     found['noise_multiplier'], abs=5e-4
   )
   assert rows['gaussian'][5] == 'Poisson' and rows['tree'][5] == ''
   assert rows['banded_toeplitz'][5].startswith('cyclic Poisson')
-  # A quarter of the clients instead of two participations of all.
+  # A quarter of the clients, instead of two participations of all of them.
   assert float(rows['gaussian'][8]) < float(rows['gaussian'][4])
   assert 'at epsilon 0.5 and delta 0.01' in table
   assert '</svg>' in picture.read_text()
@@ -141,7 +141,7 @@ def test_two_releases_a_round_need_more_noise(account):
     )
     assert not code
     found[algorithm] = json.loads(out)
-  # Two releases are one of the square root of two times the sensitivity.
+  # Two releases are one with the square root of two times the sensitivity.
   noise = {name: one['noise_multiplier'] for name, one in found.items()}
   assert noise['fed_avg'] == pytest.approx(1.3059, abs=5e-4)
   assert noise['mime_lite'] == pytest.approx(

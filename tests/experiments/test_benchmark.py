@@ -264,7 +264,7 @@ def test_wrong_flags_end_with_a_sentence(tmp_path, flag, message):
 
 
 class _FakeContestant:
-  """Answers as a child process of the section on steps."""
+  """Answers like a child process of the section on steps."""
 
   def __init__(self, name, module, settings, **unused_options):
     self._name, self._settings = name, settings
@@ -399,7 +399,7 @@ def _children(pid):
 
 
 def test_noise_of_unmeasured_rounds_is_extrapolated():
-  # A row takes 2 s and the rest of a round 1 s.
+  # A row takes 2 s, and the rest of a round 1 s.
   mean, worst = noise.extrapolate([1, 8], [3.0, 17.0], 4.5, 100)
   assert mean == pytest.approx(10) and worst == pytest.approx(201)
   assert noise.extrapolate([1], [3.0], 1.0, 1) == (3.0, 3.0)
@@ -424,7 +424,7 @@ def test_noise_measures_state_and_rows_of_each_mechanism(tmp_path):
     50 * 32 + 32 * 192 + 64 * 192 + 192 + 64 * 32 + 32
   )
   model_bytes = 4 * tree['parameters']
-  # The seed and the numbers of a round and of the clip norm are no model.
+  # The seed, the round's number and the clip norm are not of model size.
   assert tree['state_bytes'] < 100
   assert 0 <= blt_found['state_bytes'] - buffers * model_bytes < 100
   assert blt_found['state_model_sizes'] <= buffers + 2
@@ -440,7 +440,7 @@ def test_noise_measures_state_and_rows_of_each_mechanism(tmp_path):
 
 
 class _FakeChild:
-  """Answers as a child process of the section on noise."""
+  """Answers like a child process of the section on noise."""
 
   def __init__(self, name, module, settings, **_):
     assert module == 'experiments.benchmarking.noise_child'

@@ -50,7 +50,7 @@ def test_the_runtime_and_plain_jax_do_the_same_work(tmp_path):
   for row in found:
     assert row['num_clients'] == 3 and row['round_seconds'] > 0
     if row['contestant'] != 'runtime':
-      # Updates of weights have fewer digits than sums.
+      # Updates of weights are less precise than sums.
       exact = row['contestant'] != 'plain JAX'
       assert row['deviation'] < (1e-5 if exact else 1e-4), row
       assert row['agrees'] and row['compile_seconds'] > 0 and row['bytes'] > 0

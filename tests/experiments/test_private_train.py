@@ -72,7 +72,7 @@ def test_what_it_promises_and_keeps(whole):
   assert privacy['contract']['min_separation'] == 4
   assert privacy['observed']['min_separation'] >= 4
   assert privacy['observed']['rounds'] == 12
-  # Of another mechanism's formula: rho is half the squared ratio.
+  # By the Gaussian formula: rho is half the squared ratio.
   ratio = privacy['so_far']['sensitivity'] / privacy['noise_multiplier']
   assert privacy['rho'] == pytest.approx(ratio**2 / 2)
   assert privacy['epsilon'] == pytest.approx(
@@ -98,7 +98,7 @@ def test_killed_and_resumed_it_is_as_if_never_stopped(
     _stop_before_round(patch, 6)
     with pytest.raises(_Killed):
       _run(tmp_path, **_PROMISE)
-  # It is that of the newest checkpoint, of round 4.
+  # It belongs to the newest checkpoint, of round 4.
   early = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
   assert early['observed']['rounds'] == 4
   done = tiny.run_binary(
@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_its_strategy(tmp_path, monkeypatch):
   np.savez(path, matrix=np.eye(3) + 0.25 * np.eye(3, k=-1))
   saved = tmp_path / 'x' / 'strategy.npz'
   kept = saved.read_bytes()
-  # The kept file is part of the promise as well.
+  # The stored file is part of the promise as well.
   saved.write_bytes(path.read_bytes())
   with pytest.raises(ValueError, match='another privacy guarantee .*strategy'):
     _run(tmp_path, **settings)
@@ -188,7 +188,7 @@ def test_privacy_json_reproduces_its_epsilon(whole):
 @pytest.mark.parametrize(
   'changes', [{'target_epsilon': 5.0}, {'participation': 'uniform'}]
 )
-def test_a_run_of_another_promise_is_not_resumed(whole, changes):
+def test_a_run_with_another_promise_is_not_resumed(whole, changes):
   with pytest.raises(config.ConfigError, match='other flags'):
     _run(whole[0], **{**_PROMISE, **changes})
 
@@ -222,7 +222,7 @@ def test_a_run_takes_the_clip_norm_of_a_shorter_one(tmp_path):
   assert both['promised']['epsilon'] == pytest.approx(6, rel=1e-6)
   sensitivity = both['so_far']['sensitivity'] / both['noise_multiplier']
   assert both['rho'] == pytest.approx(one['rho'] + sensitivity**2 / 2)
-  # The ledger begins with what the first run spent.
+  # The ledger begins with the first run's epsilon.
   assert float(rows[0]['privacy/epsilon']) == pytest.approx(one['epsilon'])
   with pytest.raises(config.ConfigError, match='training data differ'):
     _run(
@@ -257,5 +257,5 @@ def test_epsilon_is_never_below_that_of_one_participation(whole):
     privacy['noise_multiplier'],
     participation.Participation(12, 1, 12),
   )
-  # Correlated noise is of a larger sensitivity than independent noise.
+  # Correlated noise has a larger sensitivity than independent noise.
   assert privacy['epsilon'] >= once.epsilon(privacy['delta'])

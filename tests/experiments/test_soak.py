@@ -1,4 +1,4 @@
-"""A few kills of what `make soak` does a hundred times."""
+"""A few of the kills that `make soak` does by the hundred."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_a_plan_of_which_nothing_has_run_may_be_replaced(tmp_path):
   name = ['--experiment_name=s', f'--root_output_dir={tmp_path}']
   recipe = tmp_path / 'a.flags'
   recipe.write_text('--total_rounds=0\n')
-  # Nothing has run, so that the plan may still become another.
+  # Nothing has run, so the plan may still change.
   (tmp_path / 's').mkdir()
   plan = _run('sweep', *name, f'--recipes={recipe}', '--dry_run')
   assert '--experiment_name=a ' in plan.stdout

@@ -100,7 +100,7 @@ def test_writes_the_run_folder_and_learns(whole):
 
 @pytest.mark.slow
 def test_killed_it_resumes_from_a_whole_checkpoint(whole, tmp_path):
-  """The newest is garbled, the output piped, and no process is left."""
+  """The newest is garbled, the output is piped, and no process remains."""
   process = _start(tmp_path)
   _await_rows(process, tmp_path / 'x', 6)
   process.kill()
@@ -195,7 +195,7 @@ def test_other_flags_do_not_resume(whole):
 
 
 def test_other_data_do_not_resume(whole, tmp_path):
-  """As when docstrings' packages have changed: ids would mean other words."""
+  """For example, ids change their meaning if docstrings' packages change."""
   folder = tmp_path / 'x'
   shutil.copytree(whole, folder)
   words = (folder / 'vocabulary.txt').read_text().split()
@@ -267,7 +267,7 @@ def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
     'predict',
     f'--run={whole}',
     '--top=21',
-    # A file of Windows' editors begins with a byte order mark.
+    # Files of Windows editors begin with a byte order mark.
     input=f'\ufeff{words[0]} {words[1]}\n\nunheard\n',
     encoding='utf-8',
   )
@@ -289,7 +289,7 @@ def test_predict_reads_files_that_were_joined(
   whole, run_binary, monkeypatch, encoding
 ):
   word = (whole / 'vocabulary.txt').read_text().split()[0]
-  # Marks stand within; PYTHONIOENCODING=ascii is for the output.
+  # Marks are inside the file; PYTHONIOENCODING=ascii concerns the output.
   lines = f'\ufeffcafé {word}\n\ufeff{word}\n'.encode()
   monkeypatch.setattr(
     'sys.stdin', io.TextIOWrapper(io.BytesIO(lines), encoding=encoding)
@@ -303,7 +303,7 @@ def test_predict_reads_files_that_were_joined(
 
 
 def test_predict_refuses_lines_of_another_encoding(whole):
-  # In this locale Python would read the byte as a character of its own.
+  # In this locale Python would read the byte as some other character.
   done = tiny.run_binary(
     'predict',
     f'--run={whole}',

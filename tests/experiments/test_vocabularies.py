@@ -97,7 +97,7 @@ def test_a_run_keeps_its_pieces(pieces):
   facts = json.loads((folder / 'task.json').read_text())
   assert facts['num_words'] == len(task.vocabulary.words) <= 30
   assert facts['tokens_per_word'] > 1
-  # The model is the one that was evaluated: its loss is the last one.
+  # The loaded model has the loss of the last evaluation.
   examples = task.validation.sample_examples(32, seed=0)
   loss = task.loss(examples[:, 1:], trained.model(examples[:, :-1]))
   assert float(loss) == pytest.approx(summary['final']['eval/loss'], rel=1e-4)
@@ -212,7 +212,7 @@ def test_suggestions_are_whole_words_with_their_probabilities(pieces):
     assert probability == pytest.approx(
       _probability(trained, ids, word), rel=1e-3
     )
-  # No word of one or two pieces is likelier than the least of those.
+  # No other word of one or two pieces is likelier than the least likely one.
   begins = np.flatnonzero(vocabulary.begins_word[: len(vocabulary.words) + 1])
   inside = np.flatnonzero(~vocabulary.begins_word)
   suggested = [word for word, _ in found]

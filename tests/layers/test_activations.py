@@ -139,7 +139,7 @@ def test_found_by_name_and_by_configuration(function):
   assert activations.get(name) is function
   assert activations.get(activations.serialize(function)) is function
   registered = f'si_federated>{name}'
-  # Keras 3 finds them in configurations alone.
+  # Keras 3 finds them only in configurations.
   activation = function if legacy_keras.IS_KERAS_3 else registered
   layer = tf.keras.layers.Dense(3, activation=activation)
   assert layer.activation is function

@@ -21,8 +21,8 @@ FUNCTIONS = {
   'swish': lambda x: x / (1 + math.exp(-BETA * x)),
   'identity': lambda x: x,
 }
-# The weights that follow from ALPHA, by hand: its sum is 1.3, that of the
-# magnitudes 1.9, that of the magnitudes with -0.3 as 1e-4 is 1.6001.
+# The weights for ALPHA, by hand. Its sum is 1.3, that of the magnitudes 1.9,
+# and with 1e-4 in place of -0.3 it is 1.6001.
 EXPECTED = {
   'unrestricted': ALPHA,
   'normalized': ALPHA / 1.3,
@@ -147,7 +147,7 @@ def test_wrong_kinds_are_refused(text, message):
     ('abu_normalized:relu+identity', True),
     ('abu_absolute:relu', True),
     ('abu_absolute:relu+tanh', False),
-    # Its weights would raise the degree, or their scale would matter.
+    # Their weights would raise the degree, or their scale would matter.
     ('abu:relu+identity', False),
     ('abu_softmax:relu+identity', False),
     ('abu_positive:relu+identity', False),
@@ -172,7 +172,7 @@ def test_scale_invariant_blocks_accept_homogeneous_activations(text, fits):
   block.set_weights(weights)
   expected = block(x)
   block.set_weights([3 * w for w in weights])
-  # Of degree 2 in the weights, if the input is as well.
+  # The output has degree 2 in the weights if the input has.
   np.testing.assert_allclose(block(9 * x), 9 * expected, rtol=1e-4)
 
 

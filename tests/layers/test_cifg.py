@@ -29,7 +29,7 @@ def _maxn(x):
 
 
 def _reference(x, weights, invariant, invariant_output, projected):
-  """Runs the equations one example, one step at a time, in float64."""
+  """Computes the equations in float64, one example and step at a time."""
   weights = [np.asarray(w, np.float64) for w in weights]
   kernel, recurrent, bias = weights[:3]
 
@@ -204,7 +204,7 @@ def test_a_dead_gate_revives_with_a_slope_and_never_without():
 
 
 def test_a_gradient_step_never_kills_a_gate_of_one_row():
-  # The gradient is orthogonal to the rectified row, so that some positive entry
+  # The gradient is orthogonal to the rectified row, so some positive entry
   # stays positive for any step size.
   generator = np.random.default_rng(6)
   for _ in range(200):

@@ -13,7 +13,7 @@ _WORDS = np.array([7, 5, 0], np.int32)
 
 
 def _mixed(x):
-  """The hash `lowbias32`, of Python's integers."""
+  """Computes the hash `lowbias32` with Python's integers."""
   x ^= x >> 16
   x = x * 0x7FEB352D % 2**32
   x ^= x >> 15
@@ -22,7 +22,7 @@ def _mixed(x):
 
 
 def _expected(words, number, size, rate):
-  """The mask with a number, from 1, of a scope."""
+  """Returns the mask with a number, from 1, in a scope."""
   key = 0
   for word in words:
     key = _mixed(((key ^ (int(word) % 2**32)) + 0x9E3779B9) % 2**32)

@@ -193,7 +193,7 @@ CASES = {
   ),
 }
 BATCH = 6
-# Another case takes the same paths: the more expensive tests of these are slow.
+# Other cases take the same paths, so these cases' expensive tests are slow.
 ALIKE = {
   'attention',
   'cifg',
@@ -315,14 +315,14 @@ def test_trains_in_keras(case):
   model.compile('sgd', 'mse')
   x = _inputs(case)
   target = np.random.default_rng(2).normal(size=(BATCH, *case.output_shape))
-  # Two steps: in the first, a LoRA factor of zeros blocks the other.
+  # Two steps, since in the first a zero factor of LoRA blocks the other one.
   model.fit(x, target, epochs=2, verbose=0)
   for weight, old in zip(model.weights, before):
     assert np.any(weight.numpy() != old) == weight.trainable, weight.name
     assert np.all(np.isfinite(weight))
 
 
-# Each case is a file of its own; two stand for loops and for blocks.
+# Each case takes a file; two cases represent loops and blocks.
 @pytest.mark.parametrize(
   'case',
   [

@@ -43,7 +43,7 @@ class _TensorFlow:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-  # Set first, so that it is restored whatever a test does.
+  # Setting it first ensures that it is restored.
   monkeypatch.setenv(_SWITCH, '1')
   monkeypatch.delenv(_SWITCH)
   spec = importlib.machinery.ModuleSpec(
@@ -128,7 +128,7 @@ def test_in_a_new_process(before, chosen):
   assert done.stdout.split() == [chosen]
 
 
-def test_what_needs_keras_2_says_so(monkeypatch):
+def test_parts_that_need_keras_2_say_so(monkeypatch):
   monkeypatch.setattr(legacy_keras, 'IS_KERAS_3', True)
   with pytest.raises(ValueError, match=f'^Freezing needs .*set {_SWITCH}=1'):
     legacy_keras.check_keras_2('Freezing')

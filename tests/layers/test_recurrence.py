@@ -19,7 +19,7 @@ PAIRS = {
   'gru': layers.GRU,
   'si_gru': layers.SIGRU,
 }
-# Layers whose output without a projection is all of their state.
+# Layers whose output, without a projection, is their whole state.
 ONE_STATE = ('gru', 'si_gru')
 BATCH, STEPS, FEATURES, UNITS = 4, 7, 5, 6
 MASK = np.array(

@@ -1,8 +1,8 @@
 """Invariance of the scale-invariant recurrent layers to their weights' scale.
 
-All activations of these cells normalise, so that outputs don't change when
-kernel, recurrent kernel and bias are multiplied by a number, and the gradient
-is orthogonal to these weights.
+All activations of these cells normalise. So outputs don't change if kernel,
+recurrent kernel and bias are multiplied by a number, and the gradient is
+orthogonal to these weights.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def test_each_group_of_units_ignores_the_scale_of_its_own_weights(name):
     w[..., _columns(name, 1, 4)] *= 8
   layer.set_weights(scaled)
   np.testing.assert_array_equal(layer(x), expected)
-  # With a single group the same change is one of the function.
+  # With a single group the same change alters the function.
   single, _ = _layer(name)
   single.set_weights(weights)
   before = single(x)

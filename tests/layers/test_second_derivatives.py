@@ -1,4 +1,4 @@
-"""Second derivatives are true ones, or an error."""
+"""Second derivatives are correct, or raise an error."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_without_a_dead_slope_they_equal_finite_differences(kind):
 def test_with_a_dead_slope_they_are_refused(kind):
   layer = _LAYERS[kind](0.1)
   x = tf.random.stateless_normal([1, 2, 4], [0, 0], dtype=tf.float64)
-  # The first derivative is there, for each example as well.
+  # The first derivative exists, also for each example.
   with tf.GradientTape() as tape:
     tape.watch(x)
     y = layer(x)

@@ -1,4 +1,4 @@
-"""Graphs of static shapes give what others give."""
+"""Graphs with static shapes give the same results as others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_gradients_with_a_mask(kind):
     with tf.GradientTape() as tape:
       tape.watch(x)
       y = layer(x, mask=mask)
-      # Values at padding are nobody's.
+      # Values at padding are unspecified.
       y = tf.reduce_sum(tf.where(mask[..., tf.newaxis], y, 0.0) ** 2)
     return [
       tf.convert_to_tensor(gradient)

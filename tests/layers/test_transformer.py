@@ -171,7 +171,7 @@ def test_attention_only_leaves_the_rest_unchanged(name):
   ]
   attention_only.set_weights(plain.get_weights())
   assert np.abs(plain(x) - attention_only(x)).max() > 1e-3
-  # With one position both attend to it alone, if the score is positive.
+  # With one position both attend only to it, if the score is positive.
   for block in (plain, attention_only):
     block.attention.key_dense.set_weights(
       block.attention.query_dense.get_weights()

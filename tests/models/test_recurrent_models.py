@@ -149,7 +149,7 @@ def test_learns_a_repeated_sentence(name):
   losses = model.fit(
     sentences[:, :-1], sentences[:, 1:], epochs=120, verbose=0
   ).history['loss']
-  # The word after the second 2 depends on the word before the first.
+  # The word after the second 2 depends on the word before the first 2.
   assert losses[-1] < 0.2
 
 

@@ -30,7 +30,7 @@ def test_the_share_that_opts_out(fraction):
 def test_opting_out_depends_on_seed_and_name_alone():
   assert _opted_out(0.3) == _opted_out(0.3)
   assert _opted_out(0.3) != _opted_out(0.3, seed=1)
-  # Who is out stays out when more are.
+  # Clients that opt out stay out with a larger fraction.
   assert set(_opted_out(0.2)) < set(_opted_out(0.3))
 
 

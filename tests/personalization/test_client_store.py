@@ -31,7 +31,7 @@ def test_what_is_written_is_read(store, name, tmp_path):
   for key, array in _ARRAYS.items():
     np.testing.assert_array_equal(arrays[key], array)
     assert arrays[key].dtype == array.dtype
-  # Whatever the name, one file in the folder and nothing beside.
+  # Any name gives one file in the folder, and nothing else.
   assert [p.name for p in (tmp_path / 'clients').iterdir()] == [
     os.path.basename(store.path(name))
   ]

@@ -55,7 +55,7 @@ def test_compare_counts_who_got_worse():
     {'loss': 1.0, 'accuracy': math.nan},
   ]
   compared = distributions.compare(before, after)
-  # One rose, one is no longer a number.
+  # One rose, one became NaN.
   assert compared['loss']['num_worse'] == 2
   assert compared['accuracy']['num_worse'] == 1
   change = compared['loss']['change']

@@ -1,4 +1,4 @@
-"""When a client's training stops, and with which weights."""
+"""The end of a client's training, and the weights that it keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPEC = (tf.TensorSpec([None, 2], tf.int32), tf.TensorSpec([None, 2], tf.int32))
 
 
 class _Scripted:
-  """A learner whose weights are how many epochs they are old."""
+  """A learner whose weights are the number of epochs of training."""
 
   def __init__(self, losses):
     self._losses = losses
@@ -65,15 +65,15 @@ def _fit(losses, **options):
 @pytest.mark.parametrize(
   ('losses', 'epochs', 'best'),
   [
-    # Progress, then two validations without.
+    # Progress, then two validations without any.
     ([3.0, 2.0, 1.0, 1.0, 1.2, 0.0], 4, 2),
     # It is worse from the start.
     ([1.0, 2.0, 3.0], 2, 0),
-    # Drops below min_drop are no progress, but their weights are the best.
+    # Drops below min_drop are not progress, but have the best weights.
     ([1.0, 0.95, 0.92], 2, 2),
-    # They add up, though, against the last that counted.
+    # But they add up relative to the last progress.
     ([1.0, 0.95, 0.85, 0.84, 0.83], 4, 4),
-    # No number is no progress.
+    # NaN is not progress.
     ([1.0, 0.5, math.nan, math.nan, 0.1], 3, 1),
     ([math.nan, math.nan], 1, 0),
   ],
@@ -94,7 +94,7 @@ def test_max_epochs_end_a_training_that_makes_progress():
 
 
 def test_epochs_per_validation():
-  # Only every third epoch is looked at; the last stretch is cut.
+  # Only every third epoch is validated; the last interval is shorter.
   losses = [9.0, 0.0, 0.0, 5.0, 0.0, 0.0, 4.0, 3.0]
   fitted, learner = _fit(losses, epochs_per_validation=3, max_epochs=7)
   assert (fitted.epochs, fitted.best_epoch) == (7, 7)
@@ -106,7 +106,7 @@ def test_each_epoch_has_all_examples_in_an_order_of_its_own():
   _, learner = _fit(falling)
   assert all(sorted(epoch) == [1, 2, 3] for epoch in learner.seen)
   assert len({tuple(epoch) for epoch in learner.seen}) > 1
-  # The order is the same, however epochs are grouped.
+  # The order does not depend on how epochs are grouped.
   _, grouped = _fit(falling, epochs_per_validation=4)
   np.testing.assert_array_equal(learner.seen, grouped.seen)
   _, other = _fit(falling, words=('x', 0, 'other'))

@@ -1,4 +1,4 @@
-"""The experts of clients, on a classifier small enough to see through."""
+"""The experts of clients, on a classifier small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS, _CLASSES, _LENGTH = 12, 3, 4
 
 
 def _bag_of_words():
-  """Logits are the sum of a row a word; a label for each text."""
+  """Logits are the sum of the words' rows; each text has a label."""
 
   @tf.function
   def predict(weights, x, training=True):
@@ -80,7 +80,7 @@ def _bag_of_words():
 
 
 def _examples(favourite, count, seed):
-  """Texts whose class is their first word's, unless it is the favourite."""
+  """Returns texts with their first word's class, or the favourite class."""
   generator = np.random.default_rng([seed, favourite])
   x = generator.integers(1, _WORDS, [count, _LENGTH])
   y = np.where(generator.random(count) < 0.95, favourite, x[:, 0] % _CLASSES)
@@ -161,9 +161,9 @@ def test_results(uninterrupted, personalizer):
   for one in results:
     counts = [one[f'num_{part}'] for part in ('train', 'validation', 'test')]
     assert counts == [24, 8, 8]
-    # The model of others is the same for all, on their own examples.
+    # The global model is the same for all, on their own examples.
     assert one['overall']['global'] == results[0]['overall']['global']
-    # Clients want one class most of the time: experts learn it.
+    # Most examples of a client have one class, which experts learn.
     for name in ('fine_tuned', 'local', 'mixture'):
       assert one['own'][name]['loss'] < one['own']['global']['loss']
     assert set(one['own']) == set(one['overall']) == set(experts.MODELS)
@@ -174,7 +174,7 @@ def test_results(uninterrupted, personalizer):
 
 
 def test_metrics_are_those_of_the_test_part(uninterrupted):
-  """The global model's loss, by hand, on what the split leaves for testing."""
+  """Computes the global model's loss on the test part by hand."""
   _, (results, _) = uninterrupted
   generator = np.random.default_rng(0)
   table = generator.normal(0, 0.1, [_WORDS, _CLASSES]).astype(np.float32)
@@ -188,7 +188,7 @@ def test_metrics_are_those_of_the_test_part(uninterrupted):
   losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
   own = results[1]['own']['global']
   assert own['loss'] == pytest.approx(losses.mean(), rel=1e-5)
-  # It is of tokens alone.
+  # It only has tokens.
   assert 'perplexity' not in own
   assert own['accuracy'] == pytest.approx(np.mean(logits.argmax(1) == y))
 
@@ -209,7 +209,7 @@ def test_the_test_part_is_not_trained_on(personalizer, monkeypatch):
   )
   monkeypatch.setattr(experts.examples_lib, 'batches', record)
   personalizer.personalize(client)
-  # The last one is the test part itself, to be judged on.
+  # The last one is the test part itself, for evaluation.
   assert seen[-1] == test
   assert all(rows in (train, validation) for rows in seen[:-1])
 
@@ -236,7 +236,7 @@ def test_validated_start_is_no_worse_than_any_model_alone(index):
   table = generator.normal(0, 0.1, [_WORDS, _CLASSES]).astype(np.float32)
   overall = table[x].sum(axis=1) + bias
   expert = state['expert/0'][x].sum(axis=1) + bias
-  # Its gate's hidden layer is next to constant: the bias says what it is.
+  # Its gate's hidden layer is nearly constant, so the bias determines it.
   g = 1 / (1 + np.exp(-state['gate/output_bias'][0]))
 
   def probabilities(logits):
@@ -246,8 +246,8 @@ def test_validated_start_is_no_worse_than_any_model_alone(index):
   loss = _distribution_loss(np.log(mixed), y)
   assert loss <= _distribution_loss(overall, y) + 0.01
   assert loss <= _distribution_loss(expert, y) + 0.01
-  # These clients' own labels are mostly one class, which the global model
-  # does not know.
+  # Most of these clients' labels are one class, which the global model does
+  # not know.
   assert g > 0.5
   assert results['own']['mixture']['loss'] < results['own']['global']['loss']
 
@@ -279,7 +279,7 @@ def test_killed_and_resumed_gives_the_same(
   monkeypatch.setattr(personalizer, 'personalize', recorded)
   results, too_small = _all(personalizer, tmp_path)
   assert results == expected and too_small == ['client 1']
-  # What is done is not done again; who is too small leaves nothing to find.
+  # Results are not computed again; small clients have no results.
   assert trained == ['client 1', 'client 3']
   for name in ('client 0', 'client 3'):
     (mine, _), (theirs, _) = (
@@ -291,7 +291,7 @@ def test_killed_and_resumed_gives_the_same(
 
 
 @pytest.mark.parametrize('fault', ['truncated', 'shapes', 'fingerprint'])
-def test_what_can_not_be_used_is_made_anew(
+def test_unusable_files_are_made_again(
   uninterrupted, personalizer, tmp_path, fault
 ):
   _, (expected, _) = uninterrupted

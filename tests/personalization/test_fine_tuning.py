@@ -93,7 +93,7 @@ def _by_hand(client):
 @pytest.fixture(name='outcome', scope='module')
 def _outcome():
   with warnings.catch_warnings():
-    # TFF's own runtime would be a fallback of ours, with a warning.
+    # A warning would mean that our runtime fell back to TFF's.
     warnings.filterwarnings('error', message=".*TFF's own runtime")
     built = fine_tuning.build_evaluation(
       _mean_model(),

@@ -42,7 +42,7 @@ def test_one_worked_out_mixture():
   gate = np.log([[1 / 3]]).astype(np.float32)
   mixed = mixture.mix_logits(local, overall, gate, 'probabilities')
   np.testing.assert_allclose(np.exp(mixed), [[0.5, 0.5]], rtol=1e-6)
-  # Weights in the exponents, made to add up to 1.
+  # Weights in the exponents, normalised to sum to 1.
   first, second = 0.8**0.25 * 0.4**0.75, 0.2**0.25 * 0.6**0.75
   mixed = mixture.mix_logits(local, overall, gate, 'log_probabilities')
   np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Comments of source trees: what is found, cleaned, left out and counted."""
+"""Comments of source trees: finding, cleaning, leaving out and counting."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tree(tmp_path):
 
 
 def _left_out(tree, tmp_path, **more):
-  """Returns the reasons for which files are left out, and all clients."""
+  """Returns the reasons why files are left out, and all clients."""
   summary = _prepare(tree, tmp_path / 'out', **more)
   return summary['left_out'], _clients(tmp_path / 'out', summary)
 
@@ -115,7 +115,7 @@ def test_comments_are_found(case):
 @pytest.mark.parametrize('language', comment_scanner.LANGUAGES)
 @pytest.mark.parametrize('mark', ['/*', "\\'", '"', 'r#"', '`${', '"""', '{/'])
 def test_scanning_takes_linear_time(language, mark):
-  """Quadratic time would be minutes."""
+  """Quadratic time would take minutes."""
   text = mark * (200_000 // len(mark))
   for comment in comment_scanner.find_comments(text, language):
     assert comment.text in text
@@ -125,7 +125,7 @@ def test_scanning_takes_linear_time(language, mark):
   'word', ['a', 'a.', 'a(', '(', ' ', '`', '*', '@a', '<a ', '{@a ', '/', '=']
 )
 def test_cleaning_takes_linear_time(word):
-  """Such as pictures in base64."""
+  """Long words, such as pictures in base64, do not slow it down."""
   data = word * (200_000 // len(word))
   comment = comment_scanner.Comment(f'/* {_PROSE}\n\n{data}\n */', 'block')
   assert comment_prose.sentences(comment)[0] == [_TOKENS]
@@ -202,13 +202,13 @@ def test_comments_are_cleaned(case):
     ('/* DMA channel 3 */', comment_prose.NO_PROSE),
   ],
 )
-def test_what_is_no_prose_is_left_out_with_its_reason(text, reason):
+def test_other_text_than_prose_is_left_out_with_a_reason(text, reason):
   (comment,) = comment_scanner.find_comments(text, 'c')
   assert comment_prose.sentences(comment) == ([], (reason,))
 
 
 def test_a_tree_becomes_data_of_the_task(tmp_path):
-  """Of each language a client; what is repeated stays with the first."""
+  """One client per language; repeated sentences stay with the first one."""
   tree = tmp_path / 'tree'
   (tree / 'b').mkdir(parents=True)
   (tree / '.git').mkdir()
@@ -259,7 +259,7 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path):
 
 
 def test_links_are_not_followed(tree, tmp_path):
-  """Neither a loop, nor one to a file outside, nor one to nothing."""
+  """Neither loops, nor links to outside files, nor broken links."""
   (tmp_path / 'outside.c').write_text(f'/* {_OTHER} */')
   (tree / 'loop').symlink_to(tree)
   (tree / 'file.c').symlink_to(tmp_path / 'outside.c')
@@ -283,7 +283,7 @@ def test_latin_1_is_left_out_or_read_by_encoding(tree, tmp_path):
   assert clients['old.c'] == [_OTHER_TOKENS]
 
 
-def test_marks_of_encodings_are_no_text(tree, tmp_path):
+def test_marks_of_encodings_are_not_text(tree, tmp_path):
   (tree / 'a.c').write_text(f'// {_OTHER}', encoding='utf-8-sig')
   (tree / 'b.c').write_text('// All of it is here.', encoding='utf-16')
   reasons, clients = _left_out(tree, tmp_path)
@@ -350,14 +350,14 @@ def test_a_file_that_cannot_be_read(tree, tmp_path, monkeypatch):
       raise PermissionError(13, 'Permission denied', path)
     return open(path, *args, **more)
 
-  # The superuser, as whom tests may run, can read every file.
+  # Tests may run as the superuser, who can read every file.
   monkeypatch.setattr(source_tree, 'open', refuse, raising=False)
   reasons, clients = _left_out(tree, tmp_path)
   assert reasons == {'that cannot be read': 1}
   assert clients == {'good.c': [_TOKENS]}
 
 
-def test_a_name_that_is_no_text(tree, tmp_path):
+def test_a_name_that_is_not_text(tree, tmp_path):
   name = os.path.join(os.fsencode(tree), b'b\xf6.c')
   with open(name, 'wb') as file:
     file.write(f'// {_OTHER}'.encode())

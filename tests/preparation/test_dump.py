@@ -1,4 +1,4 @@
-"""Dumps with what XML forbids, with comments, and with odd numbers."""
+"""Dumps with forbidden characters, with comments, and with odd numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _read(path, text, encoding='utf-8'):
 @pytest.mark.parametrize(
   'forbidden', ['&#x0E;', '&#14;', '\x0e', '&#xFFFF;', '\uffff', '&#xD800;']
 )
-def test_characters_that_xml_forbids_cost_nothing_else(tmp_path, forbidden):
+def test_only_characters_that_xml_forbids_are_lost(tmp_path, forbidden):
   (one, two), counts = _read(
     tmp_path / 'Posts.xml',
     _HEAD + _row(1, f'be{forbidden}fore&#xA;&#9;&lt;p&gt;') + _row(2),
@@ -55,7 +55,7 @@ def test_characters_that_xml_forbids_cost_nothing_else(tmp_path, forbidden):
   ],
 )
 @pytest.mark.parametrize('chunk', [1, 7, 1 << 20])
-def test_comments_are_no_rows(tmp_path, monkeypatch, text, chunk):
+def test_comments_are_not_rows(tmp_path, monkeypatch, text, chunk):
   monkeypatch.setattr(dump, '_CHUNK', chunk)
   monkeypatch.setattr(dump, '_HEAD', 64)
   found, counts = _read(tmp_path / 'Posts.xml', text)
@@ -63,7 +63,7 @@ def test_comments_are_no_rows(tmp_path, monkeypatch, text, chunk):
   assert (counts.rows, dict(counts.left_out)) == (2, {})
 
 
-def test_one_bad_row_costs_no_other(tmp_path):
+def test_one_bad_row_does_not_affect_others(tmp_path):
   found, counts = _read(
     tmp_path / 'Posts.xml',
     _HEAD
@@ -90,7 +90,7 @@ def test_one_bad_row_costs_no_other(tmp_path):
     ('Type', 'Type', None, {'number': 1}),
   ],
 )
-def test_odd_attributes_never_cost_the_text(
+def test_odd_attributes_never_lose_the_text(
   tmp_path, old, new, dropped, expected
 ):
   (one,), counts = _read(

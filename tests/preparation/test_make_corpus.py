@@ -23,8 +23,8 @@ _SENTENCES = [
 def machine(tmp_path):
   """Returns a function that runs the script with stand-ins, and their folder.
 
-  `apt-get` writes a package, and `dpkg-deb` gives the archive that a real one
-  holds. Both note that they ran. `python` prepares nothing.
+  `apt-get` writes a package, and `dpkg-deb` unpacks an archive like that of a
+  real package. Both record that they ran. `python` prepares nothing.
   """
   tree = tmp_path / 'linux-source-9'
   tree.mkdir()
@@ -80,8 +80,8 @@ def test_it_is_fetched_unpacked_and_prepared_once(machine, tmp_path):
   assert not (tmp_path / 'fetched-linux-source-9').exists()
 
 
-def test_it_goes_on_where_it_was_interrupted(machine, tmp_path):
-  """With the package, not with half an unpacked tree."""
+def test_it_continues_after_an_interrupt(machine, tmp_path):
+  """It reuses the package, but not a half-unpacked tree."""
   run, _ = machine
   work = tmp_path / 'data' / '.fetching'
   (work / 'unpacking' / 'linux-source-9').mkdir(parents=True)
@@ -108,5 +108,5 @@ def test_a_package_that_apt_lacks(machine, tmp_path):
   assert done.returncode == 2
   assert done.stderr.startswith('apt-get found no linux-source-8: run')
   assert not (tmp_path / 'data' / 'stackoverflow.sqlite').exists()
-  # And nothing is in the way of another.
+  # Nothing obstructs another package.
   assert run().returncode == 0

@@ -1,4 +1,4 @@
-"""Tests of preparing client data, read back as TFF and the task read it."""
+"""Tests of prepared client data, read by TFF and by the task."""
 
 from __future__ import annotations
 
@@ -144,18 +144,18 @@ def test_a_dump_becomes_the_fields_and_splits_of_tff(dump, tmp_path):
     'tokens': b'another < answer > .',
     'type': b'answer',
   }
-  # A question without a user is one all the same; one that is lost leaves the
-  # answer's own score.
+  # A question without a user still counts. Without its question, an answer
+  # keeps its own score.
   assert [(one['title'], one['score']) for one in train['8'][1:]] == [
     (b'title 5', 50),
     (b'', 130),
   ]
-  # That of a comment on an answer is the answer's question.
+  # The question of a comment on an answer is that of the answer.
   (comment,) = train['12']
   assert (comment['tokens'], comment['type'], comment['title']) == (
     *(b'plain < b > remark .', b'comment', b'title 1'),
   )
-  # A text without a date is one all the same.
+  # A text without a date still counts.
   assert (train['9'][0]['tokens'], train['9'][0]['creation_date']) == (
     *(b'when ?', b''),
   )
@@ -166,7 +166,7 @@ def test_a_dump_becomes_the_fields_and_splits_of_tff(dump, tmp_path):
   assert summary['sentences'] == {'train': 7, 'heldout': 1, 'test': 1}
 
 
-def test_what_is_left_out_is_counted_with_its_first_row(dump, tmp_path):
+def test_omissions_are_counted_with_their_first_row(dump, tmp_path):
   summary = _prepare('stackexchange', dump, tmp_path / 'out')
   assert summary['rows'] == 15
   assert summary['left_out'] == {

@@ -80,7 +80,7 @@ def test_writes_a_run_folder(whole):
 
 
 def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
-  """The same weights, from the batches and a loop of our own."""
+  """A separate loop over the batches gives the same weights."""
   settings = _config()
   task: Any = experiment.build_task(settings)
   model, variables = named_variables.build_named(
@@ -210,7 +210,7 @@ def test_batches_are_pure_in_seed_and_step_and_go_through_all_sentences():
   for epoch in (rows[:size], rows[size : 2 * size]):
     assert sorted(map(tuple, epoch)) == sorted(map(tuple, everything))
   assert not np.array_equal(rows[:size], rows[size : 2 * size])
-  # A batch may hold more than there is.
+  # A batch may be larger than the data.
   large = pretraining_steps.Batches(task.train, batch_size=2 * size + 1, seed=0)
   ids, _ = large(1)
   assert len(ids) == 2 * size + 1
@@ -240,7 +240,7 @@ def test_starts_from_a_model_and_trains_a_part_of_it(whole, tmp_path):
 
 @pytest.fixture(name='text')
 def _text(tmp_path, monkeypatch):
-  """A name of files of text in the words of the synthetic task."""
+  """Returns a pattern of text files in the words of the synthetic task."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   (tmp_path / 'text').mkdir()
   for index in range(30):
@@ -254,7 +254,7 @@ def test_text_in_the_vocabulary_of_a_task(text, whole, tmp_path):
   pretrain(_config(), _settings(text_files=text), str(tmp_path))
   words = (tmp_path / 'x' / 'vocabulary.txt').read_text()
   assert words == (whole[0] / 'vocabulary.txt').read_text()
-  # Evaluated on the task, so that a federated run goes on from there.
+  # Evaluated on the task, so that a federated run can continue from it.
   first, of_task = (
     tiny.read_rows(folder)[0] for folder in (tmp_path / 'x', whole[0])
   )
@@ -281,7 +281,7 @@ def test_text_in_its_own_words_or_those_of_a_run(text, whole, tmp_path):
   pretrain(_config('own', vocab_size=5), alone, str(tmp_path))
   words = (tmp_path / 'own' / 'vocabulary.txt').read_text().split()
   assert len(words) == 5
-  # What every document has.
+  # Words of every document.
   assert set(words) < {'w1', 'w2', 'w3', 'w4', 'new', '.', '?'}
   held = json.loads((tmp_path / 'own' / 'config.json').read_text())
   assert held['task'] == 'text'
@@ -336,7 +336,7 @@ def test_no_steps_only_evaluate(tmp_path):
 
 
 def test_no_work_is_spent_on_padding(whole):
-  """The packed model gives logits of labelled tokens alone."""
+  """The packed model computes logits only for labelled tokens."""
   del whole
   settings = _config()
   task: Any = experiment.build_task(settings)

@@ -61,9 +61,9 @@ def test_published_tree():
 def test_published_banded_matrices(
   bands, built_for, noise, separation, times, rho, epsilon
 ):
-  # Gboard's, from its public notebook. Columns of the optimum have one norm
-  # (`test_banded_optimum_keeps_its_constraints`), so that privacy does not
-  # depend on what else is in them.
+  # Gboard's, from its public notebook. All columns of the optimum have the same
+  # norm (`test_banded_optimum_keeps_its_constraints`), which alone determines
+  # privacy.
   matrix = np.tril(np.ones([2000, 2000]))
   matrix = np.triu(matrix, 1 - bands)
   matrix /= np.linalg.norm(matrix, axis=0) * built_for**0.5
@@ -76,7 +76,7 @@ def test_published_banded_matrices(
   assert record.sensitivity.is_exact
   assert record.rho == pytest.approx(rho, rel=5e-5)
   assert record.epsilon(1e-10) == pytest.approx(epsilon, rel=5e-5)
-  # For as many rounds as it was built for, its sensitivity is 1.
+  # Its sensitivity is 1 for the number of rounds that it was built for.
   full = Participation(2000, built_for, bands)
   assert record.strategy.sensitivity(full).value == pytest.approx(1)
 
@@ -95,7 +95,7 @@ def test_gaussian_of_sensitivity_one(noise, epsilon):
   ('rho', 'epsilon'), [(0.15068, 3.424), (0.014343, 0.99355)]
 )
 def test_published_conversions_of_rho(rho, epsilon):
-  # Of the banded matrices of BandMF's deployment, at delta 1e-10.
+  # The banded matrices of BandMF's deployment, at delta 1e-10.
   found = accounting.gaussian_epsilon((2 * rho) ** -0.5, 1e-10)
   assert found == pytest.approx(epsilon, rel=1e-4)
 
@@ -162,7 +162,7 @@ def test_cyclic_sampling_of_a_banded_strategy():
   'strategy',
   [strategies.Tree(200), strategies.Toeplitz(np.array([1.0, 0.5]), 200)],
 )
-def test_amplification_that_is_not_earned_is_refused(strategy):
+def test_amplification_without_proof_is_refused(strategy):
   with pytest.raises(ValueError, match='not amplif'):
     dataclasses.replace(_poisson(), strategy=strategy)
 
@@ -229,7 +229,7 @@ def test_the_best_attack_on_a_gaussian():
   assert _single(1.0).true_positive_rates(rates) == pytest.approx(
     expected, abs=1e-5
   )
-  # Four rounds of independent noise 2 are as one of noise 1.
+  # Four rounds with independent noise 2 are like one round with noise 1.
   four = PrivacyRecord(strategies.identity(4), 2.0, Participation(4, 4, 1))
   assert four.true_positive_rates(rates) == pytest.approx(expected, abs=1e-5)
   # Sampling in every round hides nothing; privacy loss distributions agree.
@@ -252,11 +252,11 @@ def test_the_best_attack_on_a_gaussian():
 def test_the_best_attack_under_sampling_by_brute_force():
   noise, probability, rates = 0.8, 0.2, np.array([0.001, 0.01, 0.1])
   found = _poisson(noise, 1, probability).true_positive_rates(rates)
-  # The client is added: its update of length 1 is there with the probability.
+  # An added client's update of length 1 is present with this probability.
   threshold = stats.norm.isf(rates)
   added = (1 - probability) * rates
   added += probability * stats.norm.sf(threshold - 1 / noise)
-  # The client is removed: values below a threshold speak for that.
+  # A removed client: values below a threshold are evidence of it.
   low = np.linspace(-8, 8, 400_001)
   false = (1 - probability) * stats.norm.cdf(low)
   false += probability * stats.norm.cdf(low - 1 / noise)
@@ -267,7 +267,7 @@ def test_the_best_attack_under_sampling_by_brute_force():
 
 
 def test_an_attack_is_no_better_for_not_knowing_who_takes_part():
-  # Known groups: two participations of noise 1, mu is the root of 2.
+  # Known groups: two participations with noise 1; mu is the root of 2.
   record = PrivacyRecord(
     strategies.identity(4),
     1.0,
@@ -299,7 +299,7 @@ def test_a_profile_is_that_of_dp_accounting(probability):
   assert epsilons[1e-5] == told['epsilon']
   for delta, epsilon in epsilons.items():
     assert epsilon == pytest.approx(accountant.get_epsilon(delta), rel=2e-3)
-  # Noise 1 in each of 50 rounds of a client.
+  # Each of a client's 50 rounds has noise 1.
   plain = told['profile_without_amplification']
   assert plain['mu'] == pytest.approx(50**0.5)
   assert plain['epsilons'][1]['epsilon'] == pytest.approx(

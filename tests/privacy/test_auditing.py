@@ -56,20 +56,20 @@ def test_estimate_recovers_the_noise_of_a_gaussian_sum():
 
 
 def test_p_values_by_hand():
-  # Of two guesses by coins, both are right with 1/4, one with 1/2.
+  # Two guesses by coins are both right with probability 1/4, one with 1/2.
   assert auditing.one_run_p_value(2, 2, 2, 0.0, 0.0) == pytest.approx(1 / 4)
   assert auditing.one_run_p_value(2, 2, 1, 0.0, 0.0) == pytest.approx(3 / 4)
   # Delta adds the worse of (1/2) / 1 and (1/2 + 1/4) / 2, times 2 m delta.
   found = auditing.one_run_p_value(3, 2, 2, 0.0, 0.01)
   assert found == pytest.approx(1 / 4 + 1 / 2 * 2 * 3 * 0.01)
-  # e^epsilon = 3: a guess is right with 3/4.
+  # e^epsilon = 3: a guess is right with probability 3/4.
   found = auditing.one_run_p_value(5, 3, 3, math.log(3), 0.0)
   assert found == pytest.approx(27 / 64)
   assert auditing.one_run_p_value(5, 3, 0, 1.0, 0.1) == 1
 
 
 def test_the_one_run_bound_by_hand():
-  # All of m guesses are right: q^m is the error probability, a fourth of 5 %.
+  # All m guesses are right: q^m is the error probability, a fourth of 5 %.
   for canaries in (40, 400):
     is_member = np.arange(canaries) % 2 == 0
     scores = is_member + np.arange(canaries) / 1e4
@@ -77,7 +77,7 @@ def test_the_one_run_bound_by_hand():
     expected = math.log(chance / (1 - chance))
     found = auditing.one_run_epsilon(scores, is_member, 1e-12)
     assert found == pytest.approx(expected, rel=1e-5)
-  # Nobody is told apart, or the wrong way round.
+  # Guesses are random, or mostly wrong.
   same = np.zeros(40)
   assert auditing.one_run_epsilon(same, np.arange(40) % 2 == 0, 1e-5) == 0
   assert auditing.one_run_epsilon(-scores, is_member, 1e-5) == 0
@@ -85,7 +85,7 @@ def test_the_one_run_bound_by_hand():
 
 @pytest.mark.parametrize('epsilon', [0.5, 2.0])
 def test_the_one_run_bound_holds_for_randomized_response(epsilon):
-  # The mechanism that comes closest: it tells each coin, rightly with the
+  # The mechanism closest to the bound: it reveals each coin, correctly with the
   # probability of the definition.
   random = np.random.default_rng(3)
   found = []
@@ -94,7 +94,7 @@ def test_the_one_run_bound_holds_for_randomized_response(epsilon):
     right = random.random(300) < 1 / (1 + math.exp(-epsilon))
     scores = np.where(is_member == right, 1.0, -1.0) + random.random(300) / 10
     found.append(auditing.one_run_epsilon(scores, is_member, 1e-9))
-  # With 95 % confidence, and not by being far too low.
+  # The bound has 95 % confidence, and is not far too low.
   assert (np.array(found) > epsilon).sum() <= 10
   assert np.median(found) > 0.4 * epsilon
 
@@ -112,7 +112,7 @@ def test_lower_bounds_of_independent_scores_hold(gaussian):
     )
     broken += found[-1] > truth
   assert broken <= 3
-  # Of a Gaussian, rates give mu, and the bound is near.
+  # For a Gaussian, rates give mu, and the bound is near.
   assert np.median(found) > (0.65 if gaussian else 0.25) * truth
   same = np.random.default_rng(0).normal(size=800)
   is_member = np.arange(800) < 400

@@ -1,4 +1,4 @@
-"""The number of bands for a sampling scheme, against trying them all."""
+"""The number of bands for a sampling scheme, against an exhaustive search."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_groups_are_those_of_the_least_error():
     assert record.strategy.bands == one.groups
     assert record.amplification is not None
     assert record.amplification.groups == one.groups
-    # Of a group of 240 // groups clients, 10 are expected.
+    # A cohort of a group of 240 // groups clients has 10 on average.
     assert record.amplification.probability == 10 / (240 // one.groups)
     assert 0.996 * 2 < record.epsilon(1e-4) < 1.0005 * 2
     found = record.strategy.errors()
@@ -67,18 +67,18 @@ def test_groups_are_those_of_the_least_error():
       record.noise_multiplier * found.maximum
     )
   assert best == tried[int(np.argmin(errors))]
-  # Neither DP-SGD nor as many bands as fit.
+  # Neither DP-SGD nor the largest number of bands.
   assert 1 < best.groups < 24
 
 
 @pytest.mark.slow
-def test_less_privacy_wants_more_correlation():
+def test_less_privacy_needs_more_correlation():
   assert _choose(0.3)[0].groups < _choose(2.0)[0].groups
 
 
 @pytest.mark.slow
 def test_two_releases_take_more_noise():
-  # The last group is not sampled: a Gaussian of all releases.
+  # The last group is not sampled: all releases are a Gaussian mechanism.
   one, two = (_choose(0.3, releases)[1][-1] for releases in (1, 2))
   assert two.noise_multiplier == pytest.approx(
     2**0.5 * one.noise_multiplier, rel=3e-3

@@ -1,4 +1,4 @@
-"""Strategies of a banded inverse, by hand and by brute force."""
+"""Strategies with a banded inverse, by hand and by brute force."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_strategy_by_hand():
 
 
 def _worst(matrix, contract):
-  """The largest norm of C u over all patterns of participation."""
+  """Returns the largest norm of C u over all patterns of participation."""
   n, k = contract.rounds, contract.max_participations
   found = 0.0
   for size in range(1, k + 1):
@@ -148,14 +148,14 @@ def test_the_optimum_is_exact_and_better_with_more_bands(contract, momentum):
     root = banded_inverse.square_root(bands, workload)
     assert losses[-1] <= _loss(root, contract, workload) * (1 + 1e-9)
   assert (np.diff(losses) < 1e-5 * losses[0]).all()
-  # Of all Toeplitz strategies, many bands come near the best.
+  # Many bands come close to the best Toeplitz strategy.
   assert lowest * (1 - 1e-6) <= losses[-1] < 1.08 * lowest
   if contract.participations == 1:
     assert losses[-1] < 1.001 * lowest
 
 
 def test_two_bands_are_the_best_lambda():
-  """DP-lambda-CGD, whose round cancels lambda of the noise before."""
+  """DP-lambda-CGD: a round cancels lambda times the previous noise."""
   contract = Participation(12, 4, 3)
   inverse = banded_inverse.optimize_banded_inverse(contract, bands=2)
   factors = np.linspace(0, 0.99, 100)
@@ -166,7 +166,7 @@ def test_two_bands_are_the_best_lambda():
 
 
 def test_the_optimum_beats_its_neighbours():
-  # One whose optimum is not at the limit of those whose sensitivity is exact.
+  # Its optimum is not at the limit of strategies with exact sensitivity.
   contract = Participation(48, 4, 12)
   found = banded_inverse.optimize_banded_inverse(contract, bands=4)
   best = _loss(found, contract)

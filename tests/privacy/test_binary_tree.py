@@ -18,7 +18,7 @@ def test_best_variances_are_those_of_least_squares():
 
 
 def test_variances_by_hand():
-  # Prefixes 1, 10, 11, 100 in binary have so many ones.
+  # The number of ones in the binary prefixes 1, 10, 11, 100.
   np.testing.assert_allclose(
     binary_tree.prefix_variances(4, 'plain'), [1, 1, 2, 1]
   )
@@ -35,7 +35,7 @@ def _estimate(height, end, kind, place):
   if height and kind == 'honaker':
     below = _estimate(height - 1, end, kind, place)
     below += _estimate(height - 1, end - (1 << (height - 1)), kind, place)
-    # The less variance, the more weight.
+    # Weights decrease with variance.
     share = (below @ below) / (1 + below @ below)
     weights = share * weights + (1 - share) * below
   return weights
@@ -65,7 +65,7 @@ def test_variances_of_updates_by_brute_force(kind, complete):
     ).noise_variances()
     np.testing.assert_allclose(found, expected, err_msg=str(size))
     np.testing.assert_allclose(prefixes, (np.array(sums[1:]) ** 2).sum(axis=1))
-  # A restarted tree begins anew.
+  # A restarted tree begins from zero.
   twice = strategies.Tree(2 * size, kind, size, complete).noise_variances()[0]
   np.testing.assert_allclose(twice, [*expected, *expected])
 
@@ -92,7 +92,7 @@ def test_restarted_trees_agree_with_tensorflow_privacy(accountant):
   steps = (10, 40, 33)
   rho = accountant.compute_rdp_tree_restart(1.0, list(steps), 1)
   contract = Participation(83, 3, 1)
-  # With no separation two rounds of one tree are worse than one of each.
+  # Without separation two rounds of one tree are worse than one of each.
   assert binary_tree.square_sensitivity(steps, contract) > 2 * rho
   steps = (40, 40, 40)
   rho = accountant.compute_rdp_tree_restart(1.0, list(steps), 1)
@@ -131,7 +131,7 @@ def test_completion_adds_the_path_to_the_root():
 
 def test_completed_trees_leave_one_node_of_noise():
   kept = strategies.Tree(12, 'plain', restart_every=4, complete=True)
-  # Each earlier tree leaves its root, of variance 1.
+  # Each earlier tree leaves its root, with variance 1.
   np.testing.assert_allclose(
     kept.errors().rms ** 2, np.mean([1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3])
   )

@@ -123,7 +123,7 @@ def test_discrete_gaussian_bound_holds_for_the_distribution(
   pmf = np.ones(1)
   for _ in range(clients):
     pmf = np.convolve(pmf, one)
-  # The range of a sum of truncated variables ends too early: cut its ends.
+  # The range of a sum of truncated variables is too short, so cut its ends.
   inner = np.abs(np.arange(len(pmf)) - len(pmf) // 2) <= len(one) // 2
   pmf = pmf[inner]
   for shifts in itertools.combinations_with_replacement((1, 2), 2):
@@ -141,7 +141,7 @@ def test_grid_by_hand():
   for rotation, dimension in (('hadamard', 8), ('fourier', 6)):
     grid = _record(dimension=5, rotation=rotation, clip_norm=2.0, bits=10).grid
     assert grid.dimension == dimension
-    # Of the sum's 8 clients: 8^2 * 2^2 / d + 8 * 2^2 / 8.
+    # With 8 clients in the sum: 8^2 * 2^2 / d + 8 * 2^2 / 8.
     spread = math.sqrt(256 / dimension + 4)
     scale = math.sqrt(2**20 - 8 * width**2) / (2 * width * spread)
     assert grid.scale == pytest.approx(scale)
@@ -149,8 +149,8 @@ def test_grid_by_hand():
     l2 = 2 * scale + math.sqrt(dimension) + 1e-5 * scale
     assert grid.l2 == pytest.approx(l2)
     assert grid.l1 == math.ceil(l2 * math.sqrt(dimension))
-  # The scale is bounded, conditional rounding lengthens less, and samplers of
-  # discrete Gaussians take whole standard deviations.
+  # The scale is bounded, conditional rounding adds less to the norm, and
+  # samplers of discrete Gaussians need integer standard deviations.
   assert _record(bits=22, clip_norm=1e-3).grid.scale == 1e6
   rounded = _record(beta=math.exp(-0.5), bits=10, dimension=4096)
   grid = rounded.grid
@@ -193,7 +193,7 @@ def test_rounds_of_a_client_add_up(noise):
   assert several.sensitivity.value == pytest.approx(
     math.sqrt(7) * record.sensitivity.value
   )
-  # Only as many as have been, so far.
+  # So far, only as many as were observed.
   observed = participation.Participation(11, 2, 10)
   np.testing.assert_allclose(several.after(observed).renyi()[1], 2 * once)
 
@@ -254,7 +254,7 @@ def test_summary_is_plain(noise):
   if noise == 'skellam':
     assert summary['rho'] is None
   else:
-    # Many bits: twice the Gaussian's, and a little for rounding.
+    # With many bits it is twice the Gaussian's, plus a little for rounding.
     assert 1 < summary['rho'] < 1.1
 
 

@@ -42,7 +42,7 @@ def test_every_row_has_the_epsilon(tmp_path):
   assert gaussian.plain.max_error == pytest.approx(
     4 * gaussian.plain.noise_multiplier
   )
-  # Sampling 10 of 80 clients 16 times, as dp_accounting has it.
+  # Sampling 10 of 80 clients 16 times, by dp_accounting.
   accountant = dp_accounting.pld.PLDAccountant()
   assert gaussian.sampling == 'Poisson' and gaussian.sampled is not None
   assert gaussian.sampled.max_error == pytest.approx(

@@ -33,7 +33,7 @@ def _record(strategy, noise, probability, groups, releases=1):
 
 
 def _integrated(means, weights, delta):
-  """Epsilon of a mixture of unit Gaussians in the plane, by a fine grid."""
+  """Returns epsilon of a mixture of plane unit Gaussians, by a fine grid."""
   axis = np.linspace(-9, 13, 1101)
   x, y = np.meshgrid(axis, axis)
   cell = (axis[1] - axis[0]) ** 2
@@ -96,7 +96,7 @@ def test_two_groups_against_integration(column, probability):
 
 
 def test_the_direction_of_an_added_client_counts():
-  # Of few groups and a large noise, a client that is added can cost more.
+  # With few groups and large noise, an added client can cost more.
   mixture = monte_carlo.GaussianMixture(np.array([[0.5**2]]), np.array([0.9]))
   exact = _integrated([(0.5, 0.0)], [0.9], 0.05)
   found = monte_carlo.Sampled(mixture).epsilon(0.05)
@@ -154,7 +154,7 @@ def test_calibration_keeps_to_epsilon():
   assert found.noise_multiplier < 0.8 * known.noise_multiplier
 
 
-def test_what_is_not_proven_is_refused():
+def test_amplification_without_proof_is_refused():
   lower = np.eye(4)
   lower[1, 0] = -0.1
   for strategy in (strategies.Matrix(lower, 'dense'), strategies.Tree(4)):

@@ -121,7 +121,7 @@ _BLT_CONTRACTS = [
   # Buffers coincide.
   (20, 2, 10),
   (100, 1, 100),
-  # Correlated noise brings nothing.
+  # Correlated noise has no benefit.
   (16, 16, 1),
   # More buffers end in a worse optimum.
   (191, 5, 21),
@@ -133,7 +133,7 @@ _BLT_CONTRACTS = [
 
 
 @pytest.mark.parametrize('contract', _BLT_CONTRACTS)
-def test_any_contract_has_a_blt_of_so_many_buffers(contract):
+def test_any_contract_has_a_blt_with_this_many_buffers(contract):
   contract = Participation(*contract)
   losses = []
   for count in (1, 2, 3, 4, 5):
@@ -172,7 +172,7 @@ def test_dense_optimum_meets_the_optimality_conditions():
   assert found.is_exact
   inverse = np.linalg.inv(matrix.T @ matrix)
   decoder = workloads.prefix_sum(24) @ inverse
-  # The gradient is the same on the diagonal of a cycle and zero off it.
+  # The gradient is constant on the diagonal of a cycle, and zero off it.
   slope = decoder.T @ decoder
   scale = slope.diagonal().mean()
   for i in range(24):

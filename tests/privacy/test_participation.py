@@ -43,7 +43,7 @@ def test_covers():
     contract.check_covers(Participation(100, 100, 1), what='uniform')
 
 
-def test_recorder_observes_what_was():
+def test_recorder_observes_participation():
   recorder = participation.ParticipationRecorder()
   rounds = {1: ['a', 'b'], 2: ['c'], 4: [], 6: ['b', 'c'], 9: ['b']}
   for round_num, cohort in rounds.items():

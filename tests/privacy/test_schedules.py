@@ -176,7 +176,7 @@ def test_each_client_draws_its_group():
       counts[group, cohort] += 1
       sizes.append(len(cohort))
       np.testing.assert_array_equal(schedule.cohort(group + 15), cohort)
-  # 25 expected of each, standard deviation 4.8.
+  # 25 expected in each, with standard deviation 4.8.
   assert counts.min() > 5 and counts.max() < 50
   # 60 draws of one in twelve: a fixed size would have variance 0.
   assert np.mean(sizes) == pytest.approx(5, abs=0.3)
@@ -218,7 +218,7 @@ def _lasts(rounds, **sizes):
 
 
 @pytest.mark.parametrize('most', [1, 2, 3])
-def test_it_is_known_before_the_first_round_whether_all_have_clients(most):
+def test_missing_clients_are_known_before_the_first_round(most):
   found = set()
   for seed in range(4):
     for clients in (12, 16, 23, 30):
@@ -257,7 +257,7 @@ def test_it_is_known_before_the_first_round_whether_all_have_clients(most):
 
 
 @pytest.mark.parametrize('name', sorted({*_SCHEDULES} - {'limited'}))
-def test_schedules_of_which_no_client_retires_last(name):
+def test_schedules_without_retiring_clients_last(name):
   schedule = _SCHEDULES[name](0)
   schedule.check_rounds(200)
   sizes = [len(schedule.cohort(round_num)) for round_num in range(1, 201)]

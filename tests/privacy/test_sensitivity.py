@@ -12,7 +12,7 @@ Participation = participation.Participation
 
 
 def _patterns(n, k, b, cyclic):
-  """All sets of at most k rounds that the contract allows, as 0/1 rows."""
+  """Returns all sets of at most k allowed rounds, as rows of 0 and 1."""
   masks = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
   masks = masks[masks.sum(axis=1) <= k]
   for i, j in itertools.combinations(range(n), 2):
@@ -23,7 +23,7 @@ def _patterns(n, k, b, cyclic):
 
 
 def _brute_force(matrix, patterns):
-  """The largest norm of C u, for clients whose updates are all the same."""
+  """Returns the largest norm of C u, for clients with equal updates."""
   return np.linalg.norm(matrix @ patterns.T, axis=0).max()
 
 
@@ -57,7 +57,7 @@ def test_non_negative_matrices_against_brute_force(cyclic):
         exact += 1
         assert found.value == pytest.approx(expected, rel=1e-12), contract
       else:
-        # A bound that is far off would be right and useless.
+        # A loose bound would be correct but useless.
         assert found.value < 1.35 * expected, contract
       must_be_exact = k == 1 or bands <= b or (cyclic and k == -(-n // b))
       assert found.is_exact == must_be_exact
@@ -78,7 +78,7 @@ def test_decreasing_toeplitz_against_brute_force(cyclic):
     assert found.value == pytest.approx(_brute_force(matrix, patterns))
 
 
-def test_other_toeplitz_is_not_taken_for_decreasing():
+def test_other_toeplitz_does_not_count_as_decreasing():
   for contract in _contracts(False):
     n = contract.rounds
     patterns = _patterns(
@@ -158,7 +158,7 @@ def test_faulty_matrices_are_refused(matrix):
 
 
 def _once_in_each_block(n, k, b, block):
-  """All sets of at most k rounds, b or more apart, one in each block."""
+  """Returns all sets of at most k rounds b apart, one in each block."""
   patterns = _patterns(n, k, b, False)
   sums = np.add.reduceat(patterns, np.arange(0, n, block), axis=1)
   return patterns[(sums <= 1).all(axis=1)]
@@ -198,5 +198,5 @@ def test_restarts_once_an_epoch_by_hand():
   once = tree.sensitivity(Participation(100, 4, 1, block=25))
   assert once.value == pytest.approx(24**0.5)
   assert once.is_exact
-  # In any four rounds, the worst are next to each other.
+  # Of any four rounds, adjacent ones are the worst.
   assert tree.sensitivity(Participation(100, 4, 1)).value > 8

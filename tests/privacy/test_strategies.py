@@ -82,7 +82,7 @@ def test_bands():
   }
 
 
-def test_momentum_workload_is_what_server_sgd_does():
+def test_momentum_workload_is_that_of_server_sgd():
   rates = workloads.cool_down(10, fraction=0.5, final=0.2)
   np.testing.assert_allclose(rates, [1] * 5 + [0.84, 0.68, 0.52, 0.36, 0.2])
   updates = np.random.default_rng(2).normal(size=10)
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_sentence_with_the_path(tmp_path):
     capture_output=True,
     check=True,
     text=True,
-    # A measurement of coverage would have no room for its own file.
+    # Coverage could not write its own file.
     env={k: v for k, v in os.environ.items() if not k.startswith('COVERAGE')},
   )
   assert result.stdout == (
@@ -256,7 +256,7 @@ def test_variances_of_updates_and_sums_by_hand():
   np.testing.assert_allclose(sums, [1, 2, 3, 4])
 
 
-def test_what_a_killed_process_leaves_is_removed(tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
   def killed(*unused_arguments):
     raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from si_federated import reporting
 from si_federated.reporting import best_settings, figures
 
 _FINALS = {
-  # The best rate of a standard model is 0.3; 3 is too much for two of three
+  # The best rate of a standard model is 0.3; 3 is too large for two of three
   # seeds.
   ('cifg', 0.1): (160.0, 161.0, 162.0),
   ('cifg', 0.3): (120.0, 122.0, 124.0),
@@ -53,7 +53,7 @@ def test_the_best_setting_of_each_model_over_its_seeds(sweep):
   assert table is not None
   assert _cells(table) == {
     'kind': ('cifg', 'si_cifg'),
-    # One run of cifg at rate 3 is the best of all; its setting is not.
+    # One run of cifg at rate 3 is the best, but its setting is not.
     'best client lr': ('0.3', '3'),
     'of settings': ('3', '3'),
     'seeds': ('3', '3'),
@@ -82,7 +82,7 @@ def test_unfinished_runs_do_not_count_if_others_have_finished(make_run):
   table = best_settings.rate_table(comparison)
   cells = _cells(table)
   assert cells['0.1'] == ('100.0',)
-  # Alone, it is better than nothing; the report says that it is unfinished.
+  # Without others, it counts; the report says that it is unfinished.
   assert cells['1'] == ('500.0',)
   best = best_settings.best_table(comparison)
   assert best is not None
@@ -130,7 +130,7 @@ def test_many_curves_over_rates_have_a_picture_for_each_aggregator(make_run):
   for aggregator in ('mean', 'blt'):
     picture = drawn[f'final_by_client_learning_rate_{aggregator}']
     texts = re.findall(r'<!-- (.*?) -->', picture.svg)
-    # Its entries are in the order in which the curves end.
+    # Entries have the order of the curves' ends.
     assert [text for text in texts if text in ('cifg', 'lstm', 'gru')] == [
       'gru', 'lstm', 'cifg',
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Privacy report cards, of runs that were trained and of handmade folders."""
+"""Privacy report cards of trained runs and of handmade folders."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_card_of_a_run(trained, make_run, tmp_path):
     ('Simulated, not real, because', '--noise_seed'),
   ):
     assert text in statements[name], name
-  # Sensitivity over noise is mu, and all else follows from it.
+  # Sensitivity over noise is mu, which determines the rest.
   mu = promised['sensitivity'] / promised['noise_multiplier']
   assert card.numbers.columns == ('', 'the whole run', 'rounds so far')
   rows = _rows(card)
@@ -197,8 +197,8 @@ def test_with_and_without_amplification_side_by_side(make_run):
     'rounds so far, without amplification',
   )
   rows = _rows(card)
-  # Amplified noise is no Gaussian mechanism; without, it is 8 rounds of noise
-  # 1, and so far 2 rounds.
+  # Amplified noise is not a Gaussian mechanism. Without amplification it is 8
+  # rounds with noise 1, so far 2 rounds.
   assert rows['μ (Gaussian DP)'] == ['–', '2.828', '–', '1.414']
   epsilons = [float(cell) for cell in rows['ε at δ 1e-05']]
   assert epsilons == pytest.approx(
@@ -276,11 +276,11 @@ def _tree(noise):
 
 def test_noise_is_that_of_the_updates_of_this_cohort(make_run):
   plain = _changed(make_run, 'a', _tree(3.0)).picture
-  # The noise of cohorts of 16, of which each of 4 clients has a fourth.
+  # The noise of cohorts of 16, divided by 4 clients.
   larger = _changed(
     make_run, 'b', _tree(12.0), noise_cohort_size=16, clients_per_round=4
   ).picture
-  # A count of clipped clients is released as well, at the cost of updates.
+  # A count of clipped clients is released as well; updates get more noise.
   counted = _changed(
     make_run, 'c', _tree(2.0), update_noise_multiplier=3.0
   ).picture
@@ -320,7 +320,7 @@ def test_sampling_and_earlier_runs_are_named(make_run):
     'Poisson, each client with probability 0.1 in each round, of whom at most '
     '7 at random take part; who takes part must stay secret'
   ]
-  # If only the earlier run is sampled, there are two guarantees as well.
+  # There are two guarantees even if only the earlier run is sampled.
   other = {'epsilons': [{'delta': 1e-5, 'epsilon': 1.5}]}
   card = _changed(make_run, 'b', _tree(3.0), promised={'profile': other})
   assert len(card.numbers.columns) == 1 + 2 * 2

@@ -9,7 +9,7 @@ from si_federated.runtime import chunks
 
 
 class _Actors:
-  """Two actors that take their time, and may die of a chunk."""
+  """Two slow actors, which can die of a chunk."""
 
   def __init__(self, deadly=None, limit=0, fails=()):
     self.count = 2

@@ -58,14 +58,14 @@ def process():
       _keras_model, tf.keras.losses.MeanSquaredError(), _SPEC
     ),
     client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
-    # The other one instantiates its body for every client: slow with many.
+    # The other kind of loop instantiates its body for every client.
     loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
   )
 
 
 @pytest.fixture(scope='module')
 def local():
-  """One context, so that a failed round could spoil those after it."""
+  """One context for all rounds, so that a failed one could affect others."""
   return runtime.set_local_context(num_threads=2)
 
 
@@ -135,7 +135,7 @@ def test_the_round_after_a_failed_one_is_as_without_it(process, local, state):
 
 
 def test_a_failure_ends_the_other_clients(process, state):
-  """Without it this test would take hours."""
+  """Otherwise this test would take hours."""
   endless = _dataset(4).repeat(10**9)
   with pytest.raises(runtime.ClientError, match='number 1'):
     process.next(state, [endless, _raises_in_the_middle('x'), endless])
@@ -202,7 +202,7 @@ def test_an_error_shows_the_expected_shape_of_a_state(process, state):
     [_dataset(5), _constant(np.nan)],
     [_constant(np.inf), _dataset(5)],
     [_constant(np.nan)] * 2,
-    # Numbers until the sum of squares is not one.
+    # Finite numbers whose sum of squares is infinite.
     [_dataset(5), _constant(1e30)],
   ],
   ids=[
@@ -244,8 +244,8 @@ def _is_good(client):
   return 0 < total < np.inf
 
 
-def test_memory_holds_a_window_of_clients_not_the_cohort(process, local, state):
-  """Here of datasets, in the next test of updates."""
+def test_memory_has_a_window_of_clients_not_the_cohort(process, local, state):
+  """Here for datasets, in the next test for updates."""
   alive: weakref.WeakSet = weakref.WeakSet()
   most, drawn, lock = 0, 0, threading.Lock()
 
@@ -264,12 +264,12 @@ def test_memory_holds_a_window_of_clients_not_the_cohort(process, local, state):
     state, Cohort(range(400), lambda i: _dataset(1, i), lambda i: f'{i}')
   )
   assert drawn == 400
-  # Two threads, four updates waiting for each, those just being dropped.
+  # Two threads, four waiting updates for each, and those being dropped.
   assert most <= 2 * 4 + 2
 
 
-def test_a_slow_client_bounds_the_updates_held(process, state):
-  """They wait for their turn: the first client is the last to finish."""
+def test_a_slow_client_bounds_the_waiting_updates(process, state):
+  """Updates wait for their turn, since the first client finishes last."""
   drawn, lock, release = 0, threading.Lock(), threading.Event()
 
   class Cohort(sampling.Cohort):
@@ -285,7 +285,7 @@ def test_a_slow_client_bounds_the_updates_held(process, state):
   at_release = []
 
   def watch():
-    # Until the other thread stands still.
+    # Waits until the other thread makes no progress.
     before = -1
     while drawn != before or drawn == 0:
       before = drawn

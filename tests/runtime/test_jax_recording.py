@@ -1,4 +1,4 @@
-"""Recorded rounds of clients, replayed where there is JAX alone."""
+"""Recorded rounds of clients, replayed with JAX and NumPy only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.fixture(autouse=True)
 def _local_again():
-  """Leaves the tests' own runtime to other tests."""
+  """Restores the tests' own runtime for other tests."""
   yield
   runtime.set_local_context()
 
@@ -116,7 +116,7 @@ def test_programs_that_a_jax_can_not_read_are_one_sentence(tmp_path):
   for group in recorded['rounds'][0]['groups']:
     for platform, name in group['programs'].items():
       header = (folder / name).read_bytes().partition(b'\n')[0]
-      # As a module of another time looks to a JAX.
+      # JAX sees a module of another version like this.
       content = header + b'\nMLIR of the future'
       digest = hashlib.sha256(content).hexdigest()[: jax_replay.DIGITS]
       group['programs'][platform] = f'contents/{digest}.bin'

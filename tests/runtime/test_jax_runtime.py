@@ -1,4 +1,4 @@
-"""Clients as one JAX program: the same results as elsewhere, and faults."""
+"""Clients as one JAX program: results equal to other runtimes', and faults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CYCLES = {
 
 @pytest.fixture(autouse=True)
 def _local_again():
-  """Leaves the tests' own runtime to other tests."""
+  """Restores the tests' own runtime for other tests."""
   yield
   runtime.set_local_context()
 
@@ -124,7 +124,7 @@ def test_a_clients_nan_stays_with_it():
 
 
 def test_components_keep_their_names():
-  # TensorFlow orders components by name, TFF as they are written.
+  # TensorFlow orders components by name, TFF by position.
   sequence_type = tff.SequenceType(
     collections.OrderedDict(b=np.float32, a=np.float32)
   )
@@ -367,7 +367,7 @@ def _run(name, rounds=3, **changes):
     'clients_per_round': 5,
     'sequence_length': 5,
     'total_rounds': 3,
-    # Adam would make large steps of differences in the last digit.
+    # Adam would turn differences in the last digit into large steps.
     'server_optimizer': 'sgd',
     'server_learning_rate': 1.0,
     'client_learning_rate': 0.1,

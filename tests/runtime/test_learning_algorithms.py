@@ -155,7 +155,7 @@ def contexts():
 def _assert_parity(contexts, process, datasets=_datasets, rounds=2):
   """Runs a process on both runtimes from TFF's initial state.
 
-  Some initial states hold the time, as the seed of what is random.
+  Some initial states contain the time, as the seed of random draws.
   """
   reference, local = contexts
   tff.framework.set_default_context(reference)
@@ -165,7 +165,7 @@ def _assert_parity(contexts, process, datasets=_datasets, rounds=2):
     expected.append(process.next(states[-1], datasets(round_num)))
     states.append(expected[-1][0])
   tff.framework.set_default_context(local)
-  # Its values may differ, by the time; its types may not.
+  # Its values may differ because of the time, but not its types.
   _assert_same(process.initialize(), states[0], rtol=math.inf, atol=math.inf)
   state = states[0]
   for round_num in range(rounds):
@@ -252,7 +252,7 @@ def test_an_algorithm_gives_what_tffs_runtime_gives(contexts, name):
   state, _ = _assert_parity(contexts, process)
   _, local = contexts
   tff.framework.set_default_context(local)
-  # Weights go out and in unchanged.
+  # Weights are read and set without change.
   weights = process.get_model_weights(state)
   changed = tf.nest.map_structure(lambda weight: weight + 1, weights)
   again = process.get_model_weights(process.set_model_weights(state, changed))
@@ -298,7 +298,7 @@ def _updates(round_num):
 
 
 def _aggregation(factory):
-  """An aggregation as a process of a state and the clients' values alone."""
+  """Returns an aggregation as a process of a state and clients' values."""
   if not isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
     process = factory.create(_WEIGHTS, tff.TensorType(np.float32))
   else:
@@ -325,7 +325,7 @@ def _record_specs():
   return tuple(tf.TensorSpec(part.shape, tf.float32) for part in _WEIGHTS)
 
 
-# All are without noise.
+# None has noise.
 _AGGREGATORS = {
   'robust': lambda: tff.learning.robust_aggregator(),
   'robust_unweighted': lambda: tff.learning.robust_aggregator(weighted=False),
@@ -456,7 +456,7 @@ def test_discrete_noise_with_secure_sums_stays_near_the_mean(contexts):
 
 @pytest.mark.filterwarnings('default')
 def test_personalization_goes_to_tff_with_one_warning(contexts):
-  """It has one result, where a round that can be lowered has two."""
+  """It has one result, but a round that can be lowered has two."""
 
   @tf.function
   def evaluate(model, dataset):

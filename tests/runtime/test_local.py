@@ -11,7 +11,7 @@ import tensorflow_federated as tff
 from si_federated import runtime
 from si_federated.training import sampling
 
-# Gone to TFF's runtime in silence, these tests would compare it to itself.
+# If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
 _SPEC = (
@@ -153,7 +153,7 @@ def test_plain_computations_and_their_containers():
 
 
 @pytest.mark.filterwarnings('default')
-def test_what_cannot_be_lowered_goes_to_tff_with_a_warning():
+def test_other_computations_go_to_tff_with_a_warning():
   runtime.set_local_context()
 
   @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))

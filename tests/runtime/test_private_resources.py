@@ -1,4 +1,4 @@
-"""What a client's work keeps in a resource is no other client's to read."""
+"""No client can read what another client's work keeps in a resource."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_another_computation_does_not_see_the_first_ones_words():
       table = tf.raw_ops.MutableHashTableV2(
         key_dtype=tf.string, value_dtype=tf.int64, shared_name=name
       )
-      # The same table under its name.
+      # The table of this name.
       again = tf.raw_ops.MutableHashTableV2(
         key_dtype=tf.string, value_dtype=tf.int64, shared_name=name
       )
@@ -199,7 +199,7 @@ def test_a_table_made_from_a_file_is_read_again(name, tmp_path):
 
 
 @pytest.mark.filterwarnings('error:A computation goes to TFF')
-def test_an_iterator_starts_anew_for_each_client():
+def test_an_iterator_restarts_for_each_client():
   runtime.set_local_context(num_threads=2)
 
   @tff.tensorflow.computation(tff.SequenceType(np.int64))
@@ -269,7 +269,7 @@ def test_a_table_is_freed_with_its_execution():
   for start in range(3):
     fill(start)
   before = megabytes()
-  # 4 MB of values each, were they kept.
+  # 4 MB of values each, if they were kept.
   for start in range(3, 63):
     assert fill(50_000 * start) == 50_000
   assert megabytes() - before < 100

@@ -1,4 +1,4 @@
-"""Tests that no process is left, however a program ends."""
+"""Tests that no process outlives a program, however it ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from si_federated import runtime
 
 name, ending = sys.argv[1:]
 if name == 'tff':
-  # The kernel's notice of a parent's death is one of its thread's death.
+  # The kernel reports a parent's death when its thread ends.
   thread = threading.Thread(target=runtime.RUNTIMES[name])
   thread.start()
   thread.join()
@@ -171,7 +171,7 @@ def _await_ready(process):
   _cases(('success', 'error'), {('tff', 'success'), ('local', 'error')}),
 )
 def test_a_program_that_ends(start, name, ending):
-  """Its output goes through `tee`, which ends with the last that writes."""
+  """Its output goes through `tee`, which ends with its last writer."""
   process, mark = start(
     'bash',
     '-c',
@@ -204,7 +204,7 @@ def test_a_program_interrupted_in_a_round(start, name, how):
   _await_ready(process)
   time.sleep(1)
   assert process.poll() is None
-  # As a terminal does, Ctrl-C is sent to the program and all that it started.
+  # Like a terminal, sends Ctrl-C to the program and all processes it started.
   if how == signal.SIGINT:
     os.killpg(process.pid, how)
   else:

@@ -95,7 +95,7 @@ def test_gives_what_the_local_runtime_gives(process, cohort, expected):
 
 
 def _pids(title, environment):
-  """Returns the processes by title and by what is in their environment."""
+  """Returns the processes with a title and part of an environment."""
   found = []
   for folder in pathlib.Path('/proc').glob('[0-9]*'):
     try:
@@ -194,7 +194,7 @@ def test_an_error_names_the_client():
   assert _sum(5, [[1, 2], [], [3]]) == (5, 6)
 
 
-# After the others, since the two actors end with it.
+# After the others, because it ends the two actors.
 @pytest.mark.slow
 def test_the_number_of_actors_changes_no_bit(process, cohort, expected):
   context = runtime.set_ray_context(num_actors=1)

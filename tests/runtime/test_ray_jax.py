@@ -76,7 +76,7 @@ def test_killed_actors_and_devices_change_no_bit():
   ray.kill(context._actors._running[0].handle)
   _, total = next_round(3.0, data)
   np.testing.assert_array_equal(total, expected)
-  # Nor does the number of actors; a round without clients has sums of none.
+  # Nor does the number of actors change it. A round without clients sums none.
   runtime.set_ray_context(num_actors=1, worker='jax', clients_per_group=2)
   _, total = next_round(3.0, data)
   np.testing.assert_array_equal(total, expected)

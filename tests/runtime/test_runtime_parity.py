@@ -69,7 +69,7 @@ def _cifg_model():
   return tff.learning.models.functional_model_from_keras(
     _cifg,
     tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    # Not in alphabetical order: what is sent must not mix them up.
+    # Not in alphabetical order, to show that none are confused.
     collections.OrderedDict(
       y=tf.TensorSpec([None, 5], tf.int32), x=tf.TensorSpec([None, 5], tf.int32)
     ),
@@ -156,7 +156,7 @@ def test_three_rounds_give_the_same_weights(build, model, data):
   for weights, metrics in results.values():
     for ours, theirs in zip(weights, expected):
       assert type(ours) is type(theirs)
-      # Relative to a tensor's largest weight, since small ones are differences.
+      # Relative to a tensor's largest weight, since small ones cancel.
       scale = np.abs(theirs).max()
       np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
     tf.nest.map_structure(

@@ -1,4 +1,4 @@
-"""Experiments of many parts at once give the same on each runtime."""
+"""Experiments with many parts give the same results on each runtime."""
 
 from __future__ import annotations
 

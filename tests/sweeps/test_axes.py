@@ -80,7 +80,7 @@ def test_drawn_numbers_are_uniform_in_the_logarithm():
   assert all(0.01 <= number <= 3 for number in drawn)
   middle = math.sqrt(0.01 * 3)
   below = sum(number < middle for number in drawn)
-  # 400 fair coins are this far off once in a million times.
+  # 400 fair coins deviate this much once in a million times.
   assert abs(below - 200) < 50
   assert min(drawn) < 0.015 and max(drawn) > 2
 

@@ -197,7 +197,7 @@ def test_added_runs_extend_the_plan():
   assert both.runs[:2] == held.runs
   assert [run.total_rounds for run in both.runs] == [60, 60, 80, 80]
   assert len(set(_names(both))) == 4
-  # The same again, under whatever names, is nothing new.
+  # Equal runs are not new, whatever their names.
   assert both.extend(new, add=True, where='sweep.json') == both
 
 

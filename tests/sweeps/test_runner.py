@@ -17,8 +17,8 @@ import pytest
 from si_federated import config, sweeps
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# Rounds at 0.02 s each. Resumes from its metrics; SIGTERM ends it after the
-# round under way, as training does.
+# Rounds take 0.02 s each. The script resumes from its metrics; like training,
+# it ends after the current round upon SIGTERM.
 _TRAIN = """
 import os, pathlib, signal, sys, time
 folder, fail_at, stop_at, config = sys.argv[1:]
@@ -166,7 +166,7 @@ def test_an_interrupted_sweep_continues_where_it_stopped(tmp_path):
   runs = sweeps.find_runs(plan, tmp_path)
 
   def changed(run):
-    # Both wait in their third round.
+    # Both runs wait in their third round.
     if run is None and all(one.round_num == 2 for one in runs[:2]):
       raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Files of SQLite that cannot be written beside, are busy or are damaged."""
+"""SQLite files in read-only folders, busy ones and damaged ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder():
 
 
 def _write(path, mode='WAL'):
-  """Returns the open writer of a file of one client with two sentences."""
+  """Returns the open writer of a file with one client of two sentences."""
   connection = sqlite3.connect(path)
   connection.execute(f'PRAGMA journal_mode = {mode}')
   connection.executescript(
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written(folder, mode):
   assert os.listdir(folder) == ['x.sqlite']
 
 
-def test_a_log_beside_is_never_missed(folder):
+def test_a_log_next_to_the_file_is_read(folder):
   writer = _write(folder / 'x.sqlite')
   try:
     copy = folder / 'copy'
@@ -109,7 +109,7 @@ def test_a_log_beside_is_never_missed(folder):
     ('file is not a database', 'it is damaged or of another kind', True),
   ],
 )
-def test_only_damage_is_called_so(
+def test_only_damage_is_called_damage(
   tmp_path, monkeypatch, error, words, is_damage
 ):
   _write(tmp_path / 'x.sqlite', 'DELETE').close()

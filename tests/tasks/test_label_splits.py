@@ -1,4 +1,4 @@
-"""Tests of what is held out of labelled data, and of who has the rest."""
+"""Tests of held-out labelled data, and of the rest's division over clients."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_dirichlet_extremes():
 
   even = shares(1e6)
   np.testing.assert_allclose(even, 100, atol=3)
-  # Each class goes to one client almost whole.
+  # Almost all examples of each class go to one client.
   assert (shares(1e-3).max(axis=0) > 490).all()
   between = shares(0.5)
   assert even.std() < between.std() < shares(1e-3).std()
 
 
 def test_majorities_by_hand():
-  # Four classes of 100; each is one of the two of three of six clients.
+  # Four classes of 100; each is a majority class of three of six clients.
   labels = np.repeat(np.arange(4), 100)
   parts = label_splits.by_majority(labels, 6, seed=0, majority=0.6)
   counts = np.array([np.bincount(labels[p], minlength=4) for p in parts])

@@ -12,7 +12,7 @@ SIZES = (1, 40, 7, 0, 120, 33)
 
 
 def _arrays():
-  # The word tells the client, the length the sentence.
+  # The word identifies the client, the length the sentence.
   clients = {
     f'client_{c}': [[c] * 1 + [n % 50] for n in range(size)]
     for c, size in enumerate(SIZES)
@@ -53,7 +53,7 @@ def test_the_part_that_is_exchanged(similarity):
   start = 0
   for size, found in zip(SIZES, numbers):
     stayed = np.sum(found == np.arange(start, start + size))
-    # Some come back to where they were.
+    # Some return to their own client.
     assert stayed >= size - np.ceil(similarity * size)
     if size >= 30:
       assert stayed <= size - np.floor(similarity * size) + 0.2 * size

@@ -39,7 +39,7 @@ def _texts(population, vocabulary):
 
 def _task(vocabulary, length=6):
   base = TASKS['synthetic'](num_clients=10, sequence_length=length)
-  # A task with these words, of which only validation and test are used.
+  # A task with these words; only its validation and test data are used.
   populations: dict[str, Any] = {
     split: type(base.train)(
       getattr(base, split).arrays, len(vocabulary.words), length
@@ -101,7 +101,7 @@ def test_one_file_read_in_two_encodings(tmp_path):
     }
 
 
-def test_a_task_of_its_own_words_holds_documents_out(tmp_path):
+def test_a_task_with_its_own_words_holds_documents_out(tmp_path):
   texts = [f'the cat saw word{i}.\n\nthe dog too.\n' for i in range(20)]
   pattern = _write(tmp_path / 'text', *texts)
   task = text_task(pattern, vocab_size=4, sequence_length=6)

@@ -216,7 +216,7 @@ def test_a_large_population_is_mapped_not_read(large_store):
   ]
   assert isinstance(population.examples(last), np.ndarray)
   assert not isinstance(population.examples(last), np.memmap)
-  # Nothing but the arrays and two numbers: no object for each client.
+  # It has only the arrays and two numbers, but no object for each client.
   assert set(vars(population)) == {'arrays', 'num_words', 'sequence_length'}
 
 

@@ -121,7 +121,7 @@ def test_a_run_keeps_it(kind, tmp_path, request):
 
 
 @pytest.mark.parametrize('content', ['', '{}', '{"kind": "wordpiece"}', '[1]'])
-def test_a_damaged_file_is_told(content, tmp_path):
+def test_a_damaged_file_is_named(content, tmp_path):
   path = tmp_path / 'pretrained_vocabulary.json'
   path.write_text(content)
   with pytest.raises(ValueError, match='is not a vocabulary of a pretrained'):
@@ -174,7 +174,7 @@ def test_tasks_of_tokens_are_refused(list_file):
 
 @pytest.mark.slow
 def test_a_preset_by_name(list_file, tmp_path, monkeypatch):
-  """What KerasNLP downloads are files here; all else is as it is."""
+  """Files stand in for KerasNLP's downloads; the rest is real."""
   sizes = {
     'vocabulary_size': len(_TOKENS),
     'num_layers': 1,

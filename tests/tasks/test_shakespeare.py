@@ -1,4 +1,4 @@
-"""Speeches as windows of characters: files of both forms, and bad ones."""
+"""Speeches as windows of characters, from both kinds of files and bad ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_text_is_lost(tmp_path, name, length):
       characters = labels[labels != task.vocabulary.end]
       seen[population.client_id(i)] = len(characters)
       if population is task.train:
-        # Nothing is unknown, so the very text comes back.
+        # Nothing is unknown, so decoding returns the same text.
         assert task.vocabulary.text_of(characters) == ''.join(
           SPEECHES[population.client_id(i)]
         )
@@ -154,7 +154,7 @@ def test_play_and_speaker_make_a_client(tmp_path):
 
 
 def test_tffs_file_both_splits(tmp_path):
-  """As TFF has it: the last speeches of each client are its test split."""
+  """As in TFF, the last speeches of each client are its test split."""
   path = tmp_path / 'shakespeare.sqlite'
   for split, part in (('test', slice(-1, None)), ('train', slice(0, -1))):
     tff.simulation.datasets.save_to_sql_client_data(

@@ -1,4 +1,4 @@
-"""Stack Overflow data against TFF's own baseline, and files of bad form."""
+"""Stack Overflow data against TFF's own baseline, and malformed files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save(path, clients, splits=None):
 
 
 def merge(path, parts):
-  """Writes several splits, in which one client may stand twice."""
+  """Writes several splits, in which a client may occur twice."""
   for number, (split, clients) in enumerate(parts.items()):
     part = f'{path}.{number}'
     save(part, clients, dict.fromkeys(clients, split))
@@ -148,7 +148,7 @@ def test_ids_by_hand(folder):
     [
       [8, 1, 2, 3, 9],  # Shorter than 4 words: closed by the end token.
       [8, 1, 7, 3, 4],  # Cut: no end token.
-      [8, 7, 7, 7, 9],  # Between two spaces stands an empty word.
+      [8, 7, 7, 7, 9],  # There is an empty word between two spaces.
       [8, 7, 9, 0, 0],  # An empty sentence is one empty word.
     ],
   )
@@ -194,7 +194,7 @@ def test_changed_file_is_read_again(folder):
   path.unlink()
   merge(path, {'train': {'zoe': ['cat']}, 'heldout': HELD, 'test': TEST})
   after = load(data_dir=str(folder), vocab_size=6, sequence_length=4)
-  assert len(before.train) == 3  # The open store is not pulled away.
+  assert len(before.train) == 3  # The open store stays usable.
   assert before.train.num_examples(0) == 4
   assert after.train.client_id(0) == 'zoe'
 
@@ -236,7 +236,7 @@ def test_a_single_split_is_divided_by_client(tmp_path):
   ]
   assert [len(part) for part in parts] == [24, 3, 3]
   assert set.union(*parts) == set(clients)
-  # Words of the clients that are held out do not enter the vocabulary.
+  # Words of held-out clients do not enter the vocabulary.
   assert set(task.vocabulary.words) <= {'the', 'cat', 'sat'} | {
     'word' + name[4:] for name in parts[0]
   }

@@ -138,7 +138,7 @@ def test_save_and_load(tmp_path, vocabulary):
   assert os.listdir(tmp_path) == ['vocabulary.model']
 
 
-def test_load_refuses_what_is_no_model(tmp_path, vocabulary):
+def test_load_refuses_other_files_than_models(tmp_path, vocabulary):
   path = tmp_path / 'vocabulary.model'
   for content in (b'', b'words\n', vocabulary.model[:100]):
     path.write_bytes(content)
@@ -218,7 +218,7 @@ def test_tokens_per_word():
   assert task.tokens_per_word(examples) == 1.0
   pieces = VOCABULARIES['sentencepiece'](size=30)(task)
   cut = pieces.train.sample_examples(10**6, seed=0)
-  # The ends are as many, and so are the words: nothing was cut off.
+  # Ends and words are equally many, so nothing was cut off.
   words = np.count_nonzero(examples[:, 1:])
   assert pieces.tokens_per_word(cut) == np.count_nonzero(cut[:, 1:]) / words
   assert pieces.tokens_per_word(cut) > 1.2
@@ -245,7 +245,7 @@ def test_synthetic():
   row, other = task.train.examples(0)[0], pieces.train.examples(0)[0]
   text = task.vocabulary.text_of(row[row != 0])
   assert text.startswith(pieces.vocabulary.text_of(other[other != 0])[:12])
-  # The floor is one of words.
+  # The floor is for words.
   assert set(
     pieces.reference_perplexities(pieces.test.sample_examples(50, seed=0))
   ) == {'unigram'}
@@ -267,7 +267,7 @@ def stored_task(folder, *, vocab_size=10_000):
   )
 
 
-def test_pieces_are_stored_beside_the_words_once(tmp_path, monkeypatch):
+def test_pieces_are_stored_with_the_words_once(tmp_path, monkeypatch):
   make = VOCABULARIES['sentencepiece'](size=50)
   words = stored_task(tmp_path)
   first = make(words)
@@ -291,11 +291,11 @@ def test_pieces_are_stored_beside_the_words_once(tmp_path, monkeypatch):
     patched.setattr(subwords, 'train_model', refuse)
     again = make(stored_task(tmp_path))
     assert again.vocabulary == first.vocabulary
-    # The source are all words that the store lists.
+    # The source is all words that the store lists.
     assert make(stored_task(tmp_path, vocab_size=3)).vocabulary == (
       first.vocabulary
     )
-    # A damaged store is none.
+    # A damaged store does not count.
     os.truncate(tmp_path / 'cache' / name / 'vocabulary.model', 10)
     with pytest.raises(AssertionError, match='trained again'):
       make(stored_task(tmp_path))

@@ -46,7 +46,7 @@ def sentences_of(num_words, length):
 
 
 def brute_force(mixture, labels):
-  """Sums over the chains; says nothing of filtering."""
+  """Sums over the chains; does not use filtering."""
   total = 0.0
   for prior, chain in zip(mixture.prior, mixture.transitions):
     path = zip((0, *labels), labels)

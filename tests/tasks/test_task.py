@@ -42,7 +42,7 @@ def logits():
 
 
 def expected_loss(values, labels, weights=None):
-  """The definition, label by label."""
+  """Computes the definition, label by label."""
   total = count = 0.0
   for i, row in enumerate(labels):
     for j, label in enumerate(row):

@@ -1,4 +1,4 @@
-"""Tests of the task of telling texts apart."""
+"""Tests of the task that classifies texts."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_it_depends_on_the_seed_alone(path):
 
 
 def test_training_order_is_that_of_language_tasks(path):
-  """Batches of a client come in the order that `ClientPopulation` has."""
+  """Batches of a client have the order of `ClientPopulation`."""
   task = _task(path, num_clients=1)
   size = task.train.num_examples(0)
   other = ClientPopulation(
@@ -308,7 +308,7 @@ def test_speeches_by_role_and_by_play(tmp_path):
 def test_docstrings_by_package(tmp_path, monkeypatch):
   root = tmp_path / 'site-packages'
   for package, word in (('aa', 'array'), ('bb', 'table'), ('cc', 'plot')):
-    # Enough modules for each split of the store, which goes by their names.
+    # Enough modules for each split of the store, which depends on their names.
     for i in range(30):
       module = root / package / f'm{i}.py'
       module.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Encodings, marks and long fields in what users give, by every reader."""
+"""Encodings, marks and long fields of users' files, in every reader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _classify(path, **options):
 def _rows(kind, encoding='utf-8', mark=b''):
   rows = [(f'café {word}', word) for word in _WORDS for _ in range(4)]
   if kind == 'csv':
-    # The first name is quoted, as a mark before it takes the quotes apart.
+    # The first name is quoted, because a mark before it breaks the quotation.
     text = '"text","label"\n' + ''.join(f'{t},{c}\n' for t, c in rows)
   else:
     text = ''.join(
@@ -81,7 +81,7 @@ def test_an_option_names_the_encoding(tmp_path, kind):
 def test_the_first_wrong_byte_is_named(tmp_path, pack):
   ending = {gzip.compress: '.gz', lzma.compress: '.xz'}.get(pack, '')
   path = tmp_path / f'x.txt{ending}'
-  # The first byte of a character is the last of what is read at once.
+  # The first byte of a character is the last one of a chunk.
   good = b'a\n' * ((1 << 19) - 1) + b'a\xc3\xa9\n'
   path.write_bytes(pack(good + b'caf\xe9!\n'))
   with (
@@ -116,12 +116,12 @@ def test_utf_32_without_a_mark_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('encoding', _MARKED)
-def test_a_mark_decides_the_order_of_bytes_and_no_more(tmp_path, encoding):
+def test_a_mark_decides_only_the_order_of_bytes(tmp_path, encoding):
   path = tmp_path / 'x.jsonl'
   path.write_bytes(_rows('jsonl'))
   plain = _classify(path).vocabulary
   mark = _MARKED[encoding]
-  # One too many, as by a program that adds one to what has one.
+  # One mark too many, as from a program that adds one to a marked file.
   path.write_bytes(_rows('jsonl', encoding, mark * 2))
   assert _classify(path).vocabulary == plain
   assert _classify(path, encoding=encoding).vocabulary == plain
@@ -197,7 +197,7 @@ def test_a_mark_before_a_vocabulary(tmp_path):
   path = tmp_path / Vocabulary.FILE_NAME
   path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
   assert load_vocabulary(str(tmp_path)).words == ('red', 'blue')
-  # A mark that is a word of its own stays one.
+  # A mark that is a separate word remains a word.
   characters = CharacterVocabulary(('\ufeff', 'a'))
   save_vocabulary(characters, str(tmp_path))
   assert load_vocabulary(str(tmp_path)) == characters
@@ -205,7 +205,7 @@ def test_a_mark_before_a_vocabulary(tmp_path):
 
 @pytest.fixture
 def limit():
-  """The limit of csv's fields, whatever other tests have made of it."""
+  """Sets the limit of csv's fields, which other tests may have changed."""
   before = csv.field_size_limit(100_000)
   yield 100_000
   csv.field_size_limit(before)
@@ -240,7 +240,7 @@ def test_labels_are_numbers_or_truth_values(tmp_path, values, classes):
 
 
 @pytest.mark.parametrize('value', ['null', 'NaN', '" "'])
-def test_a_label_that_is_missing_is_no_class(tmp_path, value):
+def test_a_missing_label_is_not_a_class(tmp_path, value):
   path = tmp_path / 'x.jsonl'
   path.write_bytes(
     _rows('jsonl') + f'{{"text": "a", "label": {value}}}\n'.encode()

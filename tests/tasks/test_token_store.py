@@ -37,13 +37,13 @@ def folder(tmp_path):
 
 def test_words_by_clients_then_bytes(folder):
   store = build_store(folder, fill, key='k')
-  # y has two clients, the others one; x occurs more often but that is nothing.
+  # y has two clients, the others one; x occurs more often, without effect.
   assert store.words == ('y', 'w', 'x', 'z')
   train = store.splits['train']
   assert train.tokens.tolist() == [2, 0, 2, 0, 0, 3, 1]
   assert train.sentence_offsets.tolist() == [0, 3, 4, 6, 7]
   assert train.client_offsets.tolist() == [0, 2, 4]
-  # Words of other splits alone, and empty words, have no rank.
+  # Words that only occur in other splits, and empty words, have no rank.
   assert store.splits['validation'].tokens.tolist() == [65_535, 0]
   assert store.splits['test'].tokens.tolist() == [2, 3, 65_535, 3]
   assert bytes(store.splits['test'].client_ids).decode() == 'd\xe9'
@@ -202,7 +202,7 @@ def test_a_killed_build_leaves_no_store_and_is_cleaned_up(
   assert process.stdout.readline() == 'ready\n'
   parent = os.path.dirname(folder)
   (temporary,) = os.listdir(parent)
-  # While the builder lives another build leaves its folder alone.
+  # While the builder lives, other builds do not touch its folder.
   build_store(folder + '2', fill, key='k')
   assert temporary in os.listdir(parent)
   process.send_signal(signal.SIGKILL)

@@ -70,7 +70,7 @@ def test_save_and_load(tmp_path):
   'content',
   [b'', b'a\nb', b'a\n\nb\n', b'a\na\n', b'\xff\xfe\n', b'a\r\nb\r\n'],
 )
-def test_load_refuses_what_is_no_vocabulary(tmp_path, content):
+def test_load_refuses_other_files_than_vocabularies(tmp_path, content):
   path = tmp_path / 'vocabulary.txt'
   path.write_bytes(content)
   with pytest.raises(ValueError, match=r'vocabulary\.txt') as caught:

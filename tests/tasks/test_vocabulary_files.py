@@ -1,4 +1,4 @@
-"""Characters as a vocabulary, and the files of all kinds in a run's folder."""
+"""Characters as a vocabulary, and vocabulary files of all kinds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_text_of_words():
 
 
 @pytest.mark.parametrize('word', ['ab', ' ', '\n', ''])
-def test_what_is_no_character(word):
+def test_words_that_are_not_characters(word):
   with pytest.raises(ValueError):
     CharacterVocabulary(('a', word))
 

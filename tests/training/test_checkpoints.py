@@ -76,7 +76,7 @@ def _truncate(path):
 
 def _garble(path):
   with open(path, 'r+b') as file:
-    # In the middle of an array's values, where a header can't show it.
+    # In the middle of an array's values, so that no header shows it.
     content = file.read()
     where = content.index(np.full([3, 2], 12, np.float32).tobytes())
     file.seek(where + 5)

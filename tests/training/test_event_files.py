@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run that was killed and goes on."""
+"""TensorBoard's files of a run that was killed and resumed."""
 
 from __future__ import annotations
 

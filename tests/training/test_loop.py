@@ -36,7 +36,7 @@ def _state(weights, step):
 
 
 class _Process:
-  """A learning process whose arithmetic shows every round's cohort."""
+  """A learning process whose state shows the cohorts of all rounds."""
 
   def __init__(self, interrupt_in=None, nan_from=math.inf):
     self.interrupt_in = interrupt_in
@@ -161,7 +161,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt_in):
     _run(tmp_path / 'parts', process)
   resumed = _Process()
   summary = _run(tmp_path / 'parts', resumed)
-  # What was done before the interrupt was saved: no round runs twice.
+  # The rounds before the interrupt were saved: no round runs twice.
   assert resumed.rounds == list(range(interrupt_in, 11))
   assert _rows(tmp_path / 'parts') == _rows(tmp_path / 'whole')
   assert summary['best']['round_num'] == 10
@@ -225,7 +225,7 @@ def test_sigterm_saves_too(tmp_path):
   assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_an_interrupt_that_comes_out_as_an_error_is_one(tmp_path):
+def test_an_interrupt_that_surfaces_as_an_error_is_one(tmp_path):
   class Process(_Process):
     def next(self, state, cohort):
       if int(state.finalizer['step']) + 1 == 5:
@@ -253,7 +253,8 @@ def test_in_place_an_interrupt_waits_for_the_end_of_the_round(
 
   with pytest.raises(KeyboardInterrupt):
     _run(tmp_path, Process(), in_place=True)
-  # The second interrupts at once, and leaves a state that is not to be saved.
+  # The second one interrupts at once, and leaves a state that must not be
+  # saved.
   expected = {1: 'round_000005.npz', 2: 'round_000003.npz'}
   assert _last_weights(tmp_path)[0] == expected[signals]
 
@@ -301,7 +302,7 @@ def test_a_run_that_diverges_says_since_when(tmp_path, capsys):
     def next(self, state, cohort):
       output = super().next(state, cohort)
       step = len(self.rounds)
-      # A loss that is NaN once, round 3, is no divergence.
+      # A loss that is NaN once, in round 3, is not divergence.
       if step in (3, 6, 7, 8, 9, 10):
         output.metrics['client_work']['train']['loss'] = math.nan
       if step >= 7:
@@ -336,7 +337,7 @@ class _InfiniteSince(_Process):
 
 def test_a_diverged_run_stops_early_if_told_to(tmp_path):
   stopping = {'stop_when_diverged': True}
-  # A training loss that is NaN, from round 2 on, is no divergence.
+  # A training loss that is NaN from round 2 on is not divergence.
   process = _InfiniteSince(5, nan_from=2)
   with pytest.raises(
     loop.DivergedError, match=r'since round 2 .*, and it stopped after round 5;'
@@ -538,7 +539,7 @@ def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
     ValueError, match='round 4 .* does not record who took part'
   ):
     _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger())
-  # Without noise there is nothing to promise.
+  # Without noise nothing is promised.
   _run(
     tmp_path, sample_cohort=_five_in_turn, ledger=_ledger(noise_multiplier=0.0)
   )
@@ -554,7 +555,7 @@ def test_a_cohort_that_breaks_the_contract_is_not_used(tmp_path):
       ledger=_ledger(),
     )
   assert process.rounds[-1] == 7
-  # The rounds before are saved, though no checkpoint was due.
+  # Earlier rounds are saved, though no checkpoint was due.
   assert _last_weights(tmp_path)[0] == 'round_000007.npz'
   assert _rows(tmp_path)[-1]['round_num'] == '7'
 

@@ -1,4 +1,4 @@
-"""More rounds for a run than it was begun for."""
+"""More rounds than a run was planned for."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def _folder_of(tmp_path, **options):
     ({'server_learning_rate_schedule': 'linear'}, 'schedule=linear'),
   ],
 )
-def test_what_was_planned_for_the_rounds_forbids_more(
-  tmp_path, options, reason
-):
+def test_parts_planned_for_the_rounds_forbid_more(tmp_path, options, reason):
   folder = _folder_of(tmp_path, **options)
   longer = tiny.tiny_config(total_rounds=40, **options)
   planned = checks.planned_for_rounds(longer)

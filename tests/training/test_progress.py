@@ -1,4 +1,4 @@
-"""Tests of the progress line: exact text under a clock made by hand."""
+"""Tests of the progress line: its exact text, with a fake clock."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_terminal_is_not_rewritten_more_often_than_asked(clock, monkeypatch):
     1000, stream=stream, min_interval_secs=1.0, clock=clock
   ) as shown:
     _rounds(shown, clock, range(1, 1001), secs=0.125)
-  # 1, 9, 17, ..., 993, last; and once more when it ends.
+  # Rounds 1, 9, 17, ..., 993, the last one, and once more at the end.
   assert stream.getvalue().count('\r') == 127
   assert _screen(stream.getvalue())[0].startswith('round 1000/1000 ')
 

@@ -1,4 +1,4 @@
-"""Runs that train adapters: what is sent, kept, merged and started from."""
+"""Runs that train adapters: sent, stored, merged and started from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _adapter_config(root, kind):
 
 @pytest.fixture(name='root', scope='module')
 def _root(tmp_path_factory):
-  """A run, and one of each kind of adapters that starts from it."""
+  """Returns a run, and a run of each kind of adapter that starts from it."""
   root = tmp_path_factory.mktemp('runs')
   experiment.run(_config(_BASE), str(root))
   for kind in _KINDS:
@@ -66,7 +66,7 @@ def test_sends_the_factors_alone(root):
   sent = {
     k: float(_columns(root / k, 'bytes_up_per_client')[-1]) for k in _KINDS
   }
-  # Four projections [8, 8], of which A is [8, 2] and B [2, 8], in float32.
+  # Four projections [8, 8], with A [8, 2] and B [2, 8], in float32.
   assert sent == {'lora': 4 * 32 * 4, 'ffa_lora': 4 * 16 * 4}
 
 
@@ -85,7 +85,7 @@ def test_starts_from_a_model_and_is_merged_when_loaded(root, kind):
   ]
   assert len(changed) == 4
   assert all('attention' in n and n.endswith('kernel:0') for n in changed)
-  # What the run itself has measured is what the merged model gives.
+  # The merged model gives the run's own measurement.
   x = np.array([[21, 1, 2, 3, 4, 5]], np.int32)
   assert np.isfinite(trained.model(x).numpy()).all()
 

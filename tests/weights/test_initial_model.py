@@ -61,7 +61,7 @@ def _source(tmp_path_factory):
 
 
 _CLASSIFIERS = ('albert', 'bert', 'distilbert', 'transformer_classifier')
-# The others take the same ways, but as long again.
+# The others take the same paths, and as much time.
 _FAST = ('si_cifg', 'transformer')
 
 
@@ -73,7 +73,7 @@ _FAST = ('si_cifg', 'transformer')
     if name not in _CLASSIFIERS
   ],
 )
-def test_names_stand_in_the_order_of_functional_models(name):
+def test_names_have_the_order_of_functional_models(name):
   settings = _config(model=_small_model(name))
   task = experiment.build_task(settings)
 
@@ -111,7 +111,7 @@ def test_begins_as_the_other_ended_and_says_so(source, tmp_path):
   facts = facts['initial_model']
   assert facts['path'] == str(folder)
   assert facts['file'] == str(folder / 'checkpoints' / 'round_000001.npz')
-  # The digest is of the weights, not of how a file holds them.
+  # The digest is of the weights, not of the file.
   loaded = initial_model.load(str(folder), experiment.build_model)
   assert facts['sha256'] == loaded.sha256()
   changed = {
@@ -129,7 +129,7 @@ def test_resumes_from_its_own_checkpoint(source, tmp_path):
   settings = _config(initial_model=str(copy))
   first = experiment.run(settings, str(tmp_path))
   shutil.rmtree(copy)
-  # The same but for the number of rounds, which a stopped run would have had.
+  # Like an interrupted run, except for the number of rounds.
   settings = dataclasses.replace(settings, total_rounds=2)
   (tmp_path / 'x' / 'config.json').write_text(settings.to_json())
   second = experiment.run(settings, str(tmp_path))
@@ -159,7 +159,7 @@ def test_a_checkpoint_and_files_of_keras_give_the_same(source, tmp_path):
   )
   paths = [checkpoint, *sorted(tmp_path.iterdir())]
   model.save_weights(tmp_path / 'places.weights.h5')
-  # With the state of an optimizer and of metrics, which are no weights.
+  # With the state of an optimizer and of metrics, which are not weights.
   model.compile('adam', 'mse', metrics=['mae'])
   ids = np.ones([1, 3], np.int32)
   model.fit(ids, np.zeros([1, 3, 24]), verbose=0)
@@ -167,7 +167,7 @@ def test_a_checkpoint_and_files_of_keras_give_the_same(source, tmp_path):
   model.save_weights(tmp_path / 'trained.weights.h5')
   model.save_weights(str(tmp_path / 'tf' / 'named'))
   tf.keras.models.save_model(model, tmp_path / 'saved')
-  # The content tells the format, not the name.
+  # The content determines the format, not the name.
   os.link(tmp_path / 'whole.keras', tmp_path / 'of_keras')
   os.link(tmp_path / 'whole.h5', tmp_path / 'of_keras.npz')
   paths += [
@@ -266,7 +266,7 @@ def test_another_vocabulary_is_refused_with_the_difference(source):
   message = _refused(initial_model=path, task=other)
   assert 'words differ' in message
   assert 'embedding/embeddings' in message
-  # Of the same size, or not, if all that depends on it is left out.
+  # Vocabularies of equal size, or of another if dependent weights are left out.
   message = _refused(
     initial_model=path, task=other, reinitialized_variables='recurrent'
   )
@@ -305,7 +305,7 @@ def test_reinitialized_variables_need_an_initial_model_and_names(source):
 
 @pytest.fixture(name='frozen', scope='module')
 def _frozen(tmp_path_factory, source):
-  """The folder of a run of which the embedding and a kernel are frozen."""
+  """The folder of a run whose embedding and a kernel are frozen."""
   root = tmp_path_factory.mktemp('frozen')
   settings = _config(
     'frozen',
@@ -360,7 +360,7 @@ def test_frozen_variables_are_evaluated_predicted_with_and_exported(
     logits[:2],
     atol=1e-5,
   )
-  # As it ends it can begin another run, one in which all is trained.
+  # Another run that trains all variables can start from its end.
   again = experiment.build(_config(initial_model=str(folder)))
   weights = again.process.get_model_weights(again.process.initialize())
   assert not weights.non_trainable
@@ -414,9 +414,9 @@ def test_frozen_variables_have_no_gradient_in_a_clients_step(
     assert sum(v.shape == shape for v in variables.values()) == 1
     parts = functional.initial_weights
     assert len(parts[1]) == (transform != 'none')
-    # Five times six places, which is no size of a weight.
+    # Five times six positions, which is not the size of a weight.
     ids = task.validation.sample_examples(5, seed=0)
-    # Functions are then written out, so that what is not used shows.
+    # Inlining functions shows the operations that are not used.
     tf.config.run_functions_eagerly(True)
     try:
       with tf.Graph().as_default() as graph:
@@ -453,7 +453,7 @@ def test_frozen_variables_have_no_gradient_in_a_clients_step(
   assert len(part_trained) < len(all_trained)
 
 
-def test_freezing_what_is_not_there_is_refused():
+def test_freezing_missing_variables_is_refused():
   message = _refused(transform='freeze:variables=nothing')
   assert message.startswith('--transform=freeze:variables=nothing: ')
   assert 'embedding/embeddings' in message

@@ -1,4 +1,4 @@
-"""What of a docstring counts as English prose."""
+"""The parts of a docstring that count as English prose."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_the_running_installation_is_found():
   modules = {source.module for source in sources}
   assert {'json.decoder', 'numpy.linalg', 'pytest', 'tqdm.std'} <= modules
   assert not any('site-packages' in module for module in modules)
-  # Copies come after everything that is no copy.
+  # Copies come after all originals.
   order = [s.module for s in sources]
   assert order.index('pip._vendor.idna') > order.index('zipfile')
 
