@@ -63,6 +63,12 @@ class Cohort(collections.abc.Sequence):
       return [self[i] for i in range(*position.indices(len(self)))]
     return self._clients.client_batches(position, batch_size=self._batch_size)
 
+  def stack(self, position: int) -> Any:
+    """Returns a client's batches as arrays; see `training.sampling.Cohort`."""
+    return self._clients.stacked_batches(position, batch_size=self._batch_size)[
+      1
+    ]
+
 
 def set_runtime(name: str, **options: Any) -> Any:
   """Sets the runtime of all processes that `build` will build.

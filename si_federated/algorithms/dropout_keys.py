@@ -56,6 +56,28 @@ def add_keys(
   return batches.enumerate().map(add)
 
 
+def add_keys_to_stack(
+  ids: np.ndarray, number: int, *, word: int, client: int
+) -> np.ndarray:
+  """Adds the keys to a client's stacked batches, as `add_keys` does.
+
+  Args:
+    ids: `[S, b, T]` int32.
+    number: The number of examples; those after it are padding.
+    word: The round's; see `round_word`.
+    client: The client's number.
+
+  Returns:
+    `[S, b, T + 3]`, with zeros in rows of padding.
+  """
+  steps, rows, _ = ids.shape
+  keys = np.zeros([steps, rows, _WORDS], np.int32)
+  keys[..., :2] = word, client
+  keys[..., 2] = np.arange(steps)[:, np.newaxis]
+  keys.reshape([-1, _WORDS])[number:] = 0
+  return np.concatenate([ids, keys], axis=-1)
+
+
 def split(x: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor | None]:
   """Splits ids from the keys that `add_keys` has added.
 

@@ -68,20 +68,32 @@ class Experiment:
       seed=settings.client_seed, round_num=round_num
     )
 
+    options: dict[str, Any] = {
+      'batch_size': settings.client_batch_size,
+      'epochs': settings.client_epochs_per_round,
+      'max_elements': settings.max_elements_per_client,
+      'seed': seed,
+    }
+
     def client_dataset(index: int) -> Any:
-      batches = train.client_batches(
-        index,
-        batch_size=settings.client_batch_size,
-        epochs=settings.client_epochs_per_round,
-        max_elements=settings.max_elements_per_client,
-        seed=seed,
-      )
+      batches = train.client_batches(index, **options)
       if self.draws_from_keys:
         batches = dropout_keys.add_keys(batches, word=word, client=index)
       if not self.takes_client_numbers:
         return batches
       return partial_training.client_datum(batches, index)
 
+    def client_stack(index: int) -> list[np.ndarray]:
+      number, (ids, labels) = train.stacked_batches(index, **options)
+      if self.draws_from_keys:
+        ids = dropout_keys.add_keys_to_stack(
+          ids, number, word=word, client=index
+        )
+      return [ids, labels]
+
     return sampling.Cohort(
-      self.schedule.cohort(round_num), client_dataset, train.client_id
+      self.schedule.cohort(round_num),
+      client_dataset,
+      train.client_id,
+      None if self.takes_client_numbers else client_stack,
     )

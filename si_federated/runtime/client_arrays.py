@@ -33,6 +33,31 @@ class Stack:
   components: list[np.ndarray]
 
 
+def stack_of(
+  components: Sequence[np.ndarray], sequence_type: tff.SequenceType
+) -> Stack:
+  """Checks the components of a client's elements, given as arrays.
+
+  Args:
+    components: See `Stack`.
+    sequence_type: The type of the client's data.
+
+  Raises:
+    TypeError: If they are of another type.
+  """
+  specs = values.component_specs(sequence_type)
+  if len(components) != len(specs) or not all(
+    spec.dtype == part.dtype and spec.shape.is_compatible_with(part.shape[1:])
+    for spec, part in zip(specs, components)
+  ):
+    found = ', '.join(f'{part.dtype}{part.shape}' for part in components)
+    raise TypeError(
+      f'stacked elements of type {sequence_type.element} are expected, not '
+      f'arrays {found}.'
+    )
+  return Stack(len(components[0]), list(components))
+
+
 class Reader:
   """Reads clients' data into arrays.
 

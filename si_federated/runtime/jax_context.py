@@ -65,6 +65,26 @@ class Cohort(NamedTuple):
     )
 
 
+def _read(
+  programs: jax_programs.ClientPrograms,
+  clients: Sequence[Any],
+  position: int,
+  broadcast: values.Tensors,
+) -> tuple[list[client_arrays.Stack], list[np.ndarray]]:
+  """Returns a client's sequences, and its other values."""
+  client_type = programs.client_type
+  if programs.draw is None and isinstance(client_type, tff.SequenceType):
+    # Cohorts may have arrays at hand; see `training.sampling.Cohort`.
+    components = getattr(clients, 'stack', lambda _: None)(position)
+    if components is not None:
+      return [client_arrays.stack_of(components, client_type)], []
+  flat = values.flatten(clients[position], client_type)
+  stacks, others = programs.reader.read(flat)
+  if programs.draw is not None:
+    others += [tensor.numpy() for tensor in programs.draw(*flat, *broadcast)]
+  return stacks, others
+
+
 class JaxContext(context_base.SyncContext):
   """A TFF execution context whose clients run as one JAX program."""
 
@@ -188,11 +208,7 @@ class JaxContext(context_base.SyncContext):
     tensors: list[list[np.ndarray]] = []
     for position in range(len(clients)):
       try:
-        flat = values.flatten(clients[position], part.client_type)
-        stacks, others = programs.reader.read(flat)
-        if programs.draw is not None:
-          drawn = programs.draw(*flat, *broadcast)
-          others += [tensor.numpy() for tensor in drawn]
+        stacks, others = _read(programs, clients, position, broadcast)
         data.append(stacks)
         tensors.append(others)
       except Exception as error:

@@ -45,6 +45,7 @@ class ClientPrograms:
     self._num_tensors = self._check_tensors(part.client_type)
     self.sequence_types = self._work.sequence_types
     self.draw = self._work.draw
+    self.client_type = part.client_type
     self.reader = client_arrays.Reader(part.client_type)
     self.num_accumulators = sum(
       1 for _ in tensorflow_function.leaf_types(zero.type_signature.result)

@@ -130,6 +130,45 @@ class Population(Protocol):
     )
     return in_batches(self.split(rows), batch_size)
 
+  def stacked_batches(
+    self,
+    index: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_elements: int | None = None,
+    seed: int | Sequence[int] | None = None,
+  ) -> tuple[int, list[np.ndarray]]:
+    """Returns what `client_batches` does as arrays, without a dataset.
+
+    Args:
+      index: The client.
+      batch_size: See `client_batches`.
+      epochs: See `training_examples`.
+      max_elements: See `training_examples`.
+      seed: See `training_examples`.
+
+    Returns:
+      The number of examples in all batches, then inputs `[S, b, T]` and labels
+      `[S, b, T]` or `[S, b]`, int32. Examples that the last batch lacks are
+      zeros.
+
+    Raises:
+      ValueError: If a number is out of range.
+    """
+    check_at_least_one('batch_size', batch_size)
+    rows = self.training_examples(
+      index, epochs=epochs, max_elements=max_elements, seed=seed
+    )
+    size = min(batch_size, len(rows))
+    steps = -(-len(rows) // size) if size else 0
+    stacks = []
+    for part in self.split(rows):
+      filled = np.zeros([steps * size, *part.shape[1:]], part.dtype)
+      filled[: len(part)] = part
+      stacks.append(filled.reshape([steps, size, *part.shape[1:]]))
+    return len(rows), stacks
+
 
 @dataclasses.dataclass(frozen=True)
 class ClientPopulation(Population):

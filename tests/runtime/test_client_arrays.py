@@ -7,7 +7,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from si_federated import experiment
 from si_federated.runtime import client_arrays, values
+from si_federated.tasks import populations, token_arrays
+from tests import tiny
 
 _BATCHES = tff.SequenceType(tff.TensorType(np.float32, [None]))
 _CLIENT = tff.to_type((_BATCHES, np.int32))
@@ -55,6 +58,56 @@ def test_batches_are_not_fetched_one_by_one(monkeypatch):
 def test_a_dataset_without_an_end_is_refused():
   with pytest.raises(ValueError, match=r'infinite.*take\(\)'):
     _read(_numbers(3).batch(2).repeat())
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {},
+    {
+      'model': 'cifg:units=8,embedding_size=4,dropout=0.5',
+      'client_batch_size': 4,
+      'client_epochs_per_round': 2,
+      'max_elements_per_client': 7,
+    },
+  ],
+)
+def test_stacks_of_a_cohort_are_its_datasets(options):
+  built = experiment.build(tiny.tiny_config(clients_per_round=4, **options))
+  cohort = built.sample_cohort(2)
+  assert built.draws_from_keys == bool(options)
+  element = tff.types.tensorflow_to_type(cohort[0].element_spec)
+  sequence_type = tff.SequenceType(element)
+  reader = client_arrays.Reader(sequence_type)
+  sizes = set()
+  for position in range(len(cohort)):
+    (expected,), _ = reader.read(
+      values.flatten(cohort[position], sequence_type)
+    )
+    components = cohort.stack(position)
+    assert components is not None
+    sizes.add(len(components[0]))
+    stack = client_arrays.stack_of(components, sequence_type)
+    assert stack.size == expected.size
+    for one, other in zip(stack.components, expected.components):
+      assert one.dtype == other.dtype
+      np.testing.assert_array_equal(one, other)
+  assert not options or 2 in sizes
+
+
+def test_stacks_of_labels_have_one_axis_less():
+  class Labelled(populations.ClientPopulation):
+    def split(self, rows):
+      return rows[:, :-1], rows[:, -1]
+
+  sentences = [[number, number + 1] for number in range(5)]
+  arrays = token_arrays.TokenArrays.from_clients({'a': sentences})
+  population = Labelled(arrays, num_words=9, sequence_length=2)
+  number, (ids, labels) = population.stacked_batches(0, batch_size=2)
+  assert number == 5 and ids.shape == (3, 2, 2)
+  # Ids are ranks plus one; 11 begins a sentence.
+  np.testing.assert_array_equal(labels, [[2, 3], [4, 5], [6, 0]])
+  np.testing.assert_array_equal(ids[2], [[11, 5], [0, 0]])
 
 
 def test_groups_of_one_shape():

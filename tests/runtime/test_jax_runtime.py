@@ -15,6 +15,7 @@ import tensorflow_federated as tff
 
 from si_federated import config, experiment, layers, runtime
 from si_federated.runtime import jax_process, jax_programs, jax_worker
+from si_federated.training import sampling
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -121,6 +122,26 @@ def test_a_clients_nan_stays_with_it():
   bad = [good[0], [[np.nan, 1.0]], good[1]]
   _, total = next_round(0.5, [_dataset(*rows) for rows in bad])
   np.testing.assert_array_equal(total, expected)
+
+
+def test_cohorts_that_have_arrays_make_no_datasets():
+  def cohort(width):
+    return sampling.Cohort(
+      [3, 5],
+      lambda _: pytest.fail('A dataset was made.'),
+      lambda index: f'name{index}',
+      lambda index: [np.full([index, width], 0.5, np.float32)],
+    )
+
+  runtime.set_jax_context()
+  next_round = _sums(_by_reduction, _PAIRS)
+  _, total = next_round(0.5, cohort(2))
+  expected = _expected(0.5, [np.full([n, 2], 0.5) for n in (3, 5)])
+  np.testing.assert_allclose(total, expected, rtol=1e-6)
+  with pytest.raises(
+    runtime.ClientError, match=r"'name3'.*type float32\[2\] .*float32\(3, 3\)"
+  ):
+    next_round(0.5, cohort(3))
 
 
 def test_components_keep_their_names():
