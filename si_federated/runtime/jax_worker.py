@@ -66,18 +66,22 @@ def receive(stream):
   for dtype, shape in message.pop('arrays'):
     array: Any = np.empty(shape, np.dtype(dtype))
     if array.size:
-      array.reshape([-1]).view(np.uint8)[:] = np.frombuffer(
-        _read(stream, array.nbytes), np.uint8
-      )
+      # Straight into the array: weights are large.
+      size = stream.readinto(array.reshape([-1]).view(np.uint8).data)
+      _check_size(size, array.nbytes)
     arrays.append(array)
   return message, arrays
 
 
 def _read(stream, size):
   data = stream.read(size)
-  if len(data) < size:
-    raise EOFError('The stream has ended.')
+  _check_size(len(data), size)
   return data
+
+
+def _check_size(size, expected):
+  if size < expected:
+    raise EOFError('The stream has ended.')
 
 
 def pack(exported):
