@@ -9,6 +9,15 @@ privacy loss is large and weighted accordingly, which resolves a small delta by
 fewer of them. Their weights are bounded, so that Chernoff's bound with the
 Kullback-Leibler divergence, which is an upper bound of the mean with the stated
 confidence, holds for any number of samples.
+
+That a client whose updates are one unit vector costs most, if C has no negative
+entry, follows from Kahane's inequality (1986): the mean of a convex function of
+the likelihood ratio, a sum of weights times e^(<m, z> - |m|^2 / 2) over means
+m, grows with each inner product of two of them, and so do both directions of
+delta. Those are sums of products of entries of C and inner products of updates,
+at most 1. Updates may depend on earlier releases: row by row, from the last
+one, the conditional mean is a convex function of the terms of the sum, of which
+the mixed second derivatives are not negative, as the inequality asks.
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ import math
 from typing import Protocol
 
 import numpy as np
+from scipy import special
 
 # Of one figure, and of a few tries of a calibration together.
 CONFIDENCE = 0.999
@@ -27,6 +37,8 @@ _SEED = 2410_06266
 # Of numbers drawn at once, and of all for a figure.
 _CHUNK, _WORK = 2**18, 2**25
 _MOST_SAMPLES, _LEAST_SAMPLES = 2**19, 2**16
+# Of an extrapolated tail, the probability where it begins.
+_WIDE_TAIL = 0.3
 # Candidates for how far sampling is shifted, in standard deviations.
 _SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -73,27 +85,42 @@ class GaussianMixture:
     """The time that a sample takes, in numbers drawn."""
     return self.width
 
-  def directions(self) -> tuple[Direction, Direction]:
-    """Returns how to sample, for a client that is removed, and one added."""
-    return _Removed(self), _Added(self)
+  def directions(self) -> tuple[tuple[Direction, ...], ...]:
+    """Returns ways to sample, for a client that is removed, and one added."""
+    return (_Removed(self),), (_Added(self),)
 
 
 class Direction(Protocol):
   """Samples the privacy loss of one distribution against another.
 
   `tilt` is how far sampling is shifted towards large losses, t below; `shift`
-  the same in standard deviations.
+  the same in standard deviations, or another label.
+
+  Attributes:
+    shifts: Those to try.
+    limit: What bounds the mean: `'range'`, the most of a sample's value, or
+      `'square'`, the most that the mean of its square can be. `'tail'`: losses
+      are minus a convex function of Gaussians; they are sampled without tilt,
+      and shifts are probabilities of tails.
   """
+
+  shifts: tuple[float, ...]
+  limit: str
 
   def tilt(self, shift: float) -> float:
     """Returns the tilt of a shift."""
 
-  def log_range(self, tilt: float, epsilon: float) -> float:
-    """Returns the logarithm of the most of weight times e^(t loss).
+  def log_limit(self, tilt: float, epsilon: float) -> float:
+    """Returns the logarithm of the limit.
 
     Args:
       tilt: t.
       epsilon: The loss is at least that.
+
+    Returns:
+      For `'range'`, of the most of weight times e^(t loss); for `'square'`, of
+      the most that the mean square of weight times (1 - e^(epsilon - loss))+
+      can be, which decreases in epsilon.
     """
 
   def sample(
@@ -117,8 +144,8 @@ class Mixture(Protocol):
   def work(self) -> int:
     """The time that a sample takes, in numbers drawn."""
 
-  def directions(self) -> tuple[Direction, Direction]:
-    """Returns how to sample, for a client that is removed, and one added."""
+  def directions(self) -> tuple[tuple[Direction, ...], ...]:
+    """Returns ways to sample, for a client that is removed, and one added."""
 
 
 class Sampled:
@@ -137,6 +164,7 @@ class Sampled:
     self.mixture = mixture
     self._directions = mixture.directions()
     self._count = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work))
+    # Of each direction and shift, one from pilot samples, and one from others.
     self._bounds: dict[tuple, _Bound] = {}
 
   def epsilon(self, delta: float) -> float:
@@ -146,7 +174,7 @@ class Sampled:
       delta: In (0, 1).
     """
     found = [
-      self._bound(index, self._shift(index, delta)).epsilon(delta)
+      self._bound(*self._choice(index, delta)).epsilon(delta)
       for index in range(2)
     ]
     return max(found)
@@ -160,7 +188,7 @@ class Sampled:
       delta: In (0, 1).
     """
     found = [
-      self._bound(index, self._shift(index, delta), pilot=True).epsilon(
+      self._bound(*self._choice(index, delta), pilot=True).epsilon(
         delta, count=self._count
       )
       for index in range(2)
@@ -179,29 +207,38 @@ class Sampled:
     failure = _FAILURE / len(epsilons)
     deltas = np.zeros(len(epsilons))
     for index in range(2):
-      bound = self._bound(index, self._shift(index, 1e-3))
+      bound = self._bound(*self._choice(index, 1e-3))
       part = [bound.delta(epsilon, failure) for epsilon in epsilons]
       deltas = np.maximum(deltas, part)
     return np.minimum(deltas, 1.0)
 
-  def _shift(self, index, delta):
-    # The shift is chosen by samples of its own: the bound's are independent.
-    # By their bound, not their mean, which is too small if shifted too far.
+  def _choice(self, index, delta):
+    # They are chosen by samples of their own: the bound's are independent. By
+    # their bound, not their mean, which is too small if shifted too far.
     return min(
-      _SHIFTS,
-      key=lambda shift: self._bound(index, shift, pilot=True).epsilon(delta),
+      (
+        (direction, shift)
+        for direction in self._directions[index]
+        for shift in direction.shifts
+      ),
+      key=lambda choice: self._bound(*choice, pilot=True).epsilon(delta),
     )
 
-  def _bound(self, index, shift, *, pilot=False):
-    if (index, shift, pilot) not in self._bounds:
-      self._bounds[index, shift, pilot] = _Bound(
-        self._directions[index],
+  def _bound(self, direction, shift, *, pilot=False):
+    if (direction, shift, pilot) not in self._bounds:
+      anchors = None
+      if direction.limit == 'tail' and not pilot:
+        found = self._bound(direction, shift, pilot=True).anchors
+        anchors = found or (math.inf, math.inf)
+      self._bounds[direction, shift, pilot] = _Bound(
+        direction,
         shift,
         max(1, _CHUNK // self.mixture.width),
         self._count // 16 if pilot else self._count,
         stream=int(pilot),
+        anchors=anchors,
       )
-    return self._bounds[index, shift, pilot]
+    return self._bounds[direction, shift, pilot]
 
 
 class _Removed:
@@ -213,6 +250,9 @@ class _Removed:
   the others gives a factor (1 - r)^t (1 - r e^-loss)^-(1 + t).
   """
 
+  shifts = _SHIFTS
+  limit = 'range'
+
   def __init__(self, mixture):
     self._mixture = mixture
     self._log_weights, self._factor, self._rest = _prepared(mixture)
@@ -221,7 +261,7 @@ class _Removed:
   def tilt(self, shift):
     return shift / math.sqrt(self._mixture.most)
 
-  def log_range(self, tilt, epsilon):
+  def log_limit(self, tilt, epsilon):
     factor = 0.0
     if 0 < self._rest < 1:
       factor = tilt * math.log1p(-self._rest)
@@ -265,7 +305,7 @@ class _Added(_Removed):
   def tilt(self, shift):
     return shift / math.sqrt(self._norm)
 
-  def log_range(self, tilt, epsilon):
+  def log_limit(self, tilt, epsilon):
     del epsilon
     return tilt * self._mean / 2 + tilt**2 * self._norm / 2
 
@@ -280,7 +320,7 @@ class _Added(_Removed):
 class _Bound:
   """Bounds delta, and so epsilon, by samples of one shift."""
 
-  def __init__(self, direction, shift, size, drawn, stream):
+  def __init__(self, direction, shift, size, drawn, stream, anchors=None):
     """Initializes the bound.
 
     Args:
@@ -289,10 +329,13 @@ class _Bound:
       size: The number of samples to draw at once.
       drawn: The number of samples.
       stream: Different ones are independent.
+      anchors: Two losses, of which the tail is drawn further, from a bound of
+        another stream; None takes them from this bound.
     """
     self._drawn = drawn
+    self._limit = direction.limit
     self._tilt = tilt = direction.tilt(shift)
-    self._log_range = functools.partial(direction.log_range, tilt)
+    self._log_limit = functools.partial(direction.log_limit, tilt)
     generator = np.random.default_rng([_SEED, stream])
     parts = [
       direction.sample(generator, min(size, drawn - start), tilt)
@@ -308,6 +351,11 @@ class _Bound:
     weights = np.exp(log_weights - self._scale)
     self._weights = np.cumsum(weights)
     self._offsets = np.cumsum(weights * np.exp(self._falling))
+    self.anchors = anchors
+    if direction.limit == 'tail' and anchors is None:
+      places = [int(part * drawn) for part in (shift, _WIDE_TAIL)]
+      if places[-1] < len(order):
+        self.anchors = tuple(-self._falling[places])
 
   def delta(self, epsilon, failure=_FAILURE, count=None):
     """Returns the upper bound of delta at epsilon.
@@ -317,19 +365,58 @@ class _Bound:
       failure: The probability that the bound does not hold.
       count: Bounds as if the mean were of so many samples, for an estimate.
     """
+    count = count or self._drawn
+    # Half of it for each direction.
+    limit = math.log(2 / failure) / count
+    if self._limit == 'tail':
+      return self._tail(epsilon, limit + math.log(3) / count)
+    if self._limit == 'square':
+      mean = self._mean(epsilon) * math.exp(min(self._scale, 700.0))
+      spread = math.exp(min(self._log_limit(epsilon), 700.0))
+      return mean + math.sqrt(2 * spread * limit)
     tilt = self._tilt
     # The largest value of a sample: of (1 - e^(epsilon - loss)) e^(-t loss).
-    log_most = self._log_range(epsilon) - tilt * epsilon - math.log1p(tilt)
+    log_most = self._log_limit(epsilon) - tilt * epsilon - math.log1p(tilt)
     if tilt:
       log_most += tilt * math.log(tilt / (1 + tilt))
-    mean = 0.0
-    if above := int(np.searchsorted(self._falling, -epsilon)):
-      total = self._weights[above - 1]
-      total -= math.exp(epsilon) * self._offsets[above - 1]
-      mean = max(float(total), 0.0) / self._drawn
+    mean = self._mean(epsilon)
+    if mean:
       mean *= math.exp(min(self._scale - log_most, 700.0))
-    bound = _kl_upper(mean, math.log(2 / failure) / (count or self._drawn))
-    return math.exp(min(log_most, 700.0)) * bound
+    return math.exp(min(log_most, 700.0)) * _kl_upper(mean, limit)
+
+  def _mean(self, epsilon):
+    """Returns the mean of samples, relative to the largest weight."""
+    above = int(np.searchsorted(self._falling, -epsilon))
+    if not above:
+      return 0.0
+    total = self._weights[above - 1]
+    total -= math.exp(epsilon) * self._offsets[above - 1]
+    return max(float(total), 0.0) / self._drawn
+
+  def _tail(self, epsilon, limit):
+    """Bounds delta where losses are minus a convex function of Gaussians.
+
+    By Ehrhard's inequality, the normal quantile of the probability of a loss of
+    at least x is then a concave function of -x, so that beyond two anchors it
+    lies below the line through them. delta is the integral of e^(epsilon - x)
+    times that probability: of a line, that of a Gaussian.
+    """
+    far, near = self.anchors or (math.inf, math.inf)
+    if epsilon < far:
+      return _kl_upper(self._mean(epsilon), limit)
+    parts = [
+      np.searchsorted(self._falling, -anchor, side='right') / self._drawn
+      for anchor in (far, near)
+    ]
+    high = float(special.ndtri(_kl_upper(parts[0], limit)))
+    low = float(special.ndtri(1 - _kl_upper(1 - parts[1], limit)))
+    if low <= high or far <= near:
+      return 1.0
+    slope = (low - high) / (far - near)
+    start = slope * (epsilon - far) - high
+    log_rest = 1 / (2 * slope**2) + start / slope
+    log_rest += float(special.log_ndtr(-start - 1 / slope))
+    return max(float(special.ndtr(-start)) - math.exp(log_rest), 0.0)
 
   def epsilon(self, delta, count=None):
     """Returns the least epsilon whose bound is at most delta."""

@@ -20,7 +20,10 @@ import math
 
 import numpy as np
 
-from si_federated.privacy import schedules, sensitivity
+from si_federated.privacy import monte_carlo, schedules, sensitivity
+
+# Rounds times squared separation, for which pairs of sets are followed.
+_MOST_PAIRS = 10**7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,9 +84,17 @@ class SeparatedMixture:
     """The time that a sample takes, in numbers drawn."""
     return 8 * self.width
 
-  def directions(self) -> tuple[_Removed, _Added]:
-    """Returns how to sample, for a client that is removed, and one added."""
-    return _Removed(self), _Added(self)
+  def directions(self) -> tuple[tuple[monte_carlo.Direction, ...], ...]:
+    """Returns ways to sample, for a client that is removed, and one added."""
+    removed: tuple[monte_carlo.Direction, ...] = (_Longer(self),)
+    if len(self.squares) * self.amplification.groups**2 <= _MOST_PAIRS:
+      removed += (_Shifted(self),)
+    return removed, (_Added(self),)
+
+  @functools.cached_property
+  def gram(self) -> np.ndarray:
+    """The inner products of the columns, shape `[n, n]`."""
+    return self.products(self.columns)
 
   @functools.cached_property
   def _blocks(self) -> list[tuple[slice, slice, np.ndarray]]:
@@ -111,6 +122,33 @@ class SeparatedMixture:
     for own, rows, part in self._blocks:
       found[own] = part.T @ release[rows]
     return found
+
+  def noisy(
+    self,
+    generator: np.random.Generator,
+    sets: np.ndarray,
+    length: float,
+    shift: float = 0.0,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns releases, in the directions of the means.
+
+    Args:
+      generator: Draws the noise.
+      sets: 1 for each round of a set, else 0, shape `[n, count]`.
+      length: The factor of the means.
+      shift: The factor of the sum of all columns that is added.
+
+    Returns:
+      The inner products of release and columns, shape `[n, count]`, and those
+      of release and the mean of `before`, shape `[count]`.
+    """
+    release = generator.standard_normal(sets.shape)
+    if length or shift:
+      release += self.release(length * sets + shift)
+    size = math.sqrt(self.before)
+    known = generator.standard_normal(sets.shape[1])
+    known += (length + shift / self.rate) * size
+    return self.products(release), size * known
 
   def suffixes(self, scores: np.ndarray) -> np.ndarray:
     """Returns the logarithms of the means over the sets from each round on.
@@ -149,6 +187,46 @@ class SeparatedMixture:
       found + _log(self.amplification.first_available)[:, None], axis=0
     )
 
+  def log_pairs(self, order: float, tilts: np.ndarray) -> float:
+    """Returns the logarithm of a mean over two independent sets.
+
+    Of e^(order <m_1, m_2> + the tilts of both), by a recursion over rounds and
+    the rounds since each set's newest one, whose columns alone can have a row
+    in common with those of the other.
+
+    Args:
+      order: Not negative.
+      tilts: Of each round, shape `[n]`; of a set, their sum.
+    """
+    pause, chance = self.amplification.groups, self.amplification.probability
+    first = self.amplification.first_available
+    # By the rounds since the newest one, 0 for more than the pause. Before the
+    # first round they are equally likely.
+    chances = np.outer(first, first)
+    ages = np.arange(1, pause)
+    new = min(1, pause - 1)
+    total = order * self.before
+    for t, tilt in enumerate(tilts):
+      near = np.where(ages <= t, self.gram[t, np.maximum(t - ages, 0)], 0.0)
+      both = order * self.gram[t, t] + 2 * tilt
+      one = np.concatenate([[0.0], order * near]) + tilt
+      top = max(both, float(one.max()), 0.0)
+      joins = chances[0] * chance * np.exp(one - top)
+      joins[0] *= 1 - chance
+      meets = float(chances[0, 0]) * chance**2 * math.exp(both - top)
+      chances *= math.exp(-top)
+      chances[0] *= 1 - chance
+      chances[:, 0] *= 1 - chance
+      chances = _aged(_aged(chances).T).T
+      joins = _aged(joins)
+      chances[new] += joins
+      chances[:, new] += joins
+      chances[new, new] += meets
+      scale = float(chances.sum())
+      chances /= scale
+      total += math.log(scale) + top
+    return total
+
   def draw(
     self, generator: np.random.Generator, count: int, tilts: np.ndarray
   ) -> np.ndarray:
@@ -178,13 +256,17 @@ class SeparatedMixture:
     return sets
 
 
-class _Removed:
+class _Longer:
   """Samples of P: the mean of (1 - e^(epsilon - loss))+ is delta.
 
   With means longer by a factor 1 + t, and weights of sets of e^(t square norm /
   2) times their own, whose sum is Z, the loss is larger. By Hölder's inequality
-  the weight of a sample is at most Z^(1 + t) e^(-t loss).
+  the weight of a sample is at most Z^(1 + t) e^(-t loss). For few rounds, or
+  little noise.
   """
+
+  shifts = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
+  limit = 'range'
 
   def __init__(self, mixture):
     self._mixture = mixture
@@ -192,7 +274,7 @@ class _Removed:
   def tilt(self, shift):
     return shift / math.sqrt(self._mixture.mean_square)
 
-  def log_range(self, tilt, epsilon):
+  def log_limit(self, tilt, epsilon):
     del epsilon
     return (1 + tilt) * self._log_total(tilt)
 
@@ -204,11 +286,7 @@ class _Removed:
   def sample(self, generator, count, tilt):
     mixture = self._mixture
     sets = mixture.draw(generator, count, tilt * mixture.squares / 2)
-    release = generator.standard_normal(sets.shape)
-    release += (1 + tilt) * mixture.release(sets)
-    products = mixture.products(release)
-    size = math.sqrt(mixture.before)
-    known = size * (generator.standard_normal(count) + (1 + tilt) * size)
+    products, known = mixture.noisy(generator, sets, 1 + tilt)
     half = mixture.squares[:, None] / 2
     loss = mixture.log_mean(products - half) + known - mixture.before / 2
     if not tilt:
@@ -221,39 +299,102 @@ class _Removed:
     return loss, loss - (longer - self._log_total(tilt))
 
 
-class _Added:
-  """Samples of Q; the loss is that of Q over P.
+class _Shifted:
+  """Samples of P, shifted by s times its mean g.
 
-  Samples are shifted by t times the mean of P, against it, as in
-  `monte_carlo`, with the same bound of their weight.
+  Sets have weights of e^(s <g, m_S>) times their own, whose sum is Z. Then the
+  weight of a sample is Z e^(s^2 |g|^2 / 2 - s <g, y>), which has no limit, but
+  the mean square of weight times (1 - e^(epsilon - loss))+ has: with (1 -
+  1/x)+^2 <= c x^k of x = e^(loss - epsilon), it is at most
+
+    Z e^(s^2 |g|^2 / 2) c e^(-k epsilon) E_P[e^(k loss - s <g, y>)],
+
+  and the last mean is that over k + 1 independent sets, of e^(s^2 |g|^2 / 2)
+  times a product of e^(<m_i, m_j>) over pairs and e^(-s <g, m_i>). By Finner's
+  inequality it is at most that of e^(k <m_1, m_2> - s <g, m_1 + m_2>) over two
+  sets, to the power of (k + 1) / 2. Shifts are k, of which s is half: the best
+  if the loss is nearly Gaussian, as for many rounds and much noise.
   """
+
+  shifts = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 17.0, 24.0)
+  limit = 'square'
 
   def __init__(self, mixture):
     self._mixture = mixture
-    whole = mixture.release(np.full((len(mixture.squares), 1), mixture.rate))
-    self._towards = whole
-    self._norm = float((whole**2).sum()) + mixture.before
+    rates = np.full(len(mixture.squares), mixture.rate)
+    # <g, c_t> of each round.
+    self._along = mixture.gram @ rates
+    self._square = float(self._along @ rates) + mixture.before
+    self._log_moments = functools.cache(self._log_moment)
 
   def tilt(self, shift):
-    return shift / math.sqrt(self._norm)
+    return shift / 2
 
-  def log_range(self, tilt, epsilon):
-    del epsilon
-    return tilt * self._mixture.mean_square / 2 + tilt**2 * self._norm / 2
+  def _log_total(self, tilt):
+    along = tilt * self._along[:, None]
+    found = float(self._mixture.log_mean(along.copy())[0])
+    return found + tilt * self._mixture.before
+
+  def _log_moment(self, tilt):
+    order = 2 * tilt
+    found = self._mixture.log_pairs(order, -tilt * self._along)
+    found -= 2 * tilt * self._mixture.before
+    found *= (order + 1) / 2
+    return found + self._log_total(tilt) + tilt**2 * self._square
+
+  def log_limit(self, tilt, epsilon):
+    order = 2 * tilt
+    most = 2 * math.log(2 / (order + 2)) + order * math.log(order / (order + 2))
+    return most - order * epsilon + self._log_moments(tilt)
 
   def sample(self, generator, count, tilt):
     mixture = self._mixture
-    release = generator.standard_normal((len(mixture.squares), count))
-    release -= tilt * self._towards
-    products = mixture.products(release)
-    size = math.sqrt(mixture.before)
-    known = size * (generator.standard_normal(count) - tilt * size)
-    log_weights = tilt * (mixture.rate * products.sum(axis=0) + known)
-    log_weights += tilt**2 * self._norm / 2
+    sets = mixture.draw(generator, count, tilt * self._along)
+    products, known = mixture.noisy(generator, sets, 1.0, mixture.rate * tilt)
+    log_weights = self._log_total(tilt) + tilt**2 * self._square / 2
+    log_weights = log_weights - tilt * (
+      mixture.rate * products.sum(axis=0) + known
+    )
     products -= mixture.squares[:, None] / 2
-    return -(
-      mixture.log_mean(products) + known - mixture.before / 2
-    ), log_weights
+    loss = mixture.log_mean(products) + known - mixture.before / 2
+    return loss, log_weights
+
+
+class _Added:
+  """Samples of Q; the loss is that of Q over P, minus a convex function."""
+
+  shifts = (0.001, 0.01, 0.1)
+  limit = 'tail'
+
+  def __init__(self, mixture):
+    self._mixture = mixture
+
+  def tilt(self, shift):
+    del shift
+    return 0.0
+
+  def log_limit(self, tilt, epsilon):
+    del tilt, epsilon
+    return 0.0
+
+  def sample(self, generator, count, tilt):
+    del tilt
+    mixture = self._mixture
+    sets = np.zeros((len(mixture.squares), count))
+    products, known = mixture.noisy(generator, sets, 0.0)
+    products -= mixture.squares[:, None] / 2
+    loss = mixture.before / 2 - known - mixture.log_mean(products)
+    return loss, np.zeros(count)
+
+
+def _aged(chances):
+  """Returns chances by age of one round later, without those that join."""
+  if len(chances) == 1:
+    return chances
+  found = np.zeros_like(chances)
+  found[0] = chances[0] + chances[-1]
+  found[2:] = chances[1:-1]
+  return found
 
 
 def _log(values):

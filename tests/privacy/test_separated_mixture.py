@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 
 import dp_accounting
@@ -9,6 +11,7 @@ from scipy import linalg, special
 
 from si_federated.privacy import (
   accounting,
+  gaussian,
   monte_carlo,
   participation,
   schedules,
@@ -72,7 +75,8 @@ _CASES = [
 ]
 
 
-def _mixture(column, separation, probability, rounds, noise=1.0, before=0.0):
+def _mixture(case, noise=1.0, before=0.0):
+  column, separation, probability, rounds = case
   column = np.pad(column, (0, 8))[:rounds]
   return separated_mixture.SeparatedMixture(
     linalg.toeplitz(column, np.zeros(rounds)) / noise,
@@ -83,7 +87,7 @@ def _mixture(column, separation, probability, rounds, noise=1.0, before=0.0):
 
 @pytest.mark.parametrize('case', _CASES)
 def test_likelihood_ratio_against_all_sets(case):
-  mixture = _mixture(*case)
+  mixture = _mixture(case)
   sets, chances = _sets(case[3], mixture.amplification)
   assert chances.sum() == pytest.approx(1)
   # The rate is the same in all rounds.
@@ -105,7 +109,7 @@ def test_likelihood_ratio_against_all_sets(case):
 
 @pytest.mark.parametrize('case', _CASES)
 def test_sets_are_drawn_as_weighted(case):
-  mixture = _mixture(*case)
+  mixture = _mixture(case)
   sets, chances = _sets(case[3], mixture.amplification)
   tilts = np.linspace(1.5, -0.5, case[3])
   drawn = mixture.draw(np.random.default_rng(2), 40_000, tilts)
@@ -121,8 +125,81 @@ def test_sets_are_drawn_as_weighted(case):
   assert (error < 5 * np.sqrt(40_000 * weights) + 5).all()
 
 
-def _sampled_epsilon(sets, chances, columns, delta):
-  """Epsilon by plain sampling of the explicit mixture, at a large delta."""
+@pytest.mark.parametrize('case', _CASES)
+def test_pairs_of_sets_against_all(case):
+  mixture = _mixture(case, noise=1.3, before=0.2)
+  sets, chances = _sets(case[3], mixture.amplification)
+  means = sets @ mixture.columns.T
+  tilts = np.linspace(-0.6, 0.5, case[3])
+  exponents = 3 * (means @ means.T + 0.2)
+  exponents += np.add.outer(sets @ tilts, sets @ tilts)
+  expected = math.log(chances @ np.exp(exponents) @ chances)
+  assert mixture.log_pairs(3, tilts) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize('case', _CASES[:4])
+def test_weights_of_samples_and_their_limits(case):
+  mixture = _mixture(case, noise=2.0, before=0.2)
+  epsilon = 0.2
+  seen = set()
+  for direction in itertools.chain(*mixture.directions()):
+    for shift in direction.shifts[:5]:
+      tilt = direction.tilt(shift)
+      loss, log_weights = direction.sample(
+        np.random.default_rng(3), 40_000, tilt
+      )
+      weights = np.exp(log_weights)
+      spread = weights.std() / 200
+      # What is shifted too far has weights that seldom are seen.
+      if spread < 0.05:
+        assert weights.mean() == pytest.approx(1, abs=5 * spread + 1e-9)
+      limit = direction.log_limit(tilt, epsilon)
+      seen.add(direction.limit)
+      if direction.limit == 'range':
+        assert (log_weights + tilt * loss).max() <= limit + 1e-9
+      elif direction.limit == 'square':
+        values = weights * np.maximum(-np.expm1(epsilon - loss), 0)
+        assert (values**2).mean() <= math.exp(limit)
+  assert seen == {'range', 'square', 'tail'}
+
+
+@dataclasses.dataclass
+class _OneWay:
+  """A mixture of which one direction and one way to sample counts."""
+
+  mixture: separated_mixture.SeparatedMixture
+  direction: monte_carlo.Direction
+  most = 1.0
+  work = 64
+  width = 64
+
+  def directions(self):
+    return ((self.direction,), (self.direction,))
+
+
+@pytest.mark.parametrize('case', [_CASES[1], _CASES[3]])
+def test_every_way_to_sample_bounds_epsilon(case):
+  mixture = _mixture(case, noise=2.0)
+  sets, chances = _sets(case[3], mixture.amplification)
+  delta = 0.003
+  exact = _sampled_epsilons(sets, chances, mixture.columns, delta)
+  for epsilon, ways in zip(exact, mixture.directions()):
+    for direction in ways:
+      found = monte_carlo.Sampled(_OneWay(mixture, direction)).epsilon(delta)
+      assert 0.98 * epsilon < found < 1.2 * epsilon, direction
+
+
+def test_a_gaussian_tail_is_drawn_further_exactly():
+  # A client that is always there: the loss is Gaussian in both directions.
+  mixture = _mixture((np.array([1.0]), 1, 1.0, 1), noise=2.0)
+  (_, (added,)) = mixture.directions()
+  found = monte_carlo.Sampled(_OneWay(mixture, added)).epsilon(1e-9)
+  exact = gaussian.gaussian_epsilon(2.0, 1e-9)
+  assert exact <= found < 1.05 * exact
+
+
+def _sampled_epsilons(sets, chances, columns, delta):
+  """Epsilons of removing and adding, by plain sampling of all sets."""
   means = sets @ columns.T
   squares = (means**2).sum(axis=1) / 2
   generator = np.random.default_rng(7)
@@ -143,7 +220,7 @@ def _sampled_epsilon(sets, chances, columns, delta):
       low, high = (middle, high) if mean > delta else (low, middle)
     return high
 
-  return max(least(ratio(with_client)), least(-ratio(noise)))
+  return least(ratio(with_client)), least(-ratio(noise))
 
 
 @pytest.mark.parametrize('case', [_CASES[2], _CASES[4]])
@@ -153,7 +230,9 @@ def test_epsilon_against_the_explicit_mixture(case):
   strategy = strategies.Toeplitz(column, rounds)
   record = _record(strategy, noise, probability, separation)
   sets, chances = _sets(rounds, record.amplification)
-  exact = _sampled_epsilon(sets, chances, strategy.matrix() / noise, delta)
+  exact = max(
+    _sampled_epsilons(sets, chances, strategy.matrix() / noise, delta)
+  )
   found = record.epsilon(delta)
   # The oracle's own error is about 1 %.
   assert 0.99 * exact < found < 1.04 * exact
@@ -238,7 +317,7 @@ def test_what_is_not_proven_is_refused():
   with pytest.raises(ValueError, match='3 bands is not amplified by b_min_sep'):
     _record(wide, 1.0, 0.5, 2)
   with pytest.raises(ValueError, match='more than 2 bands'):
-    _mixture(np.array([1.0, 0.5, 0.25]), 2, 0.5, 6)
+    _mixture((np.array([1.0, 0.5, 0.25]), 2, 0.5, 6))
 
 
 def test_bounds_grow_with_two_releases():
