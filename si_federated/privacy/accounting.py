@@ -19,19 +19,19 @@ import dp_accounting
 import numpy as np
 
 from si_federated.privacy import (
+  accountants,
+  calibration,
   monte_carlo,
   participation,
   schedules,
   sensitivity,
   separated_mixture,
   strategies,
-  truncated_poisson,
 )
 from si_federated.privacy import record as record_lib
 from si_federated.privacy.amplification import BY_MONTE_CARLO
 from si_federated.privacy.gaussian import (
   gaussian_epsilon,
-  gaussian_noise,
   gaussian_true_positive_rates,
 )
 
@@ -44,12 +44,6 @@ _KINDS = (
   'banded_inverse',
   'blt',
   'dense',
-)
-# Renyi orders: fine near 1 for large epsilon, far out for small ones.
-_ORDERS = (
-  [1 + x / 10 for x in range(1, 100)]
-  + list(range(11, 64))
-  + [80, 128, 256, 512, 1024]
 )
 
 
@@ -243,7 +237,7 @@ class PrivacyRecord(record_lib.Record):
     noise = self.noise_multiplier / self.sensitivity_once
     turns = -(-self.contract.rounds // self.amplification.groups)
     return dp_accounting.SelfComposedDpEvent(
-      truncated_poisson.sampled_gaussian(self.amplification, noise), turns
+      accountants.sampled_gaussian(self.amplification, noise), turns
     )
 
   @property
@@ -307,7 +301,7 @@ class PrivacyRecord(record_lib.Record):
       )
     if method not in self._accountants:
       # To compose takes seconds, to ask for another delta does not.
-      accountant = _accountant(method)
+      accountant = accountants.accountant(method)
       self._accountants[method] = accountant.compose(self.event())
     return float(self._accountants[method].get_epsilon(delta))
 
@@ -322,58 +316,7 @@ class PrivacyRecord(record_lib.Record):
 
   def calibrated(self, target_epsilon, delta):
     """Returns the record with the least noise; use `calibrate`."""
-    if self.epsilon_before(delta) >= target_epsilon:
-      raise ValueError(
-        f'The earlier run has spent epsilon {self.epsilon_before(delta):.4g} '
-        f'at delta {delta}, so that nothing of {target_epsilon} is left; raise '
-        'the target, or give the earlier run more noise.'
-      )
-    if not self.is_amplified:
-      noise = gaussian_noise(target_epsilon, delta, 1e-10)
-      if self.earlier:
-        noise = self._beside_earlier(noise)
-      return self.with_noise(self.sensitivity.value * noise)
-    if self.is_by_monte_carlo:
-      return _calibrated_by_samples(self, target_epsilon, delta)
-
-    def search(method, bracket, tolerance):
-      return dp_accounting.calibrate_dp_mechanism(
-        lambda: _accountant(method),
-        lambda z: self.with_noise(z).event(),
-        target_epsilon,
-        delta,
-        bracket,
-        tol=tolerance,
-      )
-
-    # Renyi accounting is fast and asks for a little too much noise: it brackets
-    # the search by privacy loss distributions, which are slow for little noise.
-    guess = self.sensitivity_once
-    try:
-      most = search(
-        'rdp',
-        dp_accounting.LowerEndpointAndGuess(0.02 * guess, guess),
-        1e-3 * guess,
-      )
-      noise = search(
-        'exact',
-        dp_accounting.ExplicitBracketInterval(0.6 * most, 1.001 * most),
-        1e-4 * most,
-      )
-    except (
-      dp_accounting.mechanism_calibration.NoBracketIntervalFoundError,
-      ValueError,
-    ) as e:
-      raise ValueError(
-        f'No noise multiplier was found for epsilon {target_epsilon} at delta '
-        f'{delta}; ask for an epsilon that is neither tiny nor huge.'
-      ) from e
-    return self.with_noise(float(noise))
-
-  def _beside_earlier(self, noise):
-    """Returns the noise left by what earlier ones take of that of all."""
-    spent = sum((record.mu or 0.0) ** 2 for record in self.earlier)
-    return 1 / math.sqrt(noise**-2 - spent)
+    return calibration.calibrated(self, target_epsilon, delta)
 
   def _details(self):
     details: dict[str, Any] = {'releases_per_round': self.releases}
@@ -390,30 +333,6 @@ class PrivacyRecord(record_lib.Record):
     if self.confidence is not None:
       details['epsilon_confidence'] = self.confidence
     return details
-
-
-def _calibrated_by_samples(record, target_epsilon, delta):
-  known = record._beside_earlier(gaussian_noise(target_epsilon, delta, 1e-6))
-  own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
-  most = known * own.mixture().most ** 0.5
-  # The search looks at samples of its own, so that those of the result are
-  # independent of it but for the few tries below.
-  noise = record_lib.least_enough(
-    lambda z: (
-      z >= most
-      or monte_carlo.Sampled(record.with_noise(z).mixture()).estimate(delta)
-      <= target_epsilon
-    ),
-    low=0.0,
-    high=most,
-    tolerance=2e-3,
-  )
-  for _ in range(8):
-    found = record.with_noise(min(noise, most))
-    if found.epsilon(delta) <= target_epsilon:
-      return found
-    noise *= 1.003
-  return record.with_noise(most)
 
 
 def calibrate(
@@ -440,11 +359,3 @@ def calibrate(
   if math.isinf(target_epsilon):
     return record.with_noise(0.0)
   return record.calibrated(target_epsilon, delta)
-
-
-def _accountant(method):
-  # Gaussian and Poisson-sampled events cost the same for clients zeroed out
-  # and removed.
-  if method == 'rdp':
-    return truncated_poisson.RdpAccountant(_ORDERS)
-  return truncated_poisson.PldAccountant()

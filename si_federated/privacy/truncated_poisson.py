@@ -22,11 +22,9 @@ import math
 
 import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
+from dp_accounting import rdp
 from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 from scipy import special, stats
-
-from si_federated.privacy import amplification
 
 # Cuts that are rarer than this do not count.
 _NEGLIGIBLE = 1e-100
@@ -125,14 +123,14 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
       interval, first, last, deltas
     )
 
-  def renyi(self, orders: np.ndarray) -> np.ndarray:
+  def renyi(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns upper bounds of the Renyi divergences of one round.
 
     Args:
       orders: Above 1.
 
     Returns:
-      Of the same shape as the orders.
+      If no cohort were cut, and as it is; of the same shape as the orders.
     """
     accountant = rdp.RdpAccountant(orders)
     accountant.compose(
@@ -142,13 +140,14 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
     )
     plain = accountant.rdp
     if not self.cut_probability:
-      return plain
+      return plain, plain
     cut = np.array([self._exchanged.log_moment(order) for order in orders])
     with np.errstate(divide='ignore'):
-      return np.logaddexp(
+      log_mean = np.logaddexp(
         np.log(self.cut_probability) + cut,
         np.log1p(-self.cut_probability) + (orders - 1) * plain,
-      ) / (orders - 1)
+      )
+    return plain, log_mean / (orders - 1)
 
   @functools.cached_property
   def _drawn(self):
@@ -259,54 +258,3 @@ class _Exchanged:
     first, second = self._log_densities(x)
     found = special.logsumexp(order * first + (1 - order) * second)
     return float(found + math.log(_STEP) - math.log(2 * math.pi) / 2)
-
-
-def sampled_gaussian(
-  sampling: amplification.Amplification, noise_multiplier: float
-) -> dp_accounting.DpEvent:
-  """Returns the event of a round of Poisson sampling.
-
-  Args:
-    sampling: Poisson sampling of all clients, or of those of a group.
-    noise_multiplier: The standard deviation of the noise over the largest norm
-      of one client's part, positive.
-  """
-  plain = dp_accounting.PoissonSampledDpEvent(
-    sampling.probability, dp_accounting.GaussianDpEvent(noise_multiplier)
-  )
-  if sampling.max_cohort_size is None or sampling.num_clients is None:
-    return plain
-  cut = TruncatedPoissonDpEvent(
-    sampling.num_clients,
-    sampling.probability,
-    sampling.max_cohort_size,
-    noise_multiplier,
-  )
-  return cut if cut.cut_probability else plain
-
-
-class PldAccountant(pld.PLDAccountant):
-  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`."""
-
-  _pld: privacy_loss_distribution.PrivacyLossDistribution
-
-  def _maybe_compose(self, event, count, do_compose):
-    if not isinstance(event, TruncatedPoissonDpEvent):
-      return super()._maybe_compose(event, count, do_compose)
-    if do_compose:
-      once = event.loss_distribution(self._value_discretization_interval)
-      self._pld = self._pld.compose(once.self_compose(count))
-    return None
-
-
-class RdpAccountant(rdp.RdpAccountant):
-  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`."""
-
-  _rdp: np.ndarray
-
-  def _maybe_compose(self, event, count, do_compose):
-    if not isinstance(event, TruncatedPoissonDpEvent):
-      return super()._maybe_compose(event, count, do_compose)
-    if do_compose:
-      self._rdp = self._rdp + count * event.renyi(self._orders)
-    return None

@@ -14,7 +14,7 @@ import dp_accounting
 import pytest
 
 from si_federated import experiment
-from si_federated.privacy import truncated_poisson
+from si_federated.privacy import accountants, truncated_poisson
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -231,7 +231,7 @@ def test_training_promises_what_it_says_of_cohorts_of_a_maximum_size(
   for name in ('epsilon', 'amplification', 'neighbouring_relation', 'profile'):
     assert found[name] == promised[name]
   event = truncated_poisson.TruncatedPoissonDpEvent(clients, 4 / clients, 5, 1)
-  accountant = truncated_poisson.PldAccountant()
+  accountant = accountants.PldAccountant()
   accountant.compose(event, 3)
   assert found['epsilon'] == pytest.approx(accountant.get_epsilon(1e-5))
 

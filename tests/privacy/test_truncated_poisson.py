@@ -183,7 +183,9 @@ def test_renyi_divergences_by_quadrature(order):
   expected, _ = integrate.quad(
     moment, -60, 60 + 4 * order, limit=1000, points=[0, 4 * order]
   )
-  found = event.renyi(np.array([order]))
+  plain, found = event.renyi(np.array([order]))
+  # That of a Gaussian, as everybody is drawn.
+  assert plain == pytest.approx(order / 18)
   assert found == pytest.approx(np.log(expected) / (order - 1), rel=1e-6)
 
 
@@ -205,6 +207,28 @@ def test_calibration_and_the_ledgers_bound_count_the_cuts():
   summary = found.summary(1e-5, method='rdp')
   assert summary['amplification']['max_cohort_size'] == 12
   assert summary['amplification']['num_clients'] == 100
+
+
+def test_cuts_that_hardly_happen_cost_next_to_nothing():
+  # A cohort of 30 where 10 are the mean: once in ten million rounds.
+  cut = _record(400, 10 / 400, 30, 1.5, 4)
+  plain = dataclasses.replace(
+    cut, amplification=schedules.Amplification('poisson', 10 / 400)
+  )
+  for method in ('exact', 'rdp'):
+    most = plain.epsilon(1e-5, method=method)
+    assert most < cut.epsilon(1e-5, method=method) < 1.01 * most
+  # At a delta below their chance, Renyi bounds see the exchanges.
+  event = truncated_poisson.TruncatedPoissonDpEvent(400, 10 / 400, 30, 1.5)
+  rare = 2 * event.cut_probability
+  assert cut.epsilon(rare, method='rdp') > 2 * plain.epsilon(rare, method='rdp')
+
+
+def test_calibration_where_renyi_bounds_ask_for_twice_the_noise():
+  record = _record(1000, 0.02, 46, 1.0, 10)
+  found = accounting.calibrate(record, target_epsilon=0.5, delta=1e-6)
+  assert 0.499 < found.epsilon(1e-6) <= 0.5001
+  assert found.epsilon(1e-6, method='rdp') > 1.5
 
 
 def _schedule(largest, seed=3):
