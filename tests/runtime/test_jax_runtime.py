@@ -386,7 +386,8 @@ def _run(name, rounds=3, **changes):
   options = {
     'model': 'cifg:units=8,embedding_size=4',
     'clients_per_round': 5,
-    'sequence_length': 5,
+    # Programs are unrolled over the steps, and compiled in that time.
+    'sequence_length': 3,
     'total_rounds': 3,
     # Adam would turn differences in the last digit into large steps.
     'server_optimizer': 'sgd',

@@ -87,7 +87,6 @@ def _assert_same_bits(ours, theirs):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
 def test_gives_what_the_local_runtime_gives(process, cohort, expected):
   runtime.set_local_context(num_threads=2)
   for ours, theirs in zip(expected, _two_rounds(process, cohort)):

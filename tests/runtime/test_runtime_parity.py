@@ -14,13 +14,11 @@ from si_federated import models, runtime
 # If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
-# Without Ray, these are compared in `test_learning_algorithms.py`.
+# Such processes are also compared by `test_learning_algorithms.py`, without
+# Ray, and by `test_ray.py` with it.
 _SLOW = [pytest.mark.slow]
-_SET = {
-  'local': lambda: runtime.set_local_context(num_threads=2),
-  'ray': lambda: runtime.set_ray_context(num_actors=2),
-  'tff': runtime.set_tff_context,
-}
+_LOCAL = {'local': lambda: runtime.set_local_context(num_threads=2)}
+_ALL = {**_LOCAL, 'ray': lambda: runtime.set_ray_context(num_actors=2)}
 
 
 def _dense():
@@ -129,31 +127,30 @@ def _three_rounds(process, data):
 
 
 @pytest.mark.parametrize(
-  ('build', 'model', 'data'),
+  ('build', 'model', 'data', 'runtimes'),
   [
-    pytest.param(build, model, data, id=name, marks=marks)
-    for name, build, model, data, marks in [
-      ('adam', _adam, _dense_model, _dense_data, _SLOW),
-      ('tree', _tree_without_noise, _dense_model, _dense_data, _SLOW),
-      ('mime_lite', _mime_lite, _dense_model, _dense_data, _SLOW),
-      ('cifg', _adam, _cifg_model, _cifg_data, []),
+    pytest.param(build, model, data, runtimes, id=name, marks=marks)
+    for name, build, model, data, runtimes, marks in [
+      ('adam', _adam, _dense_model, _dense_data, _ALL, _SLOW),
+      ('tree', _tree_without_noise, _dense_model, _dense_data, _ALL, _SLOW),
+      ('mime_lite', _mime_lite, _dense_model, _dense_data, _ALL, _SLOW),
+      ('cifg', _adam, _cifg_model, _cifg_data, _LOCAL, []),
+      ('cifg_ray', _adam, _cifg_model, _cifg_data, _ALL, _SLOW),
     ]
   ],
 )
-def test_three_rounds_give_the_same_weights(build, model, data):
+def test_three_rounds_give_the_same_weights(build, model, data, runtimes):
   process = build(model())
-  _SET['local']()
+  runtime.set_tff_context()
   initial = process.get_model_weights(process.initialize()).trainable
-  results = {}
-  for name, set_runtime in _SET.items():
-    set_runtime()
-    results[name] = _three_rounds(process, data)
-  expected, expected_metrics = results.pop('tff')
+  expected, expected_metrics = _three_rounds(process, data)
   assert any(
     np.abs(weight - before).max() > 1e-3
     for weight, before in zip(expected, initial)
   )
-  for weights, metrics in results.values():
+  for set_runtime in runtimes.values():
+    set_runtime()
+    weights, metrics = _three_rounds(process, data)
     for ours, theirs in zip(weights, expected):
       assert type(ours) is type(theirs)
       # Relative to a tensor's largest weight, since small ones cancel.
