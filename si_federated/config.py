@@ -71,7 +71,7 @@ def _format_value(value: Value) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ComponentSpec:
-  """A part's name and its options, written `name:key=value,key=value`.
+  """A part's name and its options, written as `name:key=value,key=value`.
 
   Attributes:
     name: The part's name in its registry.

@@ -50,7 +50,7 @@ def raise_if_unreadable(
     ) from error
 
 
-# Temporary names: those that `atomic_file` gets from `mkstemp`, and TFF's.
+# Temporary names, of `atomic_file` (from `mkstemp`) and of TFF.
 _LEFTOVER = re.compile(r'\..+\.[a-z0-9_]{8}|.+\.csv_temp\d{4}')
 
 
@@ -172,8 +172,8 @@ def lock_folder(folder: Union[str, os.PathLike], doing: str) -> IO[str]:
 
   Args:
     folder: The folder, made if missing.
-    doing: The activity of a process with the lock, to go before the folder's
-      name, such as 'exporting to'.
+    doing: The activity of a process with the lock, for the message before the
+      folder's name, such as 'exporting to'.
 
   Returns:
     The file `.lock` of the folder; the lock lasts until it is closed.
@@ -223,8 +223,8 @@ def try_lock(file: IO[str]) -> bool:
 @functools.cache
 def _warn_of_no_locks(folder: str) -> None:
   logging.warning(
-    '%s has no file locks, like some network file systems: make sure yourself '
-    'that no other process writes there.',
+    '%s has no file locks, like some network file systems: make sure that no '
+    'other process writes there.',
     folder,
   )
 
@@ -232,8 +232,8 @@ def _warn_of_no_locks(folder: str) -> None:
 def cache_folder() -> str:
   """Returns the folder for results that take long to compute.
 
-  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`. If that can't be
-  written, it is a temporary folder of this user, which a warning names.
+  It is `si_federated` in `$XDG_CACHE_HOME` or `~/.cache`. If that is not
+  writable, it is a temporary folder of this user, which a warning names.
   """
   base = os.environ.get('XDG_CACHE_HOME', '')
   if not os.path.isabs(base):  # As the XDG specification requires.

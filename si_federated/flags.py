@@ -21,7 +21,7 @@ from si_federated import config
 _HELP = {
   'experiment_name': 'The name of this run and of its folder. The same name '
   'and flags again resume it.',
-  'task': 'What text to learn from: docstrings (real English from the '
+  'task': 'The text to learn from: docstrings (real English from the '
   "installed Python packages, no download), stackoverflow (TFF's dataset, or "
   'any file of its format), shakespeare (speeches, by characters) or '
   'synthetic.',
@@ -89,7 +89,7 @@ _HELP = {
   'are not finite. May be changed when resuming.',
   'personalize_epochs': 'After the last round, validation clients fine-tune '
   'the model on half of their text for this many epochs and evaluate it on the '
-  'other half. 0 disables it. This and the next two may be changed on a '
+  'other half. 0 disables it. This flag and the next two can be changed for a '
   'finished run.',
   'personalize_clients': 'The number of validation clients that fine-tune.',
   'personalize_learning_rate': 'The learning rate of their SGD; '
@@ -152,7 +152,7 @@ def _number_type(hint: Any) -> Any:
 
 
 class _Switch(flags.Flag):
-  """A text flag whose value may be left out for the usual one."""
+  """A text flag with a usual value, which may be left out."""
 
   def _parse(self, argument: Any) -> Any:
     alone = {'true': 'evaluations', 'false': 'none'}
@@ -208,10 +208,10 @@ def define_config_flags(
 
 
 def define_experiment_flags() -> None:
-  """Defines all flags that determine a run, and where it goes."""
+  """Defines all flags that determine a run, and that of its root folder."""
   _define_run_flags(flags.FLAGS)
   flags.DEFINE_string(
-    'root_output_dir', 'runs', 'The folder that holds the folders of runs.'
+    'root_output_dir', 'runs', 'The folder for the folders of runs.'
   )
   flags.mark_flag_as_required('experiment_name')
 
@@ -344,7 +344,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def _expand_paths() -> None:
-  """Replaces `~` in flags that hold paths; `config` does so in its own."""
+  """Expands `~` in flags with paths; `config` does so for its own flags."""
   for name in _PATHS.split():
     if name in flags.FLAGS and isinstance(flags.FLAGS[name].value, str):
       flags.FLAGS[name].value = config.expand_path(flags.FLAGS[name].value)
@@ -412,9 +412,9 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
   # dependency warns about pkg_resources.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-  # Not `app.run`: TensorFlow, imported after it has begun, sets up its devices
-  # in the midst of its own import and mistakes graphs for eager execution. Our
-  # binaries import it late, so that wrong flags are answered at once.
+  # Does not use `app.run`: if TensorFlow is imported after that has begun, it
+  # sets up its devices during its own import and mistakes graphs for eager
+  # execution. Our binaries import it late, to reject wrong flags at once.
   app.define_help_flags()
   logging.use_absl_handler()
   absl_main(parse(sys.argv))

@@ -184,7 +184,7 @@ class Ternary:
   Attributes:
     rotation: The rotation before rounding, one of `rotations.ROTATIONS`. It
       spreads outliers over all entries, so that about 1 % of the entries are
-      clipped whatever the update is; it spreads the bias of clipping as well.
+      clipped for any update; it spreads the bias of clipping as well.
     threshold: See `Uniform`.
   """
 

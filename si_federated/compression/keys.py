@@ -22,7 +22,7 @@ def check_seed(seed: int) -> None:
   if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
     raise ValueError(f'The seed is {seed!r}; it must be an integer.')
   if not 0 <= seed < 1 << 63:
-    raise ValueError(f'The seed is {seed}; it must lie in [0, 2^63).')
+    raise ValueError(f'The seed is {seed}; it must be in [0, 2^63).')
 
 
 def round_seed(seed: int, round_num: tf.Tensor, update: Any = ()) -> tf.Tensor:

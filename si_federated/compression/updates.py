@@ -143,8 +143,8 @@ def deserialize(
   expected = length + sum(sizes)
   if len(array) != expected:
     raise ValueError(
-      f'The encoded update has {len(array)} bytes in place of {expected}; it '
-      'is cut off, or of another model or compressor.'
+      f'The encoded update has {len(array)} bytes instead of {expected}; it is '
+      'truncated, or belongs to another model or compressor.'
     )
   starts = np.cumsum([length, *sizes])
   variables = tuple(

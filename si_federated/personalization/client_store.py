@@ -1,4 +1,4 @@
-"""One file per client, checked on reading.
+"""One file per client, checked when read.
 
 A file is a zip of numpy arrays, named by a digest of the client's name, which
 may contain any character. It is written under a temporary name and renamed, so

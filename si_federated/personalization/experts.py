@@ -83,7 +83,9 @@ class ExpertSettings:
     for name in ('learning_rate', 'gate_learning_rate', 'min_drop'):
       value = getattr(self, name)
       if not 0 <= value < float('inf'):
-        raise ValueError(f'{name} must be a finite number from 0 on: {value}.')
+        raise ValueError(
+          f'{name} must be a finite number of at least 0: {value}.'
+        )
     if self.mix not in mixture.MIXES:
       raise ValueError(
         f'mix must be one of {", ".join(mixture.MIXES)}: {self.mix!r}.'
@@ -296,8 +298,8 @@ class Personalizer:
   ) -> dict[str, Any]:
     """Returns the expert and constant gate with the lowest validation loss.
 
-    Differs from the paper: its gate begins at one half. If the global model is
-    much worse or much better, a few examples do not move the gate far enough.
+    Differs from the paper, whose gate begins at one half. If the global model
+    is much worse or much better, a few examples do not move the gate enough.
     """
     held = examples_lib.batches(validation, self._spec, _EVALUATION_BATCH)
     starts = [

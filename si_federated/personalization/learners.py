@@ -146,8 +146,8 @@ def evaluate_on_batches(
 class Learner:
   """Training and evaluation as TFF computations.
 
-  They are built once and take all weights as arguments, so that no client needs
-  tracing.
+  They are built once and take all weights as arguments, so that clients need no
+  tracing of their own.
   """
 
   def __init__(

@@ -31,11 +31,11 @@ def initial_gate(
 ) -> dict[str, np.ndarray]:
   """Draws the initial weights of a gate, whose value is near one half.
 
-  Differs from the paper: its gate has the classifier's architecture with one
-  output. Here the gate is small, so that a client can store it. It embeds ids.
-  A hidden layer takes the embedding of a token and the mean embedding of all
-  tokens up to it, and an output layer gives one number. With one prediction per
-  example, both inputs are the mean over all tokens.
+  Differs from the paper, whose gate has the classifier's architecture with one
+  output. This gate is small, so that a client can store it: embeddings, a
+  hidden layer of a token's embedding and the mean embedding of all tokens up to
+  it, and an output layer with one number. With one prediction per example, both
+  inputs of the hidden layer are the mean over all tokens.
 
   Args:
     vocab_size: The number of ids.

@@ -25,8 +25,8 @@ class Settings:
   """The settings of central training, apart from model and task.
 
   Attributes:
-    text_files: Plain text to train on, as a name with wildcards; None for the
-      sentences of the task's training clients.
+    text_files: The files of plain text to train on, as a pattern with
+      wildcards; None for the sentences of the task's training clients.
     text_by_line: Whether line ends also end sentences.
     text_encoding: The text's encoding, such as `latin-1`; None for UTF-8, or
       that of a byte order mark.
@@ -36,7 +36,7 @@ class Settings:
     learning_rate: The learning rate of Adam.
     num_steps: The number of steps.
     batch_size: Sentences per step.
-    steps_per_eval: Steps between evaluations, each of which writes a row.
+    steps_per_eval: Steps between evaluations; each evaluation writes a row.
     steps_per_checkpoint: Steps between checkpoints.
     data_seed: The seed of the order of sentences.
   """
@@ -75,8 +75,8 @@ class Settings:
       )
     if self.vocabulary_from is not None and self.has_task:
       raise config.ConfigError(
-        '--vocabulary_from is for --text_files alone, since --task has a '
-        'vocabulary of its own; leave out one of the two.'
+        '--vocabulary_from is for --text_files without --task, which has its '
+        'own vocabulary; leave out one of the two.'
       )
 
   def complete(

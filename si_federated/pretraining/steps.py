@@ -18,7 +18,7 @@ from si_federated.weights import named_variables
 
 
 class Batch(NamedTuple):
-  """The sentences of a step, `[B, T]` ids and labels, of no client."""
+  """The sentences of a step, `[B, T]` ids and labels, without clients."""
 
   ids: np.ndarray
   labels: np.ndarray
@@ -33,7 +33,7 @@ class Process:
   """Steps of Adam on a Keras model.
 
   The state is a dictionary of the model's and the optimizer's variables, which
-  a step changes in place. Restored from a checkpoint, it contains their values
+  a step changes in place. A state restored from a checkpoint has their values
   instead.
 
   Args:
@@ -130,7 +130,7 @@ class Batches:
     self._order = order
 
   def __call__(self, step: int) -> Batch:
-    """Returns the batch of a step, the first of which is 1."""
+    """Returns the batch of a step, numbered from 1."""
     start = (step - 1) * self._batch_size
     epochs, places = np.divmod(
       np.arange(start, start + self._batch_size), self._population.num_sentences

@@ -50,7 +50,7 @@ def draw(axes: Axes, lines: Mapping[str, float]) -> str:
 
 def _explain(label: str) -> str:
   if label.startswith('unigram'):
-    return f'{label}, a model that knows only how frequent each word is'
+    return f'{label}, a model that only knows word frequencies'
   if label.startswith('floor'):
     return f'{label}, the lowest that any model can reach'
   return label

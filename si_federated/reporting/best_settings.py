@@ -31,8 +31,8 @@ class Kind:
   Attributes:
     label: Distinguishes this kind from the others.
     groups: The settings that were tried.
-    best: The one with the lowest mean final perplexity over its seeds, if
-      possible among those without a diverged run.
+    best: The setting with the lowest mean final perplexity over its seeds, if
+      possible without a diverged run.
   """
 
   label: str

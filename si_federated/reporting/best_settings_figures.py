@@ -24,7 +24,7 @@ from si_federated.reporting.run_groups import Comparison, Group
 # More curves than this are split into a picture for each aggregator.
 _MOST_CURVES = 5
 _PANEL = 'aggregator'
-# Settings of the amount of noise, from which epsilon follows.
+# Settings of the amount of noise, which determines epsilon.
 NOISE = ('target_epsilon', 'noise_multiplier', 'noise_cohort_size')
 
 
@@ -76,7 +76,7 @@ def _panels(
   panels: Dict[str, List[best_settings.Kind]] = {}
   for kind in kinds:
     panels.setdefault(kind.groups[0].settings.get(_PANEL, ''), []).append(kind)
-  # If each kind has an aggregator of its own, there is nothing to split.
+  # If each kind has its own aggregator, there is nothing to split.
   crowded = len(kinds) > max(_MOST_CURVES, len(panels))
   named = all(map(str.isidentifier, panels))
   return panels if crowded and named else {'': list(kinds)}
@@ -151,7 +151,7 @@ def _draw(
   first = tuple(next(iter(points.values())) for points in lines.values())
   looks = line_styles.group_looks(dataclasses.replace(comparison, groups=first))
   shaded = False
-  # Draws crosses of several kinds at one place side by side.
+  # Draws crosses of several kinds at the same place side by side.
   shifts = np.exp(0.05 * (np.arange(len(lines)) - (len(lines) - 1) / 2))
   for look, shift, (label, points) in zip(looks, shifts, lines.items()):
     x = np.array([place for place in points if place > 0])

@@ -39,8 +39,8 @@ def draw(comparison: Comparison) -> List[Picture]:
     (
       'clients_fine_tuned',
       _fine_tuned,
-      'Validation clients on their own held-out half, with the model of the '
-      'server before, and fine-tuned on the other half after.',
+      'Validation clients on their own held-out half, before and after '
+      "fine-tuning the server's model on the other half.",
     ),
     (
       'clients_experts',

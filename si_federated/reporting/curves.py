@@ -118,7 +118,7 @@ def curve(
 
 
 def _places(run: Run, values: pd.Series, against: str) -> pd.Series:
-  """Returns the x of each value: its round, or what that round has cost."""
+  """Returns the x of each value: its round, or the cost up to that round."""
   if against == 'round':
     return pd.Series(values.index, index=values.index, dtype=float)
   costs = run.wall_secs() if against == 'time' else run.finite(_COSTS[against])

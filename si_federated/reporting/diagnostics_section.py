@@ -21,7 +21,7 @@ FILE = 'diagnostics.csv'
 _COLUMNS = ['round_num', 'layer', 'quantity', 'value']
 _MODEL = 'model'
 _BLENDING = 'blending_'
-# Only the first runs get pictures of their own: a sweep can have hundreds.
+# Only the first runs get their own pictures: a sweep can have hundreds.
 _MOST_RUNS = 4
 _INCHES_A_ROW = 0.115
 
@@ -197,8 +197,8 @@ def _draw_maps(table: pd.DataFrame, name: str, label: str) -> Picture | None:
     _draw_map(figure, at, one, grid)
   axes[-1].set_xlabel('Round')
   caption = (
-    f'{label}: measurements of each layer at each evaluation. The model is the '
-    'one clients got from the server; gradients, gates and attention are on '
+    f'{label}: measurements of each layer at each evaluation, of the model '
+    'that clients get from the server. Gradients, gates and attention are on '
     'sentences of validation clients.'
   )
   return plotting.render(name, caption, figure)
@@ -291,7 +291,7 @@ def sentences(comparison: run_groups.Comparison) -> Sequence[str]:
     diagnostics = run.summary.get('diagnostics') or {}
     if outside := diagnostics.get('outside_the_guarantee'):
       said.append(
-        f'{run.name}: its diagnostics ({", ".join(outside)}) are of updates '
+        f'{run.name}: its diagnostics ({", ".join(outside)}) come from updates '
         'without noise, which its ε does not cover.'
       )
   return said

@@ -32,13 +32,13 @@ _ONLY_BEST = (
 _ACCURACIES = (
   (
     run_files.ACCURACY_NO_OOV_NO_EOS,
-    ', words outside the vocabulary and ends of sentences not counted',
+    ', not counting words outside the vocabulary and ends of sentences',
   ),
-  (run_files.ACCURACY_NO_OOV, ', words outside the vocabulary not counted'),
+  (run_files.ACCURACY_NO_OOV, ', not counting words outside the vocabulary'),
   (run_files.ACCURACY, ''),
 )
 # For each x-axis of perplexity: its title, the words for the caption, and its
-# units, each with the smallest number that reads well in it.
+# units, each with the smallest number to show in it.
 _AGAINST = {
   'round': ('Round', 'rounds of training', ()),
   'time': (
@@ -48,7 +48,7 @@ _AGAINST = {
   ),
   'bytes': (
     'Uploaded by all clients',
-    'what all clients uploaded',
+    "all clients' uploads",
     ((1, 'B'), (1e3, 'kB'), (1e6, 'MB'), (1e9, 'GB'), (1e12, 'TB')),
   ),
   'epsilon': ('ε spent so far', 'the epsilon spent so far', ()),

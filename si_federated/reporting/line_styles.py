@@ -11,7 +11,7 @@ _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 
 
 def palette_looks(number: int) -> List[Look]:
-  """Returns looks for `number` curves, which differ first in color."""
+  """Returns looks for `number` curves, which differ in color first."""
   looks = []
   for i in range(number):
     cycle, place = divmod(i, len(PALETTE))

@@ -97,7 +97,7 @@ def by_number(comparison: Comparison) -> Picture | None:
   for label, value in references.items():
     plotting.draw_level(axes, value, f'{label} {value:.0%}')
   if references:
-    caption += ' Dashed: of guessing the most frequent class.'
+    caption += ' Dashed: accuracy of guessing the most frequent class.'
   places = sorted({place for points in lines.values() for place in points})
   if places[0] > 0 and places[-1] >= 8 * places[0]:
     axes.set_xscale('log', base=2)

@@ -48,8 +48,8 @@ def findings(comparison: Comparison) -> List[str]:
     comparison: The runs.
 
   Returns:
-    Sentences: the task, each group's result relative to the unigram perplexity,
-    runs that diverged or are unfinished, oddities of their files, privacy.
+    Sentences on the task, each group's result relative to the unigram
+    perplexity, diverged and unfinished runs, oddities of files, and privacy.
   """
   runs = comparison.runs
   said = _task_sentences(comparison)

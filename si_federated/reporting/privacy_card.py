@@ -24,11 +24,11 @@ FILE = 'privacy.json'
 _PAGE = 'privacy.html'
 _LEGEND = (
   'The whole run: for every participation that the contract allows. Rounds so '
-  'far: for the participation as it was. Without amplification: for those who '
-  'know who took part when. The best attack sees all that is released and says '
-  'of a client whether its updates are in it: at that rate of false positives, '
-  'no attack has more true ones; where the exact rate is not known, it is an '
-  'upper bound. Of guesses, the two rates are the same.'
+  'far: for the observed participation. Without amplification: against those '
+  'who know who took part when. The best attack sees all releases and guesses '
+  "whether a client's updates are in them: at that rate of false positives, no "
+  'attack has more true positives. If the exact rate is unknown, an upper '
+  'bound is given. For random guesses the two rates are equal.'
 )
 _RELATIONS = {
   'zero-out': 'zero-out: data sets in which all updates of one client become '
@@ -51,7 +51,7 @@ _MANY = 3
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """The privacy of one run, or of several whose `privacy.json` are the same.
+  """The privacy of one run, or of several with the same `privacy.json`.
 
   Attributes:
     heading: The runs' names.
@@ -210,7 +210,7 @@ def _guarantee(facts: Mapping[str, Any], promised: Mapping[str, Any]) -> str:
       f'; {facts["epsilon"]:.3f} after {facts["observed"]["rounds"]} rounds'
     )
   if facts['simulated']:
-    text += '. It is simulated: this run itself does not have it'
+    text += '. It is simulated: this run itself does not provide it'
   return text + '.'
 
 
@@ -226,7 +226,7 @@ def _observed(observed: Mapping[str, Any]) -> str:
 
 
 def _is_amplified(promised: Mapping[str, Any]) -> bool:
-  """Whether epsilon counts on secret sampling, here or in an earlier run."""
+  """Whether epsilon relies on secret sampling, here or in an earlier run."""
   return bool(promised['amplification']) or promised.get(
     'profile'
   ) != promised.get('profile_without_amplification')
@@ -247,7 +247,7 @@ def _sampling(promised: Mapping[str, Any]) -> str:
 
 
 def _earlier(record: Mapping[str, Any]) -> str:
-  """Returns a phrase about what was released of the same clients before."""
+  """Returns a phrase about an earlier release on the same clients."""
   return (
     f'an earlier run on these clients (kind {record["kind"]}, noise multiplier '
     f'{record["noise_multiplier"]:.4g}, sensitivity '
@@ -261,7 +261,7 @@ def _noise(facts: Mapping[str, Any]) -> float:
   if noise is None:
     noise = facts['promised']['noise_multiplier']
   if size := facts.get('noise_cohort_size'):
-    # Of the mean over a cohort of that size, and so less of the sum here.
+    # The noise is on the mean over a larger cohort, so the sum here has less.
     noise *= facts['clients_per_round'] / size
   return noise
 
@@ -328,7 +328,7 @@ def _strategy(
   """Returns the correlation of a run's noise.
 
   Raises:
-    ValueError: If its file is missing, damaged, or that of another strategy.
+    ValueError: If its file is missing or damaged, or has another strategy.
   """
   if facts.get('strategy') is None:
     # Noise from clients is independent in each round.
@@ -358,8 +358,8 @@ def _draw(strategy: strategies.Strategy, noise: float, name: str) -> Picture:
     plotting.scale_rounds(axes)
     axes.set_xlim(0, math.ceil(rounds[-1]))
     caption = (
-      'Standard deviation, the root of the variance, of the noise in the sum '
-      'of updates that each round releases, and in the sum of all so far: in '
-      'each coordinate, in units of the clip norm.'
+      'Standard deviation of the noise in the sum of updates that each round '
+      'releases, and in the sum of all updates so far; per coordinate, in '
+      'units of the clip norm.'
     )
     return plotting.finish(name, caption, figure, axes)

@@ -25,8 +25,8 @@ _FIRST = (
   'clients_per_round', 'aggregator', 'clip_norm', 'noise_multiplier', 'task',
   'algorithm', 'total_rounds',
 )  # fmt: skip
-# If more settings differ, labels name only those that determine the others,
-# and these in preference to others.
+# If more settings differ, labels name only settings that determine the others,
+# preferably these.
 _MOST_NAMED = 3
 _NAMED_FIRST = (
   'model', 'aggregator', 'target_epsilon', 'noise_multiplier',

@@ -278,14 +278,14 @@ def _read_metrics(path: pathlib.Path) -> Tuple[Dict[str, pd.Series], bool]:
         'remove the line or leave this run out.'
       )
     values = _read_row(path, line, header, row)
-    # A resumed run can write a round again, of which the last row counts.
+    # A resumed run can write a round again; its last row counts.
     table[int(values[ROUND])] = values
   series = {}
   for column in header:
     cells = {r: table[r][column] for r in sorted(table) if column in table[r]}
     if cells and column != ROUND:
       series[column] = pd.Series(cells, dtype=float)
-  # An empty column means that the loss is not one of tokens.
+  # An empty column means that the loss is not per token.
   if PERPLEXITY not in header and EVAL_LOSS in series:
     with np.errstate(over='ignore'):
       series[PERPLEXITY] = series[EVAL_LOSS].apply(np.exp)

@@ -16,8 +16,8 @@ _BAR = re.compile(r'(?<!\\)\|')
 _AND = re.compile(r'(?<!\\)&')
 _ESCAPED = re.compile(r'\\([|&])')
 _RANGE = re.compile(r'(linear|log|int):(.+)\.\.(.+)')
-# Significant digits: enough to distinguish drawn numbers, few enough for the
-# name of a folder.
+# Significant digits: enough to distinguish drawn numbers, but few enough for
+# the name of a folder.
 _DIGITS = 3
 
 
@@ -54,9 +54,9 @@ class Axis:
 
   Attributes:
     flags: The names.
-    values: If they are listed: the values as text, in tuples with a value for
-      each flag.
-    range: Otherwise: the range from which the value of a single flag is drawn.
+    values: Listed values as text, in tuples with a value for each flag.
+    range: Without listed values, the range from which to draw the value of a
+      single flag.
   """
 
   flags: tuple[str, ...]
@@ -86,7 +86,7 @@ def parse_axis(
 ) -> Axis:
   r"""Parses `FLAG=VALUES`.
 
-  `|` separates values. For a numeric flag commas do so too; in values of other
+  `|` separates values, as do commas for a numeric flag. In values of other
   flags a comma belongs to the value, as in
   `model=cifg:units=256,num_layers=2|si_cifg`.
 

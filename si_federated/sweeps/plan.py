@@ -48,8 +48,8 @@ class Plan:
   """The runs of a sweep.
 
   Attributes:
-    runs: Their settings in the order in which to run them; `experiment_name` is
-      the name of a run's folder.
+    runs: The settings of the runs in the order in which to run them;
+      `experiment_name` is the name of a run's folder.
   """
 
   runs: tuple[ExperimentConfig, ...]

@@ -133,8 +133,7 @@ def run_all(
 ) -> None:
   """Trains all unfinished runs; a failing run does not stop the others.
 
-  Each process is restricted to processors of its own, so that its libraries use
-  no others.
+  Each process has its own processors, so that its libraries use no others.
 
   Args:
     runs: The runs; they are updated as they progress.

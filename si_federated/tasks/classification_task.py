@@ -18,7 +18,7 @@ from si_federated.tasks.vocabulary import Vocabulary
 
 # The numbers of each client's texts, by the client's name.
 Clients = Mapping[str, np.ndarray]
-# The beginning and end tokens, and a word between them.
+# Room for the beginning and end tokens and a word between them.
 MIN_LENGTH = 3
 
 

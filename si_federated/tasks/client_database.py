@@ -16,7 +16,7 @@ _COLUMNS = {
   'client_metadata': ('split_name', 'client_id', 'num_examples'),
 }
 _FORMS = {'tokens': ', words separated by spaces'}
-# Sentences parsed at once; enough that the cost of a call is negligible.
+# Sentences parsed at once: enough to make the cost of a call negligible.
 _BATCH = 8192
 _RUN = 100_000
 
@@ -28,7 +28,7 @@ _ADVICE = {
   'malformed': 'it is damaged: download or make it again',
   'not a database': 'it is damaged or of another kind: give another file, or '
   'download or make it again',
-  'full': 'make room on the disk of temporary files, or name another by '
+  'full': 'make room on the disk of temporary files, or name another with '
   'SQLITE_TMPDIR',
   'disk I/O error': 'check the disk or the network that it is on, and try '
   'again',
@@ -70,7 +70,7 @@ def _advice(path: str, error: sqlite3.Error) -> str:
   cannot_write = 'readonly' in text or 'unable to open' in text
   if cannot_write and _is_wal(path) and _has_log(path):
     return (
-      'it is in write-ahead (WAL) mode, and changes that it lacks are in '
+      'it is in write-ahead (WAL) mode, with changes in '
       f'{os.path.basename(path)}-wal: copy both into a folder that you can '
       'write to, or let its owner run PRAGMA journal_mode=DELETE on it'
     )
@@ -83,8 +83,8 @@ def _advice(path: str, error: sqlite3.Error) -> str:
 class ClientDatabase:
   """A read-only SQLite file of `tf.train.Example`s by client.
 
-  All methods raise a ValueError of one sentence if the file is damaged, locked
-  or of another format.
+  All methods raise a ValueError with one sentence if the file is damaged,
+  locked or in another format.
   """
 
   def __init__(self, path: str, feature: str = 'tokens'):
@@ -147,7 +147,7 @@ class ClientDatabase:
     """Yields each client with its sentences in stored order.
 
     Clients come in the order of their names, including those without sentences.
-    SQLite sorts names and row numbers only, on disk if necessary, so that
+    SQLite only sorts names and row numbers, on disk if necessary, so that
     memory does not grow with the file.
 
     Args:

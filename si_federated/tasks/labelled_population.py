@@ -31,7 +31,7 @@ class LabelledPopulation(Population):
   def __post_init__(self):
     if len(self.ids) != len(self.labels):
       raise ValueError(
-        f'There are {len(self.ids)} texts and {len(self.labels)} labels; give '
+        f'There are {len(self.ids)} texts, but {len(self.labels)} labels; give '
         'each text a label.'
       )
 

@@ -61,9 +61,9 @@ def permute(values: np.ndarray, size: int, seed: int) -> np.ndarray:
 class MixedPopulation(ClientPopulation):
   """Clients that exchange some of their sentences with all others.
 
-  The exchange depends on the seed alone: a client has the same sentences in
-  every round. The sentences that a client gives away are spread evenly over its
-  text. Memory grows with the number of clients, not with that of sentences.
+  The exchange depends only on the seed, so that a client has the same sentences
+  in every round. The sentences that a client gives away are spread evenly over
+  its text. Memory grows with the number of clients, not of sentences.
 
   Attributes:
     similarity: The fraction of each client's sentences that is exchanged, from

@@ -237,7 +237,7 @@ def _open(
     'version': _VERSION,
     **options,
   }
-  # Not always, so that stores made before there was a choice are found.
+  # Only if they differ from the defaults, so that older stores are found.
   if encoding is not None:
     key['encoding'] = encoding
   digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
@@ -256,9 +256,9 @@ def _documents(
       lines: list[str] = []
       first = 1
       for number, line in enumerate(file, start=1):
-        # Marks within come from files that were joined.
+        # Marks inside a file come from concatenated files.
         line = line.lstrip('\ufeff')
-        # Ends within a paragraph only if that is very long.
+        # A document ends within a paragraph only if that is very long.
         may_end = by_line or not line.strip()
         if len(lines) >= (_LINES if may_end else 10 * _LINES):
           yield f'{path}:{first}', lines

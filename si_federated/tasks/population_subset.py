@@ -39,8 +39,8 @@ class PopulationSubset(Population):
   """Some clients of a population, for code that must not read the others.
 
   Clients are numbered from 0, so that clients outside the subset have no number
-  by which they could be sampled. The order of examples is a function of a
-  client's name, since its number depends on the other members.
+  and cannot be sampled. The order of examples depends on a client's name,
+  because its number depends on the other members.
 
   Attributes:
     population: The whole population.

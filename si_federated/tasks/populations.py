@@ -139,7 +139,7 @@ class Population(Protocol):
     max_elements: int | None = None,
     seed: int | Sequence[int] | None = None,
   ) -> tuple[int, list[np.ndarray]]:
-    """Returns what `client_batches` does as arrays, without a dataset.
+    """Returns the batches of `client_batches` as arrays, without a dataset.
 
     Args:
       index: The client.
@@ -150,8 +150,7 @@ class Population(Protocol):
 
     Returns:
       The number of examples in all batches, then inputs `[S, b, T]` and labels
-      `[S, b, T]` or `[S, b]`, int32. Examples that the last batch lacks are
-      zeros.
+      `[S, b, T]` or `[S, b]`, int32. The last batch is padded with zeros.
 
     Raises:
       ValueError: If a number is out of range.
@@ -174,8 +173,8 @@ class Population(Protocol):
 class ClientPopulation(Population):
   """The clients of one split, as sentences of ids of a fixed length.
 
-  A client is read when it is needed and not kept afterwards, so that the cost
-  of a round is that of its cohort.
+  Clients are read when needed and not kept afterwards, so that a round costs
+  only as much as its cohort.
 
   Attributes:
     arrays: The sentences as word ranks.

@@ -34,7 +34,7 @@ def shakespeare(
   sequence_length: int = 80,
   path: str | None = None,
 ) -> Task:
-  """Next-character prediction on plays; a client is one role in one play.
+  """Next-character prediction on plays, with a client for each role in a play.
 
   The input is a JSON Lines file, plain, `.xz` or `.gz`, a speech per line:
   `text` and either `client_id` or `play` and `speaker`; other fields are

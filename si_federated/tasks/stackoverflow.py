@@ -222,8 +222,8 @@ def _plan_splits(
     plan = {'train': next(iter(present))}
   missing = tuple(split for split in SPLITS if split not in plan)
   _LOGGER.warning(
-    '%s lacks the split for %s: a tenth of the clients of %s is taken for '
-    'each, by a hash of their names.',
+    '%s lacks the split for %s: each gets a tenth of the clients of %s, by a '
+    'hash of their names.',
     path,
     ' and '.join(missing),
     plan['train'],

@@ -35,9 +35,9 @@ class InitialModel:
     path: The path that the user gave.
     file: The file of the weights.
     weights: The weights by name.
-    vocabulary: Its words; None if only weights are known.
-    is_named: Whether the weights are by variable name. Otherwise they are by
-      their places in the file of a model, see `weight_files.places`.
+    vocabulary: The model's vocabulary; None if only weights are known.
+    is_named: Whether the weights are keyed by variable name. Otherwise the keys
+      are their places in the file of a model; see `weight_files.places`.
   """
 
   path: str
@@ -104,7 +104,7 @@ class InitialModel:
       if kept:
         raise config.ConfigError(
           f'--initial_model={self.path} has another vocabulary: {difference}; '
-          'start from a model with the same one (as experiments.pretrain makes '
+          'start from a model with the same one (experiments.pretrain makes it '
           'with this --task), or name every variable that depends on it '
           f'({_some(kept)}) in --reinitialized_variables.'
         )
@@ -168,7 +168,7 @@ class Start:
 
   Attributes:
     weights: The weights by name.
-    facts: Their origin, as plain values.
+    facts: The weights' origin, as plain values.
   """
 
   weights: Mapping[str, np.ndarray]

@@ -28,7 +28,7 @@ def plain_weights(
     transform has them.
 
   Raises:
-    config.ConfigError: If no checkpoint is whole, or they are of another model.
+    config.ConfigError: If no checkpoint is whole, or they have another model.
   """
   with zero_values():
     model, variables = build_named(build)
@@ -46,13 +46,13 @@ def newest_weights(
   Args:
     files: Checkpoints, the preferred one first.
     model: The model, as it was trained.
-    variables: Its variables, from `named_variables.build_named`.
+    variables: The model's variables, from `named_variables.build_named`.
 
   Returns:
     The checkpoint, and the weights by name.
 
   Raises:
-    config.ConfigError: If no checkpoint is whole, or they are of another model.
+    config.ConfigError: If no checkpoint is whole, or they have another model.
   """
   problems = []
   for file in files:
@@ -71,14 +71,14 @@ def _checkpoint_weights(
   Args:
     file: The checkpoint.
     model: The model, as it was trained.
-    variables: Its variables, from `named_variables.build_named`.
+    variables: The model's variables, from `named_variables.build_named`.
 
   Returns:
     The weights by name.
 
   Raises:
     checkpoints.CheckpointError: If the file is truncated or garbled.
-    config.ConfigError: If it is of another model.
+    config.ConfigError: If it belongs to another model.
   """
   trainable = {id(variable) for variable in model.trainable_variables}
   parts = {True: checkpoints.read_weights(file), False: []}
@@ -96,7 +96,7 @@ def _checkpoint_weights(
   for kind, named in expected.items():
     if [shape for _, shape in named] != [w.shape for w in parts[kind]]:
       raise config.ConfigError(
-        f'{file} has weights of other shapes than its model.'
+        f'{file} has weights with other shapes than its model.'
       )
     weights.update((name, w) for (name, _), w in zip(named, parts[kind]))
   return {name: weights[name] for name in variables}

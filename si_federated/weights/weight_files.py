@@ -47,15 +47,15 @@ def find(path: str) -> Optional[str]:
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], bool]:
-  """Reads the weights of a model, in the format that the content shows.
+  """Reads the weights of a model, in a format that the content determines.
 
   Args:
-    path: A path that `find` has returned: what `save_weights` or `save` of a
-      Keras model wrote, or arrays by variable name (`.npz`).
+    path: A result of `find`: a file from `save_weights` or `save` of a Keras
+      model, or one of arrays by variable name (`.npz`).
 
   Returns:
-    The weights, and whether they are by Keras's names of the variables. Those
-    of a `.weights.h5` are by their place in the model instead; see `places`.
+    The weights, and whether their keys are Keras's names of the variables. The
+    keys of a `.weights.h5` are places in the model instead; see `places`.
 
   Raises:
     ValueError: If the file is of another kind, garbled or empty, or a weight is
@@ -87,8 +87,8 @@ def places(
 ) -> dict[str, str]:
   """Returns the name of the variable at each place of a `.weights.h5` file.
 
-  Only Keras knows where it writes a variable. So this function has Keras write
-  a file in which the value of each variable is the variable's number.
+  Only Keras knows the place of a variable. So this function makes Keras write a
+  file in which the value of each variable is the variable's number.
 
   Args:
     model: The model; its values are overwritten.

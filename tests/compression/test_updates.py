@@ -120,8 +120,8 @@ def test_no_variables_cost_nothing():
 @pytest.mark.parametrize(
   ('change', 'problem'),
   [
-    (lambda data: data[:-1], 'cut off'),
-    (lambda data: data + b'\0', 'cut off'),
+    (lambda data: data[:-1], 'truncated'),
+    (lambda data: data + b'\0', 'truncated'),
     (lambda data: b'', 'not one of 10 variables'),
     (lambda data: data[:1], 'not one of 10 variables'),
     # One variable too many.
@@ -130,7 +130,7 @@ def test_no_variables_cost_nothing():
       'not one of 10 variables',
     ),
     # A variable that does not exist.
-    (lambda data: bytes([data[0] ^ 1]) + data[1:], 'cut off'),
+    (lambda data: bytes([data[0] ^ 1]) + data[1:], 'truncated'),
   ],
 )
 def test_invalid_bytes_raise(change, problem):

@@ -62,7 +62,7 @@ def test_the_card_of_a_run(trained, make_run, tmp_path):
   assert card.guarantee == (
     'ε 4.000 at δ 1e-05, for the whole run; '
     f'{so_far["epsilon"]:.3f} after 6 rounds. It is simulated: this run itself '
-    'does not have it.'
+    'does not provide it.'
   )
   statements = {name: '; '.join(texts) for name, texts in card.statements}
   for name, text in (

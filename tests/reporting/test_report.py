@@ -85,9 +85,7 @@ def test_two_models_side_by_side(make_run):
     _texts(drawn['perplexity_by_round'])
   )
   assert 'Training time (seconds)' in _texts(drawn['perplexity_by_time'])
-  assert 'only how frequent each word is' in (
-    drawn['perplexity_by_round'].caption
-  )
+  assert 'only knows word frequencies' in (drawn['perplexity_by_round'].caption)
   for one in drawn.values():
     height, width, _ = matplotlib.image.imread(io.BytesIO(one.png)).shape
     assert (width, height >= 700) == (1050, True)  # 3.5 inches, 300 dpi.

@@ -131,7 +131,7 @@ def _paragraphs(text: str) -> Iterator[str]:
       if paragraph:
         yield ' '.join(paragraph)
         paragraph = []
-      # A fence that closes on its own line opens nothing.
+      # A fence that is closed on the same line opens no block.
       if stripped.count(stripped[:3]) == 1:
         fence = stripped[:3]
       continue

@@ -90,7 +90,7 @@ class MinedModule:
 
 
 def installation_roots() -> list[str]:
-  """Returns the folders that hold installed packages and standard library."""
+  """Returns the folders with installed packages and the standard library."""
   paths = sysconfig.get_paths()
   candidates = [paths['purelib'], paths['platlib']]
   candidates += [
@@ -105,10 +105,10 @@ def installation_roots() -> list[str]:
 
 
 def installation_fingerprint(roots: Sequence[str]) -> str:
-  """Returns a hash of what is installed: packages, versions, interpreter.
+  """Returns a hash of the installation: packages, versions, interpreter.
 
   Args:
-    roots: Folders as `installation_roots` gives them.
+    roots: Folders, from `installation_roots`.
 
   Returns:
     16 hexadecimal digits that change when a package is added, removed or
@@ -135,10 +135,10 @@ def _counts_as_installed(name: str) -> bool:
 def find_sources(roots: Sequence[str]) -> list[SourceFile]:
   """Lists the modules below the given folders, each name once.
 
-  Vendored copies come last, so that the original keeps what both contain.
+  Vendored copies come last, so that originals keep sentences that both contain.
 
   Args:
-    roots: Folders that hold packages at their top level.
+    roots: Folders with packages at their top level.
 
   Returns:
     Files in an order that depends on the modules' names alone.
@@ -174,8 +174,8 @@ def mine_file(source: SourceFile, min_sentences: int = 1) -> MinedModule:
 
   Args:
     source: The file.
-    min_sentences: The least number that the caller can use. Files with too few
-      characters between triple quotes to reach it are not parsed.
+    min_sentences: The least number that is useful to the caller. Files with too
+      few characters between triple quotes to reach it are not parsed.
 
   Returns:
     The sentences, or None for a file that is not valid Python in UTF-8.
@@ -210,7 +210,7 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
       docstring = ast.get_docstring(node, clean=False)
       if docstring:
         yield docstring
-    # Expressions hold no definitions: only statements are searched.
+    # Expressions contain no definitions, so only statements are searched.
     children = [
       child
       for child in ast.iter_child_nodes(node)
@@ -238,13 +238,13 @@ mining.serve()
 def serve() -> None:
   """Worker: reads a JSON list of files, writes a JSON line for each."""
   min_sentences, files = json.load(sys.stdin)
-  gc.disable()  # Syntax trees hold no cycles: collecting only costs time.
+  gc.disable()  # Syntax trees have no cycles: collecting only costs time.
   try:
     for path, module in files:
       mined = mine_file(SourceFile(path, module), min_sentences)
       print(json.dumps(mined.sentences))
     sys.stdout.flush()
-  except BrokenPipeError:  # The builder has gone: nothing is left to do.
+  except BrokenPipeError:  # The builder has ended.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Where the files that tasks read are, and where their stores go."""
+"""The places of the files that tasks read, and of their stores."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def tff_database(
     name: The file's name.
     load: Makes TFF download it.
     what: The file's content, for the message.
-    advice: What to do without the file, for the message.
+    advice: The end of the message, about what to do without the file.
 
   Returns:
     The path.
 
   Raises:
-    ValueError: It is not there and cannot be downloaded.
+    ValueError: It is missing and cannot be downloaded.
   """
   path = os.path.join(tff_folder(), name)
   if os.path.isfile(path):
