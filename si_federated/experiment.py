@@ -174,8 +174,10 @@ def _build(
     start=start,
     notices=[
       *(
-        frozen_at_random(keras_model_fn())
-        if model.initial_weights[1] and start is None and not resumed
+        frozen_at_random(
+          experiment, task, start, keras_model if start else keras_model_fn()
+        )
+        if model.initial_weights[1] and not resumed
         else []
       ),
       *private_mechanism.delta_notices(mechanism, delta, len(task.train)),

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from si_federated import config, experiment
 from si_federated.algorithms import dropout_keys
+from si_federated.assembly import task_and_model
 from si_federated.inference import trained_model
 from si_federated.weights import named_variables
 
@@ -373,6 +375,18 @@ def test_weights_from_a_file(tmp_path):
   )
   loaded = next(v for v in model.weights if 'token_embedding' in v.name)
   np.testing.assert_array_equal(loaded, backbone.token_embedding.embeddings)
+  # Of the frozen weights only the head is random.
+  frozen = _config('nowhere', model=spec, transform='freeze:variables=kernel')
+  task: Any = types.SimpleNamespace(
+    model_arguments={'vocab_size': 10, 'num_classes': 2}
+  )
+  (notice,) = task_and_model.frozen_at_random(
+    frozen,
+    task,
+    None,
+    experiment.build_model(frozen, 10, num_classes=2),
+  )
+  assert 'random values: logits/kernel.' in notice
   with pytest.raises(
     config.ConfigError, match='no weights for a model of these sizes'
   ):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 
 from si_federated import config
+from si_federated.assembly import registries
 from si_federated.assembly.registries import build_part
 from si_federated.models.transforms import stable_names
 from si_federated.tasks import AnyTask, mixing
@@ -129,25 +132,71 @@ def prepare_model(
   return start, lambda: start.build(new_model)
 
 
-def frozen_at_random(keras_model: tf.keras.Model) -> list[str]:
+def frozen_at_random(
+  experiment: config.ExperimentConfig,
+  task: AnyTask,
+  start: Optional[initial_model.Start],
+  keras_model: tf.keras.Model,
+) -> list[str]:
   """Returns a sentence that names the weights frozen at random values, if any.
 
   Args:
-    keras_model: A model that was not initialized from another one. FFA-LoRA's
-      first factors are meant to be random, and are not named.
+    experiment: The experiment.
+    task: Its task.
+    start: The initial weights, if any were read.
+    keras_model: The model. FFA-LoRA's first factors are meant to be random, and
+      are not named.
   """
   names = [
     name
-    for name in stable_names(w.name for w in keras_model.non_trainable_weights)
+    for name in _frozen(keras_model)
     if not name.rpartition('/')[2].startswith('lora_a')
   ]
+  if names:
+    known = set(start.weights) if start else _of_preset(experiment, task)
+    names = [name for name in names if name not in known]
   if not names:
     return []
   more = len(names) - _LISTED
   listed = ', '.join(names[:_LISTED]) + (
     f' and {more} more' if more > 0 else ''
   )
+  remedy = (
+    'leave them out of --reinitialized_variables'
+    if start
+    else 'give a trained model by --initial_model'
+  )
+  options = inspect.signature(
+    registries.builder(experiment, 'transform')
+  ).parameters
+  option = (
+    'name them in its option trained'
+    if 'trained' in options
+    else 'leave them out of its option variables'
+  )
   return [
-    f'Without --initial_model these weights stay at random values: {listed}. '
-    'Give a trained model by --initial_model, or train them: --transform=none.'
+    f'--transform={experiment.transform} freezes these weights at random '
+    f'values: {listed}. To keep them frozen, {remedy}; to train them, {option}.'
   ]
+
+
+def _frozen(keras_model: tf.keras.Model) -> dict[str, np.ndarray]:
+  weights = keras_model.non_trainable_weights
+  names = stable_names(weight.name for weight in weights)
+  return dict(zip(names, tf.keras.backend.batch_get_value(weights)))
+
+
+def _of_preset(experiment: config.ExperimentConfig, task: AnyTask) -> set[str]:
+  """Returns the frozen weights of a preset, which no seed changes."""
+  if 'preset' not in dict(experiment.model.options):
+    return set()
+  # The experiment's own seed comes last, and so determines what is drawn later.
+  other, same = (
+    _frozen(
+      build_model(
+        dataclasses.replace(experiment, model_seed=seed), **task.model_arguments
+      )
+    )
+    for seed in (experiment.model_seed ^ 1, experiment.model_seed)
+  )
+  return {name for name in same if np.array_equal(same[name], other[name])}

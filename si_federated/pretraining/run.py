@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from si_federated.tasks import (
   load_vocabulary,
   plain_text,
 )
-from si_federated.training import loop
+from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
 _FILE = 'pretraining.json'
@@ -88,9 +89,11 @@ def _refuse_others(
     return
   ours = {field: name for name, field in CONFIG_NAMES.items()}
   differences = []
-  for difference in complete.differences(
-    run_folder_lib.read_config(folder.path)
-  ):
+  earlier = run_folder_lib.read_config(folder.path)
+  if complete.total_rounds > earlier.total_rounds:
+    # More steps continue it.
+    earlier = dataclasses.replace(earlier, total_rounds=complete.total_rounds)
+  for difference in complete.differences(earlier):
     field, _, values = difference[2:].partition(':')
     differences.append(f'--{ours.get(field, field)}:{values}')
   if folder.has(_FILE):
@@ -162,14 +165,20 @@ def _run(
 ) -> dict[str, Any]:
   runtime.set_local_context()
   task = _build_task(experiment, settings)
+  resumed = bool(folder.checkpoints.newest())
   start, keras_model_fn = task_and_model.prepare_model(
-    experiment, task, resumed=bool(folder.checkpoints.newest())
+    experiment, task, resumed=resumed
   )
   model = objectives.build_functional_model(task, keras_model_fn)
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
   evaluate = objectives.build_evaluation(task, model, examples)
+  notices = (
+    task_and_model.frozen_at_random(experiment, task, start, keras_model_fn())
+    if model.initial_weights[1] and not resumed
+    else []
+  )
   process = steps.Process(keras_model_fn, task, settings.learning_rate)
   weights = process.initialize()['global_model_weights']['trainable']
   run_data.keep(
@@ -191,7 +200,7 @@ def _run(
     rounds_per_row=settings.steps_per_eval,
     rounds_per_checkpoint=settings.steps_per_checkpoint,
     bytes_per_client=lambda unused_metrics: {},
-    callbacks=[steps.Means()],
+    callbacks=[callbacks.Notices(notices), steps.Means()],
     in_place=True,
     stop_when_diverged=experiment.stop_when_diverged,
     unit='step',

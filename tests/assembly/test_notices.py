@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from si_federated import experiment
 from si_federated.assembly import task_and_model
+from si_federated.weights import initial_model
 from tests import tiny
 
 
-def _notices(transform):
+def _notices(transform, start=None):
   settings = tiny.tiny_config(transform=transform)
-  model = task_and_model.build_model(settings, vocab_size=24)
-  return task_and_model.frozen_at_random(model)
+  task = experiment.build_task(settings)
+  model = task_and_model.build_model(settings, **task.model_arguments)
+  return task_and_model.frozen_at_random(settings, task, start, model)
 
 
 def test_nothing_frozen_is_no_notice():
@@ -23,12 +26,24 @@ def test_nothing_frozen_is_no_notice():
 
 def test_frozen_weights_are_named():
   (notice,) = _notices('freeze:variables=embedding')
-  assert 'random values: embedding/embeddings.' in notice
+  assert 'freezes these weights at random values: embedding/embed' in notice
   assert '--initial_model' in notice
+  assert 'leave them out of its option variables' in notice
   for transform in ('lora:rank=2', 'ffa_lora:rank=2'):
     (notice,) = _notices(transform)
     assert 'kernel' in notice
     assert 'lora_a' not in notice
+    assert 'name them in its option trained' in notice
+
+
+def test_frozen_weights_that_the_initial_model_does_not_give_are_named():
+  weights = {'embedding/embeddings': np.zeros([1])}
+  start = initial_model.Start(weights, {})
+  assert _notices('freeze:variables=embedding', start) == []
+  (notice,) = _notices('freeze:variables=embedding|bias', start)
+  assert 'bias' in notice
+  assert 'embeddings' not in notice
+  assert 'leave them out of --reinitialized_variables' in notice
 
 
 def test_a_run_shows_them_and_a_large_delta():

@@ -111,6 +111,21 @@ def test_its_steps_are_those_of_adam_on_the_tasks_loss(whole):
   assert float(last['train/loss']) == pytest.approx(total / count, rel=1e-4)
 
 
+def test_more_steps_continue_a_run(tmp_path):
+  pretrain(_config(), _settings(num_steps=8), str(tmp_path / 'whole'))
+  pretrain(_config(), _settings(num_steps=4), str(tmp_path / 'parts'))
+  pretrain(_config(), _settings(num_steps=8), str(tmp_path / 'parts'))
+  tiny.assert_same_run(tmp_path / 'parts' / 'x', tmp_path / 'whole' / 'x')
+  with pytest.raises(config.ConfigError, match='--num_steps: 6 here, 8 there'):
+    pretrain(_config(), _settings(), str(tmp_path / 'parts'))
+
+
+def test_weights_frozen_at_random_are_named(tmp_path, capsys):
+  frozen = _config(transform='freeze:variables=embedding')
+  pretrain(frozen, _settings(num_steps=0), str(tmp_path))
+  assert 'random values: embedding/embeddings.' in capsys.readouterr().err
+
+
 class _Killed(BaseException):
   """Unlike an error, leaves no time to save."""
 
