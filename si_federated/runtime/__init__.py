@@ -39,8 +39,9 @@ def set_ray_context(
       learning processes within `layers.static_shapes()`.
     python: With `worker='jax'`, see `set_jax_context`; the same path on all
       nodes.
-    clients_per_group: With `worker='jax'`, see `set_jax_context`. Actors run
-      whole groups, which don't depend on the number of actors.
+    clients_per_group: With `worker='jax'`, see `set_jax_context`, but 64 by
+      default on accelerators. Actors run whole groups, which don't depend on
+      the number of actors.
     matmul_precision: With `worker='jax'`, see `set_jax_context`.
 
   Returns:
