@@ -79,9 +79,7 @@ def _run(built, path, *, measuring=True, killed_in=None):
 @pytest.fixture(name='runs', scope='module')
 def _runs(built, tmp_path_factory):
   path = tmp_path_factory.mktemp('runs')
-  _run(built, path / 'without', measuring=False)
-  summary = _run(built, path / 'with')
-  return path, summary
+  return path, _run(built, path / 'with')
 
 
 def _table(path):
@@ -103,8 +101,9 @@ def _weights(path):
 
 
 @pytest.mark.slow
-def test_training_is_the_same_to_the_bit(runs):
+def test_training_is_the_same_to_the_bit(built, runs):
   path, summary = runs
+  _run(built, path / 'without', measuring=False)
   without, measured = _weights(path / 'without'), _weights(path / 'with')
   assert without.keys() == measured.keys()
   for name, value in without.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -143,18 +143,19 @@ def test_options_are_checked(runs, tmp_path, options, message):
   assert not (tmp_path / 'new').exists()
 
 
-def test_binary(runs, tmp_path):
-  run = pathlib.Path(runs('si_transformer'))
+def test_binary(runs, tmp_path, run_binary):
+  run = tmp_path / 'private'
+  shutil.copytree(runs('si_cifg'), run)
   privacy = {'private': True, 'simulated': True, 'epsilon': 2.5, 'delta': 1e-6}
   (run / 'privacy.json').write_text(json.dumps(privacy))
-  done = tiny.run_binary(
+  code, output, errors = run_binary(
     'export',
     f'--run={run}',
     f'--output={tmp_path / "out"}',
   )
-  assert done.returncode == 0, done.stderr
-  assert 'model.tflite' in done.stdout
-  assert 'Privacy (simulated): epsilon 2.500 at delta 1e-06' in done.stdout
+  assert code == 0, errors
+  assert 'model.tflite' in output
+  assert 'Privacy (simulated): epsilon 2.500 at delta 1e-06' in output
   facts = json.loads((tmp_path / 'out' / 'export.json').read_text())
   assert facts['privacy'] == privacy
   assert (tmp_path / 'out' / 'saved_model' / 'saved_model.pb').exists()

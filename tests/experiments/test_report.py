@@ -14,10 +14,10 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _report(*args, cwd=None):
+def _report(*args):
+  """Runs it in a process of its own."""
   return subprocess.run(
     [sys.executable, '-m', 'experiments.report', *map(str, args)],
-    cwd=cwd,
     env={**os.environ, 'PYTHONPATH': str(_ROOT)},
     capture_output=True,
     text=True,
@@ -57,16 +57,19 @@ def test_prints_the_tables_and_then_the_paths(runs):
   }
 
 
-def test_runs_by_name_output_and_title(runs, tmp_path):
+def test_runs_by_name_output_and_title(runs, tmp_path, run_binary, monkeypatch):
   shutil.copytree(runs / 'cifg', runs / 'more')
+  monkeypatch.chdir(runs)
   for args in (
     ['--runs=cifg,si_cifg'],
     ['--runs=cifg', '--runs', 'more', 'si_cifg'],
   ):
     out = tmp_path / str(len(list(tmp_path.iterdir())))
-    done = _report(*args, f'--output={out}', '--title=My runs', cwd=runs)
-    assert (done.returncode, done.stderr) == (0, '')
-    assert '\nsi_cifg' in done.stdout
+    code, output, errors = run_binary(
+      'report', *args, f'--output={out}', '--title=My runs'
+    )
+    assert (code, errors) == (0, '')
+    assert '\nsi_cifg' in output
     text = (out / 'report.md').read_text(encoding='utf-8')
     assert text.startswith('# My runs\n')
   assert not (runs / 'report').exists()
@@ -82,28 +85,32 @@ def test_runs_by_name_output_and_title(runs, tmp_path):
     (['--runs=.', '--output=cifg/metrics.csv'], 1, 'cifg/metrics.csv'),
   ],
 )
-def test_mistakes_end_with_one_sentence(runs, args, code, message):
+def test_mistakes_end_with_one_sentence(
+  runs, args, code, message, run_binary, monkeypatch
+):
   (runs / 'empty').mkdir()
-  done = _report(*args, cwd=runs)
-  assert done.returncode == code
-  assert message in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1
-  assert done.stdout == ''
+  monkeypatch.chdir(runs)
+  returned, output, errors = run_binary('report', *args)
+  assert returned == code
+  assert message in errors
+  assert len(errors.strip().splitlines()) == 1
+  assert output == ''
 
 
-def test_corrupt_run_keeps_the_old_report(runs):
+def test_corrupt_run_keeps_the_old_report(runs, run_binary):
   (runs / 'report').mkdir()
   (runs / 'report' / 'report.html').write_text('old')
   (runs / 'cifg' / 'metrics.csv').write_text('')
-  done = _report('--runs', runs)
-  assert done.returncode == 1
-  assert 'metrics.csv is empty' in done.stderr
-  assert 'Traceback' not in done.stderr
+  code, _, errors = run_binary('report', '--runs', str(runs))
+  assert code == 1
+  assert 'metrics.csv is empty' in errors
+  assert 'Traceback' not in errors
   assert 'Traceback' in _report('--runs', runs, '-v=1').stderr
   assert (runs / 'report' / 'report.html').read_text() == 'old'
 
 
 def test_help_lists_the_flags():
+  # In a process of its own, whose docstring it is.
   done = _report('--help')
   assert done.returncode == 0
   for words in ('--runs', '--output', '--title', 'Makes a report'):

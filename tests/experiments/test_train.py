@@ -261,22 +261,20 @@ def test_stackoverflow_without_its_file_says_which(tmp_path):
   assert '\n' not in str(caught.value)
 
 
-def test_predict_reads_lines_and_suggests_words_with_probabilities(whole):
+def test_predict_reads_lines_and_suggests_words_with_probabilities(
+  whole, run_binary, monkeypatch
+):
   words = (whole / 'vocabulary.txt').read_text().split()
-  done = tiny.run_binary(
-    'predict',
-    f'--run={whole}',
-    '--top=21',
-    # Files of Windows editors begin with a byte order mark.
-    input=f'\ufeff{words[0]} {words[1]}\n\nunheard\n',
-    encoding='utf-8',
+  # Files of Windows editors begin with a byte order mark.
+  text = f'\ufeff{words[0]} {words[1]}\n\nunheard\n'.encode()
+  monkeypatch.setattr(
+    'sys.stdin', io.TextIOWrapper(io.BytesIO(text), encoding='utf-8')
   )
-  assert done.returncode == 0, done.stderr
-  assert f'{words[0]} {words[1]} ...' in done.stdout
+  code, output, errors = run_binary('predict', f'--run={whole}', '--top=21')
+  assert code == 0, errors
+  assert f'{words[0]} {words[1]} ...' in output
   shares = [
-    float(line.split('%')[0])
-    for line in done.stdout.splitlines()
-    if '%' in line
+    float(line.split('%')[0]) for line in output.splitlines() if '%' in line
   ]
   # All words and the end of the sentence: two lists that sum to one each.
   assert len(shares) == 42
@@ -302,17 +300,19 @@ def test_predict_reads_files_that_were_joined(
   ]
 
 
-def test_predict_refuses_lines_of_another_encoding(whole):
-  # In this locale Python would read the byte as some other character.
-  done = tiny.run_binary(
-    'predict',
-    f'--run={whole}',
-    input='café\n',
-    encoding='latin-1',
-    env={**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '1'},
+def test_predict_refuses_lines_of_another_encoding(
+  whole, run_binary, monkeypatch
+):
+  # As in some locales, where Python reads the byte as some other character.
+  stdin = io.TextIOWrapper(
+    io.BytesIO('café\n'.encode('latin-1')),
+    encoding='utf-8',
+    errors='surrogateescape',
   )
-  assert done.returncode == 1
-  assert '0xe9); if they are latin1' in done.stderr.splitlines()[-1]
+  monkeypatch.setattr('sys.stdin', stdin)
+  code, _, errors = run_binary('predict', f'--run={whole}')
+  assert code == 1
+  assert '0xe9); if they are latin1' in errors.splitlines()[-1]
 
 
 def test_predict_without_a_run_is_one_sentence(tmp_path):
