@@ -213,7 +213,7 @@ def _compare(
 ) -> None:
   """Prints a table of mechanisms at one epsilon, and draws it."""
   from si_federated import privacy
-  from si_federated.privacy import epsilon_comparison
+  from si_federated.privacy import epsilon_comparison, monte_carlo
 
   if not 0 < epsilon < math.inf:
     raise config.ConfigError(
@@ -249,7 +249,9 @@ def _compare(
   if _NUM_CLIENTS.value is not None:
     print(
       'Amplified ones hold for secret sampling, for clients added or removed; '
-      'the others for clients whose updates become zero.'
+      'the others for clients whose updates become zero. Those of '
+      'b-min-separation and balls in bins are by Monte Carlo, with confidence '
+      f'{monte_carlo.CONFIDENCE}.'
     )
   if _FIGURE.value:
     _draw(rows, epsilon, _FIGURE.value)

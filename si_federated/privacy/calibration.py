@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import dp_accounting
 
@@ -40,7 +40,7 @@ def calibrated(
       'the target, or give the earlier run more noise.'
     )
   if record.is_by_monte_carlo:
-    return _by_samples(record, target_epsilon, delta)
+    return by_samples(record, target_epsilon, delta)
   if record.is_amplified:
     return _by_accountants(record, target_epsilon, delta)
   noise = gaussian_noise(target_epsilon, delta, 1e-10)
@@ -92,25 +92,46 @@ def _beside_earlier(record, noise):
   return 1 / math.sqrt(noise**-2 - spent)
 
 
-def _by_samples(record, target_epsilon, delta):
+def by_samples(
+  record: PrivacyRecord,
+  target_epsilon: float,
+  delta: float,
+  *,
+  samples: Optional[int] = None,
+  tolerance: float = 2e-3,
+) -> PrivacyRecord:
+  """Returns a record with noise for an epsilon by Monte Carlo.
+
+  Args:
+    record: Amplified by sampling that takes Monte Carlo; its noise multiplier
+      does not matter.
+    target_epsilon: The epsilon to keep to, positive and finite.
+    delta: In (0, 1).
+    samples: Of each figure; fewer are faster, and ask for more noise, but keep
+      to the epsilon with the same confidence. None for the usual number.
+    tolerance: Of the noise, relative.
+  """
   known = _beside_earlier(record, gaussian_noise(target_epsilon, delta, 1e-6))
   own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
   most = known * own.mixture().most ** 0.5
+
+  def sampled(noise):
+    mixture = record.with_noise(noise).mixture()
+    return monte_carlo.Sampled(mixture, samples)
+
   # The search looks at samples of its own, so that those of the result are
   # independent of it but for the few tries below.
   noise = record_lib.least_enough(
-    lambda z: (
-      z >= most
-      or monte_carlo.Sampled(record.with_noise(z).mixture()).estimate(delta)
-      <= target_epsilon
-    ),
+    lambda z: z >= most or sampled(z).estimate(delta) <= target_epsilon,
     low=0.0,
     high=most,
-    tolerance=2e-3,
+    tolerance=tolerance,
   )
   for _ in range(8):
     found = record.with_noise(min(noise, most))
-    if found.epsilon(delta) <= target_epsilon:
+    # A record keeps its own samples, for later.
+    bounds = found if samples is None else sampled(found.noise_multiplier)
+    if noise >= most or bounds.epsilon(delta) <= target_epsilon:
       return found
-    noise *= 1.003
+    noise *= 1 + 1.5 * tolerance
   return record.with_noise(most)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Protocol
+from typing import Optional, Protocol
 
 import numpy as np
 from scipy import special
@@ -155,15 +155,19 @@ class Sampled:
   equal bounds. Samples are kept, so that further figures take little time.
   """
 
-  def __init__(self, mixture: Mixture):
+  def __init__(self, mixture: Mixture, samples: Optional[int] = None):
     """Initializes the bounds.
 
     Args:
       mixture: The release with the client; without it, it has mean zero.
+      samples: The number of samples; fewer make larger bounds of the same
+        confidence. None for what takes seconds.
     """
     self.mixture = mixture
     self._directions = mixture.directions()
-    self._count = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work))
+    self._count = samples or min(
+      _MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work)
+    )
     # Of each direction and shift, one from pilot samples, and one from others.
     self._bounds: dict[tuple, _Bound] = {}
 

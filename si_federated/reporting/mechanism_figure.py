@@ -12,6 +12,18 @@ from si_federated.reporting import plotting
 from si_federated.reporting.plotting import Picture
 
 
+def _labels(rows: Sequence[Row]) -> list[str]:
+  """Returns mechanisms, and of a second row of one, its sampling."""
+  labels, before = [], ''
+  for row in rows:
+    name = row.mechanism
+    labels.append(
+      f'… {row.sampling.partition(",")[0]}' if name == before else name
+    )
+    before = name
+  return labels
+
+
 def draw(rows: Sequence[Row], name: str, epsilon: float) -> Picture:
   """Draws each mechanism's error, with and without amplification.
 
@@ -45,7 +57,7 @@ def draw(rows: Sequence[Row], name: str, epsilon: float) -> Picture:
         color=sampled,
         label='amplified by sampling',
       )
-    axes.set_yticks(places, [row.mechanism for row in rows])
+    axes.set_yticks(places, _labels(rows))
     axes.invert_yaxis()
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5], numticks=20))
