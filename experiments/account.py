@@ -8,7 +8,8 @@ mechanisms at the same epsilon. DP-FTRL with trees, as deployed in Gboard:
     --delta=1e-10
 
 The noise that a budget needs, and a comparison of mechanisms in that setting,
-with what sampling from 342,000 clients would bring, as a table and a picture:
+including amplification by sampling from 342,000 clients, as a table and a
+picture:
 
   python -m experiments.account --aggregator=blt --target_epsilon=8 \\
     --total_rounds=2048 --participation=fixed_cycles --num_clients=342000 \\
@@ -68,8 +69,8 @@ flags.define_config_flags(
   for field in dataclasses.fields(config.ExperimentConfig)
   if field.name != 'experiment_name'
 )
-# The other flags have no effect here; they are accepted because recipes set
-# them.
+# The other flags are accepted because recipes set them; they have no effect
+# here.
 for _name in _NAMES:
   absl_flags.declare_key_flag(_name)
 _NUM_CLIENTS = absl_flags.DEFINE_integer(
@@ -195,8 +196,8 @@ def main() -> None:
     _COMPARE.value and _FIGURE.value.endswith(('.png', '.svg'))
   ):
     raise config.ConfigError(
-      f'--figure={_FIGURE.value} draws --compare to a .png or .svg file; give '
-      'both, with such an ending.'
+      f'--figure={_FIGURE.value} draws the table of --compare to a .png or '
+      '.svg file; give both flags, with such an ending.'
     )
   experiment = _experiment()
   facts, mechanism = _account(experiment)
@@ -211,13 +212,13 @@ def _compare(
   experiment: config.ExperimentConfig,
   contract: Any,
 ) -> None:
-  """Prints a table of mechanisms at one epsilon, and draws it."""
+  """Prints a table of mechanisms at equal epsilon, and draws it."""
   from si_federated import privacy
   from si_federated.privacy import epsilon_comparison, monte_carlo
 
   if not 0 < epsilon < math.inf:
     raise config.ConfigError(
-      f'--compare is for mechanisms of one epsilon, which is {epsilon} here; '
+      f'--compare is for mechanisms of equal epsilon, which is {epsilon} here; '
       'give --target_epsilon.'
     )
   known = privacy.comparison.MECHANISMS

@@ -2,10 +2,10 @@
 
 It trains as experiments.train does, with the same flags, and adds canaries to
 the cohorts: clients whose updates are known random directions. Half of them are
-held out. The accuracy of distinguishing participants from held-out canaries by
-the releases of all rounds gives a lower bound on epsilon that holds with 95 %
-confidence (one-run auditing, arXiv 2305.08846). A bound above the guarantee
-reveals an error; one below it proves nothing:
+held out. How accurately the releases of all rounds tell participants from
+held-out canaries gives a lower bound on epsilon with 95 % confidence (one-run
+auditing, arXiv 2305.08846). A bound above the guarantee reveals an error; one
+below it proves nothing:
 
   python -m experiments.audit --experiment_name=audit \\
     --flagfile=experiments/configs/docstrings.si_cifg.blt.flags \\
@@ -37,7 +37,7 @@ _NUM_CANARIES = absl_flags.DEFINE_integer(
 _CANARY_SEED = absl_flags.DEFINE_integer(
   'canary_seed',
   0,
-  'The seed of the canaries: of their updates and of the choice to hold out.',
+  "The seed of the canaries' updates, and of the choice which are held out.",
   lower_bound=0,
 )
 

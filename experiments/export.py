@@ -2,7 +2,7 @@
 
   python -m experiments.export --run=runs/first --output=exported
 
-writes the vocabulary, a TensorFlow SavedModel, a TensorFlow Lite file and
+This writes the vocabulary, a TensorFlow SavedModel, a TensorFlow Lite file and
 export.json, which explains how to call them. Both models have a signature
 `next_token` (ids of the sentence so far -> the most likely next ids and their
 probabilities) and a signature `logits`.

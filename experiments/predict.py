@@ -36,8 +36,8 @@ _TOP = absl_flags.DEFINE_integer(
 _CONTINUE = absl_flags.DEFINE_integer(
   'continue_words',
   0,
-  'Also continue the text by at most this many words (or characters), taking '
-  'the most likely one each time.',
+  'Also continue the text by up to this many words (or characters), taking the '
+  'most likely one each time.',
   lower_bound=0,
 )
 
@@ -56,7 +56,7 @@ def main() -> None:
   def name(ids: list[int]) -> str:
     if ids == [vocabulary.end]:
       return '(end of sentence)'
-    # An invisible character has a name.
+    # Show an invisible character by its name.
     return vocabulary.text_of(ids).strip() or ' '.join(vocabulary.decode(ids))
 
   if trained.classes and _CONTINUE.value:
@@ -92,8 +92,8 @@ def _typed_lines() -> Iterator[str]:
   interactive = sys.stdin.isatty()
   encoding = codecs.lookup(sys.stdin.encoding).name
   if encoding in ('utf-8', 'ascii') and isinstance(sys.stdin, io.TextIOWrapper):
-    # Text in ASCII is UTF-8. A byte order mark is no part of a word. In some
-    # locales Python would take wrong bytes for characters of their own.
+    # ASCII text is UTF-8, too. A byte order mark is not part of a word. In some
+    # locales Python would decode invalid bytes to surrogate characters.
     encoding = 'utf-8'
     sys.stdin.reconfigure(encoding='utf-8-sig', errors='strict')
   while True:
@@ -105,9 +105,9 @@ def _typed_lines() -> Iterator[str]:
       raise ValueError(
         f'The lines read are not {encoding} text ({error.reason}, byte '
         f'0x{error.object[error.start]:02x}); if they are latin1, convert them '
-        'by `iconv -f latin1 -t utf8`, or set PYTHONIOENCODING=latin1.'
+        'with `iconv -f latin1 -t utf8`, or set PYTHONIOENCODING=latin1.'
       ) from error
-    line = line.lstrip('\ufeff')  # Of files that were joined.
+    line = line.lstrip('\ufeff')  # Left inside by joining files.
     if not line or (interactive and not line.strip()):
       return
     if line.strip():

@@ -9,8 +9,8 @@ with Comments.xml in the same folder; or a .7z archive:
   python -m experiments.train --experiment_name=coffee --task=stackoverflow \\
     --data_dir=data/coffee
 
-Or a table with a text and a user in each row, as JSON Lines or CSV, plain, .xz
-or .gz:
+Or a table with a text and a user in each row, as JSON Lines or CSV, plain or
+compressed (.xz, .gz):
 
   python -m experiments.prepare --source=jsonl --input=messages.jsonl \\
     --text_column=text --client_column=user --output=data/messages
@@ -18,8 +18,8 @@ or .gz:
 The columns creation_date, title, score, tags and type are kept if present.
 
 Or a tree of source files (C, C++, Java, JavaScript, TypeScript, Go, Rust,
-Python) and documents (.rst, .md), whose comments become sentences, each once,
-and whose files become users:
+Python) and documents (.rst, .md). Their comments become sentences, without
+repetitions, and each file becomes a user:
 
   python -m experiments.prepare --source=comments --input=linux-source-6.1 \\
     --min_sentences=8 --output=data/comments
@@ -76,9 +76,9 @@ _IS_HTML = absl_flags.DEFINE_bool(
 _ENCODING = absl_flags.DEFINE_string(
   'encoding',
   None,
-  'The encoding of a table, such as latin-1 or cp1252, or of the files of a '
-  'source tree that are not UTF-8. The default for tables is that of a byte '
-  'order mark, or UTF-8 without one.',
+  'The encoding of a table, such as latin-1 or cp1252, or of those files of a '
+  'source tree that are not UTF-8. By default, a byte order mark gives the '
+  'encoding of a table; without one it is UTF-8.',
 )
 _OVERWRITE = absl_flags.DEFINE_bool(
   'overwrite', False, 'Replace the content of the output folder.'

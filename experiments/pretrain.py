@@ -1,4 +1,4 @@
-"""Trains a language model centrally, to start a federated run from.
+"""Trains a language model centrally, as the start of a federated run.
 
 On text files, in the vocabulary of the federated task:
 
@@ -12,15 +12,15 @@ and then
     --task=stackoverflow --data_dir=DATA --model=transformer:size=small \\
     --initial_model=runs/before
 
-Without --text_files it trains on the sentences of all training clients of the
-task. With --text_files but no --task, the vocabulary consists of the words of
-the text, or is that of the run --vocabulary_from. Perplexity is measured on the
-task's validation clients, as in experiments.train; without a task, on a tenth
-of the text.
+Without --text_files it trains on the sentences of all the task's training
+clients. With --text_files but no --task, the vocabulary is that of the run
+--vocabulary_from, or else consists of the words of the text. Perplexity is
+measured on the task's validation clients, as in experiments.train; without a
+task, on a tenth of the text.
 
-The folder runs/NAME is like that of experiments.train, with steps for rounds:
-the same command resumes from its newest checkpoint, and experiments.predict,
-experiments.export and experiments.report read it.
+The folder runs/NAME is like that of experiments.train, with steps instead of
+rounds: the same command resumes from its newest checkpoint, and
+experiments.predict, experiments.export and experiments.report can read it.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ _TEXT_BY_LINE = absl_flags.DEFINE_boolean(
 _TEXT_ENCODING = absl_flags.DEFINE_string(
   'text_encoding',
   None,
-  'The encoding of --text_files, such as latin-1 or cp1252, if it is not UTF-8 '
-  'and has no byte order mark that says so.',
+  'The encoding of --text_files, such as latin-1 or cp1252. By default, a byte '
+  'order mark gives it; without one it is UTF-8.',
 )
 _VOCABULARY_FROM = absl_flags.DEFINE_string(
   'vocabulary_from',
@@ -129,7 +129,7 @@ def main() -> None:
     f'of training; validation perplexity {final["eval/perplexity"]:.4g}, '
     f'accuracy {final["eval/accuracy"]:.3f}'
   )
-  print(f'Start a federated run from it by --initial_model={folder}')
+  print(f'Start a federated run from it with --initial_model={folder}')
 
 
 def run() -> None:

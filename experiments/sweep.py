@@ -14,7 +14,7 @@ precedence:
     --recipes=experiments/configs/docstrings.cifg.mean.flags \\
     --recipes=experiments/configs/docstrings.si_cifg.mean.flags
 
-Flags that vary together:
+Two flags that vary together:
 
   python -m experiments.sweep --experiment_name=tuned \\
     --flagfile=experiments/configs/docstrings.si_cifg.mean.flags \\
@@ -65,8 +65,8 @@ _SEEDS = absl_flags.DEFINE_integer(
 _SEED_FLAGS = absl_flags.DEFINE_list(
   'seed_flags',
   list(sweeps.SEED_FLAGS),
-  'The seeds that --seeds counts up; noise_seed only with private aggregators '
-  '(a seed that is left out keeps its value; noise_seed is secret by default).',
+  'The seeds that --seeds counts up; other seeds keep their values. noise_seed '
+  'is for private aggregators, and secret by default.',
 )
 _RANDOM = absl_flags.DEFINE_integer(
   'random', None, 'Draw this many settings of --grid instead of running all.'
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _plan(folder: str) -> sweeps.Plan:
-  """Returns the plan of the flags, checked against the folder's plan."""
+  """Returns the plan that the flags describe, checked against the folder's."""
   given = flags.given_experiment_flags()
   own = given.pop('experiment_name')
   held = sweeps.read_plan(folder)
@@ -154,7 +154,7 @@ def _plan(folder: str) -> sweeps.Plan:
     num_random=_RANDOM.value,
     random_seed=_RANDOM_SEED.value,
   )
-  # Before the first run has started, the folder's plan is replaced.
+  # A plan of which no run has started yet is replaced.
   if held is None or not any(
     run.round_num or run.state == sweeps.FINISHED
     for run in sweeps.find_runs(held, folder)

@@ -19,7 +19,7 @@ class StockTransformer(tf.keras.Model):
   """`MODELS['transformer']`, written with Keras's own layers.
 
   Args:
-    ours: Our model, whose sizes it takes.
+    ours: Our model, for the sizes.
     vocab_size: V.
     num_layers: The number of blocks.
   """
@@ -90,7 +90,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
   sentences = workload.full_sentences(settings, settings.batch_size)
   padded = sentences.copy()
   for row, sentence in enumerate(padded):
-    # From a third of the length to all of it: two thirds on average.
+    # From a third of the length to the full length: two thirds on average.
     length = sentence.size - 1
     sentence[
       1 + length // 3 + row * (length - length // 3) // len(padded) :

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# FedJAX 0.0.17 uses names that JAX has dropped since.
+# FedJAX 0.0.17 uses names that JAX has since dropped.
 for _name in ('tree_map', 'tree_leaves'):
   setattr(jax, _name, getattr(jax.tree_util, _name))
 vars(jnp).setdefault('NINF', -jnp.inf)
@@ -44,7 +44,7 @@ def build_model(settings: workload.Settings, *, tanh: bool) -> fedjax.Model:
     divided by the sequence length: the mean over tokens for full sentences.
   """
   stackoverflow.jnp = jnp if tanh else _WithoutTanh()
-  # Traces its haiku function now, which looks up `tanh` when it is traced.
+  # Haiku looks up `tanh` when it traces the function, so trace it now.
   model = stackoverflow.create_lstm_model(
     settings.num_words,
     settings.embedding_size,

@@ -1,6 +1,6 @@
 """Child process under pfl-research's Python: rounds of its FedAvg on PyTorch.
 
-With several processes, this one starts the others, which do the same in each
+With several processes, this one starts the others, and all take part in each
 round, as in pfl's own simulations.
 """
 
@@ -97,7 +97,7 @@ class Cohort(FederatedDatasetBase):
 
   Each client, the largest first, goes to the least loaded process, as in pfl's
   `FederatedDataset` with clients' sizes. That class draws its users in another
-  process, which would not end with this one.
+  process, which would outlive this one.
   """
 
   def __init__(self, clients: List[np.ndarray]):

@@ -12,17 +12,17 @@ import tensorflow as tf
 def centred_count(clipped: Any, was_clipped: tf.Tensor) -> tf.Tensor:
   """Returns what a client adds to the count of updates below the clip norm.
 
-  As in TensorFlow Privacy, counts are centred at one half. Differs from it: an
-  update of zeros adds nothing, as an absent client does, so that the
-  sensitivity is 1/2 whether neighbours differ by a client or by a client whose
-  updates are zero. Otherwise it would be 1 for the latter.
+  As in TensorFlow Privacy, counts are centred at one half. Unlike there, an
+  all-zero update adds nothing, just like an absent client. So the sensitivity
+  is 1/2 both when neighbours differ by adding or removing a client, and when
+  they differ by zeroing a client's updates, where it would otherwise be 1.
 
   Args:
     clipped: The clipped update.
     was_clipped: Whether it was scaled down.
 
   Returns:
-    1/2 below the norm, -1/2 for a clipped update, 0 for one of zeros.
+    1/2 for an update below the norm, -1/2 for a clipped one, 0 for all zeros.
   """
   is_zero = tf.reduce_all(
     [tf.reduce_all(tf.equal(part, 0)) for part in tf.nest.flatten(clipped)]
@@ -30,7 +30,7 @@ def centred_count(clipped: Any, was_clipped: tf.Tensor) -> tf.Tensor:
   return tf.where(is_zero, 0.0, 0.5 - tf.cast(was_clipped, tf.float32))
 
 
-# A norm of zero would stay there, and one of infinity, too.
+# A norm that reached zero or infinity could never leave it.
 _MIN_NORM, _MAX_NORM = 1e-10, 1e10
 
 
@@ -40,8 +40,8 @@ class AdaptiveClip:
 
   Attributes:
     target_quantile: The fraction of updates that should not be clipped.
-    learning_rate: The norm changes by at most a factor of its exponential in a
-      round.
+    learning_rate: A round changes the norm by at most a factor of
+      exp(learning_rate).
     count_noise: The standard deviation of the noise on the count of updates
       that were not clipped, relative to the cohort.
   """
@@ -68,14 +68,14 @@ class AdaptiveClip:
   def split(
     self, noise_multiplier: float, cohort_size: float
   ) -> tuple[float, float]:
-    """Divides the privacy budget of a noise multiplier among sum and count.
+    """Splits the privacy budget of a noise multiplier between sum and count.
 
-    The count, of sensitivity 1/2 (see `centred_count`), takes its share of the
-    budget, so that the sum needs slightly more noise than alone (theorem 1 of
-    the paper).
+    The count has sensitivity 1/2 (see `centred_count`) and uses part of the
+    budget, so the sum needs slightly more noise than it would alone (theorem 1
+    of the paper).
 
     Args:
-      noise_multiplier: Of both together.
+      noise_multiplier: The noise multiplier of the two together.
       cohort_size: The number of clients in a round.
 
     Returns:
@@ -100,7 +100,7 @@ class AdaptiveClip:
     """Returns the next clip norm, from 1e-10 to 1e10.
 
     Args:
-      clip_norm: The current one.
+      clip_norm: The current clip norm.
       unclipped: The noised fraction of updates that were not clipped.
     """
     error = tf.clip_by_value(unclipped, 0, 1) - self.target_quantile

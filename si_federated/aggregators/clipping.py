@@ -28,9 +28,8 @@ def clip_update(
     clip_norm: A positive float32 scalar.
 
   Returns:
-    The update, scaled down if it was too long, and zero if its norm, and so any
-    of its entries, was not finite; whether it was scaled down; and whether it
-    was finite.
+    The update, scaled down if its norm was too large, or all zeros if its norm
+    was not finite; whether it was scaled down; and whether its norm was finite.
   """
   norm = global_norm(update)
   is_finite = tf.math.is_finite(norm)
@@ -38,7 +37,7 @@ def clip_update(
 
   def clip(tensor):
     clipped = tensor * tf.cast(scale, tensor.dtype)
-    # A product with zero would keep NaN.
+    # Multiplying by zero would keep NaN.
     return tf.where(is_finite, clipped, tf.zeros_like(clipped))
 
   return (

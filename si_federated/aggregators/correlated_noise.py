@@ -1,7 +1,8 @@
 """The private aggregation: clip, sum, add (correlated) noise, divide.
 
-A matrix mechanism of strategy C releases x + C^-1 z, where x are the sums of
-the clipped updates of each round (Denisov et al. 2022, arXiv 2202.08312).
+A matrix mechanism with strategy matrix C releases x + C^-1 z, where row t of x
+is the sum of round t's clipped updates, and z is independent Gaussian noise
+(Denisov et al. 2022, arXiv 2202.08312).
 Server SGD, with or without momentum, on such noisy updates is DP-FTRL (Kairouz
 et al. 2021, arXiv 2103.00039); with the identity for C it is DP-FedAvg (McMahan
 et al. 2018, arXiv 1710.06963).
@@ -47,9 +48,10 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
       the clip is adaptive; without noise no buffers are kept.
     keep_rows: See `noise_generators.for_strategy`.
     adaptive: How the clip norm adapts; None for a fixed one.
-    scaling: How coordinates are scaled for clip and noise; None for not at all.
-    release: The index of this sum among those released each round; sums of the
-      same noise seed have noise of their own.
+    scaling: How coordinates are scaled before clipping and noise; None for no
+      scaling.
+    release: The index of this sum among those released each round. It gives
+      each sum its own noise although all share a noise seed.
   """
 
   strategy: strategies.Strategy
@@ -62,21 +64,21 @@ class CorrelatedNoiseFactory(tff.aggregators.UnweightedAggregationFactory):
   def __post_init__(self):
     if self.scaling is not None and self.strategy.kind != 'identity':
       raise ValueError(
-        'Correlated noise needs fixed scales, as noise made for some scales '
-        'does not cancel in rounds of others.'
+        'Correlated noise needs fixed scales: noise drawn at one scale does '
+        'not cancel in rounds with another.'
       )
     if self.adaptive is not None and self.strategy.kind != 'identity':
       raise ValueError(
-        'Correlated noise needs a fixed clip norm, as noise made for one norm '
-        'does not cancel in rounds of another.'
+        'Correlated noise needs a fixed clip norm: noise drawn for one norm '
+        'does not cancel in rounds with another.'
       )
     self._noise()
 
   def _noise(self) -> tuple[float, float]:
     """Returns the noise of the sum in clip norms, and that of the count.
 
-    The sum is divided by the clients per round, though the noise may be that
-    of a larger cohort.
+    The sum is divided by the clients per round, even if the noise is that of a
+    larger cohort.
     """
     settings = self.settings
     noise_multiplier, count_noise = settings.noise_multiplier, 0.0
@@ -253,7 +255,7 @@ def _float_shapes(value_type):
   for spec in specs:
     if not spec.dtype.is_floating:
       raise TypeError(
-        f'Noise is added to floats only; a variable is of type {spec.dtype}.'
+        f'Noise is added to floats only; a variable has type {spec.dtype}.'
       )
   return [spec.shape for spec in specs]
 

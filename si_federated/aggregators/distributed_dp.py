@@ -38,21 +38,21 @@ def build_distributed_dp(
 ) -> mechanism.Mechanism:
   """Builds TFF's distributed mechanisms (arXiv 2102.06387 and 2110.04995).
 
-  As `tff.learning.ddp_secure_aggregator`, with a fixed clip norm.
+  Like `tff.learning.ddp_secure_aggregator`, with a fixed clip norm.
 
-  Its privacy is near that of a Gaussian mechanism of the same noise multiplier,
-  but not the same: rounding makes updates longer, and a sum of discrete noise
-  is not quite Gaussian. Both depend on the size of the model, which
-  `Mechanism.for_dimension` sets. Numbers that wrap around in the sum make it
-  wrong, not less private. A round of fewer clients than `clients_per_round`,
-  which together would add too little noise, fails.
+  Its privacy is close to that of a Gaussian mechanism with the same noise
+  multiplier, but not equal: rounding increases the norm of updates, and a sum
+  of discrete noise is not quite Gaussian. Both effects depend on the size of
+  the model, which `Mechanism.for_dimension` sets. Overflow in the sum makes it
+  wrong, not less private. A round with fewer than `clients_per_round` clients
+  fails, since they would add too little noise.
 
-  The noise is TensorFlow Privacy's, which is seeded by the clock: runs are not
-  reproducible, and privacy is simulated.
+  TensorFlow Privacy draws the noise and seeds it from the clock: runs are not
+  reproducible, and privacy is only simulated.
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments; the noise
-      multiplier is that of all clients together, who are `clients_per_round`.
+      multiplier is that of all `clients_per_round` clients together.
     bits: The width of the numbers that are summed, 1 to 22.
     noise: `'skellam'` or `'discrete_gaussian'`.
     rotation: `'hadamard'`, or `'fourier'`, which pads less.
@@ -79,8 +79,8 @@ def build_distributed_dp(
     contract=record.contract,
     unnoised_measurements=('nonfinite_updates',),
     simulated_because=(
-      "TensorFlow Privacy seeds the clients' noise by the clock, so that it "
-      'can be guessed and subtracted',
+      "TensorFlow Privacy seeds the clients' noise from the clock, so it can "
+      'be guessed and subtracted',
       'secure aggregation is a plain sum in one process',
     ),
   )
@@ -109,7 +109,7 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
     self._record = record
 
   def with_record(self, record: discrete_noise.DistributedRecord):
-    """Returns the factory of another record."""
+    """Returns the factory for another record."""
     return _GuardedMeanFactory(record)
 
   def create(self, value_type: Any) -> tff.templates.AggregationProcess:
@@ -138,12 +138,12 @@ class _GuardedMeanFactory(distributed_dp.DistributedDpSumFactory):
 
     @tff.tensorflow.computation(value_type, tf.int32)
     def divide(total, num_shares):
-      # Without noise there is no guarantee to break.
+      # Without noise there is no guarantee to violate.
       enough = self._num_clients if self._noise_multiplier else 0
       check = tf.debugging.assert_greater_equal(
         num_shares,
         enough,
-        message='Fewer clients than clients_per_round make less noise than '
+        message='Fewer than clients_per_round clients add less noise than '
         'distributed_dp accounts for; use a schedule of full cohorts.',
       )
       with tf.control_dependencies([check]):

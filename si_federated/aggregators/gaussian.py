@@ -1,7 +1,7 @@
 """Gaussian mechanisms of independent noise: DP-FedAvg, and DP-SGD on clients.
 
-Both compute what TFF's `DifferentiallyPrivateFactory.gaussian_fixed` and
-`gaussian_adaptive` compute, with noise that is keyed by seed and round.
+They compute the same as TFF's `DifferentiallyPrivateFactory.gaussian_fixed` and
+`gaussian_adaptive`, with noise keyed by seed and round.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def build_adaptive_gaussian(
 ) -> Mechanism:
   """Builds independent noise at a clip norm that follows a quantile.
 
-  Andrew et al., arXiv 1905.03871, geometric updates; defaults are TFF's. The
-  noise multiplier is that of the whole mechanism: the sum gets slightly more
-  noise to pay for the privacy of the quantile.
+  The geometric updates of Andrew et al., arXiv 1905.03871, with TFF's defaults.
+  The noise multiplier is that of the whole mechanism: the sum gets slightly
+  more noise, to leave privacy budget for the quantile.
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments; the clip
       norm is the initial one, and the noise multiplier that of sum and count
       together.
     target_quantile: The fraction of updates that should not be clipped.
-    clip_learning_rate: A round changes the norm by at most the exponential of
-      this rate.
+    clip_learning_rate: A round changes the norm by at most a factor of
+      exp(clip_learning_rate).
     count_noise: The standard deviation of the noise on the count of updates
       that were not clipped, relative to the cohort.
 
@@ -78,7 +78,7 @@ def build_scaled_gaussian(
   scale_damping: float = 0.1,
   scale_delay: int = 1,
 ) -> Mechanism:
-  """Builds independent noise in coordinates of their usual size.
+  """Builds independent noise in proportion to the usual size of coordinates.
 
   Scale-then-privatise, for adaptive server optimizers: see `update_scaling`.
   Sensitivity and accounting are those of `build_gaussian`, since scales follow

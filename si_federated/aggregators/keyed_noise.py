@@ -1,7 +1,7 @@
 """Gaussian noise from a counter-based generator, keyed by row and variable.
 
-The seed and a row's number determine a row, so that a run that was interrupted
-resumes with exactly the noise it would have had.
+The seed and the number of a row determine the row, so that an interrupted run
+resumes with exactly the same noise.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-# The second half of a key has the release from bit 62 on, the row from bit 31
-# on, and the variable below, so that no two have the same key.
+# The second half of a key has the release at bit 62, the row at bits 31 to 61
+# and the variable below, so that keys are unique.
 _RELEASE_BITS, _ROW_BITS = 62, 31
 
 
@@ -36,18 +36,18 @@ def initial_seed(noise_seed: Optional[int], release: int = 0) -> tf.Tensor:
   """Returns the seed of an initial state.
 
   Args:
-    noise_seed: The seed, or None for one from the system's entropy. It then
-      differs each time that the graph is run, since noise used twice on
-      different data would reveal their difference. TensorFlow's own entropy has
-      only 32 bits; it is combined with 128 bits of the system's, fixed in the
-      graph.
+    noise_seed: The seed, or None for one from the system's entropy. That seed
+      differs in each run of the graph, because using the same noise on
+      different data would reveal their difference. TensorFlow's own entropy,
+      which has only 32 bits, is combined with 128 bits of the system's that are
+      fixed in the graph.
     release: The index of the sum among those released each round, 0 or 1.
 
   Returns:
     Shape `[2]`, int64.
 
   Raises:
-    ValueError: If there are more releases than keys have room for.
+    ValueError: If a key has no room for the release.
   """
   if release not in (0, 1):
     raise ValueError(f'release is {release}; a key has room for 0 and 1.')
@@ -66,11 +66,10 @@ def standard_normals(
   *,
   first_stream: int = 0,
 ) -> list[tf.Tensor]:
-  """Returns a row of z: independent noise of variance 1.
+  """Returns a row of z: independent noise with variance 1.
 
-  TensorFlow turns a seed of 128 bits into the key and counter of Philox by a
-  one-to-one map, and no two rows or variables have the same: no noise is ever
-  used twice.
+  TensorFlow maps a seed of 128 bits one-to-one to the key and counter of
+  Philox. Since the seeds of rows and variables differ, no noise is used twice.
 
   Args:
     seed: Shape `[2]`, int64.

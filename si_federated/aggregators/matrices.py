@@ -1,4 +1,4 @@
-"""Matrix mechanisms, for DP-FTRL: banded, of banded inverse, BLT and dense.
+"""Matrix mechanisms: banded, with banded inverse, BLT and dense.
 
 With server SGD, with or without momentum, these are DP-FTRL. All assume that
 two rounds of one client are at least `min_separation` apart.
@@ -57,16 +57,16 @@ def build_banded(
       learning rate decreases.
     objective: `'rms'` or `'max'` error, for the Toeplitz kind.
     matrix: The `.npz` file of a strategy to use instead of optimising one.
-    keep_rows: Whether the noise of the last `bands - 1` rounds is kept, or
-      regenerated in a time that grows with the round; by default kept up to 16
-      bands.
+    keep_rows: Whether to store the noise of the last `bands - 1` rounds rather
+      than regenerate it, which takes longer in later rounds; by default with
+      up to 16 bands.
 
   Returns:
     The mechanism.
 
   Raises:
-    ValueError: If an argument is missing or out of range, or the file is not of
-      a strategy of so many bands and rounds.
+    ValueError: If an argument is missing or out of range, or the file has no
+      strategy for these rounds, with at most `min_separation` bands.
   """
   contract = settings.contract()
   if kind not in ('toeplitz', 'general'):
@@ -77,7 +77,7 @@ def build_banded(
     bands = strategy.bands
   elif contract.block and contract.separation == 1 and bands in (None, 'auto'):
     raise ValueError(
-      'A client may be last in one epoch and first in the next, so that '
+      'A client can be last in one epoch and first in the next, so that only '
       'a single band is left; choose tree:restart=true or blt, or another '
       'schedule.'
     )
@@ -100,7 +100,7 @@ def build_banded(
   if not 1 <= bands <= contract.separation:
     raise ValueError(
       f'bands is {bands}; with participations {contract.separation} rounds '
-      f'apart there may be 1 to {contract.separation}.'
+      f'apart it must be 1 to {contract.separation}.'
     )
   if strategy is None:
     strategy = _optimize(
@@ -128,9 +128,9 @@ def build_banded_inverse(
 ) -> Mechanism:
   """Builds a mechanism whose C^-1 is banded (arXiv 2505.12128).
 
-  Its noise is a sum of the last `bands` rows of z, which are made again each
-  round: nothing is kept between rounds. Two bands, with which a round cancels a
-  part of the noise of the round before, are DP-λCGD (arXiv 2601.22334).
+  Its noise is a sum of the last `bands` rows of z, which are regenerated in
+  each round, so that nothing is stored between rounds. With two bands a round
+  cancels a part of the previous round's noise: DP-λCGD (arXiv 2601.22334).
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments;
@@ -158,12 +158,12 @@ def build_banded_inverse(
     bands = min(banded_inverse.DEFAULT_BANDS, rounds)
   if isinstance(bands, str):
     raise ValueError(
-      f'bands is {bands!r}; more bands are better here, and slower: give a '
+      f'bands is {bands!r}; here more bands are better but slower, so give a '
       'number.'
     )
   if not 1 <= bands <= rounds:
     raise ValueError(
-      f'bands is {bands}; {rounds} rounds take 1 to {rounds} of them.'
+      f'bands is {bands}; {rounds} rounds take 1 to {rounds} bands.'
     )
   strategy = _optimize(
     'banded_inverse' if kind == 'optimal' else 'inverse_square_root',
@@ -230,15 +230,16 @@ def build_dense(
 ) -> Mechanism:
   """Builds the optimal matrix mechanism for fixed cycles (arXiv 2211.06530).
 
-  The yardstick for the others, for up to about 2,000 rounds: it takes minutes
-  to optimise, and round t makes t rows of z.
+  It is a reference for the others, for up to about 2,000 rounds: optimising
+  takes minutes, and round t makes t rows of z.
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments;
       `min_separation` is required.
     cache_dir: A folder that keeps optimised strategies.
-    cyclic: Whether rounds of one client are multiples of `min_separation`
-      apart, as in fixed cycles; otherwise its privacy is only bounded.
+    cyclic: Whether distances of a client's rounds are multiples of
+      `min_separation`, as in fixed cycles; otherwise its sensitivity is only an
+      upper bound.
     momentum: The momentum of server SGD that the strategy is optimised for.
     cool_down: The fraction of the rounds, at the end, in which the server's
       learning rate decreases.
@@ -263,7 +264,7 @@ def _load(path: str, settings: PrivateSettings) -> strategies.Strategy:
   if strategy.rounds < settings.total_rounds:
     raise ValueError(
       f'{path} is a strategy for {strategy.rounds} rounds; '
-      f'{settings.total_rounds} are to be run.'
+      f'{settings.total_rounds} are requested.'
     )
   return strategy
 
@@ -276,7 +277,7 @@ def _optimize(
   cool_down: float,
   **options: Any,
 ) -> strategies.Strategy:
-  """Returns the strategy for server SGD of a momentum and a cool-down."""
+  """Returns the strategy for server SGD with momentum and cool-down."""
   workload = workloads.server_sgd(
     contract.rounds, momentum=momentum, falling=cool_down
   )

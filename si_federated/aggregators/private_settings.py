@@ -24,12 +24,13 @@ class PrivateSettings:
       updates (of z, for correlated noise), relative to the clip norm.
     clients_per_round: The number that the sum is divided by.
     total_rounds: The number of rounds.
-    min_separation: The least distance of two rounds of one client; 1 if None.
+    min_separation: The least distance between two rounds of one client; 1 if
+      None.
     max_participations: The most rounds of one client; as many as fit if None.
     noise_seed: Makes the noise reproducible; None for a secret one.
     noise_cohort_size: If given, the noise is that of a cohort of this size.
-    block: If not 0, a client takes part at most once in each so many rounds,
-      see `participation.Participation`.
+    block: If not 0, a client takes part at most once in each block of this many
+      rounds, see `participation.Participation`.
   """
 
   clip_norm: float
@@ -107,7 +108,7 @@ def private_builder(
     needs_separation: Whether the builder raises unless `min_separation` is
       given.
     without: The settings that the builder does not take.
-    **defaults: The defaults of settings that have others here.
+    **defaults: Defaults that differ from those of `PrivateSettings`.
   """
 
   def decorate(build):
@@ -121,7 +122,7 @@ def private_builder(
       if needs_separation and values['min_separation'] is None:
         raise ValueError(
           f'{build.__name__[len("build_") :]} needs min_separation, the least '
-          'distance of two rounds of one client.'
+          'distance between two rounds of one client.'
         )
       return build(PrivateSettings(**values), **given)
 

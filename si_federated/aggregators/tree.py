@@ -23,25 +23,25 @@ def build_tree(
 ) -> Mechanism:
   """Builds tree aggregation (Kairouz et al. 2021, arXiv 2103.00039).
 
-  The noise has the distribution and the state of TensorFlow Privacy's tree
-  queries: at most log2(rounds of a tree) models, rounded up. A round that
-  completes a node of height h makes h + 1 rows of z (one if not efficient), 2
-  on average and log2(rounds) + 1 at most; the last round of a tree before a
-  restart also makes those of its virtual rounds, 2 for each.
+  The noise has the same distribution and state as TensorFlow Privacy's tree
+  queries: the state is at most log2(rounds of a tree) models, rounded up. A
+  round that completes a node of height h makes h + 1 rows of z (one if not
+  efficient): 2 on average, at most log2(rounds) + 1. The last round of a tree
+  before a restart also makes two rows for each of its virtual rounds.
 
-  Differs from the paper: a restart is of the noise alone, the momentum of the
+  Differs from the paper: only the noise restarts, while the momentum of the
   server's optimizer continues.
 
   Args:
     settings: The fields of `PrivateSettings`, as keyword arguments; the noise
       multiplier is that of a node, and `min_separation` is required.
     efficient: Whether nodes are also estimated from those below them (Honaker).
-    restart: Whether a new tree begins every `block` or `min_separation` rounds,
-      which is an epoch, after the previous tree is completed.
-    keep_rows: Whether estimates of nodes are kept, as by default. Otherwise
+    restart: Whether a new tree begins with each epoch, of `block` or
+      `min_separation` rounds, after completing the previous tree.
+    keep_rows: Whether to store estimates of nodes; true by default. Otherwise
       there is no state, but an efficient tree regenerates all nodes below a
       node, 2^(h + 1) - 1 rows of z: 4,095 in round 2,048. A plain tree then
-      makes at most 12.
+      makes at most 12 rows.
 
   Returns:
     The mechanism.

@@ -39,7 +39,7 @@ def build_dense(
   Args:
     size: Features of its output.
     input_size: Features of its input.
-    name: Its name.
+    name: The name of the layer.
     policy: The dtype policy of the layer that contains it.
     kernel_initializer: Initializer of the kernel.
     **options: Further arguments of `tf.keras.layers.Dense`.
@@ -80,7 +80,7 @@ def build_norm(
   """Builds a layer normalisation.
 
   Args:
-    name: Its name.
+    name: The name of the layer.
     size: D, the features of its input.
     policy: The dtype policy of the layer that contains it.
     epsilon: Added to variances.

@@ -34,7 +34,7 @@ def tap(name: str, value: tf.Tensor) -> None:
   """Adds a tensor to the current record, if any; does nothing in graphs.
 
   Args:
-    name: Its name, such as `attention`.
+    name: What the tensor is, such as `attention`.
     value: The tensor.
   """
   taps = getattr(_state, 'taps', None)

@@ -25,7 +25,7 @@ class LabelledText:
   """Texts with labels and, optionally, with their clients.
 
   Attributes:
-    source: Their origin, for messages.
+    source: The texts' origin, for messages.
     texts: The texts.
     labels: The name of each text's class.
     clients: The client of each text; None if unknown.
@@ -44,7 +44,7 @@ class LabelledText:
     if len(classes) == 1:
       raise ValueError(
         f'All examples of {self.source} are of one class, {classes[0]!r}; give '
-        'examples of two or more.'
+        'examples of at least two.'
       )
 
 

@@ -66,14 +66,14 @@ def open_text(
   newline: Optional[str] = None,
   stream: Optional[BinaryIO] = None,
 ) -> Iterator[IO[str]]:
-  """Opens a file of text, without replacing any character.
+  """Opens a text file strictly: it never replaces undecodable bytes.
 
-  Without `encoding`, the encoding is that of the byte order mark at its
-  beginning (UTF-8, UTF-16 or UTF-32), or UTF-8 if it has none. Marks there,
-  also several, are not part of the text.
+  Without `encoding`, the byte order mark at the beginning gives the encoding
+  (UTF-8, UTF-16 or UTF-32); without a mark it is UTF-8. Leading marks, even
+  several, are not part of the text.
 
   Args:
-    path: The file, unpacked if it is `.xz` or `.gz`.
+    path: The file; `.xz` and `.gz` are unpacked.
     encoding: The encoding, by a name that Python knows.
     option: The option that sets `encoding`, for messages; None if none does.
     newline: See `open`.
@@ -118,8 +118,8 @@ def _encoding(
   """Returns the encoding of a file that begins with four bytes.
 
   Raises:
-    ValueError: If the mark contradicts what is given, or there is neither and
-      it is not UTF-8.
+    ValueError: If the mark contradicts the given encoding, or there is neither
+      and the file is not UTF-8.
   """
   marked = detect(head)
   if given is not None:
@@ -145,23 +145,23 @@ def _encoding(
 
 
 def known_encoding(encoding: str, option: Optional[str] = None) -> str:
-  """Returns an encoding's name, that of UTF-8 so that a mark may begin it.
+  """Returns an encoding's name; that of UTF-8 allows a leading mark.
 
   Args:
     encoding: The name that was given.
     option: The option that gave it, for the message.
 
   Raises:
-    ValueError: Python does not know it, or it is not one of text, such as hex.
+    ValueError: If Python does not know it, or it is not for text, such as hex.
   """
   try:
-    # The lookup of `TextIOWrapper`, which refuses those of bytes.
+    # The lookup of `TextIOWrapper`, which refuses codecs of bytes.
     io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     return _UTF8 if codecs.lookup(encoding).name == 'utf-8' else encoding
   except (LookupError, ValueError):
     raise ValueError(
-      f'{option or "encoding"}={encoding} is not an encoding of text '
-      'that Python knows; give one such as latin-1, cp1252 or utf-16.'
+      f'{option or "encoding"}={encoding} is not a text encoding that Python '
+      'knows; give one such as latin-1, cp1252 or utf-16.'
     ) from None
 
 
@@ -176,7 +176,7 @@ def detect(head: bytes) -> str:
 def _advice(path: str, encoding: str, option: Optional[str]) -> str:
   by_option = f', or give {option}={encoding}' if option else ''
   return (
-    f'if it is {encoding}, convert it by `iconv -f {encoding} -t utf8 {path} > '
+    f'if it is {encoding}, run `iconv -f {encoding} -t utf8 {path} > '
     f'NEW`{by_option}'
   )
 

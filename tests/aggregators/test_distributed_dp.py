@@ -77,7 +77,7 @@ def test_noise_has_the_requested_size_from_full_cohorts(run, noise, rotation):
   # All clients' noise together, on the sum, divided by their number.
   assert result[0].std() == pytest.approx(0.5 / 4, rel=0.1)
   assert abs(result[0].mean()) < 0.01
-  with pytest.raises(Exception, match='Fewer clients than clients_per_round'):
+  with pytest.raises(Exception, match='Fewer than clients_per_round clients'):
     step(initialize(), [zero] * 3)
 
 

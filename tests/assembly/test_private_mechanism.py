@@ -340,7 +340,7 @@ def test_ledger_of_a_simulated_cohort():
       },
       ['--client_seed'],
     ),
-    ({'aggregator': 'distributed_dp'}, ['by the clock', 'plain sum']),
+    ({'aggregator': 'distributed_dp'}, ['from the clock', 'plain sum']),
     (
       {'aggregator': 'gaussian', 'noise_cohort_size': 9},
       ['--noise_cohort_size'],

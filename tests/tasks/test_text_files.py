@@ -71,7 +71,7 @@ def test_an_option_names_the_encoding(tmp_path, kind):
   with pytest.raises(ValueError, match=r'iconv -f latin1 .*encoding=latin1'):
     _classify(path)
   assert _classify(path, encoding='latin-1').vocabulary == plain
-  with pytest.raises(ValueError, match='not an encoding of text'):
+  with pytest.raises(ValueError, match='not a text encoding'):
     _classify(path, encoding='latin-x')
   with pytest.raises(ValueError, match='encoding has no effect'):
     TASKS['text_classification'](encoding='latin-1')
@@ -145,9 +145,7 @@ def test_marks_in_files_that_were_joined(tmp_path):
 @pytest.mark.parametrize('name', ['hex', 'rot13', 'base64', '', 'utf\0'])
 def test_codecs_that_are_not_of_text_are_refused(tmp_path, name):
   (tmp_path / 'x.jsonl').write_bytes(_rows('jsonl'))
-  with pytest.raises(
-    ValueError, match='encoding=.* is not an encoding of text'
-  ):
+  with pytest.raises(ValueError, match='encoding=.* is not a text encoding'):
     _classify(tmp_path / 'x.jsonl', encoding=name)
 
 
