@@ -265,16 +265,6 @@ def test_noise_for_a_target_epsilon(aggregator):
   assert less.epsilon(1e-5) > 3
 
 
-def test_an_infinite_epsilon_needs_no_noise():
-  mechanism = _build(
-    aggregator='tree',
-    participation='fixed_cycles',
-    clip_norm=0.5,
-    target_epsilon=float('inf'),
-  )
-  assert mechanism.factory.settings.noise_multiplier == 0
-
-
 def test_ledger_of_a_simulated_cohort():
   experiment = _config(aggregator='gaussian', **_PRIVATE, noise_cohort_size=400)
   ledger = private_mechanism.build_ledger(
