@@ -211,6 +211,9 @@ class BMinSep(cohorts.Schedule):
   @property
   def amplification(self):
     """The amplification that the sampling earns."""
+    if self.min_separation == 1:
+      # Nobody pauses; and epsilon takes no Monte Carlo.
+      return Amplification('poisson', self.clients_per_round / self.num_clients)
     # The rate is probability / (1 + (min_separation - 1) probability).
     others = self.num_clients - (
       (self.min_separation - 1) * self.clients_per_round

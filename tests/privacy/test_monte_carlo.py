@@ -167,3 +167,55 @@ def test_amplification_without_proof_is_refused():
   plain = _record(strategies.identity(4), 1.0, 0.5, 2).without_amplification()
   with pytest.raises(ValueError, match='make a mixture'):
     plain.mixture()
+
+
+def _deltas(entry, first, second, epsilon):
+  """Deltas, removed and added, of a client in one of two rounds, or in none.
+
+  Args:
+    entry: That of C in the second row and first column.
+    first: The client's update, should it be in the first round.
+    second: The same of the second round, given the first release.
+    epsilon: A number.
+  """
+  axis = np.arange(-7, 9, 0.05)
+  x, y = np.meshgrid(axis, axis, indexing='ij')
+
+  def density(one, two):
+    return stats.norm.pdf(x - one) * stats.norm.pdf(y - two) * 0.05**2
+
+  without = density(0.0, 0.0)
+  mixed = 0.4 * density(first, entry * first)
+  mixed += 0.4 * density(0.0, second(x)) + 0.2 * without
+  growth = math.exp(epsilon)
+  return [
+    np.maximum(p - growth * q, 0).sum()
+    for p, q in ((mixed, without), (without, mixed))
+  ]
+
+
+# Updates of one number, of which the second may depend on the first release.
+_ANSWERS = {
+  'opposite': lambda x: -np.ones_like(x),
+  'none': np.zeros_like,
+  'short': lambda x: 0.7 * np.ones_like(x),
+  'sign': np.sign,
+  'opposite sign': lambda x: -np.sign(x),
+  'when it was large': lambda x: 1.0 * (x > 0.5),
+  'smooth': np.tanh,
+}
+
+
+@pytest.mark.parametrize('answer', _ANSWERS)
+@pytest.mark.parametrize('epsilon', [0.0, 0.3, 1.0, 2.0])
+def test_updates_that_stay_the_same_cost_most(answer, epsilon):
+  worst = _deltas(0.6, 1.0, np.ones_like, epsilon)
+  for first in (1.0, -1.0, 0.5):
+    found = _deltas(0.6, first, _ANSWERS[answer], epsilon)
+    assert (np.array(found) <= np.array(worst) + 1e-9).all()
+
+
+def test_a_negative_entry_makes_others_cost_more():
+  same = _deltas(-0.6, 1.0, np.ones_like, 1.0)
+  opposite = _deltas(-0.6, 1.0, _ANSWERS['opposite'], 1.0)
+  assert opposite[0] > 1.05 * same[0]

@@ -158,7 +158,12 @@ def test_clients_that_pause_have_one_rate_from_the_first_round_on():
 
 def test_without_pause_or_choice_it_is_a_simpler_sampling():
   free = schedules.BMinSep(**_SIZES, seed=0, min_separation=1)
-  assert free.amplification == schedules.Amplification('b_min_sep', 1 / 12, 1)
+  assert free.amplification == schedules.Amplification('poisson', 1 / 12)
+  counts = np.bincount(
+    np.concatenate([free.cohort(r) for r in range(1, 1201)]), minlength=60
+  )
+  # 100 expected of each, standard deviation 9.6.
+  assert counts.min() > 60 and counts.max() < 140
   full = schedules.BMinSep(**_SIZES, seed=0, min_separation=12)
   assert full.amplification == schedules.Amplification('b_min_sep', 1.0, 12)
   for round_num in range(1, 13):
