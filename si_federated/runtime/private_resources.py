@@ -26,14 +26,30 @@ _ANONYMOUS_OPERATIONS = {
   'MutableDenseHashTableV2': 'AnonymousMutableDenseHashTable',
   'IteratorV2': 'AnonymousIteratorV3',
 }
-# TFF's worker fails on these, too, and never answers again.
+# TFF's worker fails on these, too, and never answers again; or it shares them:
+# it numbers the sparse tensors of all clients in one map, and its readers hang
+# in the second round.
 _REFUSED = (
+  'AddManySparseToTensorsMap',
+  'AddSparseToTensorsMap',
   'ConditionalAccumulator',
+  'FixedLengthRecordReader',
+  'FixedLengthRecordReaderV2',
+  'IdentityReader',
+  'IdentityReaderV2',
   'Iterator',
+  'LMDBReader',
   'MultiDeviceIterator',
   'OneShotIterator',
   'ResourceConditionalAccumulator',
   'SparseConditionalAccumulator',
+  'TFRecordReader',
+  'TFRecordReaderV2',
+  'TakeManySparseFromTensorsMap',
+  'TextLineReader',
+  'TextLineReaderV2',
+  'WholeFileReader',
+  'WholeFileReaderV2',
 )
 _NAMES = ('container', 'shared_name', 'use_node_name_sharing')
 
@@ -66,7 +82,7 @@ def make_private(graph_def: tf.compat.v1.GraphDef) -> set[str]:
 
   Raises:
     NotImplementedError: If a resource can't be made private: queues, barriers,
-      stages, readers and old variables have no private form, and a resource
+      stages and old variables have no private form, and a resource
       that a function of the graph creates outlives its call.
     errors.UnsupportedError: If TFF's own runtime can't run the graph either.
   """

@@ -227,6 +227,31 @@ def test_an_accumulator_is_refused_by_name():
     count()
 
 
+def _number_in_a_map():
+  return tf.raw_ops.AddSparseToTensorsMap(
+    sparse_indices=[[0]], sparse_values=[1], sparse_shape=[2]
+  )
+
+
+def _records_of_a_reader():
+  reader = tf.raw_ops.IdentityReaderV2()
+  return tf.raw_ops.ReaderNumRecordsProducedV2(reader_handle=reader)
+
+
+@pytest.mark.parametrize(
+  ('make', 'name'),
+  [
+    (_number_in_a_map, 'AddSparseToTensorsMap'),
+    (_records_of_a_reader, 'IdentityReaderV2'),
+  ],
+)
+def test_what_clients_share_in_tffs_worker_is_refused_by_name(make, name):
+  runtime.set_local_context(num_threads=1)
+  count = tff.tensorflow.computation(make)
+  with pytest.raises(runtime.UnsupportedError, match=f'{name} .*shared by'):
+    count()
+
+
 @pytest.mark.filterwarnings('error:A computation goes to TFF')
 def test_a_table_made_in_a_function_of_the_graph_is_not_lowered():
   runtime.set_local_context(num_threads=1)
