@@ -96,6 +96,8 @@ def test_keras_3_stays_without_another(monkeypatch):
   assert _SWITCH not in os.environ
 
 
+_ONE_KERAS = tuple(map(int, tf.__version__.split('.')[:2])) < (2, 16)
+_CHOICE = pytest.mark.skipif(_ONE_KERAS, reason='TensorFlow has one Keras')
 _USE = """
 from si_federated import layers
 from tensorflow.keras import layers as imported_by_name
@@ -110,12 +112,12 @@ print(tf.keras.layers.Layer.__module__.partition('.')[0])
   ('before', 'chosen'),
   [
     ('', 'tf_keras'),
-    ('tf.keras.Sequential', 'keras'),
-    ('from tensorflow.keras import Model', 'keras'),
+    pytest.param('tf.keras.Sequential', 'keras', marks=_CHOICE),
+    pytest.param('from tensorflow.keras import Model', 'keras', marks=_CHOICE),
   ],
 )
 def test_in_a_new_process(before, chosen):
-  if tuple(map(int, tf.__version__.split('.')[:2])) < (2, 16):
+  if _ONE_KERAS:
     chosen = 'keras'
   done = subprocess.run(
     [sys.executable, '-c', f'import tensorflow as tf\n{before}\n{_USE}'],
