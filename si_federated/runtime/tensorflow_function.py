@@ -52,8 +52,15 @@ def _tensor_names(binding: Any) -> Iterator[str]:
     raise NotImplementedError(f'A binding of kind {kind!r} is not supported.')
 
 
-def _rename_functions(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
-  """Renames a graph's functions, since all graphs share one eager library."""
+def rename_functions(graph_def: tf.compat.v1.GraphDef) -> None:
+  """Gives a graph's functions new names: all graphs share one eager library.
+
+  Args:
+    graph_def: The graph, changed in place.
+  """
+  global _function_count
+  _function_count += 1
+  prefix = f'tff_{_function_count}_'
   names = {
     function.signature.name: prefix + function.signature.name
     for function in graph_def.library.function
@@ -129,7 +136,6 @@ class Graph:
       NotImplementedError: If the body is not plain TensorFlow, or a resource
         in it can't be made private to one call.
     """
-    global _function_count
     proto: computation_pb2.Computation = computation.to_building_block().proto
     if proto.WhichOneof('computation') != 'tensorflow':
       raise NotImplementedError(
@@ -140,8 +146,7 @@ class Graph:
     self._body = proto.tensorflow
     self._graph_def = tf.compat.v1.GraphDef()
     self._body.graph_def.Unpack(self._graph_def)
-    _function_count += 1
-    _rename_functions(self._graph_def, f'tff_{_function_count}_')
+    rename_functions(self._graph_def)
     resources = private_resources.make_private(self._graph_def)
     if self._body.initialize_op:
       _run_initializer_first(

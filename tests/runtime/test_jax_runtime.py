@@ -363,6 +363,30 @@ def test_numbers_drawn_from_what_jax_computes_are_refused():
     _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
+def test_programs_that_draw_have_functions_of_their_own():
+  # TensorFlow names loops alike when it inlines them; these differ.
+  def work_with(number):
+    def client_fn(server, data):
+      drawn = tf.random.stateless_uniform([2], tf.constant([1, 2]))
+
+      @tf.function
+      def loop(data):
+        totals = [drawn * server] * number
+        for pair in iter(data):
+          totals = [total + pair for total in totals]
+        return tf.add_n(totals)
+
+      return loop(data)
+
+    return client_fn
+
+  drawn = tf.random.stateless_uniform([2], tf.constant([1, 2])).numpy()
+  runtime.set_jax_context()
+  for number in (1, 2):
+    _, total = _sums(work_with(number), _PAIRS)(2.0, [_dataset([1, 2])])
+    np.testing.assert_allclose(total, number * (2 * drawn + [1, 2]), rtol=1e-6)
+
+
 def test_what_jax_can_not_trace_is_refused():
   # A shape that depends on data.
   def client_fn(server, data):
