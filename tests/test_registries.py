@@ -105,7 +105,7 @@ _ROUNDS: dict[str, dict[str, Any]] = {
     'algorithm': 'mime_lite',
     'aggregator': 'gaussian',
     'participation': 'b_min_sep',
-    'min_separation': 3,
+    'min_separation': 4,
     'compression': 'upload=uniform:bits=6,download=uniform:bits=12',
     'client_optimizer': 'sgdm',
     'noise_seed': 1,
