@@ -1,6 +1,6 @@
 """The accountants of dp_accounting, and the event of a round of sampling.
 
-They also take Poisson samples that are cut to a maximum size.
+They also support Poisson samples that are truncated to a maximum size.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sampled_gaussian(
 
 
 class PldAccountant(pld.PLDAccountant):
-  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`."""
+  """dp_accounting's accountant, which also takes `TruncatedPoissonDpEvent`."""
 
   _pld: privacy_loss_distribution.PrivacyLossDistribution
 
@@ -61,11 +61,11 @@ class PldAccountant(pld.PLDAccountant):
 
 
 class RdpAccountant(rdp.RdpAccountant):
-  """dp_accounting's, which also takes `TruncatedPoissonDpEvent`.
+  """dp_accounting's accountant, which also takes `TruncatedPoissonDpEvent`.
 
-  Renyi divergences of rare exchanges are large. Unless a cohort is cut, whose
-  chance does not depend on the client, this is mere Poisson sampling: the
-  chance of a cut can be taken from delta instead.
+  Rare exchanges have large Renyi divergences. But unless a cohort is truncated,
+  with a probability that does not depend on the client, this is plain Poisson
+  sampling: that probability can be charged to delta instead.
   """
 
   _rdp: np.ndarray
@@ -84,7 +84,7 @@ class RdpAccountant(rdp.RdpAccountant):
     return None
 
   def get_epsilon(self, target_delta: float) -> float:
-    """Returns epsilon at delta of the events so far."""
+    """Returns the epsilon at delta of the events so far."""
     found = super().get_epsilon(target_delta)
     rest = target_delta - self._chance_of_cuts
     if not self._chance_of_cuts or rest <= 0:
@@ -94,10 +94,10 @@ class RdpAccountant(rdp.RdpAccountant):
 
 
 def accountant(method: str) -> dp_accounting.PrivacyAccountant:
-  """Returns an accountant to which no event is added yet.
+  """Returns an accountant without events.
 
-  Gaussian and Poisson-sampled events cost the same for clients zeroed out and
-  removed.
+  Gaussian and Poisson-sampled events cost the same whether a client is zeroed
+  out or removed.
 
   Args:
     method: `'exact'`, by privacy loss distributions, or `'rdp'`.

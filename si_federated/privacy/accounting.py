@@ -1,11 +1,11 @@
 """Privacy accounting: from a mechanism's description to rho and epsilon.
 
-Without amplification, a mechanism of correlated noise is one Gaussian
-mechanism whose noise is the noise multiplier over the sensitivity. Two data
+Without amplification, a correlated-noise mechanism is a single Gaussian
+mechanism, whose noise is the noise multiplier over the sensitivity. Two data
 sets are neighbours if one client's updates are all replaced by zeros
 ("zero-out"); with Poisson sampling, if they differ by one client ("add or
-remove one"). Balls in bins and b-min-separation sampling have the same epsilon
-for both, by Monte Carlo.
+remove one"). For balls in bins and b-min-separation sampling, both relations
+give the same epsilon, which is computed by Monte Carlo.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ _KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyRecord(record_lib.Record):
-  """All that the privacy of a mechanism of Gaussian noise depends on.
+  """Everything that the privacy of a Gaussian-noise mechanism depends on.
 
   Attributes:
-    strategy: The correlation of noise; `strategies.identity` for DP-FedAvg.
+    strategy: The correlation of the noise; `strategies.identity` for DP-FedAvg.
     noise_multiplier: The standard deviation of z relative to the clip norm, on
       the *sum* of clipped updates.
     contract: The participation that the schedule promises.
-    amplification: Of a schedule that earns it; None if none.
+    amplification: The amplification by the schedule's sampling, if any.
     releases: The number of sums that a round releases, each clipped and noised
-      by itself: 2 for MimeLite, an update and a gradient.
-    earlier: What was released of the same clients before, such as the clip norm
-      by a run of its own; counted together with this mechanism.
+      separately: 2 for MimeLite, an update and a gradient.
+    earlier: The mechanisms that used the same clients' data before, such as a
+      run to choose the clip norm; their cost is included.
   """
 
   strategy: strategies.Strategy
@@ -72,10 +72,10 @@ class PrivacyRecord(record_lib.Record):
 
   def __post_init__(self):
     if self.releases < 1:
-      raise ValueError(f'releases is {self.releases}; a round has at least 1.')
+      raise ValueError(f'releases is {self.releases}; it must be at least 1.')
     if self.kind not in _KINDS:
       raise ValueError(
-        f'Accounting of a strategy of kind {self.kind!r} is unknown; known are '
+        f'Strategies of kind {self.kind!r} cannot be accounted for; known are '
         f'{", ".join(_KINDS)}.'
       )
     if not 0 <= self.noise_multiplier < math.inf:
@@ -87,8 +87,8 @@ class PrivacyRecord(record_lib.Record):
     for record in self.earlier:
       if not record.noise_multiplier or record.is_by_monte_carlo:
         raise ValueError(
-          'An earlier mechanism needs noise, and no amplification by '
-          f'{" or ".join(BY_MONTE_CARLO)}, to be added up; give its record '
+          'Composition with an earlier mechanism needs noise in it, and no '
+          f'amplification by {" or ".join(BY_MONTE_CARLO)}; give its record '
           'without that.'
         )
     if self.amplification is None:
@@ -98,8 +98,8 @@ class PrivacyRecord(record_lib.Record):
       record.is_amplified for record in self.earlier
     ):
       raise ValueError(
-        f'{self.amplification.kind} cannot be added to earlier sampling; leave '
-        'out the amplification of one of them.'
+        f'{self.amplification.kind} cannot be composed with earlier sampling; '
+        'leave out the amplification of one of them.'
       )
 
   @property
@@ -108,7 +108,7 @@ class PrivacyRecord(record_lib.Record):
     return getattr(self.strategy, 'kind', 'unknown')
 
   def is_variant_of(self, other):
-    """Returns whether only noise multiplier and amplification differ."""
+    """Returns whether only the noise multiplier and amplification differ."""
     return (
       isinstance(other, PrivacyRecord)
       and other.strategy is self.strategy
@@ -117,35 +117,35 @@ class PrivacyRecord(record_lib.Record):
 
   @functools.cached_property
   def sensitivity(self) -> sensitivity.Sensitivity:  # type: ignore[override]
-    """Of all releases under the contract, relative to the clip norm."""
+    """That of all releases under the contract, relative to the clip norm."""
     one = self.strategy.sensitivity(self.contract)
-    # Several releases together are one vector: their squares add up.
+    # A round's releases form one vector, so their squared sensitivities add up.
     return dataclasses.replace(one, value=one.value * self.releases**0.5)
 
   @functools.cached_property
   def sensitivity_once(self) -> float:
-    """The sensitivity to a client that takes part a single time."""
+    """The sensitivity to a client that takes part only once."""
     rounds = self.contract.rounds
     once = participation.Participation(rounds, 1, rounds)
     return self.strategy.sensitivity(once).value * self.releases**0.5
 
   @property
   def is_amplified(self) -> bool:
-    """Whether epsilon counts on secret sampling, here or earlier."""
+    """Whether epsilon relies on secret sampling, here or earlier."""
     return self.amplification is not None or any(
       record.is_amplified for record in self.earlier
     )
 
   @property
   def neighbouring_relation(self):
-    """Which data sets the guarantee makes hard to tell apart."""
-    # Sampled mechanisms cost the same for clients that are zeroed out.
+    """Which data sets the guarantee makes hard to distinguish."""
+    # Zeroing a client out costs the same under these samplings.
     relations = {record.neighbouring_relation for record in self.earlier}
     relations.add(super().neighbouring_relation)
     return relations.pop() if len(relations) == 1 else 'zero-out'
 
   def without_amplification(self):
-    """Returns the record for those who know who takes part when."""
+    """Returns the record against those who know who takes part when."""
     if not self.is_amplified:
       return self
     return dataclasses.replace(
@@ -155,7 +155,7 @@ class PrivacyRecord(record_lib.Record):
     )
 
   def epsilon_before(self, delta):
-    """Returns the epsilon at delta of the earlier mechanisms together."""
+    """Returns the epsilon at delta of all earlier mechanisms together."""
     if not self.earlier:
       return 0.0
     first, *others = self.earlier
@@ -163,20 +163,20 @@ class PrivacyRecord(record_lib.Record):
 
   @property
   def is_by_monte_carlo(self) -> bool:
-    """Whether epsilon comes from Monte Carlo."""
+    """Whether epsilon is computed by Monte Carlo."""
     amplification = self.amplification
     return amplification is not None and amplification.kind in BY_MONTE_CARLO
 
   @property
   def confidence(self):
-    """The probability with which sampled figures hold; None if exact."""
+    """The confidence level of sampled figures; None if they are exact."""
     return monte_carlo.CONFIDENCE if self.is_by_monte_carlo else None
 
   def mixture(self) -> monte_carlo.Mixture:
-    """Returns the release under random participation as a mixture.
+    """Returns the release under random participation, a mixture of Gaussians.
 
-    Of Gaussians, one of each choice of rounds: their mean is the sum of the
-    columns of C of these rounds (Choquette-Choo et al. 2024).
+    There is one for each choice of rounds. Its mean is the sum of the columns
+    of C for these rounds (Choquette-Choo et al. 2024).
 
     Raises:
       ValueError: If the amplification is another one, or there is no noise.
@@ -206,7 +206,8 @@ class PrivacyRecord(record_lib.Record):
     scaled = scale * np.stack(means)
     gram = scaled @ scaled.T
     if before:
-      # The earlier release adds one mean to all, also to that of no group.
+      # The earlier release adds the same mean to all components, also to the
+      # one without a group.
       if (rest := 1 - weights.sum()) > 1e-9:
         gram = np.pad(gram, (0, 1))
         weights = np.append(weights, rest)
@@ -232,8 +233,8 @@ class PrivacyRecord(record_lib.Record):
       return dp_accounting.GaussianDpEvent(
         self.noise_multiplier / self.sensitivity.value
       )
-    # Theorem 4 of Choquette-Choo et al. 2023: as DP-SGD of one step for each
-    # turn of a group, with the sensitivity of one participation.
+    # Theorem 4 of Choquette-Choo et al. 2023: like DP-SGD with one step for
+    # each turn of a group, and the sensitivity of one participation.
     noise = self.noise_multiplier / self.sensitivity_once
     turns = -(-self.contract.rounds // self.amplification.groups)
     return dp_accounting.SelfComposedDpEvent(
@@ -242,7 +243,7 @@ class PrivacyRecord(record_lib.Record):
 
   @property
   def rho(self) -> Optional[float]:  # type: ignore[override]
-    """The zCDP of the mechanism; None with amplification, which has none."""
+    """The zCDP of the mechanism; None with amplification."""
     if self.is_amplified:
       return None
     if not self.noise_multiplier:
@@ -265,7 +266,7 @@ class PrivacyRecord(record_lib.Record):
       return gaussian_true_positive_rates(self.mu, rates)
     found = super()._true_positive_rates(rates, method)
     if self.is_amplified:
-      # To know who takes part when helps an attack.
+      # Knowing who takes part when only helps an attack.
       plain = self.without_amplification().mu
       assert plain is not None
       found = np.minimum(found, gaussian_true_positive_rates(plain, rates))
@@ -277,13 +278,13 @@ class PrivacyRecord(record_lib.Record):
     if self.is_by_monte_carlo:
       epsilons = np.linspace(0, self._epsilon(1e-4, 'rdp'), 201)
       return epsilons, self._sampled.deltas(epsilons)
-    # Of many epsilons, their deltas take no longer than that of one.
+    # The deltas of many epsilons take no longer than that of one.
     epsilons = np.linspace(0, self.epsilon(1e-12), 2001)
     return epsilons, self._accountants[method].get_delta(epsilons)
 
   @functools.cached_property
   def _accountants(self) -> dict[str, dp_accounting.PrivacyAccountant]:
-    """The accountants of this mechanism so far, by method."""
+    """The accountants used for this mechanism so far, by method."""
     return {}
 
   def _epsilon(self, delta, method):
@@ -294,13 +295,14 @@ class PrivacyRecord(record_lib.Record):
         noise = 1 / self.mu
       return gaussian_epsilon(noise, delta)
     if self.is_by_monte_carlo:
-      # That of a known group: never less, and there is no better Renyi bound.
+      # The epsilon of a known group: never less, and no better Renyi bound is
+      # known.
       known = gaussian_epsilon(self._sampled.mixture.most**-0.5, delta)
       return (
         known if method == 'rdp' else min(known, self._sampled.epsilon(delta))
       )
     if method not in self._accountants:
-      # To compose takes seconds, to ask for another delta does not.
+      # Composing takes seconds, while asking for another delta does not.
       accountant = accountants.accountant(method)
       self._accountants[method] = accountant.compose(self.event())
     return float(self._accountants[method].get_epsilon(delta))
@@ -308,7 +310,7 @@ class PrivacyRecord(record_lib.Record):
   def after(self, observed):
     """Returns the record of a run so far; see `Record.after`.
 
-    With amplification only the number of observed rounds counts.
+    With amplification, only the number of observed rounds matters.
     """
     if self.amplification is not None:
       observed = dataclasses.replace(self.contract, rounds=observed.rounds)
@@ -338,18 +340,18 @@ class PrivacyRecord(record_lib.Record):
 def calibrate(
   record: record_lib.AnyRecord, *, target_epsilon: float, delta: float
 ) -> record_lib.AnyRecord:
-  """Returns the record with the least noise that keeps to an epsilon.
+  """Returns the record with the least noise that achieves an epsilon.
 
   Args:
     record: The mechanism; its noise multiplier does not matter.
-    target_epsilon: The epsilon to keep to; infinite for no noise.
+    target_epsilon: The largest acceptable epsilon; infinite for no noise.
     delta: In (0, 1).
 
   Returns:
     The record with its noise multiplier replaced.
 
   Raises:
-    ValueError: If epsilon or delta is out of range, or no noise is enough.
+    ValueError: If epsilon or delta is out of range, or no noise suffices.
   """
   record_lib.check_delta(delta)
   if not target_epsilon > 0:

@@ -10,7 +10,7 @@ import numpy as np
 from si_federated.privacy import strategies
 
 _KINDS = ('poisson', 'cyclic_poisson', 'balls_in_bins', 'b_min_sep')
-# Those whose epsilon takes Monte Carlo.
+# The kinds whose epsilon is computed by Monte Carlo.
 BY_MONTE_CARLO = ('balls_in_bins', 'b_min_sep')
 
 
@@ -29,11 +29,11 @@ class Amplification:
     probability: The probability that a client takes part in its group's turn;
       for `'balls_in_bins'`, that it is in a given group; for `'b_min_sep'`,
       that an available client takes part.
-    groups: The number of groups; 1 for `'poisson'`. For `'b_min_sep'`, which
-      has none, the least distance of two rounds of a client.
-    max_cohort_size: Of `'poisson'`, the size to which cohorts are cut at
-      random; None for none.
-    num_clients: With a maximum size, the population.
+    groups: The number of groups; 1 for `'poisson'`. `'b_min_sep'` has none:
+      there it is the least distance between two rounds of a client.
+    max_cohort_size: For `'poisson'`, the size to which cohorts are truncated at
+      random; None for no truncation.
+    num_clients: With a maximum size, the size of the population.
   """
 
   kind: str
@@ -56,7 +56,7 @@ class Amplification:
     if self.kind == 'balls_in_bins' and self.groups * self.probability > 1.001:
       raise ValueError(
         f'{self.groups} groups cannot have a probability of '
-        f'{self.probability} each; together it is at most 1.'
+        f'{self.probability} each; their sum must be at most 1.'
       )
     most, clients = self.max_cohort_size, self.num_clients
     if (most is None and clients is None) or (
@@ -65,21 +65,21 @@ class Amplification:
       return
     raise ValueError(
       f'{self.kind} sampling of {clients} clients cannot have cohorts of at '
-      f'most {most}; a maximum is for poisson, and needs that many clients.'
+      f'most {most}; only poisson takes a maximum, up to the population.'
     )
 
   @property
   def first_available(self) -> np.ndarray:
-    """How likely a client is available first in each of the leading rounds.
+    """The probability of each leading round to be a client's first available.
 
-    Of `'b_min_sep'`, shape `[groups]`, for rounds as if there had been others
-    before: the probability to take part is the same in all of them.
+    For `'b_min_sep'`, shape `[groups]`. It is stationary: a client takes part
+    in every round with the same probability, as if there were earlier rounds.
     """
     free = 1 / (1 + (self.groups - 1) * self.probability)
     return np.array([free] + [self.probability * free] * (self.groups - 1))
 
   def facts(self) -> dict[str, Any]:
-    """Returns the attributes that are given, as plain values."""
+    """Returns the attributes that are set, as plain values."""
     given = dataclasses.asdict(self)
     return {key: value for key, value in given.items() if value is not None}
 
@@ -87,19 +87,19 @@ class Amplification:
     """Raises unless the sampling amplifies a strategy.
 
     Args:
-      strategy: The correlation of noise.
+      strategy: The correlation of the noise.
 
     Raises:
-      ValueError: If it does not; the message says which strategies it does.
+      ValueError: If it does not; the message says which ones it amplifies.
     """
     kind = strategy.kind
-    # Dominance by fixed means is proven for these.
+    # The dominance of fixed means is proven only for these.
     if self.kind in BY_MONTE_CARLO and (
       kind == 'tree' or (strategy.matrix() < 0).any()
     ):
       raise ValueError(
-        f'A {kind} strategy is not amplified by {self.kind}; it takes a square '
-        'matrix without negative entries.'
+        f'A {kind} strategy is not amplified by {self.kind}, which takes a '
+        'square matrix without negative entries.'
       )
     if self.kind == 'balls_in_bins':
       return
@@ -110,9 +110,9 @@ class Amplification:
         'with a banded strategy.'
       )
     if kind == 'tree' or strategy.bands > self.groups:
-      what = 'rounds apart' if self.kind == 'b_min_sep' else 'groups'
+      what = 'rounds between' if self.kind == 'b_min_sep' else 'groups'
       raise ValueError(
-        f'A {kind} strategy of {strategy.bands} bands is not amplified by '
-        f'{self.kind} sampling, {self.groups} {what}; it takes at least as '
-        f'many {what} as bands.'
+        f'A {kind} strategy with {strategy.bands} bands is not amplified by '
+        f'{self.kind} sampling with {self.groups} {what}, which takes at most '
+        f'{self.groups} bands.'
       )

@@ -1,12 +1,12 @@
 """Strategies whose inverse is banded Toeplitz: C^-1 has a few diagonals.
 
-Their noise is a short convolution of independent noise, of which rows can be
-made again when they are needed, so that no state of the size of the model is
-kept. C itself has no zero diagonal.
+Their noise is a short convolution of independent noise, whose rows can be
+regenerated when needed, so no state of the model's size is stored. C itself has
+no zero diagonal.
 
 Source: "Back to square roots" (arXiv 2505.12128), which calls the truncated
-inverse square root BISR and the optimised one BandInvMF. Written from the
-definitions, as recalled; the paper was not at hand.
+inverse square root BISR and the optimised one BandInvMF. Written from memory of
+the definitions, without the paper at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import optimize, signal
 from si_federated.privacy import participation, toeplitz, workloads
 
 DEFAULT_BANDS = 16
-# Of the constraints, so that rounding does not break them.
+# The slack of the constraints, so that rounding does not violate them.
 _MARGIN = 1e-10
 
 
@@ -48,16 +48,17 @@ def square_root(
       workload, toeplitz.matrix(workload[:, 0], len(workload))
     ):
       raise ValueError(
-        'The square root is of workloads with constant diagonals; a cool-down '
-        'of the learning rate has others, so optimise the strategy.'
+        'The square root needs a workload with constant diagonals, which a '
+        'cool-down of the learning rate does not have; optimise the strategy.'
       )
   return _inverse_square_root(column)
 
 
 def _inverse_square_root(column):
-  """Returns a power series to the power -1/2.
+  """Returns a power series P to the power -1/2.
 
-  From Q' P = -1/2 P' Q for Q = P^(-1/2), coefficient by coefficient.
+  Q = P^(-1/2) satisfies Q' P = -1/2 P' Q, which gives it coefficient by
+  coefficient.
   """
   found = np.zeros(len(column))
   found[0] = column[0] ** -0.5
@@ -75,7 +76,7 @@ def loss_and_gradient(
 ) -> tuple[float, np.ndarray]:
   """Returns the logarithm of squared error times squared sensitivity.
 
-  As `toeplitz.loss_and_gradient`, but by the coefficients of C^-1.
+  Like `toeplitz.loss_and_gradient`, but for the coefficients of C^-1.
 
   Args:
     inverse: The first column of C^-1 up to its last band, shape `[bands]`.
@@ -109,22 +110,22 @@ def optimize_banded_inverse(
 ) -> np.ndarray:
   """Returns the best banded inverse whose sensitivity is exact.
 
-  Coefficients of C^-1 after the first are not positive, and those of C do not
-  increase, for which the first rounds are the worst case. C keeps on not to
-  increase if it does so over the bands: with C^-1 = 1 - F, each later
-  difference is a sum of earlier ones, weighted by F.
+  No coefficient of C^-1 after the first is positive, and those of C do not
+  increase; then early participation is the worst case. It suffices that C does
+  not increase over the bands: with C^-1 = 1 - F, each later difference is a sum
+  of earlier ones, weighted by F.
 
   Args:
     contract: The participation contract.
-    bands: The number of diagonals of C^-1 that may differ from zero; beyond 100
-      it takes seconds and more.
+    bands: The number of diagonals of C^-1 that may differ from zero; more than
+      100 take seconds or longer.
     workload: A, shape `[n, n]`; prefix sums by default.
     objective: `'rms'` or `'max'`, see `toeplitz.error_form`.
-    max_iterations: Of the optimizer.
+    max_iterations: The limit of the optimizer.
 
   Returns:
-    The first column of C^-1 up to its last band, the first being 1, of shape
-    `[bands]`.
+    The first column of C^-1 up to its last band, shape `[bands]`; its first
+    entry is 1.
 
   Raises:
     ValueError: If the number of bands is not between 1 and the rounds.
@@ -145,7 +146,7 @@ def optimize_banded_inverse(
 
   def loss(x):
     value, gradient = loss_and_gradient(np.append(1.0, x), contract, form)
-    # Line searches take huge values better than infinite ones.
+    # Line searches cope with huge values better than with infinite ones.
     return min(value, 1e3), gradient[1:]
 
   def slack(x):
@@ -183,7 +184,7 @@ def _check_bands(bands, rounds):
 
 
 def _decreases(inverse, n):
-  """Returns whether C has coefficients that decrease and are not negative."""
+  """Returns whether the coefficients of C decrease and are not negative."""
   with np.errstate(over='ignore', invalid='ignore'):
     column = toeplitz.inverse(inverse, n)
     return bool((column >= 0).all() and (np.diff(column) <= 0).all())

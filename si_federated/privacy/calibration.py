@@ -1,4 +1,4 @@
-"""The least noise of a Gaussian mechanism that keeps to an epsilon."""
+"""The least noise with which a Gaussian mechanism achieves an epsilon."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from si_federated.privacy.gaussian import gaussian_noise
 if TYPE_CHECKING:
   from si_federated.privacy.accounting import PrivacyRecord
 
-# Renyi accounting asks for too much noise; this part of it is too little, most
-# often the first.
+# Renyi accounting asks for too much noise; these fractions of it are too
+# little, usually already the first.
 _PARTS = (0.6, 0.36, 0.2, 0.1)
 
 
@@ -27,17 +27,17 @@ def calibrated(
 
   Args:
     record: The mechanism; its noise multiplier does not matter.
-    target_epsilon: The epsilon to keep to, positive and finite.
+    target_epsilon: The largest acceptable epsilon, positive and finite.
     delta: In (0, 1).
 
   Raises:
-    ValueError: If no noise is enough.
+    ValueError: If no noise suffices.
   """
   if record.epsilon_before(delta) >= target_epsilon:
     raise ValueError(
       f'The earlier run has spent epsilon {record.epsilon_before(delta):.4g} '
-      f'at delta {delta}, so that nothing of {target_epsilon} is left; raise '
-      'the target, or give the earlier run more noise.'
+      f'at delta {delta}, which leaves nothing of {target_epsilon}; raise the '
+      'target, or give the earlier run more noise.'
     )
   if record.is_by_monte_carlo:
     return by_samples(record, target_epsilon, delta)
@@ -62,8 +62,8 @@ def _by_accountants(record, target_epsilon, delta):
       tol=tolerance,
     )
 
-  # Renyi accounting is fast and brackets the search by privacy loss
-  # distributions, which are slow for little noise.
+  # Renyi accounting is fast, and brackets the search with privacy loss
+  # distributions, which are slow at low noise.
   guess = record.sensitivity_once
   errors = dp_accounting.mechanism_calibration.NoBracketIntervalFoundError
   try:
@@ -87,7 +87,7 @@ def _by_accountants(record, target_epsilon, delta):
 
 
 def _beside_earlier(record, noise):
-  """Returns the noise left by what earlier ones take of that of all."""
+  """Returns this mechanism's noise, from that of all mechanisms together."""
   spent = sum((one.mu or 0.0) ** 2 for one in record.earlier)
   return 1 / math.sqrt(noise**-2 - spent)
 
@@ -100,16 +100,16 @@ def by_samples(
   samples: Optional[int] = None,
   tolerance: float = 2e-3,
 ) -> PrivacyRecord:
-  """Returns a record with noise for an epsilon by Monte Carlo.
+  """Returns a record with noise that achieves an epsilon, by Monte Carlo.
 
   Args:
-    record: Amplified by sampling that takes Monte Carlo; its noise multiplier
-      does not matter.
-    target_epsilon: The epsilon to keep to, positive and finite.
+    record: A mechanism whose epsilon is computed by Monte Carlo; its noise
+      multiplier does not matter.
+    target_epsilon: The largest acceptable epsilon, positive and finite.
     delta: In (0, 1).
-    samples: Of each figure; fewer are faster, and ask for more noise, but keep
-      to the epsilon with the same confidence. None for the usual number.
-    tolerance: Of the noise, relative.
+    samples: The number of samples for each figure. Fewer are faster and ask for
+      more noise, at the same confidence. None for the usual number.
+    tolerance: The relative tolerance of the noise.
   """
   known = _beside_earlier(record, gaussian_noise(target_epsilon, delta, 1e-6))
   own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
@@ -119,8 +119,8 @@ def by_samples(
     mixture = record.with_noise(noise).mixture()
     return monte_carlo.Sampled(mixture, samples)
 
-  # The search looks at samples of its own, so that those of the result are
-  # independent of it but for the few tries below.
+  # The search uses separate samples, so that the result depends on its own only
+  # through the few tries below.
   noise = record_lib.least_enough(
     lambda z: z >= most or sampled(z).estimate(delta) <= target_epsilon,
     low=0.0,
@@ -129,7 +129,7 @@ def by_samples(
   )
   for _ in range(8):
     found = record.with_noise(min(noise, most))
-    # A record keeps its own samples, for later.
+    # A record keeps its samples for later figures.
     bounds = found if samples is None else sampled(found.noise_multiplier)
     if noise >= most or bounds.epsilon(delta) <= target_epsilon:
       return found

@@ -1,6 +1,6 @@
-"""Errors of the mechanisms at one epsilon, with and without amplification.
+"""Errors of the mechanisms at equal epsilon, with and without amplification.
 
-`comparison` compares at equal rho, which mechanisms under sampling have not.
+`comparison` compares at equal rho, which amplified mechanisms do not have.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from si_federated.privacy import (
   strategies,
 )
 
-# Those that cyclic Poisson and b-min-separation sampling amplify...
+# The mechanisms that cyclic Poisson and b-min-separation sampling amplify...
 _BANDED = ('banded_toeplitz', 'banded')
-# ...and balls in bins; others have more bands, or negative entries.
+# ...and that balls in bins do; others have more bands, or negative entries.
 _IN_BINS = ('gaussian', 'blt', 'toeplitz')
-# Of a figure by Monte Carlo, samples and the tolerance of noise: for seconds
-# each, and bounds that are a little larger; and to choose a separation.
+# The samples of a Monte Carlo figure and the tolerance of its noise: for bounds
+# that are slightly larger but take seconds, and to choose a separation.
 _FINE, _COARSE = (2**15, 1e-2), (2**12, 2e-2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-  """What one epsilon costs a mechanism.
+  """The errors of a mechanism at a given epsilon.
 
   Attributes:
-    noise_multiplier: The noise that the epsilon takes.
+    noise_multiplier: The noise that achieves the epsilon.
     max_error: The largest standard deviation of an iterate, in clip norms.
-    rms_error: The same, root of the mean square over rounds.
+    rms_error: The root mean square over rounds of the same.
   """
 
   noise_multiplier: float
@@ -48,15 +48,15 @@ class Errors:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A mechanism's errors at one epsilon, with one sampling or none.
+  """A mechanism's errors at a given epsilon, with one sampling or none.
 
   Attributes:
     mechanism: One of `comparison.MECHANISMS`.
-    sensitivity: Under the contract.
-    plain: Its errors under the contract, without amplification.
+    sensitivity: The sensitivity under the contract.
+    plain: The errors under the contract, without amplification.
     sampling: The sampling that amplifies it, in words; empty if none does.
-    sampled: Its errors under that sampling; None if none amplifies it.
-    secs: The seconds it took.
+    sampled: The errors under that sampling; None if none amplifies it.
+    secs: The seconds that the computation took.
   """
 
   mechanism: str
@@ -79,26 +79,32 @@ def compare_at_epsilon(
 ) -> Iterator[Row]:
   """Yields a row for each mechanism, as soon as it is computed.
 
-  Errors are of prefix sums, for one sum released a round. Under sampling,
-  `gaussian` has Poisson sampling in all rounds, and the banded strategies
-  cyclic Poisson sampling, in the number of groups that is best for them; and in
-  a row of its own b-min-separation sampling, as many rounds apart, or a better
-  one of 2, 4, ... times as many. `gaussian`, `blt` and `toeplitz` have balls in
-  bins, in as many groups as there are whole cohorts. The last two take noise by
-  Monte Carlo: it keeps to the epsilon with the confidence of `monte_carlo`, and
-  few samples ask for a little more.
+  Errors are those of prefix sums, with one sum released per round. These
+  samplings amplify:
+
+  - `gaussian`: Poisson sampling in all rounds;
+  - banded strategies: cyclic Poisson sampling with the best number of groups,
+    and in a separate row b-min-separation sampling, with this separation or a
+    better one of 2, 4, ... times as much;
+  - `gaussian`, `blt` and `toeplitz`: balls in bins with as many groups as there
+    are whole cohorts.
+
+  For b-min-separation and balls in bins, noise is found by Monte Carlo: it
+  achieves the epsilon with the confidence of `monte_carlo`, and is slightly
+  larger than needed, since samples are few.
 
   Args:
     contract: The participation contract of mechanisms without amplification.
-    target_epsilon: The epsilon of all, finite.
+    target_epsilon: The epsilon of all mechanisms, finite.
     delta: In (0, 1).
-    num_clients: The population to sample from; None for no sampling.
+    num_clients: The size of the population to sample from; None for no
+      sampling.
     clients_per_round: The mean size of a cohort.
     mechanisms: A choice of `comparison.MECHANISMS`.
     cache: A folder that keeps optimised strategies.
 
   Raises:
-    ValueError: If a mechanism is unknown, or no noise gives the epsilon.
+    ValueError: If a mechanism is unknown, or no noise achieves the epsilon.
   """
   one = accounting.PrivacyRecord(
     strategies.identity(1), 1.0, participation.Participation(1, 1, 1)
@@ -159,7 +165,7 @@ def _sampled(
   num_clients: int,
   clients_per_round: int,
 ) -> Iterator[tuple[str, accounting.PrivacyRecord]]:
-  """Yields samplings that amplify a mechanism, and its records under them."""
+  """Yields each sampling that amplifies a mechanism, and its record there."""
   if mechanism == 'gaussian':
     yield 'Poisson', _poisson(rounds, num_clients, clients_per_round)
   if mechanism in _BANDED:
@@ -175,11 +181,11 @@ def _sampled(
       band_choice.sampled_record(rounds, groups=groups, **options),
     )
     apart = _apart(rounds, separation, **options)
-    # In one group, both are Poisson sampling.
+    # With one group, both are Poisson sampling.
     if separation > 1 and apart is not None:
       yield f'b-min-separation, {separation} rounds', apart
   if mechanism in _IN_BINS:
-    # A strategy is that of the sampling's contract.
+    # Build the strategy for the sampling's own contract.
     bins = schedules.BallsInBins(num_clients, clients_per_round, 0)
     strategy = comparison.build(mechanism, bins.contract(rounds), cache=cache)
     if not (strategy.matrix() < 0).any():
@@ -192,7 +198,7 @@ def _sampled(
 
 
 def _apart(rounds, separation, num_clients, clients_per_round, **options):
-  """Returns the record of b-min-separation sampling; None if not amplified."""
+  """Returns a record with b-min-separation sampling; None if not amplified."""
   record = band_choice.sampled_record(
     rounds,
     groups=separation,
@@ -221,10 +227,11 @@ def _best_separation(
   num_clients: int,
   clients_per_round: int,
 ) -> int:
-  """Returns a separation for b-min-separation sampling, from groups on.
+  """Returns a separation for b-min-separation sampling, at least `groups`.
 
-  It amplifies wider bands more than cyclic Poisson sampling does. Doubles as
-  long as errors of Toeplitz strategies fall, by few samples.
+  This sampling amplifies wider bands more than cyclic Poisson sampling does.
+  The separation is doubled while errors of Toeplitz strategies, estimated from
+  few samples, decrease.
   """
   found, least = groups, math.inf
   most = min(num_clients // clients_per_round, rounds)
@@ -244,7 +251,7 @@ def _best_separation(
 
 
 def _errors(record, target_epsilon, delta, effort=_FINE):
-  """Returns the errors at an epsilon of a record that is amplified."""
+  """Returns the errors of an amplified record at an epsilon."""
   if record.is_by_monte_carlo:
     samples, tolerance = effort
     record = calibration.by_samples(
@@ -277,8 +284,8 @@ def format_rows(rows: Sequence[Row]) -> str:
   """Returns a table in Markdown.
 
   Args:
-    rows: From `compare_at_epsilon`; columns of sampling are left out if there
-      is none in any, and a mechanism's own after its first row.
+    rows: From `compare_at_epsilon`. Columns about sampling are left out if no
+      row has any; a mechanism's own columns are filled in its first row only.
   """
   titles = ['mechanism', 'sensitivity', 'noise', 'max error', 'rms error']
   with_sampling = any(row.sampled for row in rows)

@@ -29,7 +29,7 @@ class Record(abc.ABC):
     noise_multiplier: The standard deviation of the noise on the *sum* of
       clipped updates, relative to the clip norm.
     contract: The participation that the schedule promises.
-    amplification: The amplification by the schedule; None without any.
+    amplification: The amplification by the schedule's sampling, if any.
     kind: The name of the mechanism.
     sensitivity: The sensitivity of all releases under the contract, relative to
       the clip norm.
@@ -145,13 +145,14 @@ class Record(abc.ABC):
   def true_positive_rates(
     self, false_positive_rates: Sequence[float], *, method: str = 'exact'
   ) -> np.ndarray:
-    """Returns how often the best attack can be right about a client.
+    """Returns how often the best attack can detect a client.
 
     An attack sees all releases and guesses whether a client's updates are in
-    them. Two lines bound the true positives at a rate of false positives, for
-    any test of two (epsilon, delta)-indistinguishable distributions (Kairouz,
-    Oh and Viswanath 2015, arXiv 1311.0776, theorem 2.1). The minimum over
-    deltas is a bound, tight up to the steps between them.
+    them. For any test between two (epsilon, delta)-indistinguishable
+    distributions, two lines bound the true positive rate at a given false
+    positive rate (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776, theorem
+    2.1). The minimum over deltas is a bound, too, and tight up to the steps
+    between them.
 
     Args:
       false_positive_rates: In (0, 1).
@@ -185,7 +186,7 @@ class Record(abc.ABC):
 
   def _curve(self, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns pairs of epsilon and delta, in fine steps."""
-    # Rates of false positives are far above 1e-4.
+    # False positive rates are far above 1e-4.
     deltas = np.concatenate(
       [np.logspace(-12, -4, 17), np.logspace(-4, 0, 161)[1:-1]]
     )
@@ -214,7 +215,7 @@ class Record(abc.ABC):
 
   @abc.abstractmethod
   def is_variant_of(self, other: Record) -> bool:
-    """Returns whether at most noise multiplier and amplification differ."""
+    """Returns whether at most the noise multiplier and amplification differ."""
 
   @abc.abstractmethod
   def after(self, observed: participation.Participation) -> Record:
@@ -259,17 +260,17 @@ def least_enough(
   limit: float = math.inf,
   tolerance: float,
 ) -> float:
-  """Returns the least number that is enough, by doubling and bisection.
+  """Returns the least number that suffices, by doubling and bisection.
 
   Args:
-    enough: Returns whether a number is enough, as are all larger ones then.
-    low: A number that is not enough.
+    enough: Returns whether a number suffices; then all larger ones must, too.
+    low: A number that does not suffice.
     high: The first guess.
     limit: The largest number to try.
     tolerance: The relative error of the result.
 
   Returns:
-    A number that is enough; infinite if no number up to the limit is.
+    A number that suffices; infinite if no number up to the limit does.
   """
   while not enough(high):
     low, high = high, 2 * high

@@ -1,7 +1,7 @@
-"""Client schedules: which clients take part in a round, and what that earns.
+"""Client schedules, which decide the clients of each round.
 
-`SCHEDULES` has all of them. Those here earn no amplification; the others are in
-`sampled_schedules`, and the interface of all is in `cohorts`.
+`SCHEDULES` lists all of them. Those in this module do not amplify privacy; those
+in `sampled_schedules` do. Their common interface is in `cohorts`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 class Uniform(Schedule):
   """Uniform without replacement in each round; promises nothing.
 
-  A cohort of fixed size earns no amplification, and nothing keeps a client
+  A cohort of fixed size gives no amplification, and nothing prevents a client
   from taking part in every round.
   """
 
@@ -49,7 +49,7 @@ class Uniform(Schedule):
 
 
 class ShuffledEpochs(Schedule):
-  """A new order of all clients each epoch; leaves out an incomplete cohort.
+  """A new order of all clients each epoch, without an incomplete last cohort.
 
   A client takes part at most once in an epoch, but can be last in one epoch
   and first in the next, so that its rounds may be adjacent.
@@ -108,12 +108,12 @@ class MinSeparation(Schedule):
 
   A device is available again `min_separation` rounds after its last
   participation; each cohort is drawn uniformly from the available ones. A round
-  depends on those before, which are replayed once and kept: rounds asked in
-  order cost one draw each, and memory is that of the cohorts.
+  depends on earlier ones, which are replayed once and stored: asking for rounds
+  in order costs one draw each, and the memory of the cohorts.
 
   Attributes:
     min_separation: The timer, in rounds.
-    max_participations: After that many rounds, a device retires.
+    max_participations: The number of rounds after which a device retires.
   """
 
   min_separation: int
@@ -141,7 +141,7 @@ class MinSeparation(Schedule):
       candidates = np.flatnonzero(self._available)
       if len(candidates) < self.clients_per_round:
         raise _TooFewClientsError(
-          f'Only {len(candidates)} clients are left for round {current}, whose '
+          f'Only {len(candidates)} clients remain for round {current}, whose '
           f'cohort needs {self.clients_per_round}: the others have taken part '
           f'{self.max_participations} times or too recently; raise '
           'max_participations or run fewer rounds.'
@@ -153,12 +153,13 @@ class MinSeparation(Schedule):
     return self._cohorts[round_num - 1].copy()
 
   def check_rounds(self, rounds):
-    """Raises unless all rounds have their clients; see `Schedule`."""
+    """Raises unless all rounds have enough clients; see `Schedule`."""
     size, timer = self.clients_per_round, self.min_separation
     most = self.max_participations
-    # Before the last round, clients are missing that retired or took part in
-    # the timer - 1 rounds before. At most (timer - 1) size have only done the
-    # latter, which leaves (rounds - timer) size participations for the former.
+    # In the last round, clients are unavailable that retired, or took part in
+    # the timer - 1 rounds before it. At most (timer - 1) size are unavailable
+    # for the second reason only, which leaves (rounds - timer) size
+    # participations for the first.
     later = max(rounds - timer, 0) * size
     spare = self.num_clients - timer * size
     if most is None or later // most <= spare:
@@ -168,11 +169,11 @@ class MinSeparation(Schedule):
     except _TooFewClientsError as error:
       times = min(later // (spare + 1) + 1, -(-rounds // timer))
       raise ValueError(
-        f'{self.num_clients} clients of at most {most} participations, {timer} '
+        f'{self.num_clients} clients with at most {most} participations, {timer} '
         f'rounds or more apart, make {len(self._cohorts)} of the {rounds} '
-        f'cohorts of {size}; run no more than these, or take '
+        f'cohorts of {size}; run at most these rounds, or take '
         f'max_participations={times} or {later // most + timer * size} '
-        'clients, which are enough for every seed.'
+        'clients, which suffice for every seed.'
       ) from error
 
   def contract(self, rounds):

@@ -1,17 +1,16 @@
-"""Poisson sampling whose cohorts are cut to a maximum size, at random.
+"""Poisson sampling whose cohorts are truncated at random to a maximum size.
 
-A client that is drawn into a cohort that is full takes the place of another
-one, so that a cut cohort can change by two updates. Given the number of others
-that were drawn, either no cohort is cut, as in Poisson sampling, or all are:
-then, of the cohort without the client, a member is exchanged for it with
-probability r. The release is a mixture of the two cases, and no more than both
-of them and the knowledge which it was ("Tighter Privacy Analysis for Truncated
-Poisson Sampling", arXiv 2508.15089, as in dp_accounting 0.6.0, whose numbers
-these are).
+A client that is drawn into a full cohort displaces another one, so a truncated
+cohort can change by two updates. Condition on the number of other clients that
+are drawn. If they do not fill the cohort, this is plain Poisson sampling. If
+they do, the client replaces a random member with probability r. The release is
+a mixture of the two cases, and reveals no more than the release together with
+the case ("Tighter Privacy Analysis for Truncated Poisson Sampling", arXiv
+2508.15089, as in dp_accounting 0.6.0, with the same numbers).
 
-A cut cohort is compared as for a client whose update is replaced by another's,
-N(0) and N(+-2) of weight 1 - r and r: an upper bound both for clients that are
-added or removed and for those whose updates become zero.
+Truncated cohorts are compared as if one client's update were replaced by
+another's: N(0) with weight 1 - r and N(+-2) with weight r. This is an upper
+bound both for adding or removing a client and for zeroing its updates.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def test_contracts_out_of_range_are_rejected(name, option):
     (
       'banded_inverse',
       {'kind': 'square_root', 'cool_down': 0.5},
-      'constant diagonals; a cool-down',
+      'constant diagonals, which a cool-down',
     ),
     ('blt', {'num_buffers': 0}, 'num_buffers is 0'),
     ('adaptive_gaussian', {'target_quantile': 1.5}, 'target_quantile is 1.5'),

@@ -241,7 +241,9 @@ def test_missing_clients_are_known_before_the_first_round(most):
         if lasts:
           schedule.check_rounds(rounds)
           continue
-        with pytest.raises(ValueError, match='enough for every seed') as raised:
+        with pytest.raises(
+          ValueError, match='suffice for every seed'
+        ) as raised:
           schedule.check_rounds(rounds)
         words = re.fullmatch(
           r'.* make (\d+) of .* max_participations=(\d+) or (\d+) clients,.*',
