@@ -1,23 +1,24 @@
 """Epsilon of mixtures of Gaussians by Monte Carlo, with a stated confidence.
 
 A client whose rounds are drawn at random turns the release of a matrix
-mechanism into a mixture P of Gaussians, one of each choice of rounds; without
+mechanism into a mixture P of Gaussians, one for each choice of rounds; without
 the client it is the Gaussian Q around zero (Choquette-Choo et al. 2024, arXiv
-2410.06266). delta at epsilon is the mean of a number between 0 and 1, which is
-estimated by sampling. Differs from the paper: samples are drawn where the
-privacy loss is large and weighted accordingly, which resolves a small delta by
-fewer of them. Their weights are bounded, so that Chernoff's bound with the
-Kullback-Leibler divergence, which is an upper bound of the mean with the stated
-confidence, holds for any number of samples.
+2410.06266). The delta at an epsilon is the mean of a number between 0 and 1,
+which is estimated by sampling. Unlike the paper, this draws samples where the
+privacy loss is large and weights them accordingly, so that fewer of them
+resolve a small delta. Their weights are bounded. So Chernoff's bound with the
+Kullback-Leibler divergence gives an upper bound on the mean that holds with the
+stated confidence for any number of samples.
 
-That a client whose updates are one unit vector costs most, if C has no negative
-entry, follows from Kahane's inequality (1986): the mean of a convex function of
-the likelihood ratio, a sum of weights times e^(<m, z> - |m|^2 / 2) over means
-m, grows with each inner product of two of them, and so do both directions of
-delta. Those are sums of products of entries of C and inner products of updates,
-at most 1. Updates may depend on earlier releases: row by row, from the last
-one, the conditional mean is a convex function of the terms of the sum, of which
-the mixed second derivatives are not negative, as the inequality asks.
+If C has no negative entry, a client costs most when all its updates are the
+same unit vector. This follows from Kahane's inequality (1986). The likelihood
+ratio is a sum over means m of weights times e^(<m, z> - |m|^2 / 2). The mean of
+a convex function of it, and so delta in both directions, grows with each inner
+product of two means. Those are sums of products of entries of C with inner
+products of updates, which are at most 1. Updates may depend on earlier
+releases: row by row, from the last one, the conditional mean is a convex
+function of the terms of the sum, and its mixed second derivatives are not
+negative, as the inequality requires.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from typing import Optional, Protocol
 import numpy as np
 from scipy import special
 
-# Of one figure, and of a few tries of a calibration together.
+# The confidence of one figure, or jointly of the few tries of a calibration.
 CONFIDENCE = 0.999
 _FAILURE = (1 - CONFIDENCE) / 10
 _SEED = 2410_06266
-# Of numbers drawn at once, and of all for a figure.
+# The count of numbers drawn at once, and of all those for a figure.
 _CHUNK, _WORK = 2**18, 2**25
 _MOST_SAMPLES, _LEAST_SAMPLES = 2**19, 2**16
-# Of an extrapolated tail, the probability where it begins.
+# The probability where an extrapolated tail begins.
 _WIDE_TAIL = 0.3
 # Candidates for how far sampling is shifted, in standard deviations.
 _SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -45,13 +46,13 @@ _SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianMixture:
-  """A mixture of Gaussians of covariance 1, and what it is compared with.
+  """A mixture of Gaussians of covariance 1, to compare with one around zero.
 
   Attributes:
     gram: The inner products of the means, relative to the variance of the
       noise, shape `[components, components]`.
-    weights: Of the components; what they lack to 1 is the weight of the
-      Gaussian around zero.
+    weights: The weights of the components; the rest, up to 1, is the weight of
+      a component around zero.
   """
 
   gram: np.ndarray
@@ -66,7 +67,7 @@ class GaussianMixture:
       )
     if not (self.weights > 0).all() or self.weights.sum() > 1 + 1e-9:
       raise ValueError(
-        'weights of a mixture are positive, and their sum at most 1; it is '
+        'weights of a mixture must be positive and their sum at most 1; it is '
         f'{self.weights.sum()}.'
       )
 
@@ -93,14 +94,14 @@ class GaussianMixture:
 class Direction(Protocol):
   """Samples the privacy loss of one distribution against another.
 
-  `tilt` is how far sampling is shifted towards large losses, t below; `shift`
-  the same in standard deviations, or another label.
+  Sampling is shifted towards large losses: by `tilt`, or t below, which is
+  `shift` in standard deviations or for another label.
 
   Attributes:
-    shifts: Those to try.
-    limit: What bounds the mean: `'range'`, the most of a sample's value, or
-      `'square'`, the most that the mean of its square can be. `'tail'`: losses
-      are minus a convex function of Gaussians; they are sampled without tilt,
+    shifts: The shifts to try.
+    limit: How the mean is bounded: `'range'`, by the largest value of a sample;
+      `'square'`, by a bound on the mean of its square; or `'tail'`, if losses
+      are minus a convex function of Gaussians: these are sampled without tilt,
       and shifts are probabilities of tails.
   """
 
@@ -114,19 +115,19 @@ class Direction(Protocol):
     """Returns the logarithm of the limit.
 
     Args:
-      tilt: t.
-      epsilon: The loss is at least that.
+      tilt: The tilt t.
+      epsilon: The least loss to consider.
 
     Returns:
-      For `'range'`, of the most of weight times e^(t loss); for `'square'`, of
-      the most that the mean square of weight times (1 - e^(epsilon - loss))+
-      can be, which decreases in epsilon.
+      For `'range'`, that of the largest weight times e^(t loss); for
+      `'square'`, that of a bound on the mean square of weight times
+      (1 - e^(epsilon - loss))+, which decreases in epsilon.
     """
 
   def sample(
     self, generator: np.random.Generator, count: int, tilt: float
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns losses and the logarithms of weights."""
+    """Returns losses and the logarithms of their weights."""
 
 
 class Mixture(Protocol):
@@ -149,10 +150,10 @@ class Mixture(Protocol):
 
 
 class Sampled:
-  """Bounds of a mixture's epsilon, each with the confidence `CONFIDENCE`.
+  """Upper bounds on a mixture's epsilon, each with the confidence `CONFIDENCE`.
 
-  For a client that is added, and for one that is removed. Equal mixtures have
-  equal bounds. Samples are kept, so that further figures take little time.
+  They hold both for adding and for removing a client. Equal mixtures have equal
+  bounds. Samples are kept, so further figures take little time.
   """
 
   def __init__(self, mixture: Mixture, samples: Optional[int] = None):
@@ -160,19 +161,19 @@ class Sampled:
 
     Args:
       mixture: The release with the client; without it, it has mean zero.
-      samples: The number of samples; fewer make larger bounds of the same
-        confidence. None for what takes seconds.
+      samples: The number of samples; fewer give larger bounds at the same
+        confidence. None for as many as take seconds.
     """
     self.mixture = mixture
     self._directions = mixture.directions()
     self._count = samples or min(
       _MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work)
     )
-    # Of each direction and shift, one from pilot samples, and one from others.
+    # For each direction and shift, one from pilot samples and one from others.
     self._bounds: dict[tuple, _Bound] = {}
 
   def epsilon(self, delta: float) -> float:
-    """Returns an upper bound of epsilon; infinite if none was found.
+    """Returns an upper bound on epsilon; infinite if none was found.
 
     Args:
       delta: In (0, 1).
@@ -184,9 +185,9 @@ class Sampled:
     return max(found)
 
   def estimate(self, delta: float) -> float:
-    """Returns about what `epsilon` does, from other samples, and faster.
+    """Estimates the result of `epsilon` from separate samples, which is faster.
 
-    Arguments may be chosen by it without harm to the confidence.
+    Choosing arguments by this estimate does not affect the confidence.
 
     Args:
       delta: In (0, 1).
@@ -200,13 +201,13 @@ class Sampled:
     return max(found)
 
   def deltas(self, epsilons: np.ndarray) -> np.ndarray:
-    """Returns upper bounds of deltas that hold together.
+    """Returns upper bounds on deltas that hold jointly.
 
     Args:
-      epsilons: Not negative.
+      epsilons: Numbers that are not negative.
 
     Returns:
-      A delta of each epsilon.
+      A delta for each epsilon.
     """
     failure = _FAILURE / len(epsilons)
     deltas = np.zeros(len(epsilons))
@@ -217,8 +218,8 @@ class Sampled:
     return np.minimum(deltas, 1.0)
 
   def _choice(self, index, delta):
-    # They are chosen by samples of their own: the bound's are independent. By
-    # their bound, not their mean, which is too small if shifted too far.
+    # Choose by pilot samples, which are independent of the bound's. Compare
+    # their bounds, since means are too small if samples are shifted too far.
     return min(
       (
         (direction, shift)
@@ -248,10 +249,11 @@ class Sampled:
 class _Removed:
   """Samples of P: the mean of (1 - e^(epsilon - loss))+ is delta.
 
-  With means longer by a factor 1 + t, the loss is larger. The weight of a
-  sample is at most e^(t (1 + t) most / 2 - t loss), by the inequality of power
-  means. If the Gaussian around zero has the weight r, the same inequality for
-  the others gives a factor (1 - r)^t (1 - r e^-loss)^-(1 + t).
+  Stretching the means by a factor 1 + t makes the loss larger. By the power
+  mean inequality, the weight of a sample is at most
+  e^(t (1 + t) most / 2 - t loss). If the component around zero has the weight
+  r, the same inequality for the others gives an additional factor
+  (1 - r)^t (1 - r e^-loss)^-(1 + t).
   """
 
   shifts = _SHIFTS
@@ -286,7 +288,7 @@ class _Removed:
     return loss, loss - self._log_ratio(scores, tilt)
 
   def _log_ratio(self, scores, tilt):
-    """The logarithm of the density of the longer mixture over that of Q."""
+    """Returns the log density ratio of the stretched mixture to Q."""
     exponents = (1 + tilt) * scores
     exponents += self._log_weights - (1 + tilt) ** 2 * self._square / 2
     return _log_sum(exponents, self._rest)
@@ -295,7 +297,7 @@ class _Removed:
 class _Added(_Removed):
   """Samples of Q; the loss is that of Q over P.
 
-  Samples are shifted by t times the mean of P, against it. By Jensen's
+  Samples are shifted away from the mean of P, by t times that mean. By Jensen's
   inequality, their weight is at most e^(t (mean square norm) / 2 + t^2 (square
   norm of the mean) / 2 - t loss).
   """
@@ -322,18 +324,18 @@ class _Added(_Removed):
 
 
 class _Bound:
-  """Bounds delta, and so epsilon, by samples of one shift."""
+  """Bounds delta, and thus epsilon, by samples with one shift."""
 
   def __init__(self, direction, shift, size, drawn, stream, anchors=None):
     """Initializes the bound.
 
     Args:
-      direction: What to sample.
-      shift: How far, in standard deviations.
+      direction: The direction to sample.
+      shift: The shift; see `Direction`.
       size: The number of samples to draw at once.
       drawn: The number of samples.
-      stream: Different ones are independent.
-      anchors: Two losses, of which the tail is drawn further, from a bound of
+      stream: The number of the random stream.
+      anchors: Two losses beyond which the tail is extrapolated, from a bound of
         another stream; None takes them from this bound.
     """
     self._drawn = drawn
@@ -346,8 +348,8 @@ class _Bound:
       for start in range(0, drawn, size)
     ]
     loss, log_weights = (np.concatenate(part) for part in zip(*parts))
-    # Largest losses first: of those above an epsilon, the sum of (1 -
-    # e^(epsilon - loss)) weight is that of two running sums.
+    # Largest losses first: two running sums then give the sum of weight times
+    # (1 - e^(epsilon - loss)) over all losses above an epsilon.
     order = np.argsort(-loss)[: np.count_nonzero(loss > 0)]
     self._falling = -loss[order]
     log_weights = log_weights[order]
@@ -362,15 +364,15 @@ class _Bound:
         self.anchors = tuple(-self._falling[places])
 
   def delta(self, epsilon, failure=_FAILURE, count=None):
-    """Returns the upper bound of delta at epsilon.
+    """Returns the upper bound on delta at an epsilon.
 
     Args:
-      epsilon: Not negative.
+      epsilon: A number that is not negative.
       failure: The probability that the bound does not hold.
-      count: Bounds as if the mean were of so many samples, for an estimate.
+      count: For an estimate: the number of samples to assume in the bound.
     """
     count = count or self._drawn
-    # Half of it for each direction.
+    # Each direction gets half of the failure probability.
     limit = math.log(2 / failure) / count
     if self._limit == 'tail':
       return self._tail(epsilon, limit + math.log(3) / count)
@@ -379,7 +381,8 @@ class _Bound:
       spread = math.exp(min(self._log_limit(epsilon), 700.0))
       return mean + math.sqrt(2 * spread * limit)
     tilt = self._tilt
-    # The largest value of a sample: of (1 - e^(epsilon - loss)) e^(-t loss).
+    # A sample's value is largest at the maximum of (1 - e^(epsilon - loss))
+    # e^(-t loss).
     log_most = self._log_limit(epsilon) - tilt * epsilon - math.log1p(tilt)
     if tilt:
       log_most += tilt * math.log(tilt / (1 + tilt))
@@ -389,7 +392,7 @@ class _Bound:
     return math.exp(min(log_most, 700.0)) * _kl_upper(mean, limit)
 
   def _mean(self, epsilon):
-    """Returns the mean of samples, relative to the largest weight."""
+    """Returns the mean over samples, relative to the largest weight."""
     above = int(np.searchsorted(self._falling, -epsilon))
     if not above:
       return 0.0
@@ -400,10 +403,10 @@ class _Bound:
   def _tail(self, epsilon, limit):
     """Bounds delta where losses are minus a convex function of Gaussians.
 
-    By Ehrhard's inequality, the normal quantile of the probability of a loss of
-    at least x is then a concave function of -x, so that beyond two anchors it
-    lies below the line through them. delta is the integral of e^(epsilon - x)
-    times that probability: of a line, that of a Gaussian.
+    By Ehrhard's inequality, the normal quantile of the probability that the
+    loss is at least x is then concave in -x. So beyond two anchors it lies
+    below the line through them. delta is the integral of e^(epsilon - x) times
+    that probability, for which the line gives a Gaussian integral.
     """
     far, near = self.anchors or (math.inf, math.inf)
     if epsilon < far:
@@ -431,8 +434,8 @@ class _Bound:
     if not too_small(0.0):
       return 0.0
     low, high = 0.0, 1.0
-    # Both means and ranges decrease in epsilon, and the bound with them: it
-    # fails for the result only if it does at the one true epsilon.
+    # Means and ranges both decrease in epsilon, and so does the bound: it fails
+    # for the result only if it fails at the true epsilon.
     while too_small(high):
       low, high = high, 2 * high
       if high > 500:
@@ -455,7 +458,7 @@ def _prepared(mixture):
 
 
 def _log_sum(exponents, rest):
-  """Returns log(rest + the sum of exponentials), and overwrites these."""
+  """Returns log(rest + sum(exp(exponents))) by row; overwrites exponents."""
   most = exponents.max(axis=1)
   if rest:
     most = np.maximum(most, 0.0)
@@ -469,8 +472,8 @@ def _log_sum(exponents, rest):
 def _kl_upper(mean, limit):
   """Returns the largest number whose divergence from a mean is the limit.
 
-  For means of numbers between 0 and 1 that is an upper bound of the
-  expectation, with probability 1 - e^(-count limit) (Hoeffding 1963).
+  If the mean is that of `count` numbers between 0 and 1, this is an upper bound
+  on their expectation with probability 1 - e^(-count limit) (Hoeffding 1963).
   """
   if mean >= 1:
     return 1.0

@@ -20,8 +20,8 @@ class Poisson(cohorts.Schedule):
   """Each client takes part in each round independently.
 
   Attributes:
-    max_cohort_size: Of more clients that are drawn, a random choice of this
-      size takes part; at least `clients_per_round`. None for no maximum.
+    max_cohort_size: If more clients are drawn, a random choice of this size
+      takes part; at least `clients_per_round`. None for no maximum.
   """
 
   max_cohort_size: Optional[int] = None
@@ -157,8 +157,8 @@ class SeparatedClients:
     """Initializes clients before the first round.
 
     Args:
-      num_clients: Their number.
-      amplification: Of the kind `'b_min_sep'`.
+      num_clients: The number of clients.
+      amplification: An amplification of kind `'b_min_sep'`.
       generator: Draws the rounds from which they are available.
     """
     self._probability = amplification.probability
@@ -170,10 +170,10 @@ class SeparatedClients:
     )
 
   def draw(self, generator: np.random.Generator) -> np.ndarray:
-    """Returns the indices of the clients of the next round.
+    """Returns the indices of the next round's clients.
 
     Args:
-      generator: Draws who of the available ones takes part.
+      generator: Draws which of the available clients take part.
     """
     joins = generator.random(len(self._waits)) < self._probability
     joins &= self._waits <= 0
@@ -188,14 +188,15 @@ class BMinSep(cohorts.Schedule):
 
   After a round, a client is not available for the next `min_separation - 1`
   (Dong and Ganesh 2026, arXiv 2602.09338: b-min-separation subsampling).
-  Before the first round, clients are in the state that many rounds lead to, so
-  that all cohorts have the same mean size. With a `min_separation` of 1 it is
-  Poisson sampling; with one of all whole cohorts, balls in bins. Rounds depend
-  on those before, which are replayed once and kept, as in `MinSeparation`.
+  Clients start in the stationary state, as if many rounds had gone before, so
+  that all cohorts have the same mean size. With a `min_separation` of 1 this is
+  Poisson sampling; with the number of all whole cohorts it is balls in bins. A
+  round depends on earlier ones, which are replayed once and stored, as in
+  `MinSeparation`.
 
   Attributes:
-    min_separation: The least distance of two rounds of a client; at least the
-      number of bands of the strategy.
+    min_separation: The least distance between two rounds of a client; at least
+      the number of bands of the strategy.
   """
 
   min_separation: int
@@ -210,9 +211,9 @@ class BMinSep(cohorts.Schedule):
 
   @property
   def amplification(self):
-    """The amplification that the sampling earns."""
+    """The amplification by the sampling."""
     if self.min_separation == 1:
-      # Nobody pauses; and epsilon takes no Monte Carlo.
+      # No client pauses, so epsilon needs no Monte Carlo.
       return Amplification('poisson', self.clients_per_round / self.num_clients)
     # The rate is probability / (1 + (min_separation - 1) probability).
     others = self.num_clients - (

@@ -1,7 +1,7 @@
 """Client schedules, which decide the clients of each round.
 
-`SCHEDULES` lists all of them. Those in this module do not amplify privacy; those
-in `sampled_schedules` do. Their common interface is in `cohorts`.
+`SCHEDULES` lists all of them. Those in this module do not amplify privacy;
+those in `sampled_schedules` do. Their common interface is in `cohorts`.
 """
 
 from __future__ import annotations
@@ -169,9 +169,9 @@ class MinSeparation(Schedule):
     except _TooFewClientsError as error:
       times = min(later // (spare + 1) + 1, -(-rounds // timer))
       raise ValueError(
-        f'{self.num_clients} clients with at most {most} participations, {timer} '
-        f'rounds or more apart, make {len(self._cohorts)} of the {rounds} '
-        f'cohorts of {size}; run at most these rounds, or take '
+        f'{self.num_clients} clients with at most {most} participations, '
+        f'{timer} rounds or more apart, make {len(self._cohorts)} of the '
+        f'{rounds} cohorts of {size}; run at most these rounds, or take '
         f'max_participations={times} or {later // most + timer * size} '
         'clients, which suffice for every seed.'
       ) from error

@@ -1,18 +1,19 @@
-"""The release to a client that pauses after each round, as a mixture.
+"""The release with a client that pauses after each round, as a mixture.
 
-Under b-min-separation sampling (Dong and Ganesh 2026, arXiv 2602.09338), a
-client that is available takes part in a round with probability p, and then
-pauses for b - 1 rounds. The release is a mixture of one Gaussian for each set S
-of rounds, of mean `m_S`, the sum of the columns `c_t` of C. If C has at most b
-bands, the columns of one set are orthogonal, so that the likelihood ratio
-against noise is a product of e^(score_t), and its mean over sets is a recursion
-from the last round to the first, where L_t is that of a client available at t:
+Under b-min-separation sampling (Dong and Ganesh 2026, arXiv 2602.09338), an
+available client takes part in a round with probability p, and then pauses for
+b - 1 rounds. The release is a mixture with one Gaussian for each set S of
+rounds, whose mean `m_S` is the sum of the columns `c_t` of C for these rounds.
+If C has at most b bands, the columns of one set are orthogonal. Then the
+likelihood ratio against noise alone is a product of e^(score_t), and its mean
+over sets is a recursion from the last round to the first, where L_t is the mean
+for a client available at t:
 
   L_t = (1 - p) L_(t+1) + p e^(score_t) L_(t+b),
   score_t = <c_t, y> - |c_t|^2 / 2.
 
-Differs from the paper: samples are drawn where losses are large, and tails are
-drawn further, so that fewer of them are enough.
+Unlike the paper, this draws samples where losses are large and extrapolates
+tails, so that fewer samples suffice.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from si_federated.privacy import monte_carlo, schedules, sensitivity
 
-# Rounds times squared separation, for which pairs of sets are followed.
+# The largest rounds * separation^2 at which `log_pairs` is affordable.
 _MOST_PAIRS = 4 * 10**7
 
 
@@ -36,8 +37,8 @@ class SeparatedMixture:
   Attributes:
     columns: C relative to the noise, lower triangular with at most
       `amplification.groups` bands and no negative entry, shape `[n, n]`.
-    amplification: Of the kind `'b_min_sep'`.
-    before: The square norm of a mean of its own that all sets have.
+    amplification: An amplification of kind `'b_min_sep'`.
+    before: The square norm of an earlier release's mean, which all sets share.
   """
 
   columns: np.ndarray
@@ -58,7 +59,7 @@ class SeparatedMixture:
 
   @property
   def rate(self) -> float:
-    """The probability to take part in a round."""
+    """The probability that a client takes part in a given round."""
     amplification = self.amplification
     return float(amplification.probability * amplification.first_available[0])
 
@@ -101,7 +102,7 @@ class SeparatedMixture:
 
   @functools.cached_property
   def _blocks(self) -> list[tuple[slice, slice, np.ndarray]]:
-    """Rounds, the rows of their columns, and the part of C in these."""
+    """Blocks of rounds, the rows of their columns, and that part of C."""
     lower = np.nonzero(self.columns)
     bands = int(np.max(lower[0] - lower[1], initial=0)) + 1
     size, n = max(bands, 8), len(self.columns)
@@ -142,8 +143,8 @@ class SeparatedMixture:
       shift: The factor of the sum of all columns that is added.
 
     Returns:
-      The inner products of release and columns, shape `[n, count]`, and those
-      of release and the mean of `before`, shape `[count]`.
+      The inner products of the releases with the columns, shape `[n, count]`,
+      and with the mean of the earlier release, shape `[count]`.
     """
     release = generator.standard_normal(sets.shape)
     if length or shift:
@@ -154,14 +155,14 @@ class SeparatedMixture:
     return self.products(release), size * known
 
   def suffixes(self, scores: np.ndarray) -> np.ndarray:
-    """Returns the logarithms of the means over the sets from each round on.
+    """Returns the logarithms of L_t, the means over sets from each round on.
 
     Args:
       scores: The logarithm of the factor of each round, shape `[n, count]`;
         overwritten.
 
     Returns:
-      That of L_t in row t, for t up to n + b - 1, shape `[n + b, count]`.
+      The logarithm of L_t in row t, for t < n + b, shape `[n + b, count]`.
     """
     n, pause = len(scores), self.amplification.groups
     chance = self.amplification.probability
@@ -191,20 +192,20 @@ class SeparatedMixture:
     )
 
   def log_pairs(self, order: float, tilts: np.ndarray) -> float:
-    """Returns the logarithm of a mean over two independent sets.
+    """Returns the logarithm of a mean over pairs of independent sets.
 
-    Of e^(order <m_1, m_2> + the tilts of both), by a recursion over rounds and
-    the rounds since each set's newest one, whose columns alone can have a row
-    in common with those of the other.
+    The mean is that of e^(order <m_1, m_2> + the tilts of both sets). It is a
+    recursion over rounds, whose state is the number of rounds since each set's
+    newest one: of each set, only that column can overlap later ones.
 
     Args:
-      order: Not negative.
-      tilts: Of each round, shape `[n]`; of a set, their sum.
+      order: A number that is not negative.
+      tilts: The tilt of each round, shape `[n]`; a set's tilt is their sum.
     """
     pause, chance = self.amplification.groups, self.amplification.probability
     first = self.amplification.first_available
-    # By the rounds since the newest one, 0 for more than the pause. Before the
-    # first round they are equally likely.
+    # Indexed by the rounds since the newest one, 0 after the pause. At first,
+    # in the stationary state, both sets are independent.
     chances = np.outer(first, first)
     ages = np.arange(1, pause)
     new = min(1, pause - 1)
@@ -233,12 +234,12 @@ class SeparatedMixture:
   def draw(
     self, generator: np.random.Generator, count: int, tilts: np.ndarray
   ) -> np.ndarray:
-    """Returns sets, drawn with weights of e^(their sum of tilts).
+    """Draws sets with probabilities reweighted by e^(the sum of their tilts).
 
     Args:
-      generator: Draws them.
-      count: Their number.
-      tilts: Of each round, shape `[n]`; zeros for sets as they are.
+      generator: Draws the sets.
+      count: The number of sets.
+      tilts: The tilt of each round, shape `[n]`; zeros do not reweight.
 
     Returns:
       1 for each round of a set, else 0, shape `[n, count]`.
@@ -262,10 +263,10 @@ class SeparatedMixture:
 class _Longer:
   """Samples of P: the mean of (1 - e^(epsilon - loss))+ is delta.
 
-  With means longer by a factor 1 + t, and weights of sets of e^(t square norm /
-  2) times their own, whose sum is Z, the loss is larger. By Hölder's inequality
-  the weight of a sample is at most Z^(1 + t) e^(-t loss). For few rounds, or
-  little noise.
+  Stretching the means by a factor 1 + t, and reweighting each set by
+  e^(t |m_S|^2 / 2), makes the loss larger. If the new weights sum to Z, the
+  weight of a sample is at most Z^(1 + t) e^(-t loss), by Hölder's inequality.
+  This suits few rounds, or little noise.
   """
 
   shifts = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
@@ -294,7 +295,7 @@ class _Longer:
     loss = mixture.log_mean(products - half) + known - mixture.before / 2
     if not tilt:
       return loss, np.zeros(count)
-    # The exponent of a longer mean, and of the weight of its set.
+    # The exponents of the stretched mean and of the weight of its set.
     products *= 1 + tilt
     products -= ((1 + tilt) ** 2 - tilt) * half
     longer = mixture.log_mean(products) + (1 + tilt) * known
@@ -305,18 +306,19 @@ class _Longer:
 class _Shifted:
   """Samples of P, shifted by s times its mean g.
 
-  Sets have weights of e^(s <g, m_S>) times their own, whose sum is Z. Then the
-  weight of a sample is Z e^(s^2 |g|^2 / 2 - s <g, y>), which has no limit, but
-  the mean square of weight times (1 - e^(epsilon - loss))+ has: with (1 -
-  1/x)+^2 <= c x^k of x = e^(loss - epsilon), it is at most
+  Sets are reweighted by e^(s <g, m_S>); let Z be the sum of their weights. The
+  weight of a sample is then Z e^(s^2 |g|^2 / 2 - s <g, y>). It is unbounded,
+  but the mean square of weight times (1 - e^(epsilon - loss))+ is bounded:
+  since (1 - 1/x)+^2 <= c x^k for x = e^(loss - epsilon), it is at most
 
-    Z e^(s^2 |g|^2 / 2) c e^(-k epsilon) E_P[e^(k loss - s <g, y>)],
+    Z e^(s^2 |g|^2 / 2) c e^(-k epsilon) E_P[e^(k loss - s <g, y>)].
 
-  and the last mean is that over k + 1 independent sets, of e^(s^2 |g|^2 / 2)
-  times a product of e^(<m_i, m_j>) over pairs and e^(-s <g, m_i>). By Finner's
-  inequality it is at most that of e^(k <m_1, m_2> - s <g, m_1 + m_2>) over two
-  sets, to the power of (k + 1) / 2. Shifts are k, of which s is half: the best
-  if the loss is nearly Gaussian, as for many rounds and much noise.
+  The last mean is the mean over k + 1 independent sets of e^(s^2 |g|^2 / 2)
+  times the product of e^(<m_i, m_j>) over pairs and of e^(-s <g, m_i>). By
+  Finner's inequality, that product's mean is at most the mean over two sets of
+  e^(k <m_1, m_2> - s <g, m_1 + m_2>), to the power of (k + 1) / 2. Shifts are
+  k, with s = k / 2, which is best for a nearly Gaussian loss: with many rounds
+  and much noise.
   """
 
   shifts = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 17.0, 24.0)
@@ -325,7 +327,7 @@ class _Shifted:
   def __init__(self, mixture):
     self._mixture = mixture
     rates = np.full(len(mixture.squares), mixture.rate)
-    # <g, c_t> of each round.
+    # <g, c_t> for each round.
     self._along = mixture.gram @ rates
     self._square = float(self._along @ rates) + mixture.before
     self._log_moments = functools.cache(self._log_moment)
@@ -364,7 +366,7 @@ class _Shifted:
 
 
 class _Added:
-  """Samples of Q; the loss is that of Q over P, minus a convex function."""
+  """Samples of Q; the loss is that of Q over P, which is concave."""
 
   shifts = (0.001, 0.01, 0.1)
   limit = 'tail'
@@ -391,7 +393,7 @@ class _Added:
 
 
 def _aged(chances):
-  """Returns chances by age of one round later, without those that join."""
+  """Returns the chances by age one round later, without new participations."""
   if len(chances) == 1:
     return chances
   found = np.zeros_like(chances)

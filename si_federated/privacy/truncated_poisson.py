@@ -25,22 +25,24 @@ from dp_accounting import rdp
 from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 from scipy import special, stats
 
-# Cuts that are rarer than this do not count.
+# Truncations that are rarer than this are ignored.
 _NEGLIGIBLE = 1e-100
-# Of probability mass that a grid of losses need not resolve, as dp_accounting.
+# The logarithm of the probability mass that a grid of losses need not resolve,
+# as in dp_accounting.
 _LOG_TAIL = -50
-# Of the integrals of Renyi divergences, in standard deviations of the noise.
+# The grid of Renyi divergences' integrals, in standard deviations of the noise.
 _STEP, _REACH = 0.05, 12.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
-  """A Gaussian sum over a Poisson sample that is cut to a maximum size.
+  """A Gaussian sum over a Poisson sample that is truncated to a maximum size.
 
   Attributes:
-    num_clients: The population, with the client in question.
-    probability: Of a client to be drawn.
-    max_cohort_size: The most clients of a cohort; of more, a random choice.
+    num_clients: The size of the population, including the client in question.
+    probability: The probability that a client is drawn.
+    max_cohort_size: The most clients in a cohort; if more are drawn, a random
+      choice of them.
     noise_multiplier: The standard deviation of the noise over the largest norm
       of one client's part.
   """
@@ -52,7 +54,7 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
 
   @functools.cached_property
   def cut_probability(self) -> float:
-    """That the others drawn fill a cohort, so that one more is cut."""
+    """The probability that other clients fill a cohort, so one more is cut."""
     found = float(
       stats.binom.sf(
         self.max_cohort_size - 1, self.num_clients - 1, self.probability
@@ -62,8 +64,8 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
 
   @functools.cached_property
   def exchange_probability(self) -> float:
-    """That a client is in a cohort that the others drawn fill."""
-    # With M others: q B / (M + 1), of which the mean given M >= B.
+    """The probability that a client is in a cohort that others fill."""
+    # The mean, given M >= B, of q B / (M + 1) with M others.
     more = stats.binom.sf(
       self.max_cohort_size, self.num_clients, self.probability
     )
@@ -73,14 +75,14 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
   def deltas(
     self, epsilons: np.ndarray, *, is_removed: bool = True
   ) -> np.ndarray:
-    """Returns upper bounds of delta of one round.
+    """Returns upper bounds on the delta of one round.
 
     Args:
-      epsilons: Of any sign.
-      is_removed: Whether the client is removed, or added.
+      epsilons: Any numbers, also negative.
+      is_removed: Whether the client is removed instead of added.
 
     Returns:
-      Of the same shape as the epsilons.
+      A delta for each epsilon.
     """
     found = self._drawn.deltas(epsilons, is_removed)
     if self.cut_probability:
@@ -92,10 +94,10 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
   def loss_distribution(
     self, interval: float
   ) -> privacy_loss_distribution.PrivacyLossDistribution:
-    """Returns the privacy loss distribution of one round, a pessimistic one.
+    """Returns a pessimistic privacy loss distribution of one round.
 
     Args:
-      interval: The distance of the losses that it distinguishes.
+      interval: The spacing of its losses.
     """
     return privacy_loss_distribution.PrivacyLossDistribution(
       self._losses(interval, True), self._losses(interval, False)
@@ -116,20 +118,20 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
     deltas = self.deltas(
       interval * np.arange(first, last + 1), is_removed=is_removed
     )
-    # Rounding must not make it increase.
+    # Rounding must not make delta increase.
     deltas = np.minimum.accumulate(np.clip(deltas, 0, 1))
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
       interval, first, last, deltas
     )
 
   def renyi(self, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns upper bounds of the Renyi divergences of one round.
+    """Returns upper bounds on the Renyi divergences of one round.
 
     Args:
-      orders: Above 1.
+      orders: Numbers above 1.
 
     Returns:
-      If no cohort were cut, and as it is; of the same shape as the orders.
+      The bounds for untruncated cohorts, and for the truncated ones.
     """
     accountant = rdp.RdpAccountant(orders)
     accountant.compose(
@@ -158,7 +160,7 @@ class TruncatedPoissonDpEvent(dp_accounting.DpEvent):
 
 
 def _far(share: float) -> float:
-  """Returns the quantile beyond which a share of the normal is negligible."""
+  """Returns where the tail of a normal of weight `share` becomes negligible."""
   return max(-float(special.ndtri(math.exp(_LOG_TAIL) / (2 * share))), 0.0)
 
 
@@ -167,7 +169,7 @@ class _Drawn:
   """A mixture of N(0, 1) with N(shift, 1), and N(0, 1) alone.
 
   Attributes:
-    shift: Positive.
+    shift: The shift, positive.
     probability: The weight of the shifted part, in (0, 1].
   """
 
@@ -185,10 +187,10 @@ class _Drawn:
     return float(np.logaddexp(still, moved + self.shift * (x - self.shift / 2)))
 
   def deltas(self, epsilons: np.ndarray, is_removed: bool) -> np.ndarray:
-    """Returns exact deltas, of the mixture over the normal if removed."""
+    """Returns exact deltas: of the mixture over the normal if removed."""
     still, moved = self._logs
     losses = np.asarray(epsilons if is_removed else -epsilons, np.float64)
-    # The loss is above its limit at x = -inf, and there it is 1 - probability.
+    # The loss decreases to log(1 - probability) as x approaches -inf.
     reached = losses > still
     with np.errstate(divide='ignore', invalid='ignore'):
       gap = np.where(
@@ -208,10 +210,10 @@ class _Drawn:
 class _Exchanged:
   """Mixtures of N(0, 1) with N(shift, 1), and with N(-shift, 1).
 
-  They mirror each other, so that both directions are the same.
+  They are mirror images, so both directions have the same deltas.
 
   Attributes:
-    shift: Positive.
+    shift: The shift, positive.
     probability: The weight of the shifted part, in (0, 1).
   """
 
@@ -219,7 +221,7 @@ class _Exchanged:
   probability: float
 
   def _log_densities(self, x):
-    """Returns logarithms, without the constant of the normal density."""
+    """Returns both log densities, up to the constant of the normal density."""
     still = math.log1p(-self.probability) - x**2 / 2
     moved = math.log(self.probability)
     return (
@@ -233,10 +235,10 @@ class _Exchanged:
     return float(first - second)
 
   def deltas(self, epsilons: np.ndarray) -> np.ndarray:
-    """Returns the exact deltas, of the shape of the epsilons."""
+    """Returns the exact delta for each epsilon."""
     still = math.log1p(-self.probability)
     moved = math.log(self.probability)
-    # The loss of x is that of -x, negated. It is epsilon where w = exp(shift x)
+    # The loss is an odd function of x. It equals epsilon where w = exp(shift x)
     # solves b w^2 - a (exp(epsilon) - 1) w - b exp(epsilon) = 0.
     size = np.abs(epsilons)
     b = moved - self.shift**2 / 2
@@ -251,7 +253,7 @@ class _Exchanged:
     return np.maximum(-np.expm1(epsilons + second - first), 0) * np.exp(first)
 
   def log_moment(self, order: float) -> float:
-    """Returns the Renyi divergence times the order less 1."""
+    """Returns the Renyi divergence times (order - 1)."""
     most = 2 * order * self.shift + _REACH
     x = np.arange(-self.shift - _REACH, most, _STEP)
     first, second = self._log_densities(x)
