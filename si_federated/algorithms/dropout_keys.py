@@ -1,7 +1,7 @@
 """Dropout drawn from the client seed, the round, the client and the step.
 
-So a round that is repeated, after an interruption or on other threads, gives
-the same bits. TFF gives clients neither a number nor the round, so each batch
+So repeating a round, after an interruption or on other threads, gives the same
+bits. TFF tells clients neither their number nor the round, so each batch
 carries its key, as additional columns of its ids.
 """
 
@@ -62,13 +62,13 @@ def add_keys_to_stack(
   """Adds the keys to a client's stacked batches, as `add_keys` does.
 
   Args:
-    ids: `[S, b, T]` int32.
+    ids: The ids, `[S, b, T]` int32.
     number: The number of examples; those after it are padding.
-    word: The round's; see `round_word`.
+    word: The round's word; see `round_word`.
     client: The client's number.
 
   Returns:
-    `[S, b, T + 3]`, with zeros in rows of padding.
+    The ids with keys, `[S, b, T + 3]`; rows of padding stay zero.
   """
   steps, rows, _ = ids.shape
   keys = np.zeros([steps, rows, _WORDS], np.int32)
@@ -79,14 +79,14 @@ def add_keys_to_stack(
 
 
 def split(x: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor | None]:
-  """Splits ids from the keys that `add_keys` has added.
+  """Separates ids from the key that `add_keys` has added.
 
   Args:
-    x: `[b, T + 3]`, or `[b, T]` without keys.
+    x: `[b, T + 3]`, or `[b, T]` without a key.
     length: T.
 
   Returns:
-    The ids and the key's words, `[3]`, or None.
+    The ids, and the key's words, `[3]`, or None.
   """
   if x.shape[1] == length:
     return x, None
@@ -94,7 +94,7 @@ def split(x: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor | None]:
 
 
 def drawing(words: tf.Tensor | None) -> contextlib.AbstractContextManager:
-  """Returns a scope in which layers draw from a key, if there is one."""
+  """Returns a scope in which layers draw from the key, if there is one."""
   return contextlib.nullcontext() if words is None else keyed_dropout(words)
 
 
@@ -120,8 +120,8 @@ def takes_keys(keras_model: tf.keras.Model) -> bool:
 def draw_from_keys(keras_model: tf.keras.Model) -> tf.keras.Model:
   """Makes a model's dropout layers of Keras, if any, draw from keys.
 
-  Models of other packages create Keras's layers themselves, and other layers
-  refer to them, so that no layer can be replaced.
+  Models of other packages create their Keras layers themselves, and other
+  layers refer to these, so no layer can be replaced.
 
   Args:
     keras_model: The model, changed in place.
@@ -131,7 +131,7 @@ def draw_from_keys(keras_model: tf.keras.Model) -> tf.keras.Model:
   """
   for layer in keras_model._flatten_layers():
     if _is_plain(layer):
-      layer.__class__ = Dropout  # it differs in `call` alone
+      layer.__class__ = Dropout  # which differs only in `call`
   return keras_model
 
 

@@ -1,8 +1,8 @@
 """TFF's functional models of any Keras model, traced beforehand.
 
 TFF rebuilds a Keras model in TensorFlow 1 graphs, where parts of Keras 2 fail:
-slices of tensors, computed masks, nested models. Here the model is built and
-traced as usual in Keras 2, and its operations are imported into TFF's graphs.
+slices of tensors, computed masks, nested models. Here, the model is built and
+traced outside of them, and its operations are imported into TFF's graphs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def functional_model_from_keras(
       keras_model = keras_model_fn()
     own = created.variables_of(keras_model)
     trained = {id(v) for v in keras_model.trainable_variables}
-    # Whether each variable is trained.
+    # For each variable, whether it is trained.
     kinds = [id(v) in trained for v in own]
     initial_weights = tuple(
       tuple(v.numpy() for v, k in zip(own, kinds) if k is kind)
@@ -55,7 +55,7 @@ def functional_model_from_keras(
     calls = [(True, False), (False, False)]
     if dropout_keys.draws_at_random(keras_model):
       calls.append((True, True))
-    # Keyed by whether it is training, and whether the input has keys.
+    # Indexed by whether it is training, and whether the input has keys.
     traced = {
       call: _Traced(keras_model_fn, kinds, initial_weights, x_spec, *call)
       for call in calls
@@ -91,7 +91,7 @@ def is_needed(keras_model: tf.keras.Model) -> bool:
 
 @contextlib.contextmanager
 def _legacy_random_operations() -> Iterator[None]:
-  """Makes Keras draw random numbers by operations instead of variables."""
+  """Makes Keras draw random numbers with operations instead of variables."""
   backend = tf.keras.backend.experimental
   before = backend.is_tf_random_generator_enabled()
   backend.disable_tf_random_generator()
@@ -142,8 +142,8 @@ class _Traced:
       used = {id(weight) for weight in keras_model.weights}
       if left or used != {id(weight) for weight in given}:
         raise ValueError(
-          f'Model {keras_model.name} was built with different variables than '
-          'the first time; the function that builds it must create the same '
+          f'Model {keras_model.name} was built with other variables than the '
+          'first time; the function that builds it must create the same '
           'variables in the same order.'
         )
       with dropout_keys.drawing(words):

@@ -36,14 +36,14 @@ class Stack:
 def stack_of(
   components: Sequence[np.ndarray], sequence_type: tff.SequenceType
 ) -> Stack:
-  """Checks the components of a client's elements, given as arrays.
+  """Returns a stack of given arrays, after checks.
 
   Args:
     components: See `Stack`.
     sequence_type: The type of the client's data.
 
   Raises:
-    TypeError: If they are of another type.
+    TypeError: If the arrays have another type.
   """
   specs = values.component_specs(sequence_type)
   if len(components) != len(specs) or not all(
@@ -61,7 +61,7 @@ def stack_of(
 class Reader:
   """Reads clients' data into arrays.
 
-  One TensorFlow function reads all batches of a client: to fetch them one by
+  One TensorFlow function reads all batches of a client: fetching them one by
   one takes ten times as long, and longer than an accelerator trains on them.
   """
 
@@ -83,10 +83,10 @@ class Reader:
     """Reads a client.
 
     Args:
-      tensors: Its data, flat; see `values.flatten`.
+      tensors: The client's data, flat; see `values.flatten`.
 
     Returns:
-      Its sequences, and its other values.
+      The client's sequences and other values.
 
     Raises:
       ValueError: If a dataset is infinite.
@@ -119,7 +119,7 @@ def _stacking(sequence_type: tff.SequenceType) -> Any:
   )
   def stacked(variant, size):
     dataset = values.dataset_of(variant, sequence_type)
-    # In front, because a batch has at least one element.
+    # Added in front, because a batch has at least one element.
     empty = tf.data.Dataset.from_tensors(
       tuple(
         tf.zeros([dim or 0 for dim in spec.shape], spec.dtype) for spec in specs
@@ -132,7 +132,7 @@ def _stacking(sequence_type: tff.SequenceType) -> Any:
   return stacked
 
 
-# The numbers of steps and of rows of each sequence of a client in a group.
+# For each sequence of a group's clients, the numbers of steps and of rows.
 Kind = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -141,12 +141,12 @@ class Group:
   """Clients whose data have one shape.
 
   Attributes:
-    kind: What the shapes depend on, but for the number of clients.
-    size: K, the number of clients with padding.
-    arrays: For each sequence of a client's datum the components of its
-      elements, `[K, S, ...]`, then the numbers of elements, `[K]`; the
-      tensors, `[K, ...]`; last which clients are not padding, `[K]`.
-    members: The numbers of its clients in the cohort, without padding.
+    kind: Determines the shapes, together with the number of clients.
+    size: K, the number of clients, including padding.
+    arrays: First, for each sequence of a client's datum, the components of its
+      elements, `[K, S, ...]`, and the numbers of elements, `[K]`; then the
+      tensors, `[K, ...]`; last, which clients are not padding, `[K]`.
+    members: The positions of its clients in the cohort, without padding.
   """
 
   kind: Kind
@@ -179,13 +179,13 @@ def groups(
   largest: Callable[[Kind], int],
   tensors: Sequence[Sequence[np.ndarray]] = (),
 ) -> Iterator[Group]:
-  """Yields the groups of a cohort, in an order that depends on sizes alone.
+  """Yields the groups of a cohort, in an order that depends only on sizes.
 
   Args:
     data: Each client's sequences; see `Reader`.
     types: The types of the sequences.
-    largest: Returns the largest K of groups of a kind, a power of two.
-    tensors: More arrays of each client, of the same shapes for all.
+    largest: Returns the largest K for groups of a kind, a power of two.
+    tensors: Further arrays of each client, with the same shapes for all.
   """
   rows = tuple(
     power_of_two(

@@ -1,8 +1,8 @@
 """The part of a client's work that TensorFlow computes before JAX trains.
 
-TensorFlow and JAX draw different numbers from the same seed. Therefore
-TensorFlow computes all that a client draws from seeds and its own number, such
-as the choice of the variables that it trains, and passes the result to JAX.
+TensorFlow and JAX draw different numbers from the same seed. So TensorFlow
+computes everything that a client draws from seeds and its own number, such as
+the choice of variables to train, and passes the result to JAX.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SplitGraph:
     ]
 
   def _boundary(self, early: Sequence[bool]) -> list[str]:
-    """Returns the tensors of the first part that the second one uses."""
+    """Returns the tensors of the first part that the second part uses."""
     late = {name for name, is_early in zip(self._inputs, early) if not is_early}
     seeded = self._seeded
     used: dict[str, None] = {}

@@ -40,11 +40,11 @@ def _refusal(error: Exception) -> errors.UnsupportedError:
 
 
 class Cohort(NamedTuple):
-  """What the clients of a round compute, and with what.
+  """The clients of a round: their work and their data.
 
   Attributes:
     programs: Their work.
-    broadcast: What the server sends.
+    broadcast: The arrays that the server broadcasts.
     zeros: The sums over no clients.
     data: Each client's batches.
     tensors: Each client's other values.
@@ -71,10 +71,10 @@ def _read(
   position: int,
   broadcast: values.Tensors,
 ) -> tuple[list[client_arrays.Stack], list[np.ndarray]]:
-  """Returns a client's sequences, and its other values."""
+  """Returns a client's sequences and other values."""
   client_type = programs.client_type
   if programs.draw is None and isinstance(client_type, tff.SequenceType):
-    # Cohorts may have arrays at hand; see `training.sampling.Cohort`.
+    # Cohorts may already have arrays; see `training.sampling.Cohort`.
     components = getattr(clients, 'stack', lambda _: None)(position)
     if components is not None:
       return [client_arrays.stack_of(components, client_type)], []
@@ -88,7 +88,7 @@ def _read(
 class JaxContext(context_base.SyncContext):
   """A TFF execution context whose clients run as one JAX program."""
 
-  # The largest group on accelerators, unless it is given.
+  # The default of the largest group on accelerators.
   _LARGEST_GROUP = _UNBOUNDED
 
   def __init__(
@@ -120,14 +120,14 @@ class JaxContext(context_base.SyncContext):
       clients_per_group
       or (_PROCESSORS_CLIENTS if platform == 'cpu' else self._LARGEST_GROUP)
     )
-    # The bytes that a program may take; None if groups were given.
+    # The bytes that a program may take; None if the group size was given.
     self._memory_limit: float | None = None
     if memory_gib is not None:
       self._memory_limit = memory_gib * 2**30
     elif clients_per_group is None:
       self._memory_limit = self._facts['memory_limit']
-    # The largest groups that fit, by programs and kind. Of one kind alone, so
-    # that they don't depend on the rounds before.
+    # The largest group that fits, by programs and kind. Each kind has its own,
+    # so that groups don't depend on earlier rounds.
     self._fitting: dict[tuple[int, client_arrays.Kind], int] = {}
     # The largest group of this round.
     self._group_size = 0
@@ -141,7 +141,7 @@ class JaxContext(context_base.SyncContext):
       None if record is None else jax_recording.Recording(record)
     )
     self._recorded: set[int] = set()
-    # What `record_next` has asked for.
+    # The arguments of `record_next`.
     self._next_facts: Mapping[str, Any] | None = None
     self._next_checked: int | None = None
     self._dispatcher = dispatch.Dispatcher(
@@ -149,7 +149,7 @@ class JaxContext(context_base.SyncContext):
     )
 
   def _start(self) -> dict[str, Any]:
-    """Starts what runs clients; returns facts about the device."""
+    """Starts the process that runs clients; returns facts about its device."""
     self._worker = jax_process.Process(self._python, self._device)
     return self._worker.facts
 
@@ -174,13 +174,13 @@ class JaxContext(context_base.SyncContext):
     """Records the next round, even if it is not its computation's first.
 
     Args:
-      facts: What JSON can hold; columns of the table of a replay.
-      num_checked: If given, only so many clients of the cohort are computed
-        here, and compared in a replay, which still runs all of them. The
-        round's result is then theirs.
+      facts: JSON values, which become columns of a replay's table.
+      num_checked: If given, only this many clients of the cohort are computed
+        here and compared in a replay, which still runs all of them. The round's
+        result is then that of these clients.
     """
     if self._recording is None:
-      raise ValueError('The context was made without `record`.')
+      raise ValueError('The context was created without `record`.')
     self._next_facts, self._next_checked = facts, num_checked
 
   def invoke(self, comp: tff.Computation, arg: Any) -> Any:
@@ -264,7 +264,7 @@ class JaxContext(context_base.SyncContext):
   def _groups(
     self, cohort: Cohort, num_devices: int = 1
   ) -> Iterator[tuple[str, client_arrays.Group]]:
-    """Yields the groups of a cohort, each with the key of its program."""
+    """Yields the groups of a cohort, each with its program's key."""
     share = client_arrays.power_of_two(-(-len(cohort.data) // num_devices))
     programs = id(cohort.programs)
     self._group_size = 0
@@ -280,7 +280,7 @@ class JaxContext(context_base.SyncContext):
   def _fitting_groups(
     self, cohort: Cohort, num_devices: int
   ) -> list[tuple[str, client_arrays.Group]]:
-    """Returns the groups, whose programs the worker has and memory holds."""
+    """Returns groups that fit in memory, with their programs loaded."""
     while True:
       groups = list(self._groups(cohort, num_devices))
       for key, group in groups:
@@ -290,7 +290,7 @@ class JaxContext(context_base.SyncContext):
         return groups
 
   def _load(self, key: str, cohort: Cohort, group: client_arrays.Group) -> bool:
-    """Gives the worker a program; returns whether the memory is enough."""
+    """Gives the worker a program; returns whether it fits in memory."""
     program = self._export(cohort, group, self._platform)
     self._worker.ask(
       {'command': 'load', 'key': key}, [np.frombuffer(program, np.uint8)]
@@ -301,7 +301,7 @@ class JaxContext(context_base.SyncContext):
         self._worker.ask({'command': 'drop', 'key': key})
         if group.size == 1:
           raise self._too_large()
-        # What all clients share, then each client's part.
+        # The arrays that all clients share, then each client's part.
         shared = sum(
           array.nbytes for array in (*cohort.broadcast, *cohort.zeros)
         )
@@ -316,7 +316,7 @@ class JaxContext(context_base.SyncContext):
     return True
 
   def _needed_memory(self, key: str) -> float | None:
-    """Returns the bytes that a program takes, None if JAX does not know."""
+    """Returns the bytes that a program takes, or None if JAX does not know."""
     try:
       answer, _ = self._worker.ask(
         {'command': 'compile', 'key': key, 'device': 0}
@@ -326,7 +326,7 @@ class JaxContext(context_base.SyncContext):
     return answer['bytes']
 
   def _sum(self, cohort: Cohort) -> list[np.ndarray]:
-    """Returns sums over clients: those of each device, one after the other."""
+    """Returns the sums over clients, device by device."""
     num_devices = 1
     if self._recording is None:
       num_devices = min(self._facts['num_devices'], len(cohort.data))
@@ -363,7 +363,7 @@ class JaxContext(context_base.SyncContext):
   def _facts_to_record(
     self, compiled: rounds.Round
   ) -> tuple[Mapping[str, Any] | None, int | None]:
-    """Returns the facts of a round to record, and how many clients to check."""
+    """Returns a round's facts to record, and how many clients to check."""
     facts, self._next_facts = self._next_facts, None
     checked, self._next_checked = self._next_checked, None
     first = id(compiled) not in self._recorded
@@ -379,7 +379,7 @@ class JaxContext(context_base.SyncContext):
     checked: int | None,
     facts: Mapping[str, Any],
   ) -> None:
-    """Adds a round to the recording, in groups as an accelerator has them."""
+    """Adds a round to the recording, in groups as for an accelerator."""
     recording = self._recording
     assert recording is not None
     num_clients = len(cohort.data)
@@ -431,7 +431,7 @@ def start(
   record: str | None,
   memory_gib: float | None,
 ) -> JaxContext:
-  """Makes TFF run clients by JAX; see `runtime.set_jax_context`."""
+  """Makes TFF run clients with JAX; see `runtime.set_jax_context`."""
   context = JaxContext(
     python, device, clients_per_group, matmul_precision, record, memory_gib
   )

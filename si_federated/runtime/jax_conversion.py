@@ -21,8 +21,8 @@ from si_federated.runtime import (
   tensorflow_function,
 )
 
-# The name of the operation by which a graph says that it leaves out rows of
-# zeros; see `layers.static_shapes`.
+# The name of the operation that marks a graph as leaving out rows of zeros; see
+# `layers.static_shapes`.
 COUNTED_ROWS = 'counted_rows'
 
 RANDOM_OPERATIONS = frozenset(
@@ -47,8 +47,8 @@ class JaxFunction:
   """A local TFF computation in JAX.
 
   Attributes:
-    function: From the tensors of the parameter but its sequences, flat, and the
-      sequences as `jax_operations.Batches`, to the tensors of the result, flat.
+    function: Takes the parameter's tensors except sequences, flat, and the
+      sequences as `jax_operations.Batches`; returns the result's tensors, flat.
     sequence_types: The types of the sequences.
     draw: A TensorFlow function from all tensors of the parameter to more
       tensors, which `function` takes after the others; None if it needs none.
@@ -67,13 +67,13 @@ def convert(computation: tff.Computation, name: str) -> JaxFunction:
   Args:
     computation: The computation, such as a part of a `MapReduceForm`. Datasets
       are only reduced.
-    name: Its name in error messages.
+    name: The computation's name in error messages.
 
   Returns:
     The function.
 
   Raises:
-    NotImplementedError: If it can't be converted.
+    NotImplementedError: If the computation can't be converted.
   """
   graph: Any = tensorflow_function.Graph(computation, name)
   leaves = list(
@@ -154,7 +154,7 @@ def convert(computation: tff.Computation, name: str) -> JaxFunction:
 
 
 def _needed(graph_def: Any, outputs: Sequence[str]) -> list[Any]:
-  """Returns the nodes that outputs need, those of functions included."""
+  """Returns the nodes that outputs need, including those in functions."""
   by_name = {node.name: node for node in graph_def.node}
   functions = {f.signature.name: f for f in graph_def.library.function}
   found: dict[str, Any] = {}
@@ -185,19 +185,20 @@ def _check(nodes: Sequence[Any], name: str) -> None:
   """Raises a NotImplementedError if a graph can't be converted."""
   if python_functions.are_called(nodes):
     raise NotImplementedError(
-      f"{name} can't be a program of JAX: {python_functions.REFUSAL}"
+      f"{name} can't be a JAX program: {python_functions.REFUSAL}"
     )
   unknown = ops.get_unsupported_operations([node.op for node in nodes])
   if unknown:
     raise NotImplementedError(
-      f'{name} has operations that JAX has no counterpart of: '
+      f'{name} has operations that JAX has no counterpart for: '
       f'{", ".join(sorted(set(unknown)))}.'
     )
-  # What is left of seeded operations depends on what JAX computes.
+  # Seeded operations that remain depend on results of JAX.
   refused = RANDOM_OPERATIONS | host_part.SEEDED_OPERATIONS
   random = sorted({node.op for node in nodes} & refused)
   if random:
     raise NotImplementedError(
-      f'{name} draws random numbers ({", ".join(random)}), which JAX draws '
-      'otherwise: leave out what draws them, such as random compression.'
+      f'{name} draws random numbers ({", ".join(random)}), which JAX would '
+      'draw differently: leave out the part that draws them, such as random '
+      'compression.'
     )

@@ -33,7 +33,7 @@ _datum = contextvars.ContextVar[Sequence[Batches]]('datum')
 
 @contextlib.contextmanager
 def datum(sequences: Sequence[Batches]) -> Iterator[None]:
-  """Gives the operations on datasets their data while they are traced."""
+  """Provides the data of dataset operations while they are traced."""
   token = _datum.set(sequences)
   try:
     yield
@@ -44,8 +44,8 @@ def datum(sequences: Sequence[Batches]) -> Iterator[None]:
 class _CountedRows:
   """The indices that `tf.where(condition)` returns; only their number is used.
 
-  XLA has no arrays whose size depends on data, but TFF counts a client's
-  examples by the rows of a tensor.
+  In XLA, no array's size depends on data, but TFF counts a client's examples by
+  the rows of a tensor.
   """
 
   def __init__(self, condition: Any):
@@ -60,7 +60,7 @@ class _Iterator:
 
   Attributes:
     sequence: The sequence's number.
-    element: In a loop's body the current element.
+    element: In a loop's body, the current element.
   """
 
   sequence: int
@@ -81,7 +81,7 @@ def _make_iterator(dataset: Any, iterator: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """Takes an object out of the array that tf2jax makes of an argument."""
+  """Returns an object from the array in which tf2jax wraps an argument."""
   is_array = isinstance(value, np.ndarray) and value.dtype == np.object_
   return value.item() if is_array else value
 
@@ -92,8 +92,8 @@ def _loop(step: Callable[..., Any], state: Any, batches: Batches) -> Any:
   if not length:
     return state
 
-  # Apart, since all clients share the weights of the first step: XLA then
-  # multiplies all clients' inputs by one matrix.
+  # The first step is separate: all clients share its weights, so XLA multiplies
+  # all their inputs by one matrix.
   state = step(
     state, batches.count > 0, tuple(part[0] for part in batches.components)
   )
@@ -132,7 +132,7 @@ class _ReduceDataset(ops._HigherOrderFunction):
 
 
 class _While(ops._StatelessWhile):
-  """A loop; over an iterator it makes one step for each element."""
+  """A loop; over an iterator, it runs one step for each element."""
 
   def __call__(
     self, *operands: Any, cond_fun: Any, body_fun: Any, rng: Any = None
@@ -169,7 +169,7 @@ class _While(ops._StatelessWhile):
 
 
 class _If(ops._HigherOrderFunction):
-  """A branch, whose operands may be objects."""
+  """A conditional whose operands may be objects."""
 
   def __call__(
     self, condition: Any, *operands: Any, then_fun: Any, else_fun: Any
@@ -231,8 +231,8 @@ def _unsorted_segment_sum(data: Any, segments: Any, number: Any) -> Any:
   )
 
 
-# Operations whose attributes don't matter. Of those that tf2jax has, `Where`
-# has no static shape there, `UnsortedSegmentSum` takes ranks of 1 only, and
+# Operations whose attributes don't matter. Some replace those of tf2jax, where
+# `Where` has no static shape, `UnsortedSegmentSum` takes only rank 1, and
 # `Shape` and `InvertPermutation` are traced instead of computed.
 _PLAIN: dict[str, Callable[..., Any]] = {
   'AnonymousIteratorV3': _Iterator,

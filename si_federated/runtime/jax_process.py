@@ -1,4 +1,4 @@
-"""The process that owns an accelerator, as its driver sees it."""
+"""The driver's handle of the process that owns an accelerator."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Process:
   """The process that owns the device.
 
   Attributes:
-    facts: What it says about the device; see `jax_worker.Worker.hello`.
+    facts: Its facts about the device; see `jax_worker.Worker.hello`.
   """
 
   def __init__(self, python: str | None, device: str | None):
     """Starts the process.
 
     Args:
-      python: Its Python; this one by default.
-      device: JAX's name of the platform; by default JAX chooses, but the
-        processor if no Python is named.
+      python: The path of its Python; by default the current one.
+      device: JAX's name of the platform; by default JAX chooses, or the
+        CPU if `python` is not given.
 
     Raises:
-      ValueError: If it does not start.
+      ValueError: If the process does not start.
     """
     if python is None and device is None:
       device = 'cpu'
@@ -52,7 +52,7 @@ class Process:
       else str(pathlib.Path(python).expanduser())
     )
     environment = dict(os.environ)
-    # Its Python may be another one than this one's.
+    # Its Python may differ from this one.
     for name in ('PYTHONPATH', 'PYTHONHOME'):
       environment.pop(name, None)
     if device is not None:
@@ -95,7 +95,7 @@ class Process:
         f'The JAX process has ended (status {status})'
       ) from error
     except BaseException:
-      # Interrupted: the answer would be taken for that of the next message.
+      # After an interrupt, the next message would get this one's answer.
       _end(self._process)
       raise
     if 'error' in answer:
@@ -116,7 +116,7 @@ class Process:
 
 
 def _end(process: subprocess.Popen) -> int | None:
-  """Closes a worker's input, which ends it, and returns its status."""
+  """Ends a worker by closing its input, and returns its exit status."""
   with contextlib.suppress(OSError):
     if process.stdin is not None:
       process.stdin.close()

@@ -21,7 +21,7 @@ from si_federated.runtime import (
   values,
 )
 
-# JAX's names of precisions, before and after 0.4.31.
+# JAX's names of precisions, which changed in 0.4.31.
 PRECISIONS = {'default': None, 'high': 'tensorfloat32', 'highest': 'float32'}
 
 
@@ -35,7 +35,7 @@ class ClientPrograms:
       part: The client part.
 
     Raises:
-      NotImplementedError: If it can't be converted.
+      NotImplementedError: If the client part can't be converted.
     """
     work, zero, accumulate = part.computations
     self._result_type = work.type_signature.result
@@ -52,7 +52,7 @@ class ClientPrograms:
     )
 
   def _check_tensors(self, client_type: tff.Type) -> int:
-    """Returns the number of a client's tensors, in addition to sequences."""
+    """Returns the number of a client's tensors that are not sequences."""
     tensors = [
       leaf
       for leaf in tensorflow_function.leaf_types(client_type)
@@ -86,8 +86,8 @@ class ClientPrograms:
 
     Args:
       broadcast: What the server broadcasts; only shapes and dtypes matter.
-      total: The sums, likewise.
-      group: A group of that shape.
+      total: The sums; only shapes and dtypes matter.
+      group: A group of this shape.
       platform: 'cpu', 'cuda', 'rocm' or 'tpu'.
       matmul_precision: A key of `PRECISIONS`.
     """
@@ -101,7 +101,7 @@ class ClientPrograms:
       for number in num_components:
         components = tuple(rest.pop(0) for _ in range(number))
         sequences.append(jax_operations.Batches(components, rest.pop(0)))
-      # What is left is a client's tensors, then what was drawn.
+      # The rest are a client's tensors, then the drawn ones.
       number = self._num_tensors
       return self._work.function(
         [*rest[:number], *broadcast, *rest[number:]], sequences

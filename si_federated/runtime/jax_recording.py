@@ -1,8 +1,8 @@
-"""Rounds of clients as files, to be run again where there is JAX alone.
+"""Records rounds of clients in files, to replay with nothing but JAX.
 
 A recording is a folder: `recording.json` lists rounds; arrays and programs are
-files named by their contents; the worker, `replay.py` and what they import lie
-beside them. `jax_replay.py` reads it.
+files named by their contents; and it includes the worker, `replay.py` and the
+modules that they import. `jax_replay.py` reads it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Recording:
     """Starts a recording.
 
     Args:
-      folder: Its folder, made if missing.
+      folder: Its folder, created if missing.
 
     Raises:
-      ValueError: If the folder already holds something else.
+      ValueError: If the folder is not empty.
     """
     self.folder = pathlib.Path(folder).expanduser()
     self._index: dict[str, Any] = {
@@ -55,17 +55,17 @@ class Recording:
     files.write_atomically(self.folder / name, content)
 
   def add_array(self, array: np.ndarray) -> str:
-    """Keeps an array and returns its name."""
+    """Stores an array and returns its name."""
     content = io.BytesIO()
     np.save(content, np.asarray(array), allow_pickle=False)
     return self._keep(content.getvalue(), 'npy')
 
   def add_arrays(self, arrays: Sequence[np.ndarray]) -> list[str]:
-    """Keeps arrays and returns their names."""
+    """Stores arrays and returns their names."""
     return [self.add_array(array) for array in arrays]
 
   def add_program(self, program: bytes) -> str:
-    """Keeps an exported program and returns its name."""
+    """Stores an exported program and returns its name."""
     return self._keep(program, 'bin')
 
   def _keep(self, content: bytes, suffix: str) -> str:
@@ -76,7 +76,7 @@ class Recording:
     return name
 
   def add_round(self, entry: Mapping[str, Any]) -> None:
-    """Adds a round, whose arrays and programs have been kept before."""
+    """Adds a round whose arrays and programs are already stored."""
     self._index['rounds'].append(dict(entry))
     self._write_index()
 

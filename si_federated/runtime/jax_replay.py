@@ -1,12 +1,12 @@
-"""Runs recorded rounds of clients again, and measures them.
+"""Replays recorded rounds of clients, and measures them.
 
   python FOLDER/replay.py
 
-needs JAX and NumPy alone, and measures on the device that JAX chooses
-(`JAX_PLATFORMS=cpu` chooses another one). It compares the sums over clients
-with the recorded ones, and prints a row for each round: seconds from arrays in
-the host's memory to sums there. Where the recording has a `floor.py`, the same
-clients are trained by plain JAX as well.
+This needs only JAX and NumPy, and runs on the device that JAX chooses;
+`JAX_PLATFORMS=cpu`, for example, chooses another one. It compares the sums over
+clients with the recorded ones, and prints a row for each round: the seconds
+from arrays in the host's memory to sums there. If the recording has a
+`floor.py`, plain JAX trains the same clients as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FLOOR = 'floor.py'
 
 
 class RecordingError(ValueError):
-  """A recording can't be used; the message is a sentence for its user."""
+  """A recording can't be used; the message tells its user why."""
 
 
 class Reader:
@@ -47,7 +47,7 @@ class Reader:
       folder: The recording's folder.
 
     Raises:
-      RecordingError: If there is none, or it is damaged.
+      RecordingError: If there is no recording, or it is damaged.
     """
     self.folder = folder
     try:
@@ -76,15 +76,15 @@ class Reader:
         return file.read()
     except OSError as error:
       raise RecordingError(
-        f'{path} of the recording can not be read ({error.strerror}): copy the '
+        f'{path} of the recording cannot be read ({error.strerror}): copy the '
         'recording again, or record it again.'
       ) from error
 
   def content(self, name):
-    """Returns the bytes of a kept file.
+    """Returns the bytes of a stored file.
 
     Raises:
-      RecordingError: If it is missing or is not what was recorded.
+      RecordingError: If the file is missing or has changed.
     """
     content = self._read(name)
     digest = hashlib.sha256(content).hexdigest()[:DIGITS]
@@ -101,7 +101,7 @@ class Reader:
 
 
 def _beside(name):
-  """Imports a module that lies beside this one."""
+  """Imports a module from this file's folder."""
   here = os.path.dirname(os.path.abspath(__file__))
   spec: Any = importlib.util.spec_from_file_location(
     name, os.path.join(here, f'{name}.py')
@@ -119,9 +119,9 @@ def _largest(array):
 def deviation(got, expected):
   """Returns the largest relative difference between arrays.
 
-  That of a number is relative to itself, that of an array's entry to the
-  largest entry of all arrays: some gradients, such as that of a key's bias, are
-  zero but for rounding. NaN only where NaN is expected counts as equal.
+  Numbers are compared relative to their own size, but entries of arrays
+  relative to the largest entry of all arrays: some gradients, such as that of a
+  key's bias, are zero up to rounding. NaN equals an expected NaN.
   """
   pairs = [
     (np.asarray(one, np.float64), np.asarray(other, np.float64))
@@ -143,12 +143,12 @@ def deviation(got, expected):
 
 
 def with_clients(groups, masks):
-  """Returns groups of which other clients count; see `client_arrays.Group`."""
+  """Returns groups with other masks of clients; see `client_arrays.Group`."""
   return [[*arrays[:-1], mask] for arrays, mask in zip(groups, masks)]
 
 
 class _Programs:
-  """The recorded programs of a round, in the worker."""
+  """The recorded programs of a round, loaded in the worker."""
 
   def __init__(self, worker, reader, entry, platform):
     self._worker = worker
@@ -215,7 +215,7 @@ def _measure_round(reader, entry, worker, floor, repetitions, platform):
   seconds: Any = {name: [] for name in contestants}
   for number in range(repetitions + 1):
     for name, (run, *_) in contestants.items():
-      # The first of each warms up.
+      # The first run of each is a warm-up.
       _timed(run, groups, seconds[name] if number else [])
   medians = {name: statistics.median(times) for name, times in seconds.items()}
   tolerance = _TOLERANCES[entry['matmul_precision']]
@@ -251,7 +251,7 @@ def device_name(jax):
 
 
 def cells(row):
-  """Returns a row's cells by column."""
+  """Returns a row's cells, by column."""
   size = row['bytes']
   ratio = row['relative_to_floor']
   return {
@@ -277,7 +277,7 @@ def replay(folder, repetitions, report):
 
   Args:
     folder: The recording.
-    repetitions: Measurements of each round.
+    repetitions: The number of measurements of each round.
     report: Called with the device's name, then with each row.
 
   Returns:
@@ -316,7 +316,7 @@ def replay(folder, repetitions, report):
 
 
 def main():
-  """Replays the recording that this file lies in."""
+  """Replays the recording that contains this file."""
   parser = argparse.ArgumentParser(
     description='Runs recorded rounds on this machine, and measures them.'
   )
@@ -354,7 +354,7 @@ def main():
     if not replay(here, options.repetitions, report):
       print(
         'Sums differ from the recorded ones by more than rounding: this device '
-        'or its JAX can not be trusted with this program.',
+        'or its JAX cannot be trusted with this program.',
         file=sys.stderr,
       )
       return 1

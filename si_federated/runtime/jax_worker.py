@@ -1,9 +1,9 @@
-"""Runs exported JAX programs in a process of its own.
+"""Runs exported JAX programs in a separate process.
 
-One file that needs JAX and NumPy alone: any Python with a JAX that knows the
-device can run it, whatever the JAX of the package is. It reads messages from
-its standard input and answers on its standard output. A message is a line of
-JSON and the bytes of its arrays.
+This file needs only JAX and NumPy: any Python whose JAX supports the device can
+run it, whatever the package's own JAX is. It reads messages from standard input
+and answers on standard output. A message is a line of JSON followed by the
+bytes of its arrays.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-# The newest JAX that has run programs of the package's.
+# The newest JAX that is known to run the package's programs.
 NEWEST_TRIED = '0.10.2'
 
-# `jax` must not be another module of this file's folder.
+# `jax` must not be imported from this file's folder.
 if __name__ == '__main__':
   here = os.path.dirname(os.path.abspath(__file__))
   sys.path[:] = [p for p in sys.path if os.path.abspath(p or '.') != here]
@@ -33,7 +33,7 @@ def send(stream, message, arrays=()):
 
   Args:
     stream: A binary stream.
-    message: What JSON can hold.
+    message: A JSON value.
     arrays: NumPy arrays.
   """
   arrays = [np.asarray(array, order='C') for array in arrays]
@@ -87,9 +87,9 @@ def _check_size(size, expected):
 def pack(exported):
   """Returns an exported program as bytes that later releases of JAX can read.
 
-  JAX reads its own format for six months. The module in it is a portable
-  artifact of StableHLO, which is read for five years: what is kept besides is
-  no more than needed to call it.
+  JAX reads its own format for only six months, but the module in it, a portable
+  StableHLO artifact, for five years. So this stores the module, and the little
+  else that calling it takes.
 
   Args:
     exported: A `jax.export.Exported` of one platform, whose parameters are
@@ -109,11 +109,11 @@ def unpack(jax, content):
   """Returns a program of `pack` as a `jax.export.Exported` of this JAX.
 
   Args:
-    jax: The module.
+    jax: The module `jax`.
     content: The bytes.
 
   Raises:
-    ValueError: If this JAX can't read it.
+    ValueError: If this JAX can't read the program.
   """
   try:
     from jax import export
@@ -129,7 +129,7 @@ def unpack(jax, content):
     for part in header['inputs']
   )
   try:
-    # Another program of the same types, whose module is exchanged.
+    # A dummy program with the same types, whose module is replaced.
     like = export.export(
       jax.jit(lambda broadcast, total, arrays: total),
       platforms=[header['platform']],
@@ -142,8 +142,8 @@ def unpack(jax, content):
     program.mlir_module()
   except Exception as error:
     raise ValueError(
-      f'JAX {jax.__version__} can not read programs of the package; install '
-      f'jax {NEWEST_TRIED}, with which they were tried, there'
+      f"JAX {jax.__version__} cannot read the package's programs; install "
+      f'jax {NEWEST_TRIED}, which has been tested with them, there'
     ) from error
   return program
 
@@ -162,14 +162,14 @@ def compiled_memory(compiled):
 
 
 def memory_limit(jax):
-  """Returns the bytes that programs may take on a device, None if unknown."""
+  """Returns the bytes that programs may take on a device; None if unknown."""
   device = jax.devices()[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
-    # Some is left for what is not counted, such as the next group's arrays.
+    # Leave some for uncounted arrays, such as those of the next group.
     return int(0.9 * stats['bytes_limit'])
   if device.platform == 'cpu':
-    # The half, whatever is free, so that a run again has the same groups.
+    # Half, however much is free, so that repeated runs have the same groups.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return memory // 2 // len(jax.devices())
   return None
@@ -179,15 +179,15 @@ class Worker:
   """The programs, and the values of the current round, on the device.
 
   Its methods answer messages: they take a message and its arrays, and return
-  those of the answer.
+  the answer and its arrays.
   """
 
   def __init__(self, jax):
     self._jax = jax
     self._programs = {}
-    # By the program's key and the device's number.
+    # Indexed by the program's key and the device's number.
     self._compiled = {}
-    # Of each device.
+    # For each device.
     self._broadcast: list[tuple[Any, ...]] = []
     self._total: list[tuple[Any, ...]] = []
 
@@ -220,7 +220,7 @@ class Worker:
     ]
     args, kwargs = self._jax.tree_util.tree_unflatten(program.in_tree, shapes)
     began = time.perf_counter()
-    # The sums so far are given up: their memory serves the new ones.
+    # The sums so far are donated: the new ones reuse their memory.
     function = self._jax.jit(program.call, donate_argnums=1)
     compiled = function.lower(*args, **kwargs).compile()
     self._compiled[key, number] = compiled
@@ -238,7 +238,7 @@ class Worker:
     return {}, ()
 
   def begin(self, message, arrays):
-    """Takes what the server broadcasts, and the sums of no clients."""
+    """Takes the arrays that the server broadcasts, and sums over no clients."""
     number = message['num_broadcast']
     put = self._jax.device_put
     devices = self._jax.devices()[: message['num_devices']]
@@ -262,7 +262,7 @@ class Worker:
     return {}, ()
 
   def end(self, message, arrays):
-    """Returns the sums of all devices, one after the other."""
+    """Returns the sums, device by device."""
     del message, arrays
     total, self._total = self._total, []
     return {}, [np.asarray(array) for part in total for array in part]
@@ -270,11 +270,11 @@ class Worker:
 
 def main():
   """Answers messages until standard input ends."""
-  # Ctrl-C is the driver's, which then closes the stream.
+  # The driver handles Ctrl-C, and then closes the stream.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   requests = sys.stdin.buffer
   answers = os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # what libraries print must not get between answers
+  os.dup2(2, 1)  # output of libraries must not mix with answers
   worker = None
   while True:
     try:

@@ -55,7 +55,7 @@ _NAMES = ('container', 'shared_name', 'use_node_name_sharing')
 
 
 def _is_named(node: tf.compat.v1.NodeDef) -> bool:
-  """Whether an operation's resource lives in the process under a name."""
+  """Returns whether an operation's resource lives in the process by a name."""
   definition = op_def_registry.get(node.op)
   return definition is not None and any(
     attribute.name in _NAMES for attribute in definition.attr

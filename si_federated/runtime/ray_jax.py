@@ -23,7 +23,7 @@ from si_federated.runtime import (
 class RayJaxContext(jax_context.JaxContext):
   """A TFF execution context whose clients run on devices of a Ray cluster."""
 
-  # The driver compiles nothing, so that it does not know what fits.
+  # The driver compiles nothing, so it does not know which groups fit.
   _LARGEST_GROUP = 64
 
   def __init__(

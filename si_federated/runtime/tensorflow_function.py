@@ -130,7 +130,7 @@ class Graph:
     Args:
       computation: A TFF computation whose body is plain TensorFlow, such as a
         part of a `MapReduceForm`.
-      name: Its name in error messages.
+      name: The computation's name in error messages.
 
     Raises:
       NotImplementedError: If the body is not plain TensorFlow, or a resource
@@ -157,7 +157,7 @@ class Graph:
     self.num_outputs = len(self._outputs)
 
   def nodes(self) -> Iterator[Any]:
-    """Yields the nodes, those in functions included."""
+    """Yields the nodes, including those in functions."""
     functions = (f.node_def for f in self._graph_def.library.function)
     return itertools.chain(self._graph_def.node, *functions)
 

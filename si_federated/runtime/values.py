@@ -166,7 +166,7 @@ def split(tensors: Sequence[Any], type_spec: tff.StructType) -> list[Tensors]:
 def dataset_of(
   variant: tf.Tensor, type_spec: tff.SequenceType
 ) -> tf.data.Dataset:
-  """Returns the dataset of a variant of `flatten`."""
+  """Returns the dataset whose variant `flatten` has returned."""
   return tf.data.experimental.from_variant(
     variant, structure=type_conversions.type_to_tf_structure(type_spec.element)
   )
@@ -175,7 +175,7 @@ def dataset_of(
 def component_specs(type_spec: tff.SequenceType) -> list[tf.TensorSpec]:
   """Returns the specs of the components of a dataset's elements.
 
-  A variant has the components in TensorFlow's order, without a structure.
+  A variant has the components in TensorFlow's order, without their structure.
 
   Args:
     type_spec: The type of the dataset.
@@ -207,7 +207,7 @@ def to_arrays(value: Any, type_spec: tff.Type) -> list[Any]:
     type_spec: Its type.
 
   Returns:
-    An array for each tensor of the flat value, but for a dataset a list of
+    For each tensor of the flat value an array, and for each dataset a list of
     elements, each a list of arrays.
 
   Raises:
@@ -250,7 +250,7 @@ def from_arrays(arrays: Sequence[Any], type_spec: tff.Type) -> Tensors:
 def _to_variant(
   items: Sequence[Sequence[np.ndarray]], type_spec: tff.SequenceType
 ) -> tf.Tensor:
-  """Makes a dataset, with a slice for each run of elements of equal shapes."""
+  """Makes a dataset, concatenating slices of elements with equal shapes."""
   specs = component_specs(type_spec)
 
   def slices(group):

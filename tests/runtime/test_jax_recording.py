@@ -125,7 +125,7 @@ def test_programs_that_a_jax_can_not_read_are_one_sentence(tmp_path):
   done = _replay(folder)
   assert done.returncode == 1 and 'Traceback' not in done.stderr
   assert re.search(
-    r'ERROR: JAX [\d.]+ can not read .*install jax [\d.]+', done.stderr
+    r'ERROR: JAX [\d.]+ cannot read .*install jax [\d.]+', done.stderr
   )
 
 
@@ -155,7 +155,7 @@ def test_damaged_recordings_are_one_sentence(tmp_path):
   path.unlink()
   done = _replay(folder)
   assert done.returncode == 1 and 'Traceback' not in done.stderr
-  assert re.search(r'ERROR: .*\.npy of the recording can not', done.stderr)
+  assert re.search(r'ERROR: .*\.npy of the recording cannot', done.stderr)
   index = folder / 'recording.json'
   text = index.read_text()
   index.write_text(text[: len(text) // 2])
