@@ -46,9 +46,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('keyed', [True, False])
-def test_rounds_that_can_not_be_done_again_are_saved_each(
-  data, keyed, monkeypatch
-):
+def test_unrepeatable_rounds_are_each_saved(data, keyed, monkeypatch):
   if not keyed:
     # As with layers that have their own generators.
     monkeypatch.setattr(dropout_keys, 'takes_keys', lambda _: False)

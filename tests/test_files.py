@@ -121,7 +121,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize('kind', ['archive', 'bytes'])
-def test_a_full_disk_is_one_sentence_with_the_path(tmp_path, kind):
+def test_a_full_disk_is_reported_in_one_sentence_with_the_path(tmp_path, kind):
   path = tmp_path / 'a.npz'
   path.write_text('old')
   result = subprocess.run(

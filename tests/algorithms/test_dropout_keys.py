@@ -109,7 +109,7 @@ def test_an_interrupted_run_and_threads_change_no_bit(tmp_path, monkeypatch):
       experiment.run(cut, str(tmp_path / 'cut'))
   experiment.run(cut, str(tmp_path / 'cut'))
   tiny.assert_same_run(tmp_path / 'whole' / 'x', tmp_path / 'cut' / 'x')
-  # Training drops something, evaluation nothing.
+  # Training drops something, evaluation does not.
   experiment.run(
     settings('x', 2, model=_DROPOUT.replace('0.5', '0')), str(tmp_path / 'none')
   )

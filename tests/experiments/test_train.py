@@ -315,7 +315,7 @@ def test_predict_refuses_lines_of_another_encoding(
   assert '0xe9); if they are latin1' in errors.splitlines()[-1]
 
 
-def test_predict_without_a_run_is_one_sentence(tmp_path):
+def test_predict_without_a_run_is_reported_in_one_sentence(tmp_path):
   with pytest.raises(config.ConfigError, match='config.json') as caught:
     trained_model.load_model(str(tmp_path))
   assert '\n' not in str(caught.value)

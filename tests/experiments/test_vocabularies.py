@@ -144,7 +144,9 @@ def test_a_run_from_before_there_were_vocabularies(tmp_path):
     ('sentencepiece:size=2', 'size=2 is too small'),
   ],
 )
-def test_a_wrong_vocabulary_is_one_sentence(tmp_path, vocabulary, words):
+def test_a_wrong_vocabulary_is_reported_in_one_sentence(
+  tmp_path, vocabulary, words
+):
   with pytest.raises(config.ConfigError, match=words) as caught:
     experiment.run(_config(vocabulary=vocabulary), str(tmp_path))
   assert '--vocabulary=' in str(caught.value)

@@ -120,7 +120,7 @@ def test_encodings_of_dumps(tmp_path):
     _read(path, _HEAD + _row(1), 'utf-16')
 
 
-def test_a_damaged_dump_is_one_sentence(tmp_path):
+def test_a_damaged_dump_is_reported_in_one_sentence(tmp_path):
   packed = lzma.compress((_HEAD + _row(1) * 1000).encode())
   with pytest.raises(ValueError, match='damaged or incomplete'):
     _read(tmp_path / 'Posts.xml.xz', packed[:-20])

@@ -340,7 +340,7 @@ def test_csv_with_quotes_and_odd_rows(tmp_path):
     ({'min_sentences': 0}, 'at least 1'),
   ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(
+def test_mistakes_are_reported_in_one_sentence_and_leave_nothing(
   dump, tmp_path, monkeypatch, change, words
 ):
   monkeypatch.chdir(tmp_path)

@@ -51,9 +51,9 @@ def test_published_tree():
 @pytest.mark.parametrize(
   ('bands', 'built_for', 'noise', 'separation', 'times', 'rho', 'epsilon'),
   [
-    # es-ES; they fit a matrix of sensitivity 1 for five rounds 400 apart.
+    # es-ES; consistent with sensitivity 1 for five rounds 400 apart.
     (400, 5, 1.411, 484, 3, 0.15068, 3.424),
-    # pt-BR; they fit columns of norm 1. Also for 1,132 rounds apart.
+    # pt-BR; consistent with columns of norm 1, also for rounds 1,132 apart.
     (1000, 1, 8.35, 1428, 2, 0.014343, 0.99355),
     (1000, 1, 8.35, 1132, 2, 0.014343, 0.99355),
   ],
@@ -62,8 +62,8 @@ def test_published_banded_matrices(
   bands, built_for, noise, separation, times, rho, epsilon
 ):
   # Gboard's, from its public notebook. All columns of the optimum have the same
-  # norm (`test_banded_optimum_keeps_its_constraints`), which alone determines
-  # privacy.
+  # norm (`test_banded_optimum_keeps_its_constraints`), and only that norm
+  # determines privacy.
   matrix = np.tril(np.ones([2000, 2000]))
   matrix = np.triu(matrix, 1 - bands)
   matrix /= np.linalg.norm(matrix, axis=0) * built_for**0.5
@@ -76,7 +76,7 @@ def test_published_banded_matrices(
   assert record.sensitivity.is_exact
   assert record.rho == pytest.approx(rho, rel=5e-5)
   assert record.epsilon(1e-10) == pytest.approx(epsilon, rel=5e-5)
-  # Its sensitivity is 1 for the number of rounds that it was built for.
+  # Its sensitivity is 1 for the number of rounds for which it was built.
   full = Participation(2000, built_for, bands)
   assert record.strategy.sensitivity(full).value == pytest.approx(1)
 
@@ -152,7 +152,7 @@ def test_cyclic_sampling_of_a_banded_strategy():
   norm = np.linalg.norm(column)
   same = _poisson(noise=2.0 / norm, rounds=12, probability=0.1)
   assert record.epsilon(1e-6) == pytest.approx(same.epsilon(1e-6))
-  with pytest.raises(ValueError, match='at least as many groups as bands'):
+  with pytest.raises(ValueError, match='takes at most . bands'):
     dataclasses.replace(
       record, amplification=schedules.Amplification('cyclic_poisson', 0.1, 2)
     )
@@ -162,7 +162,7 @@ def test_cyclic_sampling_of_a_banded_strategy():
   'strategy',
   [strategies.Tree(200), strategies.Toeplitz(np.array([1.0, 0.5]), 200)],
 )
-def test_amplification_without_proof_is_refused(strategy):
+def test_unproven_amplification_is_refused(strategy):
   with pytest.raises(ValueError, match='not amplif'):
     dataclasses.replace(_poisson(), strategy=strategy)
 
@@ -256,7 +256,7 @@ def test_the_best_attack_under_sampling_by_brute_force():
   threshold = stats.norm.isf(rates)
   added = (1 - probability) * rates
   added += probability * stats.norm.sf(threshold - 1 / noise)
-  # A removed client: values below a threshold are evidence of it.
+  # A removed client: values below a threshold indicate it.
   low = np.linspace(-8, 8, 400_001)
   false = (1 - probability) * stats.norm.cdf(low)
   false += probability * stats.norm.cdf(low - 1 / noise)
@@ -266,7 +266,7 @@ def test_the_best_attack_under_sampling_by_brute_force():
   assert found == pytest.approx(best, rel=2e-3)
 
 
-def test_an_attack_is_no_better_for_not_knowing_who_takes_part():
+def test_an_attack_gains_nothing_from_not_knowing_who_takes_part():
   # Known groups: two participations with noise 1; mu is the root of 2.
   record = PrivacyRecord(
     strategies.identity(4),

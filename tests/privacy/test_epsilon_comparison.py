@@ -1,4 +1,4 @@
-"""Mechanisms compared at one epsilon."""
+"""Mechanisms compared at equal epsilon."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_row_has_the_epsilon(tmp_path):
   assert tree.sampled is None and inverse.sampled is None
   assert banded.sampling.startswith('cyclic Poisson, ')
   assert banded.sampled is not None
-  # Banded and sampled is never worse than either alone.
+  # Bands with sampling are never worse than either alone.
   assert banded.sampled.rms_error <= 1.001 * gaussian.sampled.rms_error
   assert banded.sampled.rms_error <= 1.001 * banded.plain.rms_error
   assert apart.sampling.startswith('b-min-separation, ')
@@ -72,8 +72,8 @@ def test_every_row_has_the_epsilon(tmp_path):
   assert len(table) == 8
   assert table[0].count('noise') == 2 and 'amplified by' in table[0]
   assert f'| Poisson | {gaussian.sampled.noise_multiplier:.3f} |' in table[2]
-  # The second row of a mechanism has only what differs, one without sampling
-  # only the rest.
+  # A mechanism's second row has only the columns that differ. A row without
+  # sampling leaves those of sampling empty.
   assert table[3].startswith('|  |  |  |  |  | balls in bins, 8 groups | ')
   assert '|  |  |  |  |' in table[4]
 

@@ -33,7 +33,7 @@ def _record(strategy, noise, probability, groups, releases=1):
 
 
 def _integrated(means, weights, delta):
-  """Returns epsilon of a mixture of plane unit Gaussians, by a fine grid."""
+  """Returns the epsilon of a mixture of plane unit Gaussians, by a fine grid."""
   axis = np.linspace(-9, 13, 1101)
   x, y = np.meshgrid(axis, axis)
   cell = (axis[1] - axis[0]) ** 2
@@ -78,7 +78,7 @@ def test_two_groups_against_integration(column, probability):
   rounds, noise = 4, 1.5
   toeplitz = strategies.Toeplitz(np.array(column), rounds)
   record = _record(toeplitz, noise, probability, 2)
-  # Two means span a plane: of lengths a and b, and an angle between.
+  # Two means span a plane; a and b are their lengths.
   matrix = toeplitz.matrix() / noise
   one, two = matrix[:, [0, 2]].sum(axis=1), matrix[:, [1, 3]].sum(axis=1)
   along = np.linalg.norm(one)
@@ -95,7 +95,7 @@ def test_two_groups_against_integration(column, probability):
   )
 
 
-def test_the_direction_of_an_added_client_counts():
+def test_epsilon_includes_the_direction_of_an_added_client():
   # With few groups and large noise, an added client can cost more.
   mixture = monte_carlo.GaussianMixture(np.array([[0.5**2]]), np.array([0.9]))
   exact = _integrated([(0.5, 0.0)], [0.9], 0.05)
@@ -118,7 +118,7 @@ def test_the_best_attack_is_that_of_poisson_sampling():
   np.testing.assert_allclose(found, exact, rtol=0.1)
 
 
-def test_the_bound_fails_as_seldom_as_it_says():
+def test_the_bound_fails_as_rarely_as_stated():
   # Hand-computed: 0 of 10 seen, 1 - (1 - q) ** 10 with KL limit log(20) / 10.
   limit = math.log(20) / 10
   assert monte_carlo._kl_upper(0.0, limit) == pytest.approx(1 - 20**-0.1)
@@ -154,7 +154,7 @@ def test_calibration_keeps_to_epsilon():
   assert found.noise_multiplier < 0.8 * known.noise_multiplier
 
 
-def test_amplification_without_proof_is_refused():
+def test_unproven_amplification_is_refused():
   lower = np.eye(4)
   lower[1, 0] = -0.1
   for strategy in (strategies.Matrix(lower, 'dense'), strategies.Tree(4)):
@@ -170,13 +170,13 @@ def test_amplification_without_proof_is_refused():
 
 
 def _deltas(entry, first, second, epsilon):
-  """Deltas, removed and added, of a client in one of two rounds, or in none.
+  """Deltas, removed and added, for a client in one of two rounds, or in none.
 
   Args:
-    entry: That of C in the second row and first column.
-    first: The client's update, should it be in the first round.
-    second: The same of the second round, given the first release.
-    epsilon: A number.
+    entry: The entry of C in the second row and first column.
+    first: The client's update, if it takes part in the first round.
+    second: The same for the second round, given the first release.
+    epsilon: The epsilon.
   """
   axis = np.arange(-7, 9, 0.05)
   x, y = np.meshgrid(axis, axis, indexing='ij')
@@ -194,7 +194,7 @@ def _deltas(entry, first, second, epsilon):
   ]
 
 
-# Updates of one number, of which the second may depend on the first release.
+# The second update, a number, which may depend on the first release.
 _ANSWERS = {
   'opposite': lambda x: -np.ones_like(x),
   'none': np.zeros_like,
@@ -215,7 +215,7 @@ def test_updates_that_stay_the_same_cost_most(answer, epsilon):
     assert (np.array(found) <= np.array(worst) + 1e-9).all()
 
 
-def test_a_negative_entry_makes_others_cost_more():
+def test_with_a_negative_entry_other_updates_cost_more():
   same = _deltas(-0.6, 1.0, np.ones_like, 1.0)
   opposite = _deltas(-0.6, 1.0, _ANSWERS['opposite'], 1.0)
   assert opposite[0] > 1.05 * same[0]

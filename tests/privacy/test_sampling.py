@@ -1,8 +1,8 @@
 """Every schedule's contract and amplification, against brute force.
 
 `python -m pytest -s tests/privacy/test_sampling.py` prints the table of
-BUILD_NOTES.md. Epsilons are of few rounds, whose releases vary in at most two
-directions, so that their densities can be summed on a grid.
+BUILD_NOTES.md. Epsilons are those of few rounds, whose releases vary in at most
+two directions, so that their densities can be summed on a grid.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _epsilon(pairs) -> float:
 
 
 def _density(means, weights=(1.0,)):
-  """Of two numbers of variance 1, whose means are a mixture."""
+  """Returns the density of a mixture of plane unit Gaussians on the grid."""
   return sum(
     weight * np.outer(*(stats.norm.pdf(_GRID, part) for part in mean))
     for weight, mean in zip(weights, means)
@@ -81,12 +81,12 @@ def _cut_poisson():
 
 
 def _plane(means):
-  """Two means as points of a plane, which keeps their lengths and angles."""
+  """Maps two means to a plane, preserving their lengths and their angle."""
   return np.linalg.qr(means)[1].T / _NOISE
 
 
 def _cyclic_poisson():
-  # Two groups of two turns each; each client is in one of them.
+  # Two groups with two turns each; each client belongs to one of them.
   schedule = schedules.CyclicPoisson(10, 2, 0, min_separation=2)
   taken = np.array(list(itertools.product([0, 1], repeat=2)))
   weights = np.prod(np.where(taken, 0.4, 0.6), axis=1)
@@ -110,7 +110,7 @@ def _balls_in_bins():
 
 
 def _b_min_sep():
-  # Of two rounds, a client is in one of 0.2 each, or in none.
+  # A client is in one of two rounds with probability 0.2 each, or in none.
   schedule = schedules.BMinSep(10, 2, 0, min_separation=2)
   banded = strategies.Toeplitz(np.array([1.0, 0.5]), 2)
   means = np.concatenate([banded.matrix().T / _NOISE, [[0, 0]]])
@@ -119,7 +119,7 @@ def _b_min_sep():
 
 
 _GRIDS = 'densities on a grid, client added and removed'
-# How a schedule amplifies, what that is compared with, and both.
+# The routine that accounts for a schedule, its oracle, and a function for both.
 _AMPLIFIED = {
   'poisson': ('loss distribution of dp_accounting', _GRIDS, _poisson),
   'poisson:max_cohort_size': (
@@ -157,7 +157,7 @@ def _most_and_least(schedule):
 
 
 def _of_contract(name):
-  """Returns a row; no record breaks the contract, and some use it up."""
+  """Returns a row; no record violates the contract, and some exhaust it."""
   seeds = [
     schedules.SCHEDULES[name](6, 1, seed, **_OTHERS[name])
     for seed in range(300)
@@ -166,7 +166,7 @@ def _of_contract(name):
   assert all(schedule.amplification is None for schedule in seeds)
   most, least = zip(*map(_most_and_least, seeds))
   assert min(least) == contract.min_separation
-  if name != 'uniform':  # Of which no seed is likely to draw one client only.
+  if name != 'uniform':  # No seed is likely to draw one client in all rounds.
     assert max(most) == contract.participations
   return 'contract', 'recorded cohorts, 300 seeds of 12 rounds', 'none above'
 
@@ -181,7 +181,7 @@ def _of_amplification(name):
     schedule.amplification,
   )
   deviation = record.epsilon(_DELTA) / expected - 1
-  # A thousandth is that of the grids.
+  # A thousandth is the error of the grids.
   assert deviation > -1e-3
   if name in ('poisson', 'cyclic_poisson'):
     assert deviation < 1e-3
@@ -196,5 +196,5 @@ def test_schedules_against_brute_force(name, capsys):
   row = f'| `{name}` | {" | ".join(found)} |'
   with capsys.disabled():
     print(row)
-  # The table of the notes is what this prints, but for the last digits.
+  # This prints the table of the notes, except for the last digits.
   assert row.rpartition('| ')[0] in _NOTES.read_text()

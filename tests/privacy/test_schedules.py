@@ -140,19 +140,19 @@ def test_clients_that_pause_have_one_rate_from_the_first_round_on():
     first[0] += len(returns)
     for gap in range(1, 7):
       first[gap] += np.isin(cohorts[gap], cohorts[0]).sum()
-  # Of 300 cohorts, five standard errors of sqrt(60 (1 - 1 / 12) / 12 / 300).
+  # Over 300 cohorts: five standard errors of sqrt(60 (1 - 1 / 12) / 12 / 300).
   np.testing.assert_allclose(np.mean(sizes, axis=0), 5, atol=0.62)
   assert np.mean(sizes) == pytest.approx(5, abs=0.1)
-  # Clients of the first round come back, but not in the next six.
+  # Clients of the first round return, but not in the next six rounds.
   assert first[0] > 300
   assert not first[1:].any()
-  # Of 60 clients, the third who were pausing cannot all come at once.
+  # The third of the 60 clients that were pausing cannot all return at once.
   returned = [
     np.isin(_SCHEDULES['b_min_sep'](seed).cohort(8), cohort).sum()
     for seed in range(300)
     for cohort in [_SCHEDULES['b_min_sep'](seed).cohort(1)]
   ]
-  # Available again, each of 5 joins with probability 1 / 6.
+  # Each of the 5 that are available again joins with probability 1 / 6.
   assert np.mean(returned) == pytest.approx(5 / 6, abs=0.28)
 
 
@@ -207,7 +207,7 @@ def test_running_out_of_clients_is_reported():
     max_participations=1,
   )
   schedule.cohort(5)
-  with pytest.raises(ValueError, match='Only 0 clients are left for round 6'):
+  with pytest.raises(ValueError, match='Only 0 clients remain for round 6'):
     schedule.cohort(6)
 
 
@@ -253,7 +253,7 @@ def test_missing_clients_are_known_before_the_first_round(most):
         most_rounds, enough_times, enough_clients = map(int, words.groups())
         assert _lasts(most_rounds, **sizes)
         assert not _lasts(most_rounds + 1, **sizes)
-        # Enough for other seeds as well.
+        # These suffice for other seeds, too.
         for other in range(3):
           for change in (
             {'max_participations': enough_times},

@@ -34,9 +34,9 @@ def _record(strategy, noise, probability, separation, **others):
 
 
 def _sets(rounds, amplification):
-  """All sets of rounds of a client, and their probabilities, by following it.
+  """All sets of a client's rounds and their probabilities, by enumeration.
 
-  Independent of the module: states are told from the outside, before round 1.
+  Independent of the module.
   """
   found: dict[tuple[int, ...], float] = {}
   free = 1 / (1 + (amplification.groups - 1) * amplification.probability)
@@ -150,7 +150,7 @@ def test_weights_of_samples_and_their_limits(case):
       )
       weights = np.exp(log_weights)
       spread = weights.std() / 200
-      # What is shifted too far has weights that seldom are seen.
+      # If shifted too far, large weights are rarely sampled.
       if spread < 0.05:
         assert weights.mean() == pytest.approx(1, abs=5 * spread + 1e-9)
       limit = direction.log_limit(tilt, epsilon)
@@ -165,7 +165,7 @@ def test_weights_of_samples_and_their_limits(case):
 
 @dataclasses.dataclass
 class _OneWay:
-  """A mixture of which one direction and one way to sample counts."""
+  """A mixture with only one direction and one way to sample it."""
 
   mixture: separated_mixture.SeparatedMixture
   direction: monte_carlo.Direction
@@ -189,8 +189,8 @@ def test_every_way_to_sample_bounds_epsilon(case):
       assert 0.98 * epsilon < found < 1.2 * epsilon, direction
 
 
-def test_a_gaussian_tail_is_drawn_further_exactly():
-  # A client that is always there: the loss is Gaussian in both directions.
+def test_a_gaussian_tail_is_extrapolated_exactly():
+  # If the client always takes part, both directions' losses are Gaussian.
   mixture = _mixture((np.array([1.0]), 1, 1.0, 1), noise=2.0)
   (_, (added,)) = mixture.directions()
   found = monte_carlo.Sampled(_OneWay(mixture, added)).epsilon(1e-9)
@@ -272,7 +272,7 @@ def test_clients_that_always_join_are_balls_in_bins():
   )
   assert found.epsilon(_DELTA) == pytest.approx(bins.epsilon(_DELTA), rel=0.02)
   assert found.mixture().most == pytest.approx(bins.mixture().most)
-  # One round: no choice is left, and the mechanism is a Gaussian.
+  # One round leaves no choice, and the mechanism is a Gaussian.
   always = _record(strategies.identity(1), 1.5, 1.0, 1)
   assert always.epsilon(_DELTA) == pytest.approx(
     always.without_amplification().epsilon(_DELTA)
@@ -307,7 +307,7 @@ def test_calibration_keeps_to_epsilon():
   assert found.noise_multiplier < 0.8 * known.noise_multiplier
 
 
-def test_what_is_not_proven_is_refused():
+def test_unproven_amplification_is_refused():
   lower = np.eye(4)
   lower[1, 0] = -0.1
   for strategy in (strategies.Matrix(lower, 'dense'), strategies.Tree(4)):

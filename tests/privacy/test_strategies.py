@@ -225,7 +225,7 @@ except OSError as error:
 """
 
 
-def test_a_full_disk_is_one_sentence_with_the_path(tmp_path):
+def test_a_full_disk_is_reported_in_one_sentence_with_the_path(tmp_path):
   path = tmp_path / 's.npz'
   result = subprocess.run(
     [sys.executable, '-c', _FULL_DISK, str(path)],

@@ -1,4 +1,4 @@
-"""Poisson cohorts of a maximum size: the schedule and its accounting."""
+"""Poisson cohorts with a maximum size: the schedule and its accounting."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_epsilon_is_that_of_dp_accounting(
   record = _record(clients, probability, largest, noise, rounds)
   found = record.epsilon(delta)
   assert found == pytest.approx(epsilon, rel=1e-4)
-  # Renyi bounds are looser, those of mere Poisson sampling do not hold.
+  # Renyi bounds are looser; those of plain Poisson sampling do not hold.
   assert found < record.epsilon(delta, method='rdp') < 1.35 * found
   plain = dataclasses.replace(
     record, amplification=schedules.Amplification('poisson', probability)
@@ -94,7 +94,7 @@ def _sums(values, probability, largest):
 
 
 @pytest.mark.parametrize('noise', [0.7, 1.5])
-def test_no_client_of_four_is_told_apart_better(noise):
+def test_no_client_of_four_is_distinguished_better(noise):
   x = np.linspace(-16, 16, 20_001)
 
   def density(values):
@@ -111,7 +111,7 @@ def test_no_client_of_four_is_told_apart_better(noise):
   event = truncated_poisson.TruncatedPoissonDpEvent(4, 0.5, 2, noise)
   most = {True: np.zeros(5), False: np.zeros(5)}
   for others in itertools.product([-1.0, 0.0, 1.0], repeat=3):
-    # The client is there; it is not, or its update is zero.
+    # With the client; without it, or with a zero update.
     there = density([*others, 1.0])
     for without in (density(others), density([*others, 0.0])):
       most[True] = np.maximum(most[True], deltas(there, without))
@@ -123,8 +123,9 @@ def test_no_client_of_four_is_told_apart_better(noise):
   for is_removed, found in most.items():
     bounds = event.deltas(epsilons, is_removed=is_removed)
     assert (found <= bounds + 1e-9).all()
-  # Nor is it far where it is tightest. The client is drawn less often than by
-  # Poisson sampling, but with much noise, exchanges cost more than that.
+  # The bound is close where it is tightest. The client is drawn less often than
+  # in Poisson sampling, but exchanges can cost more than that saves if there is
+  # much noise.
   largest = np.maximum(most[True], most[False])
   worst = np.maximum(*(event.deltas(epsilons, is_removed=b) for b in most))
   assert worst[0] < 1.5 * largest[0]
@@ -155,8 +156,8 @@ def test_without_cuts_deltas_are_those_of_poisson_sampling(probability, kind):
 
 
 def test_chances_by_hand():
-  # Three others, one in two: two or three of them are drawn in half of the
-  # cases, 3/8 and 1/8. Then the client is in by 1/2 of 2/3 and 2/4: 5/16.
+  # Each of three others is drawn with probability 1/2: two of them in 3/8 of
+  # the cases, three in 1/8. Then the client joins in 1/2 of 2/3 and 2/4: 5/16.
   event = truncated_poisson.TruncatedPoissonDpEvent(4, 0.5, 2, 1.0)
   assert event.cut_probability == pytest.approx(1 / 2)
   assert event.exchange_probability == pytest.approx(5 / 16)
@@ -164,7 +165,7 @@ def test_chances_by_hand():
 
 @pytest.mark.parametrize('order', [1.5, 8.0, 40.0])
 def test_renyi_divergences_by_quadrature(order):
-  # All are drawn, and one in five is left out of the cohort of four.
+  # All five are drawn, and one is left out of the cohort of four.
   event = truncated_poisson.TruncatedPoissonDpEvent(5, 1.0, 4, 3.0)
   assert event.cut_probability == 1
   r = event.exchange_probability
@@ -184,12 +185,12 @@ def test_renyi_divergences_by_quadrature(order):
     moment, -60, 60 + 4 * order, limit=1000, points=[0, 4 * order]
   )
   plain, found = event.renyi(np.array([order]))
-  # That of a Gaussian, as everybody is drawn.
+  # The divergence of a Gaussian, since every client is drawn.
   assert plain == pytest.approx(order / 18)
   assert found == pytest.approx(np.log(expected) / (order - 1), rel=1e-6)
 
 
-def test_a_maximum_of_all_clients_is_mere_poisson_sampling():
+def test_a_maximum_of_all_clients_is_plain_poisson_sampling():
   cut = _record(50, 0.1, 50, 1.0, 20)
   plain = dataclasses.replace(
     cut, amplification=schedules.Amplification('poisson', 0.1)
@@ -198,7 +199,7 @@ def test_a_maximum_of_all_clients_is_mere_poisson_sampling():
   assert cut.epsilon(1e-5) == plain.epsilon(1e-5)
 
 
-def test_calibration_and_the_ledgers_bound_count_the_cuts():
+def test_calibration_and_the_ledgers_bound_include_truncation():
   record = _record(100, 0.1, 12, 1.0, 3)
   found = accounting.calibrate(record, target_epsilon=3.0, delta=1e-5)
   assert 2.99 < found.epsilon(1e-5) <= 3.001
@@ -209,8 +210,8 @@ def test_calibration_and_the_ledgers_bound_count_the_cuts():
   assert summary['amplification']['num_clients'] == 100
 
 
-def test_cuts_that_hardly_happen_cost_next_to_nothing():
-  # A cohort of 30 where 10 are the mean: once in ten million rounds.
+def test_rare_truncation_costs_almost_nothing():
+  # A cohort of 30 with a mean of 10: once in ten million rounds.
   cut = _record(400, 10 / 400, 30, 1.5, 4)
   plain = dataclasses.replace(
     cut, amplification=schedules.Amplification('poisson', 10 / 400)
@@ -218,7 +219,7 @@ def test_cuts_that_hardly_happen_cost_next_to_nothing():
   for method in ('exact', 'rdp'):
     most = plain.epsilon(1e-5, method=method)
     assert most < cut.epsilon(1e-5, method=method) < 1.01 * most
-  # At a delta below their chance, Renyi bounds see the exchanges.
+  # At a delta below their probability, Renyi bounds include the exchanges.
   event = truncated_poisson.TruncatedPoissonDpEvent(400, 10 / 400, 30, 1.5)
   rare = 2 * event.cut_probability
   assert cut.epsilon(rare, method='rdp') > 2 * plain.epsilon(rare, method='rdp')
@@ -246,8 +247,8 @@ def test_no_cohort_is_above_the_maximum():
     sizes.append(len(drawn))
     counts[kept] += 1
   assert max(sizes) > 9
-  # Which are left out is random: of 20 each of three groups of 20 has as many,
-  # within four standard deviations.
+  # Clients are left out at random: three groups of 20 lose equally many, within
+  # four standard deviations.
   thirds = counts.reshape(3, 20).sum(axis=1)
   assert np.abs(thirds - thirds.mean()).max() < 4 * thirds.mean() ** 0.5
   assert cut.amplification == schedules.Amplification(
@@ -271,7 +272,7 @@ def test_impossible_maxima_are_refused(largest):
   ],
 )
 def test_incomplete_maxima_are_refused(kind, options):
-  with pytest.raises(ValueError, match='needs that many clients'):
+  with pytest.raises(ValueError, match='only poisson takes a maximum'):
     schedules.Amplification(kind, 0.1, **options)
 
 

@@ -136,7 +136,7 @@ def _copy(trained, tmp_path, content):
   return folder
 
 
-def test_a_missing_file_is_one_sentence(trained, tmp_path):
+def test_a_missing_file_is_reported_in_one_sentence(trained, tmp_path):
   comparison = _compare(_copy(trained, tmp_path, None))
   assert privacy_card.build(comparison) == []
   assert privacy_card.sentences(comparison) == [
@@ -153,7 +153,7 @@ def test_a_missing_file_is_one_sentence(trained, tmp_path):
     '{"private": 1, "promised": 3}',
   ],
 )
-def test_a_damaged_file_is_one_sentence(trained, tmp_path, content):
+def test_a_damaged_file_is_reported_in_one_sentence(trained, tmp_path, content):
   folder = _copy(trained, tmp_path, content)
   with pytest.raises(ValueError, match=r'privacy\.json is not .* restore it'):
     privacy_card.build(_compare(folder))

@@ -31,7 +31,7 @@ def _read(dataset):
   ('dataset', 'expected'),
   [
     (_numbers(3).batch(2), [[1, 2], [3, 0]]),
-    # Of a length that TensorFlow does not know before it reads.
+    # TensorFlow does not know this length before it reads the dataset.
     (_numbers(9).filter(lambda x: x < 4).batch(2), [[1, 2], [3, 0]]),
     ([np.float32([1]), np.float32([2, 3, 4])], [[1, 0, 0], [2, 3, 4]]),
     (_numbers(3).batch(2).take(0), np.zeros([0, 0])),
@@ -72,7 +72,7 @@ def test_a_dataset_without_an_end_is_refused():
     },
   ],
 )
-def test_stacks_of_a_cohort_are_its_datasets(options):
+def test_stacks_of_a_cohort_equal_its_datasets(options):
   built = experiment.build(tiny.tiny_config(clients_per_round=4, **options))
   cohort = built.sample_cohort(2)
   assert built.draws_from_keys == bool(options)
@@ -95,7 +95,7 @@ def test_stacks_of_a_cohort_are_its_datasets(options):
   assert not options or 2 in sizes
 
 
-def test_stacks_of_labels_have_one_axis_less():
+def test_stacks_of_class_labels_have_one_axis_less():
   class Labelled(populations.ClientPopulation):
     def split(self, rows):
       return rows[:, :-1], rows[:, -1]

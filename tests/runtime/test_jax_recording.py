@@ -109,14 +109,14 @@ def test_a_recording_is_replayed_by_jax_alone(tmp_path):
   ]
 
 
-def test_programs_that_a_jax_can_not_read_are_one_sentence(tmp_path):
+def test_a_jax_that_cannot_read_programs_is_reported(tmp_path):
   folder, _, _ = _recorded(tmp_path)
   index = folder / 'recording.json'
   recorded = json.loads(index.read_text())
   for group in recorded['rounds'][0]['groups']:
     for platform, name in group['programs'].items():
       header = (folder / name).read_bytes().partition(b'\n')[0]
-      # JAX sees a module of another version like this.
+      # This is how a module of another version looks to JAX.
       content = header + b'\nMLIR of the future'
       digest = hashlib.sha256(content).hexdigest()[: jax_replay.DIGITS]
       group['programs'][platform] = f'contents/{digest}.bin'
@@ -132,7 +132,7 @@ def test_programs_that_a_jax_can_not_read_are_one_sentence(tmp_path):
 def test_sums_that_differ_are_reported(tmp_path):
   folder, _, _ = _recorded(tmp_path)
   index = json.loads((folder / 'recording.json').read_text())
-  # The server's value in place of the sums of no clients.
+  # The server's value instead of the sums over no clients.
   index['rounds'][0]['zeros'] = index['rounds'][0]['sums']
   (folder / 'recording.json').write_text(json.dumps(index))
   done = _replay(folder, '--json')
@@ -141,7 +141,7 @@ def test_sums_that_differ_are_reported(tmp_path):
   assert json.loads(done.stdout.splitlines()[1])['deviation'] == 1
 
 
-def test_damaged_recordings_are_one_sentence(tmp_path):
+def test_damaged_recordings_are_reported(tmp_path):
   folder, _, _ = _recorded(tmp_path)
   reader = jax_replay.Reader(str(folder))
   (entry,) = reader.rounds
@@ -182,9 +182,9 @@ def test_a_recording_leaves_other_files_alone(tmp_path):
     ([[0.25], 3], [[0.0], 3], 0.25),
     ([[1.0]], [[1.0, 1.0]], np.inf),
     ([[]], [[]], 0.0),
-    # Rounding of what is zero.
+    # A zero, up to rounding.
     ([[1e-9], [1.0]], [[2e-9], [1.0]], 1e-9),
-    # A number has a scale of its own.
+    # A number has its own scale.
     ([3.0, [1e6]], [2.0, [1e6]], 0.5),
   ],
 )

@@ -108,7 +108,7 @@ def test_loops_over_unequal_clients(client_fn):
   np.testing.assert_array_equal(total, [0, 0])
 
 
-def test_a_clients_nan_stays_with_it():
+def test_a_clients_nan_does_not_spread():
   # The second client's value is NaN, and counts as 0 as in TFF's guard.
   def client_fn(server, data):
     total = _by_reduction(server, data)
@@ -269,7 +269,7 @@ def _group_sizes(monkeypatch):
 
 @pytest.mark.parametrize(
   ('kib', 'expected'),
-  # Besides 16 KiB a client a program takes little.
+  # A program takes little more than 16 KiB per client.
   [(1000, [8]), (100, [4, 4]), (48, [2] * 4), (24, [1] * 8)],
 )
 def test_groups_are_as_large_as_memory_allows(kib, expected, monkeypatch):
@@ -280,7 +280,7 @@ def test_groups_are_as_large_as_memory_allows(kib, expected, monkeypatch):
   assert total == 8 + _WIDE * 28
 
 
-def test_one_client_that_does_not_fit_is_one_sentence():
+def test_a_client_that_does_not_fit_is_reported():
   runtime.set_jax_context(memory_gib=8 / 2**20)
   with pytest.raises(runtime.UnsupportedError, match='One client does not fit'):
     _sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
@@ -307,13 +307,13 @@ def test_groups_are_halved_when_memory_runs_out(monkeypatch):
     f'{context.device} is out of memory; now with {size} clients at once.'
     for size in (4, 2)
   ]
-  # Remembered.
+  # The size is remembered.
   del sizes[:]
   next_round(1.0, _wide_clients())
   assert sizes == [2] * 4
 
 
-def test_a_killed_process_is_one_sentence():
+def test_a_killed_process_is_reported():
   context = runtime.set_jax_context()
   next_round = _sums(_by_reduction, _PAIRS)
   next_round(1.0, [_dataset([1, 2])])
@@ -352,7 +352,7 @@ def test_jax_keeps_compiled_programs_on_disk(tmp_path, monkeypatch):
   np.testing.assert_array_equal(*results)
 
 
-def test_numbers_drawn_from_what_jax_computes_are_refused():
+def test_draws_that_depend_on_results_of_jax_are_refused():
   def client_fn(server, data):
     total = _by_reduction(server, data)
     seed = tf.cast(total, tf.int32)
@@ -363,7 +363,7 @@ def test_numbers_drawn_from_what_jax_computes_are_refused():
     _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
-def test_programs_that_draw_have_functions_of_their_own():
+def test_programs_that_draw_have_separate_functions():
   # TensorFlow names loops alike when it inlines them; these differ.
   def work_with(number):
     def client_fn(server, data):
@@ -387,7 +387,7 @@ def test_programs_that_draw_have_functions_of_their_own():
     np.testing.assert_allclose(total, number * (2 * drawn + [1, 2]), rtol=1e-6)
 
 
-def test_what_jax_can_not_trace_is_refused():
+def test_untraceable_programs_are_refused():
   # A shape that depends on data.
   def client_fn(server, data):
     return (
@@ -410,7 +410,7 @@ def _run(name, rounds=3, **changes):
   options = {
     'model': 'cifg:units=8,embedding_size=4',
     'clients_per_round': 5,
-    # Programs are unrolled over the steps, and compiled in that time.
+    # Programs are unrolled over steps, which prolongs their compilation.
     'sequence_length': 3,
     'total_rounds': 3,
     # Adam would turn differences in the last digit into large steps.
@@ -547,7 +547,7 @@ _SMALL = 'embedding_size=8,num_heads=2,num_layers=1'
   ids=lambda value: str(value).partition(':')[0],
 )
 def test_models_under_other_algorithms(model, options, algorithm):
-  # `test_models` has them under federated averaging.
+  # `test_models` covers them under federated averaging.
   options = {'rounds': 1, 'model': model, 'algorithm': algorithm, **options}
   _assert_close(_run('jax', **options), _run('local', **options))
 

@@ -162,7 +162,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     '{"format_version": 1, "shared": {"nonsense": 1}, "runs": {"a": {}}}',
   ],
 )
-def test_a_garbled_plan_is_one_sentence(tmp_path, content):
+def test_a_garbled_plan_is_reported_in_one_sentence(tmp_path, content):
   (tmp_path / sweeps.PLAN_NAME).write_text(content)
   with pytest.raises(config.ConfigError, match='not a plan of') as caught:
     sweeps.read_plan(tmp_path)

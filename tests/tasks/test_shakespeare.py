@@ -235,7 +235,7 @@ def test_the_vocabulary_can_be_smaller(tmp_path):
     (b'{"client_id": "a", "text": "\xff"}\n', 'UTF-8.*position 28'),
   ],
 )
-def test_bad_files_are_one_sentence(tmp_path, content, words):
+def test_bad_files_are_reported_in_one_sentence(tmp_path, content, words):
   (tmp_path / 'speeches.jsonl').write_bytes(content)
   with pytest.raises(ValueError, match=words) as caught:
     load(tmp_path)
@@ -244,7 +244,7 @@ def test_bad_files_are_one_sentence(tmp_path, content, words):
   assert os.listdir(tmp_path) == ['speeches.jsonl']
 
 
-def test_truncated_archive_is_one_sentence(tmp_path):
+def test_truncated_archive_is_reported_in_one_sentence(tmp_path):
   path = tmp_path / 'speeches.jsonl.xz'
   write_speeches(path)
   path.write_bytes(path.read_bytes()[:-20])

@@ -275,7 +275,7 @@ def test_without_network_the_message_names_folder_and_choice(
   assert not (tmp_path / '.tff' / 'stackoverflow.sqlite').exists()
 
 
-def test_truncated_database_is_one_sentence(folder):
+def test_truncated_database_is_reported_in_one_sentence(folder):
   path = folder / 'stackoverflow.sqlite'
   content = path.read_bytes()
   path.write_bytes(content[: len(content) // 2])
@@ -284,13 +284,13 @@ def test_truncated_database_is_one_sentence(folder):
   assert not (folder / 'stackoverflow.tokens').exists()
 
 
-def test_garbled_database_is_one_sentence(tmp_path):
+def test_garbled_database_is_reported_in_one_sentence(tmp_path):
   (tmp_path / 'stackoverflow.sqlite').write_bytes(b'not a database' * 100)
   with pytest.raises(ValueError, match='cannot be read as SQLite'):
     load(tmp_path)
 
 
-def test_locked_database_is_one_sentence(folder, monkeypatch):
+def test_locked_database_is_reported_in_one_sentence(folder, monkeypatch):
   connect = sqlite3.connect
   monkeypatch.setattr(
     sqlite3, 'connect', lambda *a, **k: connect(*a, **{**k, 'timeout': 0.01})

@@ -149,7 +149,7 @@ def test_codecs_that_are_not_of_text_are_refused(tmp_path, name):
     _classify(tmp_path / 'x.jsonl', encoding=name)
 
 
-def test_half_of_utf_16_is_one_sentence(tmp_path):
+def test_half_of_utf_16_is_reported_in_one_sentence(tmp_path):
   path = tmp_path / 'x.txt'
   path.write_bytes(codecs.BOM_UTF16_LE + 'ab'.encode('utf-16-le')[:-1])
   with (

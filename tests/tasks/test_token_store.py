@@ -119,7 +119,7 @@ def test_truncated_file_is_noticed_and_rebuilt(folder, name, caplog):
 @pytest.mark.parametrize(
   'content', ['', '{', '[]', '{}', '{"format_version": 99}', '\x00\xff']
 )
-def test_garbled_meta_is_one_sentence(folder, content):
+def test_garbled_meta_is_reported_in_one_sentence(folder, content):
   build_store(folder, fill, key='k')
   with open(os.path.join(folder, 'meta.json'), 'w', encoding='latin-1') as file:
     file.write(content)
@@ -154,7 +154,7 @@ def test_another_key_is_built_and_the_same_is_not(folder):
   assert open_store(folder).meta['key'] == {'a': [1, 3]}
 
 
-def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+def test_folder_that_cannot_be_made_is_reported_in_one_sentence(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='cannot be written.*--data_dir'):
     open_or_build(str(tmp_path / 'file' / 'store'), fill, key='k')

@@ -639,7 +639,9 @@ def test_opening_a_folder_removes_what_a_killed_run_was_writing(tmp_path):
   assert 'metrics.csv_temp1234' not in names
 
 
-def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+def test_metrics_that_cannot_be_written_are_reported_in_one_sentence(
+  tmp_path, monkeypatch
+):
   async def fail(self, value, key):
     del self, value, key
     raise tf.errors.ResourceExhaustedError(None, None, 'No space left; m.csv')
