@@ -65,7 +65,7 @@ class Amplification:
       return
     raise ValueError(
       f'{self.kind} sampling of {clients} clients cannot have cohorts of at '
-      f'most {most}; only poisson takes a maximum, up to the population.'
+      f'most {most}; only poisson takes a maximum, of at most all clients.'
     )
 
   @property

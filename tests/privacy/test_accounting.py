@@ -325,7 +325,7 @@ def test_bad_arguments_are_rejected():
     kind = 'strange'
     rounds = 1
 
-  with pytest.raises(ValueError, match="'strange' is unknown"):
+  with pytest.raises(ValueError, match="'strange' cannot be accounted for"):
     PrivacyRecord(Strange(), 1.0, Participation(1, 1, 1))  # type: ignore
   with pytest.raises(ValueError, match='noise_multiplier'):
     _single(-1.0)

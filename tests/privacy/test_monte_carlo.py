@@ -33,7 +33,7 @@ def _record(strategy, noise, probability, groups, releases=1):
 
 
 def _integrated(means, weights, delta):
-  """Returns the epsilon of a mixture of plane unit Gaussians, by a fine grid."""
+  """Returns the epsilon of a mixture of plane unit Gaussians, on a grid."""
   axis = np.linspace(-9, 13, 1101)
   x, y = np.meshgrid(axis, axis)
   cell = (axis[1] - axis[0]) ** 2
