@@ -154,7 +154,7 @@ def _plan(folder: str) -> sweeps.Plan:
     num_random=_RANDOM.value,
     random_seed=_RANDOM_SEED.value,
   )
-  # A plan of which no run has started yet is replaced.
+  # Replace a plan if none of its runs has started.
   if held is None or not any(
     run.round_num or run.state == sweeps.FINISHED
     for run in sweeps.find_runs(held, folder)

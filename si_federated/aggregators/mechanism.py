@@ -30,8 +30,8 @@ class Mechanism:
       noise; no record covers them.
     simulated_because: Clauses that say why its noise protects nobody outside
       of a simulation.
-    sends_scales: Whether clients receive a number for each weight, besides the
-      model, to scale their updates by.
+    sends_scales: Whether clients also receive a number for each weight, to
+      scale their updates by.
   """
 
   factory: Union[

@@ -1,4 +1,4 @@
-"""Federated averaging, after which clients train experts of their own.
+"""Federated averaging, after which clients train their own experts.
 
 Listo Zec et al. 2020, "Specialized federated learning using a mixture of
 experts", arXiv 2010.02056. The rounds are those of FedAvg, among the clients
@@ -35,9 +35,9 @@ def build_expert_personalization(
 ) -> tff.learning.templates.LearningProcess:
   """Builds the rounds; the personalization stage reads the other options.
 
-  Differs from the paper in the settings, which are for images and headlines
-  there: Adam with a learning rate of 5e-5, and of 1e-5 or 1e-6 for the gate, up
-  to 500 epochs, a validation every 5 and a patience of 10.
+  Defaults differ from the paper, whose data are images and headlines: Adam with
+  a learning rate of 5e-5, and of 1e-5 or 1e-6 for the gate, up to 500 epochs, a
+  validation every 5 epochs and a patience of 10.
 
   Args:
     model: See `build_fed_avg`, also for the next five.

@@ -49,7 +49,7 @@ def read(
 
   Raises:
     config.ConfigError: If it is not a finished private run with an adaptive
-      clip norm, or had other clients.
+      clip norm, or trained on other clients.
   """
   path = experiment.clip_norm_from
   if path is None:
@@ -58,13 +58,13 @@ def read(
   privacy = run_folder.read_privacy(path)
   so_far = privacy.get('so_far')
   if settings.aggregator.name != _AGGREGATOR:
-    _refuse(path, f'is of --aggregator={settings.aggregator}', 'take one of')
+    _refuse(path, f'has --aggregator={settings.aggregator}', 'give')
   if not so_far or not privacy.get('private'):
-    _refuse(path, 'has no privacy of its own in privacy.json', 'take one of')
+    _refuse(path, 'has no guarantee in privacy.json', 'give')
   rows = run_folder.read_metrics(path)
   rounds = privacy['observed']['rounds']
   if rounds != settings.total_rounds or not rows:
-    _refuse(path, f'has not finished (round {rounds})', 'finish it, or take')
+    _refuse(path, f'has not finished (round {rounds})', 'finish it, or give')
   here: dict[str, Any] = {
     'client_similarity': experiment.client_similarity,
     'num_clients': num_clients,
@@ -76,20 +76,20 @@ def read(
     if there != value:
       _refuse(
         path,
-        f'is of other clients ({name} {there} there, {value} here)',
-        'its budget is not theirs; take',
+        f'had other clients ({name} was {there} there and is {value} here)',
+        'its privacy cost is not theirs; give',
       )
   try:
     clip_norm = float(rows[-1]['train/clip_norm'])
     record = _record(so_far)
     if int(rows[-1]['round_num']) != rounds:
-      raise ValueError('its last row is of another round')
+      raise ValueError('its last row belongs to another round')
     if so_far.get('earlier') or not 0 < clip_norm < math.inf:
-      raise ValueError(f'a clip norm of {clip_norm} that another run began')
+      raise ValueError(f'a clip norm of {clip_norm}, or an earlier run')
   except (KeyError, TypeError, ValueError) as error:
     raise config.ConfigError(
       f'--clip_norm_from={path}: its clip norm and privacy cannot be read '
-      f'({error}); take a finished run of {_AGGREGATOR}.'
+      f'({error}); give a finished run with {_AGGREGATOR}.'
     ) from error
   return EarlierRun(
     clip_norm,
@@ -123,7 +123,7 @@ def check_clients(
       `tasks.data_fingerprint`.
 
   Raises:
-    config.ConfigError: If that run had other clients.
+    config.ConfigError: If that run trained on other clients.
   """
   path = experiment.clip_norm_from
   if path is None:
@@ -132,8 +132,8 @@ def check_clients(
   if there != fingerprint:
     _refuse(
       path,
-      'is of other clients (its training data differ)',
-      'its budget is not theirs; take',
+      'had other clients (its training data differ)',
+      'its privacy cost is not theirs; give',
     )
 
 
@@ -147,13 +147,13 @@ def _record(so_far):
     sampling and schedules.Amplification(**sampling),
     so_far['releases_per_round'],
   )
-  # Mixtures over the draws of both runs cannot be accounted for, so groups
-  # count as known.
+  # Mixtures over both runs' draws cannot be accounted for, so assume that the
+  # groups are known.
   return record.without_amplification() if record.is_by_monte_carlo else record
 
 
 def _refuse(path: str, what: str, instead: str) -> NoReturn:
   raise config.ConfigError(
-    f'--clip_norm_from={path} {what}; {instead} a finished private run of '
+    f'--clip_norm_from={path} {what}; {instead} a finished private run with '
     f'{_AGGREGATOR} on the clients of this run.'
   )

@@ -106,7 +106,7 @@ def one_run_epsilon(
 def one_run_p_value(
   canaries: int, guesses: int, right: int, epsilon: float, delta: float
 ) -> float:
-  """Returns how likely so many right guesses are, at most.
+  """Returns an upper bound on the probability of so many right guesses.
 
   The main theorem of arXiv 2305.08846, as its appendix computes it.
 

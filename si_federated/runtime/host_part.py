@@ -200,7 +200,7 @@ def _inlined(graph: tensorflow_function.Graph) -> tuple[Any, list, list]:
   kept.node_list.value.extend(tensor.name for tensor in [*inputs, *outputs])
   meta.collection_def['train_op'].CopyFrom(kept)
   optimized = tf_optimizer.OptimizeGraph(config, meta)
-  # It has named functions again, alike in all graphs.
+  # The optimizer gives new functions the same names in all graphs.
   tensorflow_function.rename_functions(optimized)
   _name_arguments(optimized)
   return (

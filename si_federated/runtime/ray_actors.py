@@ -144,9 +144,9 @@ class GroupWorker:
     Args:
       programs: References to exported programs by key, within a list so that
         Ray does not fetch them for each chunk.
-      broadcasts: References to the round's broadcast and to the sums of no
-        clients, within a list likewise.
-      chunk: The key of the program, and the arrays, of each group.
+      broadcasts: References to the round's broadcast and to the sums over no
+        clients, also within a list.
+      chunk: For each group, the key of its program and its arrays.
 
     Returns:
       The sums over the clients, or an `OutOfMemory`.

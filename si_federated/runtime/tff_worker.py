@@ -137,7 +137,7 @@ class _Worker:
 
 
 def _compile(computation: Any) -> Any:
-  # The worker has no secure sums; TFF's test backend simulates them likewise.
+  # The worker has no secure sums; TFF's test backend simulates them, too.
   return native_compiler.desugar_and_transform_to_native(
     test_compiler.replace_secure_intrinsics_with_bodies(computation)
   )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from si_federated import config
 
 # A bar separates values; \| is a bar within a value. For flags that vary
-# together, & works likewise.
+# together, & works in the same way.
 _BAR = re.compile(r'(?<!\\)\|')
 _AND = re.compile(r'(?<!\\)&')
 _ESCAPED = re.compile(r'\\([|&])')

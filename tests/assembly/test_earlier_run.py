@@ -196,14 +196,14 @@ def test_a_simulated_earlier_run_makes_the_whole_simulated(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'main', 'message'),
   [
-    ({'noise_multiplier': 0.0}, {}, 'has no privacy of its own'),
+    ({'noise_multiplier': 0.0}, {}, 'has no guarantee'),
     ({'rounds': 4}, {}, 'has not finished'),
-    ({'clients': 90}, {}, 'num_clients 90 there, 120 here'),
-    ({'client_similarity': 0.5}, {}, 'client_similarity 0.5 there'),
+    ({'clients': 90}, {}, 'num_clients was 90 there and is 120 here'),
+    ({'client_similarity': 0.5}, {}, 'client_similarity was 0.5 there'),
     (
       {'aggregator': 'gaussian', 'clip_norm': 1.0},
       {},
-      'is of --aggregator=gaussian',
+      'has --aggregator=gaussian',
     ),
     ({}, {'aggregator': 'distributed_dp'}, 'not Gaussian'),
     ({}, {'aggregator': 'mean'}, 'is not private'),
@@ -227,10 +227,10 @@ def test_a_run_without_a_ledger_or_of_other_data_is_refused(tmp_path):
   (tmp_path / 'before' / 'metrics.csv').write_text(
     'round_num,train/clip_norm\n5,0.5\n'
   )
-  with pytest.raises(config.ConfigError, match='of another round'):
+  with pytest.raises(config.ConfigError, match='belongs to another round'):
     earlier_run.read(experiment)
   (tmp_path / 'before' / 'privacy.json').unlink()
-  with pytest.raises(config.ConfigError, match='no privacy of its own'):
+  with pytest.raises(config.ConfigError, match='no guarantee in'):
     earlier_run.read(experiment)
   (tmp_path / 'before' / 'config.json').unlink()
   with pytest.raises(config.ConfigError, match='not the folder of a run'):

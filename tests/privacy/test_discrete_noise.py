@@ -59,7 +59,7 @@ def test_skellam_bound_by_hand():
 
 def test_discrete_gaussian_bound_by_hand():
   orders = np.array([2, 4])
-  # One client: a discrete Gaussian, like the Gaussian.
+  # One client adds a discrete Gaussian, whose bound is the Gaussian's.
   np.testing.assert_allclose(
     discrete_noise.discrete_gaussian_rdp(orders, _grid(6, 3, 2.0, 9), 1),
     [9 / 4, 9 / 2],
@@ -162,7 +162,7 @@ def test_grid_by_hand():
 
 @_NOISES
 @pytest.mark.parametrize('k', [1, 9])
-def test_nears_the_gaussian_with_bits(noise, k):
+def test_epsilon_approaches_the_gaussians_with_more_bits(noise, k):
   contract = participation.Participation(9, k, 1)
   gaussian = accounting.PrivacyRecord(
     accounting.strategies.identity(9), 1.0, contract
@@ -193,7 +193,7 @@ def test_rounds_of_a_client_add_up(noise):
   assert several.sensitivity.value == pytest.approx(
     math.sqrt(7) * record.sensitivity.value
   )
-  # So far, only as many as were observed.
+  # A run so far has only the observed participations.
   observed = participation.Participation(11, 2, 10)
   np.testing.assert_allclose(several.after(observed).renyi()[1], 2 * once)
 

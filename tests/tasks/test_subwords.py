@@ -185,7 +185,7 @@ def make_task(clients=CLIENTS, length=6):
 
 
 def expected_examples(vocabulary, sentences, length):
-  """Cuts every sentence by itself."""
+  """Cuts every sentence separately."""
   rows = []
   for sentence in sentences:
     ids = []
