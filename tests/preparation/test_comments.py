@@ -293,7 +293,7 @@ def test_marks_of_encodings_are_not_text(tree, tmp_path):
 
 
 def test_an_unknown_encoding_and_a_file_are_refused(tree, tmp_path):
-  with pytest.raises(ValueError, match='--encoding=x is not an encoding'):
+  with pytest.raises(ValueError, match='--encoding=x is not a text encoding'):
     _prepare(tree, tmp_path / 'out', encoding='x')
   with pytest.raises(
     ValueError, match='is not a folder; give an unpacked source'
