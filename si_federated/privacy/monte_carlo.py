@@ -82,9 +82,9 @@ class GaussianMixture:
     return len(self.weights)
 
   @property
-  def work(self) -> int:
-    """The time that a sample takes, in numbers drawn."""
-    return self.width
+  def samples(self) -> int:
+    """The number of samples that takes a second or a few."""
+    return min(_MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // self.width))
 
   def directions(self) -> tuple[tuple[Direction, ...], ...]:
     """Returns ways to sample, for a client that is removed, and one added."""
@@ -142,8 +142,8 @@ class Mixture(Protocol):
     """The numbers that a sample takes."""
 
   @property
-  def work(self) -> int:
-    """The time that a sample takes, in numbers drawn."""
+  def samples(self) -> int:
+    """The number of samples that takes a second or a few."""
 
   def directions(self) -> tuple[tuple[Direction, ...], ...]:
     """Returns ways to sample, for a client that is removed, and one added."""
@@ -166,9 +166,7 @@ class Sampled:
     """
     self.mixture = mixture
     self._directions = mixture.directions()
-    self._count = samples or min(
-      _MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // mixture.work)
-    )
+    self._count = samples or mixture.samples
     # For each direction and shift, one from pilot samples and one from others.
     self._bounds: dict[tuple, _Bound] = {}
 

@@ -26,6 +26,8 @@ import numpy as np
 
 from si_federated.privacy import monte_carlo, schedules, sensitivity
 
+# Of a figure, and of the rounds of all its samples.
+_MOST_SAMPLES, _LEAST_SAMPLES, _WORK = 2**19, 2**15, 2**22
 # The largest rounds * separation^2 at which `log_pairs` is affordable.
 _MOST_PAIRS = 4 * 10**7
 
@@ -81,12 +83,14 @@ class SeparatedMixture:
   @property
   def width(self) -> int:
     """The numbers that a sample takes."""
-    return len(self.squares) + 1
+    # As if eight rounds were one: a step of the recursion should be worth it.
+    return len(self.squares) // 8 + 1
 
   @property
-  def work(self) -> int:
-    """The time that a sample takes, in numbers drawn."""
-    return 8 * self.width
+  def samples(self) -> int:
+    """The number of samples that takes a second or a few."""
+    rounds = len(self.squares)
+    return min(_MOST_SAMPLES, max(_LEAST_SAMPLES, _WORK // rounds))
 
   def directions(self) -> tuple[tuple[monte_carlo.Direction, ...], ...]:
     """Returns ways to sample, for a client that is removed, and one added."""
@@ -269,11 +273,12 @@ class _Longer:
   This suits few rounds, or little noise.
   """
 
-  shifts = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
+  shifts = (0.0, 1.0, 2.0, 4.0)
   limit = 'range'
 
   def __init__(self, mixture):
     self._mixture = mixture
+    self._log_total = functools.cache(self._log_sum)
 
   def tilt(self, shift):
     return shift / math.sqrt(self._mixture.mean_square)
@@ -282,7 +287,7 @@ class _Longer:
     del epsilon
     return (1 + tilt) * self._log_total(tilt)
 
-  def _log_total(self, tilt):
+  def _log_sum(self, tilt):
     mixture = self._mixture
     found = mixture.log_mean(tilt * mixture.squares[:, None] / 2)
     return float(found[0]) + tilt * mixture.before / 2
@@ -321,7 +326,7 @@ class _Shifted:
   and much noise.
   """
 
-  shifts = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 17.0, 24.0)
+  shifts = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 18.0)
   limit = 'square'
 
   def __init__(self, mixture):
@@ -331,11 +336,12 @@ class _Shifted:
     self._along = mixture.gram @ rates
     self._square = float(self._along @ rates) + mixture.before
     self._log_moments = functools.cache(self._log_moment)
+    self._log_total = functools.cache(self._log_sum)
 
   def tilt(self, shift):
     return shift / 2
 
-  def _log_total(self, tilt):
+  def _log_sum(self, tilt):
     along = tilt * self._along[:, None]
     found = float(self._mixture.log_mean(along.copy())[0])
     return found + tilt * self._mixture.before

@@ -170,7 +170,7 @@ class _OneWay:
   mixture: separated_mixture.SeparatedMixture
   direction: monte_carlo.Direction
   most = 1.0
-  work = 64
+  samples = 2**19
   width = 64
 
   def directions(self):
