@@ -18,7 +18,7 @@ ALGORITHMS = (
 
 
 def measure_partial(plan: Plan) -> List[str]:
-  """Measures rounds in turns, each algorithm in a process of its own."""
+  """Measures rounds in turns, each algorithm in a separate process."""
   progress(f'Rounds of partial training, {plan.partial_model}')
   rounds: Dict[str, List[Dict[str, float]]] = {name: [] for name in ALGORITHMS}
   with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from experiments.benchmarking import protocol
 def start(request: dict[str, Any]) -> dict[str, Any]:
   """Sets the number of threads; see `protocol.serve`.
 
-  `streams` products run at once, each on `threads` threads.
+  The request's `streams` products run at once, each on `threads` threads.
   """
   streams = request['streams']
   tf.config.threading.set_intra_op_parallelism_threads(request['threads'])
