@@ -71,9 +71,9 @@ _HELP = {
   'server_momentum': 'The momentum of --server_optimizer=sgdm.',
   'clients_per_round': 'The cohort: how many clients train in a round.',
   'total_rounds': 'The number of rounds.',
-  'client_epochs_per_round': 'Epochs over its text that a client trains in a '
+  'client_epochs_per_round': 'The epochs that a client trains on its text in a '
   'round.',
-  'client_batch_size': "Sentences in a client's step.",
+  'client_batch_size': "The number of sentences in a client's step.",
   'max_elements_per_client': 'The most sentences a client uses in a round.',
   'sequence_length': 'Sentences are truncated to this many words or subwords; '
   'speeches of shakespeare are split into windows of this many characters, 80 '
@@ -96,19 +96,19 @@ _HELP = {
   '--client_learning_rate by default.',
   'participation': 'Which clients take part in a round: uniform, '
   'shuffled_epochs, fixed_cycles, min_separation (random check-in with a timer '
-  'of --min_separation rounds), poisson (poisson:max_cohort_size=N cuts larger '
-  'cohorts), cyclic_poisson, balls_in_bins (fixed cycles of groups that each '
-  'client draws) or b_min_sep (poisson, at least --min_separation rounds '
+  'of --min_separation rounds), poisson (poisson:max_cohort_size=N truncates '
+  'larger cohorts), cyclic_poisson, balls_in_bins (fixed cycles; each client '
+  'draws its group) or b_min_sep (poisson, at least --min_separation rounds '
   'apart).',
   'clip_norm': "The largest L2 norm of a client's update; private aggregators "
   'scale longer ones down.',
   'clip_norm_from': 'Instead of --clip_norm, the folder of a finished run of '
-  'adaptive_gaussian on the same clients: takes its last clip norm, and counts '
-  'the privacy of both runs together.',
+  'adaptive_gaussian on the same clients: takes its last clip norm, and '
+  'includes the privacy cost of that run.',
   'noise_multiplier': 'The standard deviation of the noise on the sum of '
   'updates, relative to --clip_norm; 0 for clipping alone.',
   'target_epsilon': 'Instead of --noise_multiplier: take the least noise that '
-  'keeps to this epsilon.',
+  'achieves this epsilon.',
   'delta': 'The delta of (epsilon, delta) differential privacy; by default the '
   'number of training clients to the power of -1.1.',
   'min_separation': 'The least number of rounds between two participations of '
@@ -124,7 +124,7 @@ _HELP = {
   'client_seed': "Seed of the cohorts and of the order of clients' sentences.",
   'client_similarity': "The fraction of each training client's sentences that "
   'is replaced by sentences of all training clients: 0 keeps the clients, 1 '
-  'makes them differ in size alone. Privacy is then that of the mixed clients.',
+  'makes them differ only in size. Privacy is then that of the mixed clients.',
   'diagnostics': 'Measure norms, learning rates, gates, attention and clients '
   'by layer, for diagnostics.csv and the report: at evaluations (the flag '
   'without a value) or, for example, rounds:every=10; none by default.',

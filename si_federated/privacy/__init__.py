@@ -1,13 +1,13 @@
 """Privacy without TensorFlow: participation, strategies and accounting.
 
-- `participation`, `schedules`, `amplification`: who may take part when, who
-  does, and how much sampling amplifies privacy;
+- `participation`, `schedules`, `amplification`: contracts, the cohorts that
+  meet them, and amplification by sampling;
 - `workloads`, `toeplitz`, `blt`, `gram`, `binary_tree`: matrices and their
   optima;
-- `strategies`, `strategy_files`, `comparison`: strategies as records, on disk
-  and compared;
+- `strategies`, `strategy_files`, `comparison`: records of strategies, their
+  files and their errors;
 - `sensitivity`, `record`, `accounting`, `discrete_noise`, `ledger`, `auditing`:
-  what they cost in privacy.
+  their privacy.
 
 README.md explains the contract, the matrices and the accounting.
 """

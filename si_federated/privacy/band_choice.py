@@ -36,7 +36,7 @@ class Sampled:
 
   Attributes:
     groups: The number of groups, and of bands.
-    noise_multiplier: The least that keeps to the epsilon, within 0.1 %.
+    noise_multiplier: The least that achieves the epsilon, within 0.1 %.
     max_error: The largest standard deviation of an iterate, in clip norms.
     rms_error: The root mean square over rounds of that standard deviation.
   """
@@ -79,8 +79,8 @@ def fewest_bands(
     error = errors.rms if objective == 'rms' else errors.maximum
     return error * strategy.sensitivity(contract).value
 
-  # A strategy with fewer bands is a special case of one with more, so that the
-  # error does not increase.
+  # Strategies with fewer bands are special cases of those with more, so the
+  # error does not increase with bands.
   most = contract.separation
   enough = _NEARLY * loss(most)
   low, high = 0, most
@@ -104,14 +104,14 @@ def choose_groups(
 ) -> tuple[Sampled, list[Sampled]]:
   """Chooses the number of groups of cyclic Poisson sampling.
 
-  As many bands as groups are best. Tries powers of two and the largest possible
-  number, and takes the one with the smallest error at an epsilon.
+  As many bands as groups are best. This tries powers of two and the largest
+  possible number, and takes the one with the smallest error at an epsilon.
 
   Args:
     rounds: The number of rounds.
-    num_clients: The population.
+    num_clients: The size of the population.
     clients_per_round: The mean size of a cohort.
-    target_epsilon: The epsilon to keep to, finite.
+    target_epsilon: The largest acceptable epsilon, finite.
     delta: In (0, 1).
     releases: The number of sums that a round releases.
     workload: A, shape `[rounds, rounds]`; prefix sums by default.
@@ -119,7 +119,7 @@ def choose_groups(
     cache: A folder that keeps optimised strategies.
 
   Returns:
-    The best, and all that were tried, of increasing numbers of groups.
+    The best one, and all that were tried, by increasing number of groups.
   """
   most = min(num_clients // clients_per_round, rounds)
   found: list[Sampled] = []
@@ -159,7 +159,7 @@ def sampled_record(
   Args:
     rounds: The number of rounds.
     groups: The number of groups, and of bands.
-    num_clients: The population.
+    num_clients: The size of the population.
     clients_per_round: The mean size of a cohort.
     mechanism: `'banded_toeplitz'` or `'banded'`.
     **options: Options of `comparison.build`.
@@ -182,8 +182,8 @@ def _nearly_calibrated(record, target_epsilon, delta):
     accountant.compose(record.with_noise(noise).event())
     return accountant.get_epsilon(delta) <= target_epsilon
 
-  # Starts at about the noise without amplification: accounting for large noise
-  # is fast.
+  # Start at about the noise without amplification, since accounting is fast for
+  # large noise.
   high = accounting.calibrate(
     record.without_amplification(), target_epsilon=target_epsilon, delta=delta
   ).noise_multiplier

@@ -3,7 +3,7 @@
 A strategy of d buffers is Toeplitz with c_0 = 1 and, for i > 0,
 c_i = sum_j scale_j decay_j^(i - 1) (Dvijotham et al. 2024, arXiv 2404.16706;
 McMahan et al. 2024, arXiv 2408.08868, where decay is theta and scale omega).
-Its inverse has the same shape, so that correlated noise needs only d buffers.
+Its inverse has the same form, so correlated noise needs only d buffers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TIE = 1e-6
 # Decays that differ by less, relative to the gaps to 0 and 1, count as equal: a
 # single buffer has the same error.
 _LEAST_GAP = 1e-3
-# scale / decay of an additional buffer without effect.
+# The scale / decay of an additional buffer that has no effect.
 _LEAST_WEIGHT = 1e-9
 # The distance of sum(scale / decay) from 1 where the optimum lies at the limit.
 _MARGIN = 1e-12
@@ -41,8 +41,9 @@ def check_parameters(
     scale: The positive scale of each buffer; scale / decay sums to below 1.
 
   Raises:
-    ValueError: If a condition is violated. Together they make coefficients
-      positive and decreasing, and the inverse a BLT of decays in (0, 1).
+    ValueError: If a condition is violated. Together they ensure that
+      coefficients are positive and decreasing, and that the inverse is a BLT
+      with decays in (0, 1).
   """
   decay, scale = np.asarray(decay, float), np.asarray(scale, float)
   if decay.ndim != 1 or decay.shape != scale.shape or not decay.size:
@@ -78,11 +79,11 @@ def optimize_blt(
   objective: str = 'rms',
   max_iterations: int = 1000,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the parameters of least error at a given privacy.
+  """Returns the parameters with the least error at a given privacy.
 
-  Minimises the exact product of squared error and squared sensitivity over
-  parameters that are always feasible: decay is the logistic function of a free
-  number, and scale / decay a softmax with one additional, unused part.
+  Minimises the exact product of squared error and squared sensitivity in
+  a parametrization that is always feasible: each decay is the logistic function
+  of a free number, and scale / decay a softmax with an additional, unused part.
 
   Args:
     contract: The participation contract.
@@ -160,7 +161,7 @@ def _optimize(contract, num_buffers, form, max_iterations):
 
 
 def _inside(decay, scale):
-  """Moves parameters that rounding moved to the limit back inside."""
+  """Moves parameters back inside their limits after rounding."""
   scale = np.maximum(scale, _MARGIN**2 * decay)
   most, total = 1 - _MARGIN, (scale / decay).sum()
   return decay, scale * most / total if total > most else scale
@@ -173,7 +174,7 @@ def _differ(decay):
 
 
 def _filled(decay, scale, num_buffers):
-  """Adds buffers with almost no weight and ever smaller decays."""
+  """Adds buffers with almost no weight and successively smaller decays."""
   more = num_buffers - len(decay)
   smaller = decay[-1] * 0.5 ** np.arange(1, more + 1)
   return _inside(
@@ -182,7 +183,7 @@ def _filled(decay, scale, num_buffers):
 
 
 def _parameters(x, rounds):
-  """Returns decays and scales, and their Jacobians by the free numbers."""
+  """Returns decays and scales, and their Jacobians in the free numbers."""
   d = len(x) // 2
   # Decays closer to 1 make no difference within these rounds.
   most = 1 - 0.01 / rounds

@@ -1,9 +1,9 @@
 """The interface of client schedules: cohorts, contract and amplification.
 
 All schedules are pure functions of (seed, round): `cohort(round_num)` is the
-same in each call, order of calls and process. Rounds are numbered from 1. Every
-seed meets `contract(rounds)`; `amplification` is None unless the sampling
-amplifies privacy.
+same in each call and process, whatever the order of calls. Rounds are numbered
+from 1. Every seed meets `contract(rounds)`; `amplification` is None unless the
+sampling amplifies privacy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Schedule(abc.ABC):
     num_clients: The size of the population.
     clients_per_round: The size of a cohort; its mean for Poisson sampling.
     seed: The client seed of the experiment.
-    groups_by_bands: Whether the number of its groups may be chosen together
-      with that of a strategy's bands.
+    groups_by_bands: Whether the number of groups may be chosen together with
+      that of a strategy's bands.
   """
 
   groups_by_bands: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Schedule(abc.ABC):
   def check_rounds(self, rounds: int) -> None:
     """Raises unless all rounds have enough clients.
 
-    Cohorts depend on the seed alone, so that this is known before training.
+    Cohorts depend only on the seed, so this is known before training.
 
     Args:
       rounds: The number of rounds to run.

@@ -45,10 +45,10 @@ class Row:
   Attributes:
     mechanism: One of `MECHANISMS`.
     sensitivity: The sensitivity under the contract.
-    max_error: The largest standard deviation of an iterate, for a noise
-      multiplier of one sensitivity (rho = 1/2), in units of the clip norm.
+    max_error: The largest standard deviation of an iterate, in units of the
+      clip norm, if the noise multiplier is the sensitivity (rho = 1/2).
     rms_error: The root mean square over rounds of that standard deviation.
-    secs: The seconds that optimising, or loading, took.
+    secs: The seconds that optimising or loading took.
   """
 
   mechanism: str
@@ -68,7 +68,7 @@ def compare(
   """Yields a row for each mechanism, as soon as it is computed.
 
   `dense` is optimal for fixed cycles, and compared under that narrower
-  contract: under minimum separation only a bound of its sensitivity is known.
+  contract: under minimum separation, only a bound on its sensitivity is known.
 
   Args:
     contract: The participation contract.
@@ -117,7 +117,7 @@ def build(
     mechanism: One of `MECHANISMS`.
     contract: The participation contract.
     bands: The number of bands of banded strategies; by default the separation,
-      but at most 16 for a banded inverse, so that noise takes no longer.
+      but at most 16 for a banded inverse, to limit the time that noise takes.
     num_buffers: The number of buffers of blt; by default the fewest that are
       nearly the best.
     workload: A, shape `[n, n]`; prefix sums by default.

@@ -237,11 +237,11 @@ class DistributedRecord(record.Record):
     nearly the smallest.
 
     Args:
-      target_epsilon: The epsilon to keep to, finite and positive.
+      target_epsilon: The largest acceptable epsilon, finite and positive.
       delta: In (0, 1).
 
     Raises:
-      ValueError: If no noise is enough, or the dimension is unknown.
+      ValueError: If no noise suffices, or the dimension is unknown.
     """
 
     def enough(noise):
@@ -257,7 +257,7 @@ class DistributedRecord(record.Record):
       # More noise needs a smaller scale, and so coarser rounding: epsilon has a
       # lower limit above 0.
       raise ValueError(
-        f'No noise multiplier is enough for epsilon {target_epsilon} at delta '
+        f'No noise multiplier achieves epsilon {target_epsilon} at delta '
         f'{delta} with {self.bits} bits; take more bits or a larger epsilon.'
       )
     return self.with_noise(noise)

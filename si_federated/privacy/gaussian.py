@@ -50,7 +50,7 @@ def gaussian_true_positive_rates(
     false_positive_rates: In (0, 1).
 
   Returns:
-    Of the same shape as the false positive rates.
+    A true positive rate for each false positive rate.
   """
   return special.ndtr(special.ndtri(false_positive_rates) + mu)
 
@@ -61,7 +61,7 @@ def gaussian_noise(
   """Returns the noise that an epsilon needs, divided by the sensitivity.
 
   Args:
-    target_epsilon: The epsilon to keep to, positive and finite.
+    target_epsilon: The largest acceptable epsilon, positive and finite.
     delta: In (0, 1).
     tolerance: The relative error of the result, which is never too small.
   """

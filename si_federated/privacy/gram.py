@@ -28,8 +28,8 @@ def optimize_banded(
 ) -> np.ndarray:
   """Returns the best banded strategy of equal column norms (BandMF).
 
-  Differs from the paper: optimises over X, a convex problem, rather than over
-  C; the optimum is the same, since the factor of a banded X has the same bands.
+  Unlike the paper, this optimises over X, a convex problem, rather than over C;
+  the optimum is the same, since the factor of a banded X has the same bands.
 
   Args:
     contract: The participation contract; `bands` may not exceed its
@@ -70,7 +70,7 @@ def optimize_dense(
   and is positive semidefinite, so that |W_ij| <= v, the optimality condition
   for the zeros. The diagonal of X sums to 1 in each cycle.
 
-  Under a contract that is not cyclic, only a bound of the sensitivity is known;
+  Under a contract that is not cyclic, only a bound on the sensitivity is known;
   see `sensitivity.of_matrix`.
 
   Args:
@@ -176,7 +176,7 @@ def _minimize(
     loss: Returns value and gradient; the value is infinite outside the domain.
     start: A point inside.
     max_iterations: The most steps.
-    tolerance: Stops when three steps together gain less, relatively.
+    tolerance: The relative gain of three steps below which it stops.
 
   Returns:
     The best point found.

@@ -115,10 +115,10 @@ class Participation:
 
 
 class ParticipationRecorder:
-  """Records cohorts and rejects those that break a contract.
+  """Records cohorts and rejects those that violate a contract.
 
-  Memory grows only with the number of distinct clients. A round that breaks the
-  contract raises before anything is recorded.
+  Memory grows only with the number of distinct clients. If a round violates the
+  contract, nothing of it is recorded.
 
   Attributes:
     last_round: The newest round recorded; 0 before the first.
@@ -132,11 +132,11 @@ class ParticipationRecorder:
       contract: The contract to enforce; None only records.
     """
     self._contract = contract
-    # The number of each client's rounds, and the last of them.
+    # The number of each client's rounds, and its last round.
     self._seen: dict[ClientId, tuple[int, int]] = {}
     self.last_round = 0
     self.max_participations = 0
-    # 0 while no client has come back.
+    # 0 until a client takes part for the second time.
     self._min_separation = 0
 
   @property
@@ -146,7 +146,7 @@ class ParticipationRecorder:
 
   @property
   def min_separation(self) -> Optional[int]:
-    """The least distance of two rounds of a client; None without any."""
+    """The least distance between two rounds of a client; None without any."""
     return self._min_separation or None
 
   def observed(self) -> Participation:
@@ -171,7 +171,7 @@ class ParticipationRecorder:
     )
 
   def check(self, round_num: int, clients: Iterable[ClientId]) -> None:
-    """Raises if a cohort breaks the contract; records nothing.
+    """Raises if a cohort violates the contract; records nothing.
 
     Args:
       round_num: The round, from 1 on; rounds must come in increasing order.
@@ -179,7 +179,7 @@ class ParticipationRecorder:
 
     Raises:
       ValueError: If the round is out of order, an id is of another type, or
-        the contract is broken.
+        the contract is violated.
     """
     self._checked(round_num, clients)
 
@@ -191,7 +191,7 @@ class ParticipationRecorder:
       clients: The ids of the cohort, all whole numbers or all strings.
 
     Raises:
-      ValueError: As `check`, with nothing recorded.
+      ValueError: As for `check`; nothing is recorded.
     """
     ids, self.max_participations, self._min_separation = self._checked(
       round_num, clients

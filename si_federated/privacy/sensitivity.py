@@ -43,7 +43,7 @@ def of_matrix(
 
   Args:
     matrix: The strategy C, shape `[n, n]` with n at least `contract.rounds`;
-      only the leading rounds count.
+      only the first `contract.rounds` rounds matter.
     contract: The participation contract.
 
   Returns:
@@ -57,14 +57,14 @@ def of_matrix(
   matrix = np.asarray(matrix, np.float64)
   n, k, b = contract.rounds, contract.participations, contract.min_separation
   if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-    raise ValueError(f'A strategy is square; found shape {matrix.shape}.')
+    raise ValueError(f'A strategy must be square; found shape {matrix.shape}.')
   if len(matrix) < n:
     raise ValueError(
       f'A strategy for {len(matrix)} rounds cannot serve {n} rounds.'
     )
   matrix = matrix[:n, :n]
   if not np.isfinite(matrix).all() or np.triu(matrix, 1).any():
-    raise ValueError('A strategy is finite and lower triangular.')
+    raise ValueError('A strategy must be finite and lower triangular.')
   squares = np.einsum('ij,ij->j', matrix, matrix)
   if k == 1:
     return _result(squares.max(), True, 'largest column norm')
@@ -111,7 +111,7 @@ def of_toeplitz(
   given = np.asarray(coefficients, np.float64)[:n]
   column[: len(given)] = given
   if not np.isfinite(column).all():
-    raise ValueError('Coefficients of a strategy are finite.')
+    raise ValueError('Coefficients of a strategy must be finite.')
   if (column >= 0).all() and (np.diff(column) <= 0).all():
     total = first_rounds_image(column, contract)
     found = _result(total @ total, True, 'first rounds of decreasing Toeplitz')
@@ -129,7 +129,7 @@ def of_toeplitz(
 def first_rounds_image(
   column: np.ndarray, contract: participation.Participation
 ) -> np.ndarray:
-  """Returns C u, where u marks the first k rounds that are b apart.
+  """Returns C u, where u is 1 for the first k rounds that are b apart.
 
   Args:
     column: The first column of a Toeplitz C, shape `[n]`.
@@ -164,8 +164,8 @@ def heaviest_pattern(weights: np.ndarray, k: int, b: int) -> np.ndarray:
 def _row_bound(gram, contract):
   """Bounds the largest sum of |X_ij| over a pattern.
 
-  Finds the largest sum of each row i over a pattern that contains i, then the
-  pattern with the largest sum of these maxima (the upper bound of
+  First finds the largest sum of each row i over a pattern that contains i, then
+  the pattern with the largest sum of these maxima (the upper bound of
   Choquette-Choo et al. 2023, arXiv 2306.08153, appendix on sensitivity).
   """
   n, k, b = contract.rounds, contract.participations, contract.min_separation
@@ -180,9 +180,9 @@ def _row_bound(gram, contract):
 
 
 def of_blocks(gram: np.ndarray, contract: participation.Participation) -> float:
-  """Returns a bound of the squared sensitivity, once in each block of rounds.
+  """Bounds the squared sensitivity with one round in each block.
 
-  As `_row_bound`, with a pattern of one round in each of k blocks.
+  Like `_row_bound`, for patterns of one round in each of k blocks.
 
   Args:
     gram: X = C^T C, shape `[rounds, rounds]`.

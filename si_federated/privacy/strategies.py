@@ -34,7 +34,7 @@ class Errors:
 
   Attributes:
     maximum: The largest standard deviation over rounds.
-    rms: The root of its mean square over rounds.
+    rms: The root mean square over rounds of the standard deviation.
   """
 
   maximum: float
@@ -73,7 +73,7 @@ class _Square:
     return _errors(np.einsum('ij,ij->i', decoder, decoder))
 
   def noise_variances(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the variances of each round's update and of all so far.
+    """Returns the variances of each round's update and of the prefix sums.
 
     Returns:
       The variance of the noise in each update, and in their prefix sums, for
@@ -148,7 +148,7 @@ class Toeplitz(_Square):
     return _errors(self.noise_variances()[1])
 
   def noise_variances(self):
-    """Returns the variances of each round's update and of all so far."""
+    """Returns the variances of each round's update and of the prefix sums."""
     return (
       np.cumsum(self.inverse**2),
       np.cumsum(np.cumsum(self.inverse) ** 2),
@@ -167,7 +167,7 @@ class Toeplitz(_Square):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blt(Toeplitz):
-  """A buffered linear Toeplitz strategy; make it by `from_parameters`.
+  """A buffered linear Toeplitz strategy; create it with `from_parameters`.
 
   Attributes:
     decay: Each buffer's decay (theta in the papers), shape `[num_buffers]`.
@@ -190,7 +190,7 @@ class Blt(Toeplitz):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BandedInverse(Toeplitz):
-  """A strategy whose inverse is banded; make it by `from_inverse`.
+  """A strategy whose inverse is banded; create it with `from_inverse`.
 
   Attributes:
     leading: The first column of C^-1; zero after its end.
@@ -253,7 +253,7 @@ class Tree:
     rounds: The number of rounds.
     decoder: `'plain'`, `'honaker'` (TensorFlow Privacy's efficient tree) or,
       for comparison only, `'full'`.
-    restart_every: The rounds of a tree; 0 for a single tree.
+    restart_every: The number of rounds of a tree; 0 for a single tree.
     complete: Whether a tree is completed with virtual rounds at its end, so
       that its sum, which stays in the model, has the noise of one node.
   """
@@ -325,7 +325,7 @@ class Tree:
     )
 
   def noise_variances(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the variances of each round's update and of all so far."""
+    """Returns the variances of each round's update and of the prefix sums."""
     tree = self.steps, self.decoder, self.complete
     return (
       binary_tree.update_variances(*tree),
