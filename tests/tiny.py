@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import os
 import pathlib
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, Union
 
 import numpy as np
@@ -115,3 +118,14 @@ def assert_same_run(
   assert list(arrays) == list(expected)
   for name, value in expected.items():
     np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Iterator[None]:
+  """Lets no file grow beyond a number of bytes, as a full disk would."""
+  before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))

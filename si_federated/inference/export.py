@@ -16,6 +16,7 @@ from si_federated import config, files
 from si_federated.assembly import task_and_model
 from si_federated.inference import trained_model
 from si_federated.tasks.vocabulary_files import save_vocabulary
+from si_federated.training import write_errors
 from si_federated.weights import adapter_files
 
 # The first two by default.
@@ -211,11 +212,12 @@ def _write_saved_model(module: NextToken, path: str) -> None:
   parent = os.path.dirname(os.path.abspath(path))
   temporary = tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent)
   try:
-    tf.saved_model.save(
-      module,
-      temporary,
-      signatures={**signatures, 'serving_default': signatures['next_token']},
-    )
+    with write_errors.named(path):
+      tf.saved_model.save(
+        module,
+        temporary,
+        signatures={**signatures, 'serving_default': signatures['next_token']},
+      )
     os.chmod(temporary, 0o755)
     old = f'{temporary}.old'
     if os.path.exists(path):
@@ -230,7 +232,8 @@ def _tflite(module: NextToken, length: int, precision: str) -> bytes:
   # With a fixed length the recurrence is unrolled and needs no tensor lists.
   functions = _concrete_functions(module, [1, length])
   with tempfile.TemporaryDirectory() as folder:
-    tf.saved_model.save(module, folder, signatures=functions)
+    with write_errors.named(folder):
+      tf.saved_model.save(module, folder, signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(
       folder, signature_keys=sorted(functions)
     )

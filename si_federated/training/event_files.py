@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from si_federated import files
+from si_federated.training import write_errors
 
 _SUFFIX = '.kept'
 
@@ -52,7 +53,10 @@ def remove_later_steps(folder: str, step: int) -> None:
 
 def _records(events: Sequence[Any]) -> bytes:
   with tempfile.NamedTemporaryFile() as file:
-    with tf.io.TFRecordWriter(file.name) as writer:
+    with (
+      write_errors.named(file.name),
+      tf.io.TFRecordWriter(file.name) as writer,
+    ):
       for event in events:
         writer.write(event.SerializeToString())
     return file.read()

@@ -28,11 +28,10 @@ from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import config, files
-from si_federated.training import checkpoints, event_files
+from si_federated.training import checkpoints, event_files, write_errors
 
 COLUMNS = (
   'train/loss',
@@ -230,14 +229,10 @@ class RunFolder:
       shown = {column: np.float32(value) for column, value in values.items()}
 
     async def release():
-      try:
+      with write_errors.named(self._file('metrics.csv')):
         await self._metrics.release(row, round_num)
+      with write_errors.named(self._file('logdir')):
         await self._tensorboard.release(shown, round_num)
-      except tf.errors.OpError as error:
-        # TensorFlow raises its own errors, for example if the disk is full.
-        raise OSError(
-          f'The metrics of {self.path} were not written: {error.message}'
-        ) from error
 
     try:
       asyncio.get_running_loop()

@@ -143,6 +143,17 @@ def test_options_are_checked(runs, tmp_path, options, message):
   assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize('name', ['saved_model', 'tflite'])
+def test_a_full_disk_is_one_sentence_with_the_path(runs, tmp_path, name):
+  run = runs('si_cifg')
+  with (
+    tiny.small_disk(2000),
+    pytest.raises(OSError, match=r'^/\S+ was not written \(File too large\)'),
+  ):
+    export.export_model(run, str(tmp_path), formats=(name,))
+  assert not list(tmp_path.glob('*saved_model*'))
+
+
 def test_binary(runs, tmp_path, run_binary):
   run = tmp_path / 'private'
   shutil.copytree(runs('si_cifg'), run)

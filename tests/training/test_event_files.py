@@ -62,3 +62,14 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path):
 
 def test_no_files_is_no_error(tmp_path):
   event_files.remove_later_steps(str(tmp_path / 'none'), 3)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
+  _write(tmp_path, -1, range(6))
+  before = _steps(tmp_path / 'logdir')
+  with (
+    tiny.small_disk(100),
+    pytest.raises(OSError, match=r'^/\S+ was not written \(File too large\)'),
+  ):
+    event_files.remove_later_steps(str(tmp_path / 'logdir'), 4)
+  assert _steps(tmp_path / 'logdir') == before
