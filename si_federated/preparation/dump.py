@@ -189,6 +189,13 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
       )
     declared = _DECLARED.match(head)
     encoding = declared[1].decode() if declared else 'utf-8'
+    try:
+      text_files.known_encoding(encoding)
+    except ValueError:
+      raise ValueError(
+        f'{path} declares the encoding {encoding}, which Python does not know; '
+        'convert it to UTF-8 by iconv, and correct its first line.'
+      ) from None
     for text in _split(head, stream, path):
       found += 1
       counts.rows += 1
@@ -212,9 +219,9 @@ def _rows(path: str, counts: Counts) -> Iterator[tuple[int, Mapping[str, str]]]:
 def _parse(text: bytes, encoding: str) -> Mapping[str, str] | None:
   """Returns the attributes of one element; None if it is not well formed."""
   try:
-    parser = ElementTree.XMLParser(encoding=encoding)
-    return ElementTree.fromstring(text, parser=parser).attrib
-  except (ElementTree.ParseError, ValueError, LookupError):
+    # Expat knows few encodings, Python all.
+    return ElementTree.fromstring(text.decode(encoding)).attrib
+  except (ElementTree.ParseError, ValueError):
     return None
 
 

@@ -118,6 +118,11 @@ def test_encodings_of_dumps(tmp_path):
   assert one.text == 'caf\xe9' and not counts.left_out
   with pytest.raises(ValueError, match='UTF-16 text; convert it with `iconv'):
     _read(path, _HEAD + _row(1), 'utf-16')
+  japanese = _HEAD.replace('utf-8', 'shift_jis') + _row(1, '\u30ab')
+  ((one,), counts) = _read(path, japanese, 'shift_jis')
+  assert one.text == '\u30ab' and not counts.left_out
+  with pytest.raises(ValueError, match='declares the encoding klingon, which'):
+    _read(path, _HEAD.replace('utf-8', 'klingon') + _row(1))
 
 
 def test_a_damaged_dump_is_reported_in_one_sentence(tmp_path):
