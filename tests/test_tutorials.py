@@ -41,7 +41,7 @@ def test_there_are_four():
 # The first trains and predicts as the tests of these binaries do.
 @pytest.mark.parametrize('path', _TUTORIALS[1:], ids=lambda path: path.stem)
 def test_code_runs_and_draws(path, checkout_like_folder, monkeypatch):
-  """In this process, which spares a kernel's start."""
+  """Runs in this process, which saves starting a kernel."""
   monkeypatch.setenv('SI_FEDERATED_SHORT', '1')
   monkeypatch.setattr(tempfile, 'tempdir', str(checkout_like_folder / 'temp'))
   (checkout_like_folder / 'temp').mkdir()
@@ -79,14 +79,14 @@ def test_runs_from_a_clean_kernel(path, tmp_path):
 
 
 @pytest.mark.parametrize('path', _TUTORIALS, ids=lambda path: path.stem)
-def test_is_kept_with_outputs(path):
+def test_is_stored_with_outputs(path):
   notebook = _read(path)
   nbformat.validate(notebook)
   run = [c for c in notebook.cells if c.cell_type == 'code']
   assert [c.execution_count for c in run] == list(range(1, len(run) + 1))
   assert _pictures(notebook)
   assert not [o for o in _outputs(notebook) if o.output_type == 'error']
-  # Readers need no warnings, and no paths of another machine.
+  # Readers need neither warnings nor paths of another machine.
   text = path.read_text(encoding='utf-8')
   assert not re.search(r'"name": "stderr"', text)
   assert not re.search(r'/(tmp|home|root)/', text)
