@@ -76,7 +76,7 @@ def build_model(
 
   Args:
     experiment: The experiment.
-    vocab_size: The number of ids, special ones included.
+    vocab_size: The number of ids, including special ones.
     **labels: Further arguments from the task: `num_classes` if it has classes.
 
   Returns:
@@ -100,7 +100,7 @@ def prepare_model(
   Args:
     experiment: The experiment.
     task: Its task.
-    resumed: Whether a checkpoint has the weights, so that they are not read.
+    resumed: Whether a checkpoint has the weights; then none are read.
 
   Returns:
     The initial weights, if any were read; and a function that returns a new
@@ -144,8 +144,8 @@ def frozen_at_random(
     experiment: The experiment.
     task: Its task.
     start: The initial weights, if any were read.
-    keras_model: The model. FFA-LoRA's first factors are meant to be random, and
-      are not named.
+    keras_model: The model. FFA-LoRA's first factors are random on purpose, and
+      not named.
   """
   names = [
     name
@@ -164,7 +164,7 @@ def frozen_at_random(
   remedy = (
     'leave them out of --reinitialized_variables'
     if start
-    else 'give a trained model by --initial_model'
+    else 'give a trained model with --initial_model'
   )
   options = inspect.signature(
     registries.builder(experiment, 'transform')

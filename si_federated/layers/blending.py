@@ -116,7 +116,7 @@ class Blend:
     """Builds a unit inside another layer.
 
     Args:
-      name: Its name.
+      name: The unit's name.
       policy: The dtype policy of the layer that contains it.
 
     Returns:
@@ -147,7 +147,7 @@ class AdaptiveBlendingUnit(tf.keras.layers.Layer):
   layer, initially 1) and the identity. A single function with mode
   `unrestricted` is the paper's adaptive scaling.
 
-  `positive` follows the paper; the authors' code overwrites it by `normalized`.
+  `positive` follows the paper; the authors' code replaces it by `normalized`.
 
   Args:
     mode: See above.
@@ -193,7 +193,7 @@ class AdaptiveBlendingUnit(tf.keras.layers.Layer):
     self.built = True
 
   def blend(self) -> tf.Tensor:
-    """Returns the weights of the functions, `[n]`, by the mode."""
+    """Returns the weights of the functions, `[n]`."""
     return MODES[self.kind.mode](tf.convert_to_tensor(self.blending_weights))
 
   def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -119,7 +119,7 @@ class _Loop:
     is_last: bool,
     **facts: Any,
   ) -> None:
-    """Evaluates and records a round; it is then complete."""
+    """Evaluates and records a round, which completes it."""
     before, process = self.complete, self._process
     facts = {**before.facts, **facts}
     if is_evaluated:
@@ -197,9 +197,9 @@ class _Loop:
     return math.isfinite(self.complete.facts['last_eval'].get('eval/loss', 0.0))
 
   def has_diverged(self) -> bool:
-    """Whether weights or last evaluation are not finite.
+    """Whether the weights or the last evaluation are not finite.
 
-    Training losses don't count: a single client's can be NaN for a while.
+    Training losses don't count, since a single client's can be NaN for a while.
     """
     return not (
       self.evaluation_is_finite()
@@ -264,8 +264,8 @@ def run(
 
   Args:
     process: The learning process.
-    sample_cohort: Returns the datasets of a round's clients; must depend on the
-      round alone.
+    sample_cohort: Returns the datasets of a round's clients; must depend only
+      on the round.
     evaluate: Returns metrics of weights, including `loss` and `accuracy`.
     folder: The run's folder.
     total_rounds: The number of the last round.
@@ -295,7 +295,7 @@ def run(
     DivergedError: If the final weights or the last evaluation's loss are not
       finite; all files are written as usual, with `diverged_since` in the
       summary, whose `rounds` is the last one trained.
-    ValueError: If a callback refuses a cohort, which then takes no part;
+    ValueError: If a callback refuses a cohort, which then does not train;
       earlier rounds are saved.
   """
   loop = _Loop(process, evaluate, folder, callbacks, in_place)
@@ -323,7 +323,7 @@ def run(
         loop.save()
       first_round = loop.complete.round_num + 1
       if stop_when_diverged and loop.has_diverged():
-        first_round = total_rounds + 1  # It stopped before.
+        first_round = total_rounds + 1  # The run has already stopped.
       for round_num in range(first_round, total_rounds + 1):
         interrupts.raise_deferred()
         cohort = sample_cohort(round_num)

@@ -152,7 +152,7 @@ class RunFolder:
         f'{self.path} has a run of {held.total_rounds} rounds, for which '
         f'{" and ".join(planned_for_rounds)} were made: it cannot continue to '
         f'--total_rounds={experiment.total_rounds}. Start another '
-        f'--experiment_name from its weights by --initial_model={self.path}.'
+        f'--experiment_name from its weights with --initial_model={self.path}.'
       )
 
   def close(self) -> None:

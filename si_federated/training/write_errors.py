@@ -1,4 +1,4 @@
-"""TensorFlow's errors of writing, as system errors that name the file."""
+"""TensorFlow's write errors as system errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def named(path: Union[str, os.PathLike]) -> Iterator[None]:
-  """Converts errors of TensorFlow, which are no system errors.
+  """Converts TensorFlow's write errors to `OSError`.
 
   Args:
-    path: What is written, for the message: TensorFlow writes to a temporary
-      name first.
+    path: The file or folder that is written, for the message; TensorFlow itself
+      names a temporary file.
 
   Raises:
     OSError: If TensorFlow can't write, for example if the disk is full.
