@@ -35,7 +35,7 @@ def build_expert_personalization(
 ) -> tff.learning.templates.LearningProcess:
   """Builds the rounds; the personalization stage reads the other options.
 
-  Defaults differ from the paper, whose data are images and headlines: Adam with
+  Differs from the paper: its defaults, for images and headlines, are Adam with
   a learning rate of 5e-5, and of 1e-5 or 1e-6 for the gate, up to 500 epochs, a
   validation every 5 epochs and a patience of 10.
 

@@ -283,7 +283,7 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     return (output, weights) if return_attention_scores else output
 
   def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-    """Has Keras 3 trace a call: the outputs depend on its options."""
+    """Makes Keras 3 trace a call, since outputs depend on its options."""
     return super(tf.keras.layers.Layer, self).compute_output_spec(
       *args, **kwargs
     )
@@ -304,8 +304,8 @@ class MultiHeadAttention(tf.keras.layers.Layer):
     return {
       **super().get_config(),
       **constructor_arguments(self, MultiHeadAttention),
-      # As in Keras's own layer: a loader must find the projections before the
-      # first call.
+      # As in Keras's own layer, loading needs the projections before the first
+      # call.
       'built_for': self._shapes,
     }
 

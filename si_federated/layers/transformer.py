@@ -25,8 +25,8 @@ class TransformerBlock(tf.keras.layers.Layer):
   without epsilon before each part, and no biases at the end of a part. Inputs
   of degree 2 in the weights then give outputs of degree 2.
 
-  With `attention_only` as well, all but the attention is that of an ordinary
-  block.
+  With `attention_only` as well, everything except the attention is that of an
+  ordinary block.
 
   Masked positions cost no work; their outputs are zero.
 

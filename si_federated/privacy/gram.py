@@ -28,8 +28,8 @@ def optimize_banded(
 ) -> np.ndarray:
   """Returns the best banded strategy of equal column norms (BandMF).
 
-  Unlike the paper, this optimises over X, a convex problem, rather than over C;
-  the optimum is the same, since the factor of a banded X has the same bands.
+  Differs from the paper: optimises over X, a convex problem, rather than over
+  C; the optimum is the same, since the factor of a banded X has the same bands.
 
   Args:
     contract: The participation contract; `bands` may not exceed its

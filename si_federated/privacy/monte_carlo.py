@@ -4,8 +4,8 @@ A client whose rounds are drawn at random turns the release of a matrix
 mechanism into a mixture P of Gaussians, one for each choice of rounds; without
 the client it is the Gaussian Q around zero (Choquette-Choo et al. 2024, arXiv
 2410.06266). The delta at an epsilon is the mean of a number between 0 and 1,
-which is estimated by sampling. Unlike the paper, this draws samples where the
-privacy loss is large and weights them accordingly, so that fewer of them
+which is estimated by sampling. Differs from the paper: samples are drawn where
+the privacy loss is large, and weighted accordingly, so that fewer of them
 resolve a small delta. Their weights are bounded. So Chernoff's bound with the
 Kullback-Leibler divergence gives an upper bound on the mean that holds with the
 stated confidence for any number of samples.

@@ -12,8 +12,8 @@ for a client available at t:
   L_t = (1 - p) L_(t+1) + p e^(score_t) L_(t+b),
   score_t = <c_t, y> - |c_t|^2 / 2.
 
-Unlike the paper, this draws samples where losses are large and extrapolates
-tails, so that fewer samples suffice.
+Differs from the paper: samples are drawn where losses are large, and tails are
+extrapolated, so that fewer samples suffice.
 """
 
 from __future__ import annotations
