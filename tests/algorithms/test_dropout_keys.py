@@ -63,20 +63,20 @@ def test_dropout_of_keras_is_made_to_draw_from_keys():
 
 
 @pytest.mark.parametrize(
-  ('layer', 'takes'),
+  ('make_layer', 'takes'),
   [
-    (tf.keras.layers.Dropout(0.5, noise_shape=[4, 1, 2]), False),
-    (tf.keras.layers.SpatialDropout1D(0.5), False),
-    (tf.keras.layers.SpatialDropout1D(0.0), True),
-    (tf.keras.layers.LSTM(2, dropout=0.5), False),
-    (tf.keras.layers.LSTM(2), True),
-    (layers.CIFG(2, dropout=0.5, recurrent_dropout=0.5), True),
-    (layers.GRU(2, dropout=0.5), True),
-    (layers.LSTM(2, recurrent_dropout=0.5), True),
+    (lambda: tf.keras.layers.Dropout(0.5, noise_shape=[4, 1, 2]), False),
+    (lambda: tf.keras.layers.SpatialDropout1D(0.5), False),
+    (lambda: tf.keras.layers.SpatialDropout1D(0.0), True),
+    (lambda: tf.keras.layers.LSTM(2, dropout=0.5), False),
+    (lambda: tf.keras.layers.LSTM(2), True),
+    (lambda: layers.CIFG(2, dropout=0.5, recurrent_dropout=0.5), True),
+    (lambda: layers.GRU(2, dropout=0.5), True),
+    (lambda: layers.LSTM(2, recurrent_dropout=0.5), True),
   ],
 )
-def test_layers_with_generators_take_no_keys(layer, takes):
-  assert dropout_keys.takes_keys(_model(layer)) == takes
+def test_layers_with_generators_take_no_keys(make_layer, takes):
+  assert dropout_keys.takes_keys(_model(make_layer())) == takes
 
 
 @pytest.mark.slow
