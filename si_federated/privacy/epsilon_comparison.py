@@ -180,10 +180,11 @@ def _sampled(
       f'cyclic Poisson, {groups} groups',
       band_choice.sampled_record(rounds, groups=groups, **options),
     )
-    apart = _apart(rounds, separation, **options)
     # With one group, both are Poisson sampling.
-    if separation > 1 and apart is not None:
-      yield f'b-min-separation, {separation} rounds', apart
+    if separation > 1:
+      apart = _apart(rounds, separation, **options)
+      if apart is not None:
+        yield f'b-min-separation, {separation} rounds', apart
   if mechanism in _IN_BINS:
     # Build the strategy for the sampling's own contract.
     bins = schedules.BallsInBins(num_clients, clients_per_round, 0)

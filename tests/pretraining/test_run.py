@@ -176,7 +176,7 @@ def test_other_flags_are_refused_by_the_names_of_pretrain(whole):
   before = tiny.read_newest_checkpoint(folder)
   for change, message in (
     (_settings(learning_rate=0.1), '--learning_rate: 0.1 here, 0.01 there'),
-    (_settings(num_steps=7), '--num_steps: 7 here, 6 there'),
+    (_settings(num_steps=5), '--num_steps: 5 here, 6 there'),
     (_settings(text_files=__file__), f'--text_files: {__file__} here, None'),
   ):
     with pytest.raises(config.ConfigError) as caught:
