@@ -144,9 +144,9 @@ _ROUNDS: dict[str, dict[str, Any]] = {
   },
   'si_conformer': {**_PRIVATE, 'aggregator': 'banded_inverse:bands=2'},
 }
-# Their matrices differ from those of `tree` and `blt` in numbers alone, and
-# tests/algorithms trains parts of a model and by FedSGD.
-_SLOW = {'gru', 'si_conformer', 'si_lstm'}
+# Each takes ten seconds or more, and their parts have fast tests of their own
+# in tests/aggregators, tests/algorithms and tests/personalization.
+_SLOW = {'conformer', 'gru', 'si_conformer', 'si_gru', 'si_lstm'}
 # Tested elsewhere: classifiers by tests/test_classification.py, transforms by
 # tests/models, schedules by tests/algorithms, Ray and JAX by tests/runtime,
 # diagnostics by tests/diagnostics, data and vocabularies by tests/tasks.

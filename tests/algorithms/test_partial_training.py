@@ -274,6 +274,7 @@ def test_to_train_all_is_federated_averaging(optimizer, options):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_state_continues_exactly():
   clients = _clients()
   whole = _rounds(_build(fraction=0.5), clients, 4)

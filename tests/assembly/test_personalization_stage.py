@@ -175,6 +175,7 @@ def _folder(tmp_path_factory):
   return root / 'x', experiment.run(_CONFIG, str(root))
 
 
+@pytest.mark.slow
 def test_files_and_summary(folder, built):
   path, summary = folder
   assert summary == {

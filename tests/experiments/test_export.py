@@ -101,6 +101,7 @@ def test_same_next_words_as_the_checkpoint(runs, name, tmp_path):
       )
 
 
+@pytest.mark.slow
 def test_any_shape_of_batch(runs, tmp_path):
   export.export_model(runs('si_cifg'), str(tmp_path), formats=('saved_model',))
   saved = tf.saved_model.load(str(tmp_path / 'saved_model'))
