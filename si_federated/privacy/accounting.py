@@ -21,6 +21,7 @@ import numpy as np
 from si_federated.privacy import (
   accountants,
   calibration,
+  gaussian_mixture,
   monte_carlo,
   participation,
   schedules,
@@ -212,7 +213,7 @@ class PrivacyRecord(record_lib.Record):
         gram = np.pad(gram, (0, 1))
         weights = np.append(weights, rest)
       gram = gram + before
-    return monte_carlo.GaussianMixture(gram, weights)
+    return gaussian_mixture.GaussianMixture(gram, weights)
 
   @functools.cached_property
   def _sampled(self) -> monte_carlo.Sampled:

@@ -127,3 +127,31 @@ def cyclic_contract(
   return participation.Participation(
     rounds, -(-rounds // min_separation), min_separation, cyclic=True
   )
+
+
+@dataclasses.dataclass(eq=False)
+class Cycles(Schedule):
+  """Groups of clients that take turns.
+
+  Attributes:
+    min_separation: The number of groups, the rounds in a cycle; all whole
+      cohorts by default.
+  """
+
+  min_separation: Optional[int] = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.min_separation is None:
+      self.min_separation = self.whole_cohorts
+    self._check_separation(self.min_separation)
+
+  def contract(self, rounds):
+    """Returns the contract that the schedule meets for a number of rounds."""
+    assert self.min_separation is not None
+    return cyclic_contract(rounds, self.min_separation)
+
+  def _turn(self, round_num: int) -> int:
+    """Returns the number of the group whose turn it is."""
+    assert self.min_separation is not None
+    return (round_num - 1) % self.min_separation

@@ -101,26 +101,17 @@ class CyclicPoisson(cohorts.Schedule):
 
 
 @dataclasses.dataclass(eq=False)
-class BallsInBins(cohorts.Schedule):
+class BallsInBins(cohorts.Cycles):
   """Fixed cycles whose cohorts are drawn client by client.
 
-  Groups take turns. Each client draws one of them, or none, once and
-  independently of the others: balls in bins (Choquette-Choo et al. 2024, arXiv
-  2410.06266). Unlike `FixedCycles`, whose cohorts have a fixed size, this
-  amplifies privacy: other clients' groups reveal nothing about a client's.
-
-  Attributes:
-    min_separation: The number of groups, the rounds in a cycle; all whole
-      cohorts by default.
+  Each client draws one of the groups, or none, once and independently of the
+  others: balls in bins (Choquette-Choo et al. 2024, arXiv 2410.06266). Unlike
+  `FixedCycles`, whose cohorts have a fixed size, this amplifies privacy: other
+  clients' groups reveal nothing about a client's.
   """
-
-  min_separation: Optional[int] = None
 
   def __post_init__(self):
     super().__post_init__()
-    if self.min_separation is None:
-      self.min_separation = self.whole_cohorts
-    self._check_separation(self.min_separation)
     draws = self._generator().random(self.num_clients)
     # Clients whose group is `min_separation` or more never take part.
     self._groups = np.floor(draws / self.amplification.probability)
@@ -136,13 +127,7 @@ class BallsInBins(cohorts.Schedule):
     )
 
   def _cohort(self, round_num):
-    turn = (round_num - 1) % self.min_separation
-    return np.flatnonzero(self._groups == turn)
-
-  def contract(self, rounds):
-    """Returns the contract that the schedule meets for a number of rounds."""
-    assert self.min_separation is not None
-    return cohorts.cyclic_contract(rounds, self.min_separation)
+    return np.flatnonzero(self._groups == self._turn(round_num))
 
 
 class SeparatedClients:

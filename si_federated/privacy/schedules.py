@@ -71,31 +71,18 @@ class ShuffledEpochs(Schedule):
 
 
 @dataclasses.dataclass(eq=False)
-class FixedCycles(Schedule):
+class FixedCycles(cohorts.Cycles):
   """One order of the clients, repeated.
 
   Any two rounds of a client are a multiple of `min_separation` apart.
-
-  Attributes:
-    min_separation: The rounds in a cycle; all whole cohorts by default.
   """
-
-  min_separation: Optional[int] = None
 
   def __post_init__(self):
     super().__post_init__()
-    if self.min_separation is None:
-      self.min_separation = self.whole_cohorts
-    self._check_separation(self.min_separation)
     self._order = self._generator().permutation(self.num_clients)
 
   def _cohort(self, round_num):
-    return self._slice(self._order, (round_num - 1) % self.min_separation)
-
-  def contract(self, rounds):
-    """Returns the contract that the schedule meets for a number of rounds."""
-    assert self.min_separation is not None
-    return cohorts.cyclic_contract(rounds, self.min_separation)
+    return self._slice(self._order, self._turn(round_num))
 
 
 class _TooFewClientsError(ValueError):

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from si_federated.privacy import (
   accounting,
+  gaussian_mixture,
   monte_carlo,
   participation,
   schedules,
@@ -97,7 +98,9 @@ def test_two_groups_against_integration(column, probability):
 
 def test_epsilon_includes_the_direction_of_an_added_client():
   # With few groups and large noise, an added client can cost more.
-  mixture = monte_carlo.GaussianMixture(np.array([[0.5**2]]), np.array([0.9]))
+  mixture = gaussian_mixture.GaussianMixture(
+    np.array([[0.5**2]]), np.array([0.9])
+  )
   exact = _integrated([(0.5, 0.0)], [0.9], 0.05)
   found = monte_carlo.Sampled(mixture).epsilon(0.05)
   assert exact <= found < 1.05 * exact
@@ -161,9 +164,9 @@ def test_unproven_amplification_is_refused():
     with pytest.raises(ValueError, match='not amplified by balls_in_bins'):
       _record(strategy, 1.0, 0.5, 2)
   with pytest.raises(ValueError, match='shape'):
-    monte_carlo.GaussianMixture(np.eye(2), np.ones(3) / 3)
+    gaussian_mixture.GaussianMixture(np.eye(2), np.ones(3) / 3)
   with pytest.raises(ValueError, match='at most 1'):
-    monte_carlo.GaussianMixture(np.eye(2), np.ones(2))
+    gaussian_mixture.GaussianMixture(np.eye(2), np.ones(2))
   plain = _record(strategies.identity(4), 1.0, 0.5, 2).without_amplification()
   with pytest.raises(ValueError, match='make a mixture'):
     plain.mixture()
