@@ -395,6 +395,8 @@ def run_main(main: Callable[..., Any], *, arguments: bool = False) -> None:
       sys.exit(128 + signal.SIGPIPE)
     except (OSError, ValueError) as error:
       _fail(str(error), 1, error)
+    except MemoryError as error:
+      _fail(f'Out of memory. {error}'.strip(), 1, error)
     except KeyboardInterrupt:
       sys.stdout.flush()
       try:

@@ -90,6 +90,18 @@ _PATHS = (
 )
 
 
+def test_memory_that_is_lacking_is_one_sentence(capsys, monkeypatch):
+  def main():
+    raise MemoryError('Unable to allocate 298. GiB')
+
+  monkeypatch.setattr(sys, 'argv', ['binary'])
+  with pytest.raises(SystemExit) as ended:
+    flags.run_main(main)
+  assert ended.value.code == 1
+  error = 'error: Out of memory. Unable to allocate 298. GiB'
+  assert capsys.readouterr().err == f'{error}\n'
+
+
 def _run_with_home(home):
   return subprocess.run(
     [sys.executable, '-c', _PATHS_MAIN, *_PATHS],

@@ -95,7 +95,7 @@ class Amplification:
     kind = strategy.kind
     # The dominance of fixed means is proven only for these.
     if self.kind in BY_MONTE_CARLO and (
-      kind == 'tree' or (strategy.matrix() < 0).any()
+      kind == 'tree' or strategy.has_negative_entries
     ):
       raise ValueError(
         f'A {kind} strategy is not amplified by {self.kind}, which takes a '

@@ -189,7 +189,7 @@ def _sampled(
     # Build the strategy for the sampling's own contract.
     bins = schedules.BallsInBins(num_clients, clients_per_round, 0)
     strategy = comparison.build(mechanism, bins.contract(rounds), cache=cache)
-    if not (strategy.matrix() < 0).any():
+    if not strategy.has_negative_entries:
       yield (
         f'balls in bins, {bins.min_separation} groups',
         accounting.PrivacyRecord(
@@ -207,7 +207,7 @@ def _apart(rounds, separation, num_clients, clients_per_round, **options):
     clients_per_round=clients_per_round,
     **options,
   )
-  if (record.strategy.matrix() < 0).any():
+  if record.strategy.has_negative_entries:
     return None
   schedule = schedules.BMinSep(
     num_clients, clients_per_round, 0, min_separation=separation

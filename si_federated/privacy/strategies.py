@@ -57,6 +57,11 @@ class _Square:
     rows, columns = np.nonzero(self.matrix())
     return int((rows - columns).max()) + 1
 
+  @functools.cached_property
+  def has_negative_entries(self) -> bool:
+    """Whether C has negative entries, so that updates may cancel."""
+    return bool((self.matrix() < 0).any())
+
   def sensitivity(
     self, contract: participation.Participation
   ) -> sensitivity.Sensitivity:
@@ -131,6 +136,11 @@ class Toeplitz(_Square):
   def bands(self) -> int:
     """The number of coefficients up to the last that is not zero."""
     return int(np.flatnonzero(self.coefficients)[-1]) + 1
+
+  @functools.cached_property
+  def has_negative_entries(self) -> bool:
+    """Whether coefficients are negative, so that updates may cancel."""
+    return bool((self.coefficients < 0).any())
 
   def matrix(self) -> np.ndarray:
     """Returns C, shape `[rounds, rounds]`."""
@@ -273,6 +283,11 @@ class Tree:
   def steps(self) -> tuple[int, ...]:
     """The number of rounds of each tree."""
     return binary_tree.tree_sizes(self.rounds, self.restart_every)
+
+  @property
+  def has_negative_entries(self) -> bool:
+    """Whether C has negative entries; it never has."""
+    return False
 
   def matrix(self) -> np.ndarray:
     """Returns C, with a row for each node and a column for each round."""
