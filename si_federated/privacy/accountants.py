@@ -5,6 +5,7 @@ They also support Poisson samples that are truncated to a maximum size.
 
 from __future__ import annotations
 
+import functools
 from typing import Union
 
 import dp_accounting
@@ -60,6 +61,14 @@ class PldAccountant(pld.PLDAccountant):
     return None
 
 
+# A run asks for the same event after each round.
+@functools.lru_cache(maxsize=8)
+def _renyi(
+  event: truncated_poisson.TruncatedPoissonDpEvent, orders: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+  return event.renyi(np.array(orders))
+
+
 class RdpAccountant(rdp.RdpAccountant):
   """dp_accounting's accountant, which also takes `TruncatedPoissonDpEvent`.
 
@@ -76,7 +85,7 @@ class RdpAccountant(rdp.RdpAccountant):
     if not isinstance(event, truncated_poisson.TruncatedPoissonDpEvent):
       return super()._maybe_compose(event, count, do_compose)
     if do_compose:
-      plain, cut = event.renyi(self._orders)
+      plain, cut = _renyi(event, tuple(self._orders))
       more = np.subtract(cut, plain, where=np.isfinite(cut), out=0 * plain)
       self._rdp = self._rdp + count * cut
       self._more_by_cuts = self._more_by_cuts + count * more
