@@ -15,6 +15,8 @@ import pytest
 # Otherwise a package that TFF imports sets a lower level, which the binaries
 # under test would inherit.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Compiling small programs takes JAX much longer than running them.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 # With TensorFlow alone, only tests of layers, models and privacy run.
 _HAS_TFF = importlib.util.find_spec('tensorflow_federated') is not None

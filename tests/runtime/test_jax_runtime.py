@@ -13,25 +13,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from si_federated import config, experiment, layers, runtime
-from si_federated.runtime import jax_process, jax_programs, jax_worker
+from si_federated import runtime
+from si_federated.runtime import jax_process, jax_worker
 from si_federated.training import sampling
-from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
 _SLOW = pytest.mark.slow
-_PRIVATE = {
-  'clip_norm': 0.1,
-  'noise_multiplier': 0.0,
-  'min_separation': 1,
-  'max_participations': 3,
-}
-_CYCLES = {
-  'clip_norm': 0.1,
-  'noise_multiplier': 0.0,
-  'participation': 'fixed_cycles',
-}
 
 
 @pytest.fixture(autouse=True)
@@ -405,161 +393,6 @@ def test_untraceable_programs_are_refused():
     _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
-def _run(name, rounds=3, **changes):
-  """Returns weights and metrics after some rounds, and an evaluation."""
-  options = {
-    'model': 'cifg:units=8,embedding_size=4',
-    'clients_per_round': 5,
-    # Programs are unrolled over steps, which prolongs their compilation.
-    'sequence_length': 3,
-    'total_rounds': 3,
-    # Adam would turn differences in the last digit into large steps.
-    'server_optimizer': 'sgd',
-    'server_learning_rate': 1.0,
-    'client_learning_rate': 0.1,
-    **changes,
-  }
-  built = experiment.build(tiny.tiny_config(runtime=name, **options))
-  state = built.process.initialize()
-  metrics = []
-  for round_num in range(1, rounds + 1):
-    output = built.process.next(state, built.sample_cohort(round_num))
-    state = output.state
-    metrics.append(output.metrics['client_work']['train'])
-  weights = built.process.get_model_weights(state)
-  return (
-    [*weights.trainable, *weights.non_trainable],
-    metrics,
-    built.evaluate(weights),
-  )
-
-
-def _assert_close(got, expected):
-  for some, others in zip(got[:1], expected[:1]):
-    scale = max(np.abs(array).max() for array in others)
-    for one, other in zip(some, others):
-      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
-  for one, other in zip(got[1], expected[1]):
-    assert set(one) == set(other)
-    for key, value in other.items():
-      np.testing.assert_allclose(one[key], value, rtol=1e-5)
-  assert set(got[2]) == set(expected[2])
-  for key, value in expected[2].items():
-    np.testing.assert_allclose(got[2][key], value, rtol=1e-5)
-
-
-def test_a_round_equals_that_of_the_local_runtime():
-  options = {'rounds': 1, 'clients_per_round': 3}
-  _assert_close(_run('jax', **options), _run('local', **options))
-
-
-@_SLOW
-def test_two_runs_are_equal_to_the_bit():
-  got = _run('jax:clients_per_group=2')
-  _assert_close(got, _run('local'))
-  again = _run('jax:clients_per_group=2')
-  for one, other in zip(got[0], again[0]):
-    np.testing.assert_array_equal(one, other)
-
-
-@_SLOW
-@pytest.mark.parametrize(
-  'model',
-  [
-    'lstm:units=8,embedding_size=4',
-    'gru:units=8,embedding_size=4',
-    'si_cifg:units=8,embedding_size=4',
-    'cifg:units=8,embedding_size=4,projection_units=4,num_layers=2',
-    'si_lstm:units=8,embedding_size=4',
-    'si_gru:units=8,embedding_size=4',
-    'transformer:embedding_size=8,num_heads=2,intermediate_dim=8,num_layers=1',
-    'si_transformer:embedding_size=8,num_heads=2,intermediate_dim=8,'
-    'num_layers=1',
-    'conformer:embedding_size=8,num_heads=2,num_layers=1',
-    'cifg:units=8,embedding_size=4,dropout=0.3',
-    'transformer:embedding_size=8,num_heads=2,intermediate_dim=8,num_layers=1,'
-    'dropout=0.3',
-    'si_conformer:embedding_size=8,num_heads=2,num_layers=1',
-  ],
-)
-def test_models(model):
-  _assert_close(_run('jax', model=model), _run('local', model=model))
-
-
-@_SLOW
-@pytest.mark.parametrize(
-  'options',
-  [
-    {'algorithm': 'fed_prox'},
-    {'algorithm': 'fed_sgd', 'aggregator': 'mean:weighting=tokens'},
-    {'algorithm': 'mime_lite'},
-    {'client_optimizer': 'adam'},
-    {'algorithm': 'partial_training'},
-    {
-      'algorithm': 'partial_training',
-      'model': 'cifg:units=8,embedding_size=4,dropout=0.3',
-    },
-    {
-      'algorithm': 'partial_training:by=block,fraction=0.5',
-      'client_optimizer': 'sgd:gradient_clip_norm=0.05',
-    },
-    {'client_optimizer': 'sgd:gradient_clip_norm=0.1,weight_decay=0.01'},
-    {'client_epochs_per_round': 2},
-    {'transform': 'lora:rank=2'},
-    {'transform': 'freeze:variables=embedding'},
-    {'aggregator': 'mean:weighting=uniform'},
-    {'aggregator': 'blt', **_PRIVATE},
-    {'aggregator': 'tree', **_PRIVATE},
-    {'aggregator': 'gaussian', **_PRIVATE},
-    {'aggregator': 'adaptive_gaussian', **_PRIVATE},
-    {'aggregator': 'banded:bands=2', **_CYCLES},
-    {'aggregator': 'dense', **_CYCLES},
-    {'client_optimizer': 'sgdm'},
-    {'client_optimizer': 'adamw'},
-    {'client_optimizer': 'yogi'},
-    {'client_optimizer': 'adagrad'},
-    {'compression': config.CompressionSpec.parse('upload=float32')},
-    {'compression': config.CompressionSpec.parse('download=uniform:bits=8')},
-  ],
-  ids=lambda options: '-'.join(map(str, options.values())),
-)
-def test_other_parts(options):
-  _assert_close(_run('jax', **options), _run('local', **options))
-
-
-_SMALL = 'embedding_size=8,num_heads=2,num_layers=1'
-
-
-@_SLOW
-@pytest.mark.parametrize(
-  'algorithm', ['fed_prox', 'fed_sgd', 'mime_lite', 'partial_training']
-)
-@pytest.mark.parametrize(
-  ('model', 'options'),
-  [
-    ('lstm:units=8,embedding_size=4', {}),
-    ('si_cifg:units=8,embedding_size=4', {}),
-    (f'transformer:{_SMALL},intermediate_dim=8', {'transform': 'lora:rank=2'}),
-    (f'si_transformer:{_SMALL},intermediate_dim=8', {}),
-    (f'conformer:{_SMALL}', {}),
-    (f'si_conformer:{_SMALL}', {'transform': 'freeze:variables=embedding'}),
-  ],
-  ids=lambda value: str(value).partition(':')[0],
-)
-def test_models_under_other_algorithms(model, options, algorithm):
-  # `test_models` covers them under federated averaging.
-  options = {'rounds': 1, 'model': model, 'algorithm': algorithm, **options}
-  _assert_close(_run('jax', **options), _run('local', **options))
-
-
-@pytest.mark.slow
-def test_static_shapes_change_no_result_elsewhere():
-  expected = _run('local', rounds=1)
-  with layers.static_shapes():
-    got = _run('local', rounds=1)
-  _assert_close(got, expected)
-
-
 def test_all_devices_of_the_machine(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
   runtime.set_jax_context(clients_per_group=1)
@@ -570,58 +403,3 @@ def test_all_devices_of_the_machine(monkeypatch):
   np.testing.assert_allclose(total, _expected(0.5, clients), rtol=1e-6)
   _, total = next_round(0.5, [_dataset(*clients[0])])
   np.testing.assert_allclose(total, _expected(0.5, clients[:1]), rtol=1e-6)
-
-
-@_SLOW
-def test_programs_hold_no_frozen_weights(monkeypatch):
-  sizes = []
-  export = jax_programs.ClientPrograms.export
-
-  def exported(self, broadcast, *args, **options):
-    program = export(self, broadcast, *args, **options)
-    sizes.append((len(program), sum(array.nbytes for array in broadcast)))
-    return program
-
-  monkeypatch.setattr(jax_programs.ClientPrograms, 'export', exported)
-  _run(
-    'jax',
-    rounds=1,
-    clients_per_round=1,
-    vocab_size=20,
-    model='cifg:units=256,embedding_size=64',
-    transform='lora:rank=1',
-  )
-  assert sizes
-  for program, weights in sizes:
-    assert weights > 2**20
-    assert program < weights / 4
-
-
-@_SLOW
-def test_a_killed_process_in_a_round_loses_no_round(tmp_path, monkeypatch):
-  experiment_of = tiny.tiny_config(
-    'killed',
-    runtime='jax',
-    total_rounds=3,
-    rounds_per_checkpoint=1,
-    clients_per_round=2,
-  )
-  experiment.run(experiment_of, str(tmp_path / 'whole'))
-  add = jax_programs.ClientPrograms.export
-  calls = []
-
-  def killing(self, *args, **options):
-    calls.append(self)
-    if len(calls) == 2:
-      context = tff.framework.get_context_stack().current
-      os.kill(context.worker_pid, signal.SIGKILL)
-    return add(self, *args, **options)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(jax_programs.ClientPrograms, 'export', killing)
-    with pytest.raises(ValueError, match='process has ended.*saved'):
-      experiment.run(experiment_of, str(tmp_path / 'cut'))
-  experiment.run(experiment_of, str(tmp_path / 'cut'))
-  tiny.assert_same_run(
-    tmp_path / 'whole' / 'killed', tmp_path / 'cut' / 'killed'
-  )
