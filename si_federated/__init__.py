@@ -19,6 +19,7 @@ The map of the package. A room imports from lower levels only, and within level
   sweeps           many runs from one description
   reporting        tables, figures and pages from run folders
   preparation      client data from dumps and tables
+  help_texts       what --help says about the flags of an experiment
   flags            absl flags to ExperimentConfig
 2 weights          weights in files: checkpoints, Keras files, adapters
   diagnostics      DIAGNOSTICS: measurements of a model while it trains

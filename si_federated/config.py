@@ -344,15 +344,14 @@ class ExperimentConfig:
         '--reinitialized_variables has no effect without --initial_model; give '
         'both or leave it out.'
       )
-    if self.clip_norm is not None and self.clip_norm_from is not None:
-      raise ConfigError(
-        '--clip_norm and --clip_norm_from exclude each other; give one of them.'
-      )
-    if self.noise_multiplier is not None and self.target_epsilon is not None:
-      raise ConfigError(
-        '--noise_multiplier and --target_epsilon exclude each other, since '
-        'either determines the other; give one of them.'
-      )
+    for one, other in (
+      ('clip_norm', 'clip_norm_from'),
+      ('noise_multiplier', 'target_epsilon'),
+    ):
+      if getattr(self, one) is not None and getattr(self, other) is not None:
+        raise ConfigError(
+          f'--{one} and --{other} exclude each other; give one of them.'
+        )
 
   def to_json(self) -> str:
     """Returns the configuration as JSON, parts in the flags' grammar."""

@@ -43,7 +43,8 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     {'tensorflow', 'absl', *_FEDERATED},
   ),
   'preparation': ({'files', 'tasks'}, {'absl', *_FEDERATED}),
-  'flags': ({'config'}, {'tensorflow', *_FEDERATED}),
+  'help_texts': (set(), None),
+  'flags': ({'config', 'help_texts'}, {'tensorflow', *_FEDERATED}),
   'weights': (
     {'algorithms', 'config', 'files', 'models', 'tasks', 'training'},
     {'absl'},
@@ -53,7 +54,7 @@ _ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     {'absl'},
   ),
 }
-_LEVEL_2 = {*_ALLOWED} - {'flags'}
+_LEVEL_2 = {*_ALLOWED} - {'flags', 'help_texts'}
 _ALLOWED['assembly'] = (_LEVEL_2, {'absl'})
 _ALLOWED['pretraining'] = (_LEVEL_2 | {'assembly'}, {'absl'})
 _ALLOWED['experiment'] = (_LEVEL_2 | {'assembly', 'pretraining'}, {'absl'})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from si_federated.tasks.population_subset import (
+from si_federated.tasks.seeded_orders import (
   hashed_number,
   hashed_permutation,
 )

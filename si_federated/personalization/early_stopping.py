@@ -10,7 +10,7 @@ import numpy as np
 
 from si_federated.personalization import examples as examples_lib
 from si_federated.personalization import learners
-from si_federated.tasks.population_subset import hashed_permutation
+from si_federated.tasks.seeded_orders import hashed_permutation
 
 
 class EarlyStopping:

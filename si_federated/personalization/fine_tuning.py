@@ -13,7 +13,7 @@ import tensorflow_federated as tff
 
 from si_federated.personalization import client_hashing, learners, mixture
 from si_federated.personalization import examples as examples_lib
-from si_federated.tasks.population_subset import hashed_permutation
+from si_federated.tasks.seeded_orders import hashed_permutation
 
 # Shares of a client's examples for fine-tuning and for evaluation.
 FRACTIONS = (0.5, 0.5)

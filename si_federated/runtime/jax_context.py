@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ from si_federated.runtime import (
   client_arrays,
   dispatch,
   errors,
+  jax_cohort,
   jax_process,
   jax_programs,
   jax_recording,
@@ -37,52 +38,6 @@ def _refusal(error: Exception) -> errors.UnsupportedError:
   return errors.UnsupportedError(
     f'--runtime=jax cannot run this computation: {reason} Use --runtime=local.'
   )
-
-
-class Cohort(NamedTuple):
-  """The clients of a round: their work and their data.
-
-  Attributes:
-    programs: Their work.
-    broadcast: The arrays that the server broadcasts.
-    zeros: The sums over no clients.
-    data: Each client's batches.
-    tensors: Each client's other values.
-  """
-
-  programs: jax_programs.ClientPrograms
-  broadcast: list[np.ndarray]
-  zeros: list[np.ndarray]
-  data: Sequence[Sequence[client_arrays.Stack]]
-  tensors: Sequence[Sequence[np.ndarray]]
-
-  def groups(
-    self, largest: Callable[[client_arrays.Kind], int]
-  ) -> Iterator[client_arrays.Group]:
-    """Yields the clients in groups; see `client_arrays.groups`."""
-    return client_arrays.groups(
-      self.data, self.programs.sequence_types, largest, self.tensors
-    )
-
-
-def _read(
-  programs: jax_programs.ClientPrograms,
-  clients: Sequence[Any],
-  position: int,
-  broadcast: values.Tensors,
-) -> tuple[list[client_arrays.Stack], list[np.ndarray]]:
-  """Returns a client's sequences and other values."""
-  client_type = programs.client_type
-  if programs.draw is None and isinstance(client_type, tff.SequenceType):
-    # Cohorts may already have arrays; see `training.sampling.Cohort`.
-    components = getattr(clients, 'stack', lambda _: None)(position)
-    if components is not None:
-      return [client_arrays.stack_of(components, client_type)], []
-  flat = values.flatten(clients[position], client_type)
-  stacks, others = programs.reader.read(flat)
-  if programs.draw is not None:
-    others += [tensor.numpy() for tensor in programs.draw(*flat, *broadcast)]
-  return stacks, others
 
 
 class JaxContext(context_base.SyncContext):
@@ -202,32 +157,17 @@ class JaxContext(context_base.SyncContext):
   ) -> rounds.Partial | None:
     if not len(clients):
       return None
-    programs = self._programs[id(compiled)]
     part = compiled.client_part
-    data: list[list[client_arrays.Stack]] = []
-    tensors: list[list[np.ndarray]] = []
-    for position in range(len(clients)):
-      try:
-        stacks, others = _read(programs, clients, position, broadcast)
-        data.append(stacks)
-        tensors.append(others)
-      except Exception as error:
-        raise rounds.client_error(clients, position, error) from error
-    empty = part.empty()
-    zeros = [
-      np.asarray(tensor)
-      for tensor in (
-        *empty.accumulator,
-        *(tensor for kind in empty.secure_sums for tensor in kind),
-      )
-    ]
-    arrays = [np.asarray(tensor) for tensor in broadcast]
-    cohort = Cohort(programs, arrays, zeros, data, tensors)
+    cohort = jax_cohort.read(
+      self._programs[id(compiled)], part, broadcast, clients
+    )
     facts, checked = self._facts_to_record(compiled)
     while True:
       try:
         total = self._sum(
-          cohort._replace(data=data[:checked], tensors=tensors[:checked])
+          cohort._replace(
+            data=cohort.data[:checked], tensors=cohort.tensors[:checked]
+          )
         )
         break
       except jax_process.OutOfMemoryError as error:
@@ -247,10 +187,10 @@ class JaxContext(context_base.SyncContext):
     if facts is not None:
       self._record(cohort, total, checked, facts)
     partial = None
-    for start in range(0, len(total), len(zeros)):
+    for start in range(0, len(total), len(cohort.zeros)):
       sums = [
         tf.convert_to_tensor(array.astype(zero.dtype))
-        for array, zero in zip(total[start:], zeros)
+        for array, zero in zip(total[start:], cohort.zeros)
       ]
       partial = compiled.merge(partial, part.partial(sums))
     return partial
@@ -262,7 +202,7 @@ class JaxContext(context_base.SyncContext):
     )
 
   def _groups(
-    self, cohort: Cohort, num_devices: int = 1
+    self, cohort: jax_cohort.Cohort, num_devices: int = 1
   ) -> Iterator[tuple[str, client_arrays.Group]]:
     """Yields the groups of a cohort, each with its program's key."""
     share = client_arrays.power_of_two(-(-len(cohort.data) // num_devices))
@@ -278,7 +218,7 @@ class JaxContext(context_base.SyncContext):
       yield f'{programs} {group.shapes}', group
 
   def _fitting_groups(
-    self, cohort: Cohort, num_devices: int
+    self, cohort: jax_cohort.Cohort, num_devices: int
   ) -> list[tuple[str, client_arrays.Group]]:
     """Returns groups that fit in memory, with their programs loaded."""
     while True:
@@ -289,7 +229,9 @@ class JaxContext(context_base.SyncContext):
       else:
         return groups
 
-  def _load(self, key: str, cohort: Cohort, group: client_arrays.Group) -> bool:
+  def _load(
+    self, key: str, cohort: jax_cohort.Cohort, group: client_arrays.Group
+  ) -> bool:
     """Gives the worker a program; returns whether it fits in memory."""
     program = self._export(cohort, group, self._platform)
     self._worker.ask(
@@ -325,7 +267,7 @@ class JaxContext(context_base.SyncContext):
       return float('inf')
     return answer['bytes']
 
-  def _sum(self, cohort: Cohort) -> list[np.ndarray]:
+  def _sum(self, cohort: jax_cohort.Cohort) -> list[np.ndarray]:
     """Returns the sums over clients, device by device."""
     num_devices = 1
     if self._recording is None:
@@ -347,7 +289,7 @@ class JaxContext(context_base.SyncContext):
     return self._worker.ask({'command': 'end'})[1]
 
   def _export(
-    self, cohort: Cohort, group: client_arrays.Group, platform: str
+    self, cohort: jax_cohort.Cohort, group: client_arrays.Group, platform: str
   ) -> bytes:
     try:
       return cohort.programs.export(
@@ -374,7 +316,7 @@ class JaxContext(context_base.SyncContext):
 
   def _record(
     self,
-    cohort: Cohort,
+    cohort: jax_cohort.Cohort,
     total: list[np.ndarray],
     checked: int | None,
     facts: Mapping[str, Any],

@@ -14,6 +14,7 @@ import ray
 
 from si_federated.runtime import (
   chunks,
+  jax_cohort,
   jax_context,
   jax_process,
   ray_actors,
@@ -54,7 +55,7 @@ class RayJaxContext(jax_context.JaxContext):
     """Ends the actors; the context can't be used afterwards."""
     self._actors.stop()
 
-  def _sum(self, cohort: jax_context.Cohort) -> list[np.ndarray]:
+  def _sum(self, cohort: jax_cohort.Cohort) -> list[np.ndarray]:
     groups = list(self._groups(cohort))
     for key, group in groups:
       if key not in self._programs_sent:

@@ -6,7 +6,7 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-from si_federated.tasks.populations import permutation
+from si_federated.tasks.seeded_orders import permutation
 
 # Holding out and distributing use separate random streams.
 _HOLD_OUT, _SHARE_OUT = 1, 2

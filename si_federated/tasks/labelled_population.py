@@ -7,11 +7,8 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from si_federated.tasks.populations import (
-  Population,
-  check_at_least_one,
-  permutation,
-)
+from si_federated.tasks.populations import Population
+from si_federated.tasks.seeded_orders import check_at_least_one, permutation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Callable, Sequence
 
 import numpy as np
@@ -11,27 +10,12 @@ import numpy as np
 from si_federated.tasks.populations import (
   ClientPopulation,
   Population,
-  check_at_least_one,
   next_tokens,
 )
-
-
-def hashed_number(*words: object) -> int:
-  """Returns a number below 2^64, a hash of the words."""
-  text = '\0'.join(map(str, words))
-  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
-
-
-def hashed_permutation(size: int, *words: object) -> np.ndarray:
-  """Returns an order of `size` items as a function of the words alone.
-
-  Args:
-    size: The number of items.
-    *words: The values that determine it, such as a seed and a client's name.
-  """
-  # Sorts raw output, whose stream is the same in all versions of NumPy.
-  raw = np.random.PCG64(hashed_number(*words)).random_raw(size)
-  return np.argsort(raw, kind='stable')
+from si_federated.tasks.seeded_orders import (
+  check_at_least_one,
+  hashed_permutation,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,11 @@ from typing import Any, Callable, Protocol, Sequence
 import numpy as np
 import tensorflow as tf
 
+from si_federated.tasks.seeded_orders import (
+  check_at_least_one,
+  permutation,
+  training_order,
+)
 from si_federated.tasks.token_arrays import MAX_WORDS, TokenArrays
 
 
@@ -340,12 +345,6 @@ def next_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return rows[:, :-1], rows[:, 1:]
 
 
-def check_at_least_one(name: str, value: int) -> None:
-  """Raises a ValueError if a number of examples is below 1."""
-  if value < 1:
-    raise ValueError(f'{name} must be 1 or more; got {value}.')
-
-
 def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
   """Returns a dataset of the batches of arrays `[n, ...]`.
 
@@ -358,47 +357,3 @@ def in_batches(arrays: Any, batch_size: int) -> tf.data.Dataset:
   """
   check_at_least_one('batch_size', batch_size)
   return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
-
-
-def training_order(
-  size: int,
-  *,
-  index: int,
-  epochs: int = 1,
-  max_elements: int | None = None,
-  seed: int | Sequence[int] | None = None,
-) -> np.ndarray:
-  """Returns the order of a client's examples in a training pass, `[m]`.
-
-  Args:
-    size: The number of examples.
-    index: The client.
-    epochs: The number of passes over the examples.
-    max_elements: At most this many over all epochs; None for all.
-    seed: Determines the order, with the client's index; None for stored order.
-
-  Raises:
-    ValueError: If a number is out of range.
-  """
-  if epochs < 1:
-    raise ValueError(f'epochs must be 1 or more; got {epochs}.')
-  if max_elements is not None and max_elements < 1:
-    raise ValueError(
-      f'max_elements must be 1 or more, or None; got {max_elements}.'
-    )
-  total = epochs * size
-  if max_elements is not None:
-    total = min(total, max_elements)
-  if seed is None:
-    return np.arange(total) % max(size, 1)
-  words = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
-  generator = np.random.PCG64([*words, index])
-  passes = [permutation(generator, size) for _ in range(-(-total // size))]
-  return np.concatenate(passes)[:total]
-
-
-def permutation(generator: np.random.PCG64, size: int) -> np.ndarray:
-  """Returns a random order of `size` items, the same with every NumPy."""
-  # Sorted raw output, because NumPy guarantees the stream of a bit generator
-  # but not that of `Generator.permutation`.
-  return np.argsort(generator.random_raw(size), kind='stable')

@@ -14,7 +14,7 @@ from si_federated.tasks.classification_task import (
   build_task,
   most_frequent,
 )
-from si_federated.tasks.populations import permutation
+from si_federated.tasks.seeded_orders import permutation
 from si_federated.tasks.store_writer import SPLITS
 from si_federated.tasks.task import check_sizes
 

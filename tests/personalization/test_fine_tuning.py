@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.personalization import client_hashing, fine_tuning
-from si_federated.tasks.population_subset import hashed_permutation
+from si_federated.tasks.seeded_orders import hashed_permutation
 
 _RATE, _BATCH, _EPOCHS = 0.1, 3, 2
 
