@@ -231,6 +231,7 @@ def run(
       examples=built.validation_examples,
       num_parameters=built.num_parameters,
       initial_facts=built.start.facts if built.start else None,
+      is_private=built.ledger.is_private,
     )
     recorder = diagnostics_stage.build_recorder(built, folder.path)
     summary = loop.run(

@@ -398,10 +398,13 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_has_no_noise_is_named_for_classification(data):
+def test_what_has_no_noise_is_named_for_classification(data, run):
   built = experiment.build(
     _config(data, aggregator='gaussian', clip_norm=1.0, noise_multiplier=1.0)
   )
   names = set(built.ledger.summary()['released_without_noise'])
   assert {'train/macro_f1', 'train/num_examples', 'train/loss'} <= names
   assert 'train/num_tokens' not in names
+  # All that a run of this task writes about its training.
+  filled = {name for row in _rows(run[0]) for name in row if row[name]}
+  assert {name for name in filled if name.startswith('train/')} <= names

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from si_federated import config
 from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism
-from si_federated.assembly import earlier_run
+from si_federated.assembly import earlier_run, earlier_training
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
@@ -88,6 +88,15 @@ def unnoised(
       f'{name} (the exact size of cohorts)'
       for name in ('clients_per_sec', 'bytes_up_total', 'bytes_down_total')
     ]
+    names.append(
+      'privacy.json: observed, and so_far without amplification (how often '
+      'clients were sampled)'
+    )
+  names.append(
+    'task.json: train_fingerprint (a digest, which confirms a guess of all '
+    'training data), and the number of training clients and other facts about '
+    'their data'
+  )
   if build_part(experiment, 'diagnostics') is not None:
     names += [f'diagnostics.csv: {name}' for name in OF_TRAINING_CLIENTS]
   return names
@@ -113,6 +122,8 @@ def simulated_because(
       f'of the run of --clip_norm_from: {reason}'
       for reason in before.simulated_because
     ]
+  if (reason := earlier_training.reason_against(experiment)) is not None:
+    reasons.append(reason)
   if mechanism.noise_cohort_size is not None:
     reasons.append(
       f'the noise is that of cohorts of {mechanism.noise_cohort_size} clients '

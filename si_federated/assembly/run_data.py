@@ -23,6 +23,7 @@ def keep(
   examples: np.ndarray,
   num_parameters: int,
   initial_facts: Optional[Mapping[str, Any]],
+  is_private: bool = False,
 ) -> None:
   """Describes the run's data, or checks that they have not changed.
 
@@ -32,12 +33,25 @@ def keep(
     examples: The evaluation examples, `[N, T + 1]`.
     num_parameters: The number of trained parameters.
     initial_facts: `Start.facts` of the initial model, if one was read.
+    is_private: Whether the run has noise, which must not be used again for
+      other data.
 
   Raises:
-    config.ConfigError: If the run in the folder began with other data.
+    config.ConfigError: If the run in the folder began with other data, or is
+      private and does not say with which.
   """
   vocabulary = task.vocabulary
-  if folder.has('metrics.csv') and folder.has('task.json'):
+  if (
+    is_private
+    and folder.has_rounds
+    and not folder.read_json('task.json').get('train_fingerprint')
+  ):
+    raise config.ConfigError(
+      f'{folder.path} no longer says in task.json which clients its private '
+      'run began with, and noise must not be used again for others; restore '
+      'that file, or give this run another --experiment_name.'
+    )
+  if folder.has_rounds and folder.has('task.json'):
     if vocabulary_files.load_vocabulary(folder.path) != vocabulary:
       raise config.ConfigError(
         f'The data of {task.name} are no longer those that the run in '

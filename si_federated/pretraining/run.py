@@ -25,7 +25,7 @@ from si_federated.tasks import (
 from si_federated.training import callbacks, loop
 from si_federated.training import run_folder as run_folder_lib
 
-_FILE = 'pretraining.json'
+_FILE = run_folder_lib.PRETRAINING_FILE
 
 
 def pretrain(
@@ -85,7 +85,7 @@ def _refuse_others(
   sources: dict[str, Any],
 ) -> None:
   """Raises, naming the flags, if the folder has a run with other flags."""
-  if not folder.has('metrics.csv') or not folder.has('config.json'):
+  if not folder.has_rounds or not folder.has('config.json'):
     return
   ours = {field: name for name, field in CONFIG_NAMES.items()}
   differences = []

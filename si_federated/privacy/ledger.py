@@ -127,9 +127,17 @@ class Ledger:
     """
     if self._record is None or not self._record.noise_multiplier:
       return math.inf
-    if not self._recorder.max_participations:
+    if not self._has_cost(self._recorder):
       return self._record.epsilon_before(self._delta)
     return self._epsilon_of(self._recorder.observed())
+
+  def _has_cost(self, observed: participation.ParticipationRecorder) -> bool:
+    """Whether the rounds so far cost privacy."""
+    if self._record is not None and self._record.amplification is not None:
+      # An empty cohort costs as much as any other, since the guarantee is for
+      # all that could have been drawn.
+      return observed.last_round > 0
+    return observed.max_participations > 0
 
   def _epsilon_after(self, observed: participation.Participation) -> float:
     assert self._record is not None
@@ -243,7 +251,7 @@ class Ledger:
         result['epsilon'] = self._record.epsilon_before(self._delta)
       result['promised'] = self._promised
       result['neighbouring_relation'] = self._record.neighbouring_relation
-      if observed.max_participations:
+      if self._has_cost(observed):
         so_far = self._record.after(observed.observed()).summary(self._delta)
         if self._record.is_amplified:
           # Whoever knows the cohorts knows how often clients took part.

@@ -108,9 +108,14 @@ class Notices(Callback):
 
 
 def _same(one: Any, other: Any) -> bool:
-  # Noise for a target epsilon can differ in the last digit between machines.
+  # Noise for a target epsilon, and all that depends on it, can differ in the
+  # last digit between machines.
   if isinstance(one, float) and isinstance(other, float):
     return math.isclose(one, other, rel_tol=1e-9)
+  if isinstance(one, dict) and isinstance(other, dict):
+    return one.keys() == other.keys() and all(
+      _same(value, other[key]) for key, value in one.items()
+    )
   return one == other
 
 

@@ -25,7 +25,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow_federated as tff
@@ -33,6 +33,8 @@ import tensorflow_federated as tff
 from si_federated import config, files
 from si_federated.training import checkpoints, event_files, write_errors
 
+# The sources of the text of a pretraining.
+PRETRAINING_FILE = 'pretraining.json'
 COLUMNS = (
   'train/loss',
   'train/accuracy',
@@ -121,9 +123,7 @@ class RunFolder:
       files.remove_leftovers(self._file(folder))
     held = read_config(self.path) if self.has('config.json') else None
     differences = experiment.differences(held) if held is not None else []
-    # A run that failed before its first row, for example because data were
-    # missing, leaves nothing to resume.
-    if held is not None and self.has('metrics.csv'):
+    if held is not None and self.has_rounds:
       longer = dataclasses.replace(held, total_rounds=experiment.total_rounds)
       if (
         experiment.total_rounds > held.total_rounds
@@ -131,7 +131,7 @@ class RunFolder:
       ):
         self._check_more_rounds(experiment, held, planned_for_rounds)
         differences = []
-    if differences and self.has('metrics.csv'):
+    if differences and self.has_rounds:
       raise config.ConfigError(
         f'{self.path} has an experiment with other flags '
         f'({"; ".join(differences)}); give this one another '
@@ -152,7 +152,8 @@ class RunFolder:
         f'{self.path} has a run of {held.total_rounds} rounds, for which '
         f'{" and ".join(planned_for_rounds)} were made: it cannot continue to '
         f'--total_rounds={experiment.total_rounds}. Start another '
-        f'--experiment_name from its weights with --initial_model={self.path}.'
+        f'--experiment_name from its weights with --initial_model={self.path}; '
+        'clients of both runs pay the privacy of both.'
       )
 
   def close(self) -> None:
@@ -164,6 +165,15 @@ class RunFolder:
   def has(self, name: str) -> bool:
     """Returns whether the folder has a file of this name."""
     return os.path.exists(self._file(name))
+
+  @property
+  def has_rounds(self) -> bool:
+    """Whether there is something to resume.
+
+    A run that failed before its first row, for example because data were
+    missing, leaves nothing. A checkpoint counts even if its rows were deleted.
+    """
+    return self.has('metrics.csv') or bool(self.checkpoints.newest())
 
   def read_json(self, name: str) -> dict[str, Any]:
     """Returns the content of a JSON file; empty if it is missing or garbled."""
@@ -324,6 +334,21 @@ def read_task(path: Union[str, os.PathLike]) -> dict[str, Any]:
     The content of task.json; empty if there is none.
   """
   return _read_json(os.path.join(path, 'task.json'))
+
+
+def read_text_files(path: Union[str, os.PathLike]) -> Optional[str]:
+  """Reads which text a pretraining had in place of a task's clients.
+
+  Args:
+    path: The run's folder.
+
+  Returns:
+    The pattern of its files; None if it had the clients of its task, or if the
+    run is not a pretraining.
+  """
+  sources = _read_json(os.path.join(path, PRETRAINING_FILE))
+  pattern = sources.get('text_files')
+  return None if pattern is None else str(pattern)
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -552,6 +552,37 @@ def _summary(**changes):
   ).summary()
 
 
+@pytest.mark.parametrize(
+  ('aggregator', 'participation', 'sampled'),
+  [
+    ('gaussian', 'poisson', True),
+    ('banded:bands=4', 'cyclic_poisson', True),
+    ('gaussian', 'balls_in_bins', True),
+    ('gaussian', 'b_min_sep', True),
+    # Cohorts are assumed to be known.
+    ('tree', 'cyclic_poisson', False),
+    ('gaussian', 'uniform', False),
+    ('tree', 'fixed_cycles', False),
+    ('tree', 'min_separation', False),
+    ('blt', 'shuffled_epochs', False),
+  ],
+)
+def test_how_often_clients_were_sampled_is_not_covered(
+  aggregator, participation, sampled
+):
+  told = _summary(
+    aggregator=aggregator,
+    participation=participation,
+    min_separation=10
+    if participation not in ('poisson', 'uniform', 'shuffled_epochs')
+    else None,
+  )['released_without_noise']
+  by_name = {name.partition(': ')[0]: name for name in told}
+  assert ('privacy.json' in by_name) == sampled
+  assert ('clients_per_sec (the exact size of cohorts)' in told) == sampled
+  assert 'train_fingerprint' in by_name['task.json']
+
+
 def test_what_is_released_and_whom_clients_trust():
   plain = _summary(aggregator='gaussian')
   assert len(plain['released']) == 1

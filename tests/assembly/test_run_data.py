@@ -22,13 +22,14 @@ def _task():
   )
 
 
-def _keep(folder, task):
+def _keep(folder, task, **options):
   run_data.keep(
     folder,
     task,
     examples=task.validation.sample_examples(8, seed=0),
     num_parameters=1,
     initial_facts=None,
+    **options,
   )
 
 
@@ -58,6 +59,25 @@ def test_clients_that_changed_are_refused_on_resuming(task, tmp_path):
   _keep(
     folder, dataclasses.replace(task, train=task.train.subset(range(count)))
   )
+
+
+def test_a_private_run_must_know_which_clients_it_began_with(task, tmp_path):
+  folder = run_folder.RunFolder(tmp_path)
+  _keep(folder, task, is_private=True)
+  folder.open_metrics(-1)
+  (tmp_path / 'task.json').unlink()
+  with pytest.raises(config.ConfigError, match='which clients its private run'):
+    _keep(folder, task, is_private=True)
+  _keep(folder, task)
+  # A checkpoint has used noise, even if the rows of the metrics are gone.
+  folder.checkpoints.save({'x': np.zeros(1)}, 3, {})
+  (tmp_path / 'metrics.csv').unlink()
+  _keep(folder, task, is_private=True)
+  fewer = dataclasses.replace(
+    task, train=task.train.subset(range(len(task.train) - 1))
+  )
+  with pytest.raises(config.ConfigError, match='training clients differ'):
+    _keep(folder, fewer, is_private=True)
 
 
 def test_large_populations_are_read_in_part(task):

@@ -83,7 +83,9 @@ def test_what_it_promises_and_keeps(whole):
   assert epsilons[0] == 0 and epsilons == sorted(epsilons)
   assert epsilons[-1] == pytest.approx(privacy['epsilon'])
   assert rows[-1]['train/clip_norm'] == '0.5'
-  assert set(privacy['released_without_noise']) <= set(rows[0])
+  *columns, facts = privacy['released_without_noise']
+  assert set(columns) <= set(rows[0])
+  assert facts.startswith('task.json: train_fingerprint')
 
 
 class _Killed(BaseException):

@@ -36,6 +36,40 @@ def test_rows_under_sampling_do_not_end_above_the_promise():
   assert rows[0] < rows[-1]
 
 
+def test_under_sampling_an_empty_cohort_costs_as_much_as_any_other():
+  rounds, delta = 6, 1e-5
+  contract = participation.Participation(rounds, rounds, 1)
+  record = accounting.PrivacyRecord(
+    strategies.identity(rounds),
+    1.0,
+    contract,
+    schedules.Amplification('poisson', 0.1),
+  )
+  found = []
+  for cohort in ([], [3, 5]):
+    book = ledger.Ledger(mechanism='gaussian', delta=delta, record=record)
+    book.record(1, cohort)
+    book.record(2, [])
+    found.append((book.epsilon(), book.summary()['epsilon']))
+  # The epsilon of two rounds, whoever was drawn.
+  two = participation.Participation(2, 2, 1)
+  expected = record.after(two)
+  assert (
+    found[0]
+    == found[1]
+    == (
+      min(expected.epsilon(delta, method='rdp'), record.epsilon(delta)),
+      expected.epsilon(delta),
+    )
+  )
+  # If it is known who takes part, nobody took part.
+  book = ledger.Ledger(
+    mechanism='gaussian', delta=delta, record=record.without_amplification()
+  )
+  book.record(1, [])
+  assert book.epsilon() == book.summary()['epsilon'] == 0
+
+
 def test_tuning_is_said_not_to_be_covered():
   told = ledger.Ledger(mechanism='gaussian', delta=1e-5).summary()
   assert any('hyper-parameters' in text for text in told['not_covered'])

@@ -409,6 +409,16 @@ def test_other_flags_are_refused_and_nothing_is_lost(tmp_path):
   assert _rows(tmp_path) == rows
 
 
+def test_without_its_rows_a_checkpoint_still_refuses_other_flags(tmp_path):
+  _run(tmp_path)
+  (tmp_path / 'config.json').write_text(config.ExperimentConfig('x').to_json())
+  (tmp_path / 'metrics.csv').unlink()
+  with pytest.raises(config.ConfigError, match='--client_learning_rate: 9'):
+    run_folder.RunFolder(tmp_path).open(
+      config.ExperimentConfig('x', client_learning_rate=9.0)
+    )
+
+
 def test_flags_may_change_until_there_is_something_to_resume(tmp_path):
   one = run_folder.RunFolder(tmp_path)
   assert not one.open(config.ExperimentConfig('x', data_dir='wrong'))
@@ -615,6 +625,17 @@ def test_a_checkpoint_of_another_promise_is_refused(tmp_path, changed, message):
   with pytest.raises(ValueError, match=message):
     _run(tmp_path, sample_cohort=_five_in_turn, ledger=_ledger(**changed))
   assert (tmp_path / 'metrics.csv').read_text() == before
+
+
+def test_a_last_digit_refuses_no_resume(tmp_path):
+  def ledger(factor):
+    population = {'num_clients': 99, 'epsilon': 3.0 * factor, 'delta': 1e-6}
+    return _ledger(2.0 * factor, simulated_population=population)
+
+  _run(tmp_path, total_rounds=6, sample_cohort=_five_in_turn, ledger=ledger(1))
+  with pytest.raises(ValueError, match='simulated_population'):
+    _run(tmp_path, sample_cohort=_five_in_turn, ledger=ledger(1 + 1e-6))
+  _run(tmp_path, sample_cohort=_five_in_turn, ledger=ledger(1 + 2e-16))
 
 
 def test_a_folder_without_locks_is_used_with_a_warning(

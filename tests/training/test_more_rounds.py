@@ -49,7 +49,8 @@ def test_parts_planned_for_the_rounds_forbid_more(tmp_path, options, reason):
   longer = tiny.tiny_config(total_rounds=40, **options)
   planned = checks.planned_for_rounds(longer)
   with pytest.raises(
-    config.ConfigError, match=f'20 rounds.*{reason}.*--initial_model='
+    config.ConfigError,
+    match=f'20 rounds.*{reason}.*--initial_model=.*pay the privacy of both',
   ):
     folder.open(longer, planned)
   assert run_folder.read_config(tmp_path).total_rounds == 20
