@@ -31,7 +31,9 @@ The map of the package. A room imports from lower levels only, and within level
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import sys
 from typing import Any
 
 # Former places of modules that users import.
@@ -39,6 +41,25 @@ _MOVED = {
   'adapter_files': 'si_federated.weights.adapter_files',
   'trained_model': 'si_federated.inference.trained_model',
 }
+
+
+@atexit.register
+def _drop_tff_context() -> None:
+  """Drops TFF's default context while the modules that it needs still exist.
+
+  Importing TFF creates it with a `ServiceManager`, whose destructor prints a
+  traceback if Python has already cleared the module `subprocess` for it. This
+  is the one module that every program imports, whichever room it uses.
+  """
+  if 'tensorflow_federated' in sys.modules:
+    from tensorflow_federated.python.core.impl.context_stack import (
+      context_stack_impl,
+      runtime_error_context,
+    )
+
+    context_stack_impl.context_stack.set_default_context(
+      runtime_error_context.RuntimeErrorContext()
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,6 @@ from tensorflow_federated.python.core.environments.tensorflow_frontend import (
 )
 from tensorflow_federated.python.core.impl.context_stack import (
   context_stack_impl,
-  runtime_error_context,
 )
 from tensorflow_federated.python.core.impl.execution_contexts import (
   sync_execution_context,
@@ -50,18 +49,6 @@ from tensorflow_federated.python.core.impl.executors import (
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
 _START_TIMEOUT_SECS = 60.0
 _PR_SET_PDEATHSIG = 1
-
-
-@atexit.register
-def _drop_default_context() -> None:
-  """Drops TFF's default context while the modules that it needs still exist.
-
-  Importing TFF creates it with a `ServiceManager`, whose destructor prints a
-  traceback if Python has already cleared the module `subprocess` for it.
-  """
-  context_stack_impl.context_stack.set_default_context(
-    runtime_error_context.RuntimeErrorContext()
-  )
 
 
 def _die_with_parent() -> None:
