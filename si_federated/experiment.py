@@ -104,7 +104,11 @@ def _build(
     earlier_run.check_clients(
       experiment, data_fingerprint.fingerprint(task.train)
     )
-  schedule = client_schedule.build_schedule(experiment, len(task.train))
+  schedule = client_schedule.build_schedule(
+    experiment,
+    len(task.train),
+    num_canaries=0 if canaries is None else canaries.count,
+  )
   mechanism = private_mechanism.build_mechanism(experiment, schedule)
   if folder is not None:
     mechanism = private_mechanism.keep_strategy(
@@ -130,7 +134,9 @@ def _build(
     dimension=num_parameters,
   )
   if canaries is not None:
-    mechanism = private_mechanism.add_canaries(experiment, mechanism, canaries)
+    mechanism = private_mechanism.add_canaries(
+      experiment, mechanism, canaries, schedule
+    )
   keras_model = keras_model_fn()
   drops_out = dropout_keys.draws_at_random(keras_model)
   keyed = drops_out and dropout_keys.takes_keys(keras_model)

@@ -103,13 +103,17 @@ def schedule(
   separation: int,
   amplification: Optional[schedules.Amplification] = None,
   canary_seed: int = 0,
+  drawn: Optional[Sequence[np.ndarray]] = None,
 ) -> Plan:
   """Returns which canaries take part in each round.
 
   All members take part in the same rounds: as often as the contract allows, at
   the least separation, starting with the round that makes them most visible. If
   the accounting relies on sampling, they are sampled as clients are, but
-  independently, in the rounds of one group; with balls in bins they draw it.
+  independently, in the rounds of one group; with balls in bins they draw it. If
+  cohorts have a maximum size, the clients' schedule draws all canaries, and
+  those held out take their places without an update: so all coins are of one
+  population, whose size the cost of truncation depends on.
 
   With u marking the rounds in which canaries may take part and C the strategy,
   the weights of the releases x + C^-1 z are C^T C u. No other linear sum better
@@ -122,16 +126,27 @@ def schedule(
     separation: The least distance of two rounds of a client.
     amplification: The sampling of clients, if the accounting relies on it.
     canary_seed: The seed of all canaries, which determines the samples.
+    drawn: The indices of all canaries that were drawn in each round, if cohorts
+      have a maximum size.
 
   Raises:
-    ValueError: If there are too few canaries.
+    ValueError: If there are too few canaries, or the draws are missing.
   """
   taken = np.flatnonzero(members(num_canaries, canary_seed))
   matrix, rounds = strategy.matrix(), strategy.rounds
   times = np.arange(rounds)
   if amplification is not None:
     rows = _possible(rounds, amplification)[None]
-    cohorts = _sampled(taken, rounds, amplification, canary_seed)
+    if (drawn is None) != (amplification.max_cohort_size is None):
+      raise ValueError(
+        'Canaries are drawn with the clients if, and only if, cohorts have a '
+        'maximum size; give their draws of the schedule.'
+      )
+    cohorts = (
+      _sampled(taken, rounds, amplification, canary_seed)
+      if drawn is None
+      else [cohort[np.isin(cohort, taken)] for cohort in drawn]
+    )
   else:
     span = (min(participations, -(-rounds // separation)) - 1) * separation
     firsts = np.arange(max(rounds - span, 1))[:, None]

@@ -12,13 +12,17 @@ from si_federated.privacy import band_choice, schedules, workloads
 
 
 def build_schedule(
-  experiment: config.ExperimentConfig, num_clients: int
+  experiment: config.ExperimentConfig,
+  num_clients: int,
+  num_canaries: int = 0,
 ) -> schedules.Schedule:
   """Builds the schedule of clients.
 
   Args:
     experiment: The experiment.
     num_clients: The number of training clients.
+    num_canaries: The number of canaries of an audit, which take places as
+      clients do in cohorts of a maximum size.
 
   Returns:
     The schedule.
@@ -38,6 +42,7 @@ def build_schedule(
     seed=experiment.client_seed,
     min_separation=separation,
     max_participations=experiment.max_participations,
+    num_guests=num_canaries,
   )
   if experiment.total_rounds:
     try:

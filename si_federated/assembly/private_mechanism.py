@@ -204,7 +204,10 @@ class Canaries:
 
 
 def add_canaries(
-  experiment: config.ExperimentConfig, mechanism: Mechanism, added: Canaries
+  experiment: config.ExperimentConfig,
+  mechanism: Mechanism,
+  added: Canaries,
+  schedule: Optional[schedules.Schedule] = None,
 ) -> Mechanism:
   """Returns a mechanism with canaries in its cohorts.
 
@@ -213,6 +216,9 @@ def add_canaries(
     mechanism: The calibrated mechanism.
     added: The canaries. They take part as often as the contract allows, or are
       sampled like clients if the accounting relies on sampling.
+    schedule: The clients of each round, built for this number of canaries. It
+      also draws them if cohorts have a maximum size, where they can displace
+      clients, and clients them.
 
   Raises:
     config.ConfigError: If the mechanism can't be audited.
@@ -228,6 +234,11 @@ def add_canaries(
     strategy = getattr(record, 'strategy', None)
     if strategy is None:
       raise ValueError('Only noise that the server adds can be audited.')
+    drawn = None
+    sampling = record.amplification
+    if sampling is not None and sampling.max_cohort_size is not None:
+      assert isinstance(schedule, (schedules.Poisson, schedules.CyclicPoisson))
+      drawn = [schedule.guests_of(t + 1) for t in range(strategy.rounds)]
     return dataclasses.replace(
       mechanism,
       factory=canaries.CanaryFactory(
@@ -239,8 +250,9 @@ def add_canaries(
           participations=contract.participations,
           # Rounds that are a block apart are in different blocks.
           separation=max(contract.min_separation, contract.block),
-          amplification=record.amplification,
+          amplification=sampling,
           canary_seed=added.seed,
+          drawn=drawn,
         ),
       ),
     )

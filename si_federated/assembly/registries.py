@@ -68,6 +68,7 @@ _GIVEN: dict[str, tuple[str, ...]] = {
     'seed',
     'min_separation',
     'max_participations',
+    'num_guests',
   ),
   'client_optimizer': ('learning_rate',),
   'server_optimizer': ('learning_rate',),

@@ -31,9 +31,10 @@ class Amplification:
       that an available client takes part.
     groups: The number of groups; 1 for `'poisson'`. `'b_min_sep'` has none:
       there it is the least distance between two rounds of a client.
-    max_cohort_size: For `'poisson'`, the size to which cohorts are truncated at
-      random; None for no truncation.
-    num_clients: With a maximum size, the size of the population.
+    max_cohort_size: For `'poisson'` and `'cyclic_poisson'`, the size to which
+      cohorts are truncated at random; None for no truncation.
+    num_clients: With a maximum size, the number of clients that can be drawn:
+      of the population, or of a group.
   """
 
   kind: str
@@ -60,12 +61,13 @@ class Amplification:
       )
     most, clients = self.max_cohort_size, self.num_clients
     if (most is None and clients is None) or (
-      self.kind == 'poisson' and 1 <= (most or 0) <= (clients or 0)
+      self.kind not in BY_MONTE_CARLO and 1 <= (most or 0) <= (clients or 0)
     ):
       return
     raise ValueError(
       f'{self.kind} sampling of {clients} clients cannot have cohorts of at '
-      f'most {most}; only poisson takes a maximum, of at most all clients.'
+      f'most {most}; poisson and cyclic_poisson take a maximum, of at most all '
+      'clients.'
     )
 
   @property

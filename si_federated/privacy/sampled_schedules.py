@@ -15,6 +15,56 @@ from si_federated.privacy import cohorts, participation
 from si_federated.privacy.amplification import Amplification
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Draws:
+  """Independent draws of clients, and of guests, up to a maximum size.
+
+  Attributes:
+    mean: The mean number of clients that join.
+    num_clients: The number of clients.
+    most: The largest number that joins; None for any.
+    num_guests: The number of guests; without a maximum they are not drawn.
+  """
+
+  mean: int
+  num_clients: int
+  most: Optional[int]
+  num_guests: int
+
+  def __post_init__(self):
+    if self.most is not None and not self.mean <= self.most <= self.num_clients:
+      raise ValueError(
+        f'max_cohort_size is {self.most}; take {self.mean} (clients_per_round, '
+        f'the mean) to {self.num_clients} (all clients that can be drawn).'
+      )
+
+  def amplification(self, kind: str, groups: int = 1) -> Amplification:
+    """Returns the amplification by these draws in the turns of a group."""
+    everyone = self.num_clients + self.num_guests
+    return Amplification(
+      kind,
+      self.mean / self.num_clients,
+      groups,
+      max_cohort_size=self.most,
+      num_clients=None if self.most is None else everyone,
+    )
+
+  def join(
+    self, generator: np.random.Generator, *, with_guests: bool = True
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of clients, and of guests, that take part."""
+    count = self.num_clients
+    if with_guests and self.most is not None:
+      count += self.num_guests
+    drawn = np.flatnonzero(
+      generator.random(count) < self.mean / self.num_clients
+    )
+    if self.most is not None and len(drawn) > self.most:
+      drawn = np.sort(generator.choice(drawn, self.most, replace=False))
+    is_client = drawn < self.num_clients
+    return drawn[is_client], drawn[~is_client] - self.num_clients
+
+
 @dataclasses.dataclass(eq=False)
 class Poisson(cohorts.Schedule):
   """Each client takes part in each round independently.
@@ -22,40 +72,38 @@ class Poisson(cohorts.Schedule):
   Attributes:
     max_cohort_size: If more clients are drawn, a random choice of this size
       takes part; at least `clients_per_round`. None for no maximum.
+    num_guests: The number of further clients without an index, such as the
+      canaries of an audit. With a maximum size they are drawn, and take places,
+      as clients do; see `guests_of`.
   """
 
   max_cohort_size: Optional[int] = None
+  num_guests: int = 0
 
   def __post_init__(self):
     super().__post_init__()
-    most = self.max_cohort_size
-    if most is not None and not (
-      self.clients_per_round <= most <= self.num_clients
-    ):
-      raise ValueError(
-        f'max_cohort_size is {most}; take {self.clients_per_round} '
-        f'(clients_per_round, the mean) to {self.num_clients} (all clients).'
-      )
+    self._draws = _Draws(
+      self.clients_per_round,
+      self.num_clients,
+      self.max_cohort_size,
+      self.num_guests,
+    )
 
   @property
   def amplification(self):
     """The amplification by the sampling."""
-    most = self.max_cohort_size
-    return Amplification(
-      'poisson',
-      self.clients_per_round / self.num_clients,
-      max_cohort_size=most,
-      num_clients=None if most is None else self.num_clients,
-    )
+    return self._draws.amplification('poisson')
 
   def _cohort(self, round_num):
-    generator = self._generator(round_num)
-    draws = generator.random(self.num_clients)
-    drawn = np.flatnonzero(draws < self.amplification.probability)
-    most = self.max_cohort_size
-    if most is None or len(drawn) <= most:
-      return drawn
-    return np.sort(generator.choice(drawn, most, replace=False))
+    return self._draws.join(self._generator(round_num))[0]
+
+  def guests_of(self, round_num: int) -> np.ndarray:
+    """Returns the indices of the guests in a round with a maximum size.
+
+    Args:
+      round_num: The round, from 1 on.
+    """
+    return self._draws.join(self._generator(round_num))[1]
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,15 +111,20 @@ class CyclicPoisson(cohorts.Schedule):
   """Fixed groups take turns; each client of the group joins independently.
 
   This sampling amplifies banded strategies (Choquette-Choo et al. 2023, section
-  4 and theorem 4).
+  4 and theorem 4). Truncation to a maximum size changes one round at a time, so
+  that the theorem holds with the cost of truncated rounds.
 
   Attributes:
     min_separation: The number of groups; at least the number of bands of the
       strategy.
+    max_cohort_size: As for `Poisson`.
+    num_guests: As for `Poisson`; they belong to the first group.
   """
 
   groups_by_bands: ClassVar[bool] = True
   min_separation: int
+  max_cohort_size: Optional[int] = None
+  num_guests: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -79,21 +132,36 @@ class CyclicPoisson(cohorts.Schedule):
     # Theorem 4 needs groups of equal size, so the remaining clients are unused.
     self._group_size = self.num_clients // self.min_separation
     self._order = self._generator().permutation(self.num_clients)
+    self._draws = _Draws(
+      self.clients_per_round,
+      self._group_size,
+      self.max_cohort_size,
+      self.num_guests,
+    )
 
   @property
   def amplification(self):
     """The amplification by the sampling."""
-    return Amplification(
-      'cyclic_poisson',
-      self.clients_per_round / self._group_size,
-      self.min_separation,
+    return self._draws.amplification('cyclic_poisson', self.min_separation)
+
+  def _join(self, round_num):
+    return self._draws.join(
+      self._generator(round_num),
+      with_guests=(round_num - 1) % self.min_separation == 0,
     )
 
   def _cohort(self, round_num):
     start = (round_num - 1) % self.min_separation * self._group_size
     group = self._order[start : start + self._group_size]
-    draws = self._generator(round_num).random(self._group_size)
-    return group[draws < self.amplification.probability]
+    return group[self._join(round_num)[0]]
+
+  def guests_of(self, round_num: int) -> np.ndarray:
+    """Returns the indices of the guests in a round with a maximum size.
+
+    Args:
+      round_num: The round, from 1 on.
+    """
+    return self._join(round_num)[1]
 
   def contract(self, rounds):
     """Returns the contract that the schedule meets for a number of rounds."""

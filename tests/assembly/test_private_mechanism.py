@@ -217,6 +217,7 @@ def test_the_contract_is_that_of_the_schedule():
     ('gaussian', 'uniform', False),
     ('adaptive_gaussian:count_noise=2', 'poisson', True),
     ('banded:bands=4', 'cyclic_poisson', True),
+    ('banded:bands=4', 'cyclic_poisson:max_cohort_size=6', True),
     ('gaussian', 'cyclic_poisson', True),
     ('tree', 'cyclic_poisson', False),
     ('banded:bands=4', 'fixed_cycles', False),
@@ -469,6 +470,60 @@ def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
     assert len(rounds) == 2 and rounds[1] // 30 > rounds[0] // 30
   with pytest.raises(config.ConfigError, match='a single band is left'):
     _build(aggregator='banded', participation='shuffled_epochs', **_PRIVATE)
+
+
+@pytest.mark.parametrize(
+  ('aggregator', 'participation', 'groups'),
+  [
+    ('gaussian', 'poisson:max_cohort_size=6', 1),
+    ('banded:bands=2', 'cyclic_poisson:max_cohort_size=6', 3),
+  ],
+)
+def test_canaries_are_truncated_with_the_clients(
+  aggregator, participation, groups
+):
+  flags: dict[str, Any] = {
+    'aggregator': aggregator,
+    'participation': participation,
+    'min_separation': groups if groups > 1 else None,
+    'clip_norm': 1.0,
+    'target_epsilon': 2.0,
+  }
+  added = private_mechanism.Canaries(200, 0)
+  experiment = _config(**flags)
+  schedule: Any = client_schedule.build_schedule(
+    experiment, _CLIENTS, num_canaries=added.count
+  )
+  mechanism = private_mechanism.calibrate(
+    experiment,
+    private_mechanism.build_mechanism(experiment, schedule),
+    delta=1e-5,
+    schedule=schedule,
+  )
+  record: Any = mechanism.record
+  # The promise of an audit is that of the clients and the canaries together.
+  assert record.amplification.num_clients == _CLIENTS // groups + 200
+  assert record.epsilon(1e-5) == pytest.approx(2, rel=1e-3)
+  audited: Any = private_mechanism.add_canaries(
+    experiment, mechanism, added, schedule
+  )
+  found, sizes = set(np.flatnonzero(members(200, 0))), []
+  for time, row in enumerate(audited.factory.plan.cohorts):
+    taken = set(row[row >= 0])
+    assert taken <= found
+    assert taken <= set(schedule.guests_of(time + 1))
+    assert not taken or time % groups == 0
+    size = len(schedule.guests_of(time + 1)) + len(schedule.cohort(time + 1))
+    assert size <= 6
+    if time % groups == 0:
+      sizes.append((len(taken), size))
+  # Members have their share of 6 places that are nearly all taken.
+  share = len(found) / (200 + _CLIENTS // groups)
+  places = sum(size for _, size in sizes)
+  assert places > 5.5 * len(sizes)
+  assert sum(count for count, _ in sizes) == pytest.approx(
+    share * places, abs=4 * (places * share * (1 - share)) ** 0.5
+  )
 
 
 @pytest.mark.slow

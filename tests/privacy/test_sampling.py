@@ -60,23 +60,33 @@ def _poisson():
   return schedule, strategies.identity(2), _epsilon(pairs)
 
 
-def _cut_poisson():
-  schedule = schedules.Poisson(4, 2, 0, max_cohort_size=2)
+def _cut(values, scale):
+  """The density of a round's sum; each joins with 1/2, at most two of them."""
+  one = 0.0
+  for size in range(len(values) + 1):
+    for drawn in itertools.combinations(values, size):
+      kept = list(itertools.combinations(drawn, min(size, 2)))
+      chance = 0.5 ** len(values) / len(kept)
+      for cohort in kept:
+        one += chance * stats.norm.pdf(_GRID, scale * sum(cohort))
+  return one
 
-  def density(values):
-    one = 0.0
-    for size in range(len(values) + 1):
-      for drawn in itertools.combinations(values, size):
-        kept = list(itertools.combinations(drawn, min(size, 2)))
-        chance = 0.5 ** len(values) / len(kept)
-        for cohort in kept:
-          one += chance * stats.norm.pdf(_GRID, sum(cohort) / _NOISE)
-    return np.outer(one, one)
 
+def _cut_pairs(*scales):
+  """All cohorts of four, in two rounds whose sums have these scales."""
   pairs = []
   for others in itertools.combinations_with_replacement([-1, 0, 1], 3):
-    there = density([*others, 1])
-    pairs += [(there, density(others)), (there, density([*others, 0]))]
+    there, absent, zero = (
+      np.outer(*(_cut([*others, *own], scale) for scale in scales))
+      for own in ([1], [], [0])
+    )
+    pairs += [(there, absent), (there, zero)]
+  return pairs
+
+
+def _cut_poisson():
+  schedule = schedules.Poisson(4, 2, 0, max_cohort_size=2)
+  pairs = _cut_pairs(1 / _NOISE, 1 / _NOISE)
   return schedule, strategies.identity(2), _epsilon(pairs)
 
 
@@ -100,6 +110,19 @@ def _cyclic_poisson():
   return schedule, _BANDED, _epsilon(pairs)
 
 
+def _cut_cyclic_poisson():
+  # Two groups of four clients. The two columns of C of a group's turns are
+  # orthogonal, so that each turn moves the release in a direction of its own.
+  schedule = schedules.CyclicPoisson(
+    8, 2, 0, min_separation=2, max_cohort_size=2
+  )
+  lengths = np.linalg.norm(_BANDED.matrix(), axis=0) / _NOISE
+  pairs = [
+    pair for group in range(2) for pair in _cut_pairs(*lengths[group::2])
+  ]
+  return schedule, _BANDED, _epsilon(pairs)
+
+
 def _balls_in_bins():
   schedule = schedules.BallsInBins(10, 4, 0, min_separation=2)
   matrix = _BANDED.matrix()
@@ -119,18 +142,26 @@ def _b_min_sep():
 
 
 _GRIDS = 'densities on a grid, client added and removed'
+_CUT_GRIDS = (
+  'densities on a grid, all cohorts of four clients; added, removed and zero'
+)
 # The routine that accounts for a schedule, its oracle, and a function for both.
 _AMPLIFIED = {
   'poisson': ('loss distribution of dp_accounting', _GRIDS, _poisson),
   'poisson:max_cohort_size': (
     'loss distribution with exchanges',
-    'densities on a grid, all cohorts of four clients; added, removed and zero',
+    _CUT_GRIDS,
     _cut_poisson,
   ),
   'cyclic_poisson': (
     'loss distribution of the turns of a group',
     _GRIDS,
     _cyclic_poisson,
+  ),
+  'cyclic_poisson:max_cohort_size': (
+    'loss distribution of the turns of a group, with exchanges',
+    _CUT_GRIDS,
+    _cut_cyclic_poisson,
   ),
   'balls_in_bins': ('Monte Carlo', _GRIDS, _balls_in_bins),
   'b_min_sep': ('Monte Carlo, recursion over rounds', _GRIDS, _b_min_sep),

@@ -12,6 +12,7 @@ from dp_accounting.pld import privacy_loss_mechanism
 from scipy import integrate, stats
 
 from si_federated.privacy import (
+  accountants,
   accounting,
   participation,
   schedules,
@@ -268,15 +269,86 @@ def test_impossible_maxima_are_refused(largest):
     ('poisson', {'max_cohort_size': 3}),
     ('poisson', {'num_clients': 3}),
     ('poisson', {'max_cohort_size': 9, 'num_clients': 8}),
-    ('cyclic_poisson', {'max_cohort_size': 3, 'num_clients': 8}),
+    ('cyclic_poisson', {'max_cohort_size': 3}),
+    ('balls_in_bins', {'max_cohort_size': 3, 'num_clients': 8}),
+    ('b_min_sep', {'max_cohort_size': 3, 'num_clients': 8}),
   ],
 )
 def test_incomplete_maxima_are_refused(kind, options):
-  with pytest.raises(ValueError, match='only poisson takes a maximum'):
+  with pytest.raises(ValueError, match='cyclic_poisson take a maximum'):
     schedules.Amplification(kind, 0.1, **options)
 
 
-def test_correlated_noise_is_not_amplified():
-  record = _record(100, 0.1, 12, 1.0, 8)
-  with pytest.raises(ValueError, match='does not amplify the correlated noise'):
-    dataclasses.replace(record, strategy=strategies.Tree(8))
+def _in_groups(largest, guests=0):
+  return schedules.CyclicPoisson(
+    61, 5, 3, min_separation=3, max_cohort_size=largest, num_guests=guests
+  )
+
+
+def test_cohorts_of_groups_have_a_maximum_too():
+  plain, cut = _in_groups(None), _in_groups(6)
+  sizes = set()
+  for round_num in range(1, 301):
+    drawn, kept = plain.cohort(round_num), cut.cohort(round_num)
+    assert len(kept) == min(len(drawn), 6) and set(kept) <= set(drawn)
+    sizes.add(len(drawn))
+  assert max(sizes) > 9
+  # A client can only be displaced by those of its group of 20.
+  assert cut.amplification == schedules.Amplification(
+    'cyclic_poisson', 5 / 20, 3, max_cohort_size=6, num_clients=20
+  )
+  with pytest.raises(ValueError, match='21; take 5 .* to 20'):
+    _in_groups(21)
+
+
+def test_a_turn_of_a_group_costs_what_a_truncated_round_does():
+  contract = participation.Participation(7, 3, 3, cyclic=True)
+  record = accounting.PrivacyRecord(
+    strategies.Toeplitz(np.array([1.0, 0.5]), 7),
+    2.0,
+    contract,
+    _in_groups(6).amplification,
+  )
+  # Columns of C have a norm of at most 1.25^(1/2); a group has three turns.
+  event = truncated_poisson.TruncatedPoissonDpEvent(20, 0.25, 6, 2 / 1.25**0.5)
+  accountant = accountants.PldAccountant()
+  accountant.compose(event, 3)
+  assert record.epsilon(1e-5) == pytest.approx(accountant.get_epsilon(1e-5))
+  plain = dataclasses.replace(
+    record, amplification=_in_groups(None).amplification
+  )
+  assert record.epsilon(1e-5) > 1.1 * plain.epsilon(1e-5)
+
+
+@pytest.mark.parametrize('groups', [1, 3])
+def test_guests_take_places_as_clients_do(groups):
+  def make(largest, guests=20):
+    if groups > 1:
+      return _in_groups(largest, guests)
+    return schedules.Poisson(
+      20, 5, 3, max_cohort_size=largest, num_guests=guests
+    )
+
+  clients, guests, full = np.zeros(61), np.zeros(20), 0
+  schedule, plain = make(7), make(None, 0)
+  for round_num in range(1, 901):
+    cohort, invited = schedule.cohort(round_num), schedule.guests_of(round_num)
+    if (round_num - 1) % groups:
+      # Guests are of the first group, and change no other.
+      assert not len(invited)
+      np.testing.assert_array_equal(cohort, make(7, 0).cohort(round_num))
+      continue
+    assert set(cohort) <= set(plain.cohort(round_num))
+    assert len(cohort) + len(invited) <= 7
+    full += len(cohort) + len(invited) == 7
+    clients[cohort] += 1
+    guests[invited] += 1
+  assert full > 0.8 * 900 / groups
+  # Clients and guests, 20 of each, lose equally many places.
+  taken = guests.sum()
+  assert abs(clients.sum() - taken) < 4 * (2 * taken) ** 0.5
+  assert guests.min() > 0.5 * guests.max() > 0
+  assert schedule.amplification.num_clients == 20 + 20
+  assert schedule.amplification.probability == 1 / 4
+  # Without a maximum, nobody displaces anybody.
+  np.testing.assert_array_equal(make(None).cohort(1), plain.cohort(1))
