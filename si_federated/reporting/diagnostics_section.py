@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import colors, ticker
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,6 +25,7 @@ _BLENDING = 'blending_'
 # Only the first runs get their own pictures: a sweep can have hundreds.
 _MOST_RUNS = 4
 _INCHES_A_ROW = 0.115
+_MOST_PARTS = 12
 
 
 class _Map(NamedTuple):
@@ -62,6 +64,12 @@ _CURVES: Dict[str, str] = {
   'attention_entropy': 'Mean entropy of attention (nats)',
 }
 
+# Quantities of each part of the model, drawn in a panel with all sets of runs.
+_PART_CURVES: Dict[str, str] = {
+  'weight_norm': 'Norm of weights',
+  'effective_learning_rate': "Server's step / norm of weights",
+}
+
 
 def read(path: pathlib.Path) -> pd.DataFrame:
   """Reads the diagnostics of a run.
@@ -98,8 +106,9 @@ def draw(comparison: run_groups.Comparison) -> List[Picture]:
     comparison: The runs.
 
   Returns:
-    A picture of curves for each quantity, and at most two pictures for each of
-    the first runs that have diagnostics; none without.
+    A picture of curves for each quantity, of the model and of its parts, and at
+    most two pictures for each of the first runs that have diagnostics; none
+    without.
   """
   tables = {run.path: read(run.path) for run in comparison.runs}
   if not any(len(table) for table in tables.values()):
@@ -110,6 +119,8 @@ def draw(comparison: run_groups.Comparison) -> List[Picture]:
     extended = _with_series(comparison, tables)
     for quantity, words in _CURVES.items():
       pictures.append(_draw_curves(extended, quantity, words))
+    for quantity, words in _PART_CURVES.items():
+      pictures.append(_draw_parts(extended, quantity, words))
     for group in comparison.groups:
       table = tables[group.runs[0].path]
       if not len(table) or shown == _MOST_RUNS:
@@ -126,7 +137,7 @@ def _with_series(
   comparison: run_groups.Comparison,
   tables: Mapping[pathlib.Path, pd.DataFrame],
 ) -> run_groups.Comparison:
-  """Returns the runs with `diagnostics/QUANTITY` among their series."""
+  """Returns the runs with `diagnostics/QUANTITY[/PART]` among their series."""
 
   def extended(run: Run) -> Run:
     table = tables[run.path]
@@ -134,7 +145,8 @@ def _with_series(
       f'diagnostics/{quantity}': rows.set_index('round_num')['value']
       for quantity, rows in table[table['layer'] == _MODEL].groupby('quantity')
     }
-    return dataclasses.replace(run, series={**run.series, **series})
+    parts = part_series(table)
+    return dataclasses.replace(run, series={**run.series, **series, **parts})
 
   return dataclasses.replace(
     comparison,
@@ -143,6 +155,94 @@ def _with_series(
       for group in comparison.groups
     ),
   )
+
+
+def part_series(table: pd.DataFrame) -> Dict[str, pd.Series]:
+  """Measures parts: all layers whose names begin with the same word.
+
+  Args:
+    table: The diagnostics of a run, from `read`.
+
+  Returns:
+    Values by round, `diagnostics/QUANTITY/PART`, of `weight_norm` and
+    `effective_learning_rate`.
+  """
+  rows = table[table['layer'] != _MODEL]
+  rows = rows.assign(part=[name.split('/')[0] for name in rows['layer']])
+  layers = rows.pivot_table('value', ['part', 'round_num', 'layer'], 'quantity')
+  series: Dict[str, pd.Series] = {}
+
+  def add(quantity, values):
+    for part, of_part in values.dropna().groupby('part'):
+      name = f'diagnostics/{quantity}/{part}'
+      series[name] = of_part.droplevel('part')
+
+  def norm(values):
+    return np.sqrt((values**2).groupby(['part', 'round_num']).sum(min_count=1))
+
+  if 'weight_norm' in layers:
+    add('weight_norm', norm(layers['weight_norm']))
+  if {'update_norm', 'effective_learning_rate'} <= set(layers):
+    step = layers['update_norm']
+    # The norm before the step.
+    norms = step / layers['effective_learning_rate']
+    add('effective_learning_rate', norm(step) / norm(norms))
+  return series
+
+
+def _draw_parts(
+  comparison: run_groups.Comparison, quantity: str, words: str
+) -> Picture | None:
+  prefix = f'diagnostics/{quantity}/'
+  parts = [
+    name.removeprefix(prefix)
+    for group in comparison.groups
+    for name in group.runs[0].series
+    if name.startswith(prefix)
+  ]
+  parts = list(dict.fromkeys(parts))
+  if not 2 <= len(parts) <= _MOST_PARTS:
+    return None
+  columns = min(len(parts), 3)
+  lines = -(-len(parts) // columns)
+  figure = plotting.blank_figure(1.75 * max(columns, 2), 1.35 * lines + 0.6)
+  axes = figure.subplots(lines, columns, sharex=True, squeeze=False)
+  for at in axes.flat[len(parts) :]:
+    at.set_visible(False)
+  labels: Dict[str, Artist] = {}
+  for at, part in zip(axes.flat, parts):
+    low, high = np.inf, -np.inf
+    for group, look in zip(
+      comparison.groups, line_styles.group_looks(comparison)
+    ):
+      one = curves.curve(group, prefix + part)
+      if len(one.x):
+        plotting.draw_band(
+          at, one.x, one.mean, one.low, one.high, look, label=one.label
+        )
+        low, high = min(low, one.lowest), max(high, one.highest)
+    handles, words_of = at.get_legend_handles_labels()
+    labels.update(zip(words_of, handles))
+    if low <= high:
+      plotting.scale_y(at, low, high)
+    at.set_title(part, fontsize=7, loc='left')
+    at.tick_params(labelsize=6)
+    at.grid(axis='y')
+    plotting.scale_rounds(at)
+    at.set_xlabel('Round' if at in axes[-1] else '', fontsize=6.5)
+    at.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
+  figure.supylabel(words, fontsize=7)
+  figure.legend(
+    list(labels.values()),
+    list(labels),
+    loc='outside upper center',
+    fontsize=6.5,
+    ncols=min(len(labels), 3),
+    labelcolor='linecolor',
+    handlelength=1.5,
+  )
+  caption = f'{words}, of each part of the model, by round.'
+  return plotting.render(f'diagnostics_{quantity}_by_part', caption, figure)
 
 
 def _draw_curves(

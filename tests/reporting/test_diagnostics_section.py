@@ -59,6 +59,65 @@ def test_figures_of_measurements(make_run):
     assert '<svg' in picture.svg
 
 
+def test_parts_of_the_model_are_compared(make_run, monkeypatch):
+  lines = {
+    'cifg': [
+      '1,embedding,weight_norm,2',
+      '1,recurrent_1/cell,weight_norm,3',
+      '1,recurrent_1/dense,weight_norm,4',
+      '1,model,weight_norm,9',
+    ],
+    'si_cifg': [
+      '1,embedding,weight_norm,7',
+      '1,recurrent_1/cell,update_norm,3',
+      '1,recurrent_1/cell,effective_learning_rate,0.5',
+      '1,recurrent_1/dense,update_norm,4',
+      '1,recurrent_1/dense,effective_learning_rate,0.5',
+    ],
+  }
+  drawn = []
+  band = diagnostics_section.plotting.draw_band
+
+  def draw_band(axes, x, mean, *args, **options):
+    drawn.append((options['label'], list(x), list(mean)))
+    return band(axes, x, mean, *args, **options)
+
+  monkeypatch.setattr(diagnostics_section.plotting, 'draw_band', draw_band)
+  folders = []
+  for model, rows in lines.items():
+    folders.append(make_run(model, model=model))
+    text = '\n'.join(['round_num,layer,quantity,value', *rows, ''])
+    (folders[-1] / 'diagnostics.csv').write_text(text)
+  # One part has no picture; the second run measured no step of embeddings.
+  assert set(_draw(*folders)) >= {'diagnostics_weight_norm_by_part'}
+  # Two layers of norms 3 and 4 have norm 5 together.
+  assert drawn == [
+    ('cifg', [1], [2.0]),
+    ('si_cifg', [1], [7.0]),
+    ('cifg', [1], [5.0]),
+  ]
+
+
+def test_steps_of_parts_are_relative_to_their_weights(make_run):
+  run = make_run('a')
+  rows = [
+    'round_num,layer,quantity,value',
+    '1,embedding,update_norm,1',
+    '1,embedding,effective_learning_rate,0.5',
+    '1,cell/a,update_norm,3',
+    '1,cell/a,effective_learning_rate,0.3',
+    '1,cell/b,update_norm,4',
+    '1,cell/b,effective_learning_rate,0.25',
+  ]
+  (run / 'diagnostics.csv').write_text('\n'.join(rows) + '\n')
+  pictures = _draw(run)
+  assert 'diagnostics_effective_learning_rate_by_part' in pictures
+  series = diagnostics_section.part_series(diagnostics_section.read(run))
+  step = series['diagnostics/effective_learning_rate/cell'][1]
+  # A step of norm 5 on weights of norms 10 and 16.
+  np.testing.assert_allclose(step, 5 / np.hypot(10, 16))
+
+
 def test_constant_and_non_finite_values_are_drawn(make_run):
   run = make_run('a')
   lines = ['round_num,layer,quantity,value']
