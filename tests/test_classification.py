@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import sys
 import types
@@ -18,8 +17,8 @@ from si_federated.algorithms import dropout_keys
 from si_federated.assembly import task_and_model
 from si_federated.inference import trained_model
 from si_federated.weights import named_variables
+from tests import tiny
 
-_CONFIG = config.ExperimentConfig
 _WORDS = {'fruit': 'apple pear plum', 'cars': 'bus train bike'}
 _TINY = {
   'transformer_classifier': 'embedding_size=8,intermediate_dim=8,num_layers=1',
@@ -116,20 +115,10 @@ def _config(data, name='transformer_classifier', /, **changes):
     'total_rounds': 2,
     'rounds_per_eval': 1,
     'rounds_per_checkpoint': 1,
+    'num_validation_examples': 10000,
     **changes,
   }
-  defaults: dict[str, Any] = {
-    f.name: f.default for f in dataclasses.fields(_CONFIG)
-  }
-  return _CONFIG(
-    'x',
-    **{
-      key: defaults[key].parse(value)
-      if hasattr(defaults[key], 'parse')
-      else value
-      for key, value in values.items()
-    },
-  )
+  return tiny.tiny_config(**values)
 
 
 def _train_a_round(built):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -12,34 +11,13 @@ import tensorflow as tf
 
 from si_federated import config, experiment, runtime
 from si_federated.algorithms import variable_selection
+from tests import tiny
 
 _CONFIG = config.ExperimentConfig
-_SMALL = {
-  'task': 'synthetic:num_clients=30',
-  'model': 'cifg:units=8,embedding_size=4',
-  'vocab_size': 20,
-  'sequence_length': 6,
-  'clients_per_round': 2,
-  'num_validation_examples': 16,
-}
 
 
 def _build(**changes):
-  values = {**_SMALL, **changes}
-  defaults: dict[str, Any] = {
-    f.name: f.default for f in dataclasses.fields(_CONFIG)
-  }
-  return experiment.build(
-    _CONFIG(
-      'x',
-      **{
-        key: defaults[key].parse(value)
-        if hasattr(defaults[key], 'parse')
-        else value
-        for key, value in values.items()
-      },
-    )
-  )
+  return experiment.build(tiny.tiny_config(**{'total_rounds': 100, **changes}))
 
 
 def _train_a_round(built):

@@ -43,12 +43,8 @@ def tiny_config(name: str = 'x', **changes: Any) -> config.ExperimentConfig:
   """
 
   def value_of(key: str, value: Any) -> Any:
-    is_part = isinstance(
-      getattr(config.ExperimentConfig, key, None), config.ComponentSpec
-    )
-    if is_part and isinstance(value, str):
-      return config.ComponentSpec.parse(value)
-    return value
+    parse = getattr(getattr(config.ExperimentConfig, key, None), 'parse', None)
+    return parse(value) if parse and isinstance(value, str) else value
 
   values = {**FLAGS, **changes}
   return config.ExperimentConfig(

@@ -183,12 +183,6 @@ class LoRADense(tf.keras.layers.Layer):
     )
     return self.activation(outputs)
 
-  def merged_kernel(self) -> tf.Tensor:
-    """Returns W + alpha / rank * A B, `[D, units]`."""
-    return self.kernel + update(
-      self.lora_a, self.lora_b, self.alpha / self.rank, self.kernel.shape
-    )
-
   def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
     """Returns `[..., units]`."""
     return tf.TensorShape(input_shape)[:-1].concatenate(self.units)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,6 +15,7 @@ from si_federated.algorithms import (
   leave_out_values,
 )
 from si_federated.runtime import set_local_context
+from tests.algorithms import mean_loss
 
 _RATE = 0.1
 
@@ -34,29 +33,13 @@ def _model():
     del training
     return tf.matmul(x, weights[0][0])
 
-  @tf.function
-  def initialize():
-    return collections.OrderedDict(loss=[tf.zeros([]), tf.zeros([])])
-
-  @tf.function
-  def update(state, labels, batch_output, sample_weight=None):
-    del labels, sample_weight
-    total, count = state['loss']
-    return collections.OrderedDict(
-      loss=[total + batch_output.loss, count + 1.0]
-    )
-
-  @tf.function
-  def finalize(state):
-    return collections.OrderedDict(loss=state['loss'][0] / state['loss'][1])
-
   return tff.learning.models.FunctionalModel(
     initial_weights=((np.array([[1.0], [-1.0]], np.float32),), ()),
     predict_on_batch_fn=predict,
     loss_fn=lambda output, label, sample_weight=None: tf.reduce_mean(
       tf.square(output - label)
     ),
-    metrics_fns=(initialize, update, finalize),
+    metrics_fns=mean_loss.metrics_fns(),
     input_spec=(
       tf.TensorSpec([None, 2], tf.float32),
       tf.TensorSpec([None, 1], tf.float32),

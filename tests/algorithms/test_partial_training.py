@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,6 +16,7 @@ from si_federated.algorithms import (
 from si_federated.algorithms.partial_training import client_datum
 from si_federated.algorithms.variable_selection import Selection
 from si_federated.runtime import set_local_context, set_tff_context
+from tests.algorithms import mean_loss
 
 _SHAPES = ((2, 3), (3,), (3, 2), (2, 2), (2, 2))
 _NAMES = ('a/kernel:0', 'a/bias:0', 'b/kernel:0', 'c/kernel:0', 'c/other:0')
@@ -107,22 +106,6 @@ def _model(first=0.5):
     (a, b, bias), _ = weights
     return tf.matmul(tf.matmul(x, a), b) + bias
 
-  @tf.function
-  def initialize():
-    return collections.OrderedDict(loss=[tf.zeros([]), tf.zeros([])])
-
-  @tf.function
-  def update(state, labels, batch_output, sample_weight=None):
-    del labels, sample_weight
-    total, count = state['loss']
-    return collections.OrderedDict(
-      loss=[total + batch_output.loss, count + 1.0]
-    )
-
-  @tf.function
-  def finalize(state):
-    return collections.OrderedDict(loss=state['loss'][0] / state['loss'][1])
-
   generator = np.random.default_rng(0)
   weights = [generator.normal(size=shape) for shape in ((2, 3), (3, 1), (1,))]
   return tff.learning.models.FunctionalModel(
@@ -134,7 +117,7 @@ def _model(first=0.5):
     loss_fn=lambda output, label, sample_weight=None: tf.reduce_mean(
       tf.square(output - label)
     ),
-    metrics_fns=(initialize, update, finalize),
+    metrics_fns=mean_loss.metrics_fns(),
     input_spec=(
       tf.TensorSpec([None, 2], tf.float32),
       tf.TensorSpec([None, 1], tf.float32),

@@ -6,11 +6,10 @@ import os
 import pathlib
 
 import pytest
-import tensorflow as tf
-import tensorflow_federated as tff
 
 from si_federated import preparation, tasks
 from si_federated.preparation import comment_prose, comment_scanner, source_tree
+from tests.preparation import prepared
 
 _PROSE = 'The buffer is full when it has no free entry.'
 _TOKENS = 'the buffer is full when it has no free entry .'
@@ -29,15 +28,7 @@ def _prepare(folder, output, **more):
 def _clients(output, summary):
   found = {}
   for split in summary['clients']:
-    data = tff.simulation.datasets.SqlClientData(
-      str(output / 'stackoverflow.sqlite'), split
-    )
-    spec = {'tokens': tf.io.FixedLenFeature([], tf.string)}
-    for client in data.client_ids:
-      found[client] = [
-        tf.io.parse_single_example(one, spec)['tokens'].numpy().decode()
-        for one in data.create_tf_dataset_for_client(client)
-      ]
+    found.update(prepared.read_tokens(output, split))
   return found
 
 

@@ -11,10 +11,9 @@ import sys
 from xml.sax.saxutils import quoteattr
 
 import pytest
-import tensorflow as tf
-import tensorflow_federated as tff
 
 from si_federated import preparation, tasks
+from tests.preparation.prepared import read_examples, read_tokens
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -89,79 +88,50 @@ def _prepare(source, path, output, **more):
   )
 
 
-def _examples(output, split):
-  """Returns all examples by client, read with TFF."""
-  path = str(output / 'stackoverflow.sqlite')
-  data = tff.simulation.datasets.SqlClientData(path, split)
-  spec = {
-    name: tf.io.FixedLenFeature([], dtype)
-    for name, dtype in {
-      'creation_date': tf.string,
-      'score': tf.int64,
-      'tags': tf.string,
-      'title': tf.string,
-      'tokens': tf.string,
-      'type': tf.string,
-    }.items()
-  }
-  found = {}
-  for client in data.client_ids:
-    found[client] = [
-      {k: v.numpy() for k, v in tf.io.parse_single_example(one, spec).items()}
-      for one in data.create_tf_dataset_for_client(client)
-    ]
-  return found
-
-
-def _tokens(output, split):
-  return {
-    client: [one['tokens'].decode() for one in examples]
-    for client, examples in _examples(output, split).items()
-  }
-
-
 def test_a_dump_becomes_the_fields_and_splits_of_tff(dump, tmp_path):
   out = tmp_path / 'out'
   summary = _prepare('stackexchange', dump, out)
-  train = _examples(out, 'train')
+  train = read_examples(out, 'train')
   assert train['7'] == [
     {
-      'creation_date': b'2017-03-04 05:06:07.1 UTC',
+      'creation_date': '2017-03-04 05:06:07.1 UTC',
       'score': 10,
-      'tags': b't1|both',
-      'title': b'title 1',
+      'tags': 't1|both',
+      'title': 'title 1',
       'tokens': tokens,
-      'type': b'question',
+      'type': 'question',
     }
-    for tokens in (b'first question .', b'of two sentences .')
+    for tokens in ('first question .', 'of two sentences .')
   ]
   # Title, tags and score are those of the question.
   assert train['8'][0] == {
-    'creation_date': b'2017-03-04 05:06:07.1 UTC',
+    'creation_date': '2017-03-04 05:06:07.1 UTC',
     'score': 20,
-    'tags': b'new|style',
-    'title': b'title 2',
-    'tokens': b'another < answer > .',
-    'type': b'answer',
+    'tags': 'new|style',
+    'title': 'title 2',
+    'tokens': 'another < answer > .',
+    'type': 'answer',
   }
   # A question without a user still counts. Without its question, an answer
   # keeps its own score.
   assert [(one['title'], one['score']) for one in train['8'][1:]] == [
-    (b'title 5', 50),
-    (b'', 130),
+    ('title 5', 50),
+    ('', 130),
   ]
   # The question of a comment on an answer is that of the answer.
   (comment,) = train['12']
   assert (comment['tokens'], comment['type'], comment['title']) == (
-    *(b'plain < b > remark .', b'comment', b'title 1'),
+    *('plain < b > remark .', 'comment', 'title 1'),
   )
   # A text without a date still counts.
   assert (train['9'][0]['tokens'], train['9'][0]['creation_date']) == (
-    *(b'when ?', b''),
+    *('when ?', ''),
   )
   assert set(train) == {'7', '8', '9', '12'}
-  assert _tokens(out, 'heldout') == {'30': ['held out , whenever written .']}
-  assert _tokens(out, 'test') == {'7': ['an answer .']}
+  assert read_tokens(out, 'heldout') == {
+    '30': ['held out , whenever written .']
+  }
+  assert read_tokens(out, 'test') == {'7': ['an answer .']}
   assert summary['clients'] == {'train': 4, 'heldout': 1, 'test': 1}
   assert summary['sentences'] == {'train': 7, 'heldout': 1, 'test': 1}
 
@@ -216,7 +186,9 @@ def test_the_same_dump_packed_and_in_one_line_gives_the_same(dump, tmp_path):
       file.write(text)
   _prepare('stackexchange', packed / 'Posts.xml.xz', tmp_path / 'b')
   for split in ('train', 'heldout', 'test'):
-    assert _examples(tmp_path / 'a', split) == _examples(tmp_path / 'b', split)
+    assert read_examples(tmp_path / 'a', split) == read_examples(
+      tmp_path / 'b', split
+    )
 
 
 def test_rows_longer_than_what_is_read_at_once(tmp_path):
@@ -227,7 +199,7 @@ def test_rows_longer_than_what_is_read_at_once(tmp_path):
     _xml(_post(1, 7, long), _post(2, 8, '<p>Short.</p>'))
   )
   _prepare('stackexchange', dump, tmp_path / 'out')
-  train = _tokens(tmp_path / 'out', 'train')
+  train = read_tokens(tmp_path / 'out', 'train')
   assert train['8'] == ['short .']
   assert sum(one.count('< row words') for one in train['7']) == 100_000
 
@@ -237,7 +209,7 @@ def test_a_tail_that_is_cut_off_is_one_malformed_row(dump, tmp_path):
   (dump / 'Posts.xml').write_bytes(text[: text.index(b'Another') + 20])
   summary = _prepare('stackexchange', dump, tmp_path / 'out')
   assert summary['left_out']['not well-formed XML'] == 1
-  assert set(_tokens(tmp_path / 'out', 'train')) == {'7', '12'}
+  assert set(read_tokens(tmp_path / 'out', 'train')) == {'7', '12'}
 
 
 def test_users_with_few_sentences_are_left_out(dump, tmp_path):
@@ -287,16 +259,16 @@ def test_odd_lines_of_json_are_counted(tmp_path):
   (reason,) = summary['dropped']
   assert 'score' in reason and summary['dropped'][reason] == 1
   assert summary['first_left_out'][reason] == 'rows.jsonl, line 7'
-  assert _tokens(tmp_path / 'out', 'train') == {'b': ['c']}
-  assert _examples(tmp_path / 'out', 'test') == {
+  assert read_tokens(tmp_path / 'out', 'train') == {'b': ['c']}
+  assert read_examples(tmp_path / 'out', 'test') == {
     '5': [
       {
-        'creation_date': b'2020-01-02 03:04:05 UTC',
+        'creation_date': '2020-01-02 03:04:05 UTC',
         'score': 0,
-        'tags': b'x|y',
-        'title': b'',
-        'tokens': b'a caf .',
-        'type': b'chat',
+        'tags': 'x|y',
+        'title': '',
+        'tokens': 'a caf .',
+        'type': 'chat',
       }
     ]
   }
@@ -313,7 +285,7 @@ def test_csv_with_quotes_and_odd_rows(tmp_path):
     is_html=True, split='date',
   )  # fmt: skip
   assert summary['left_out'] == {'with more or fewer fields than columns': 2}
-  assert _tokens(tmp_path / 'out', 'train') == {
+  assert read_tokens(tmp_path / 'out', 'train') == {
     'ann': ['yes , " yes " .', 'two lines', 'no .']
   }
 
@@ -385,7 +357,7 @@ def test_a_failure_or_an_interrupt_keeps_what_was_there(
   monkeypatch.undo()
   _prepare('stackexchange', dump, out, overwrite=True, comments=False)
   assert {path.name for path in out.iterdir()} == set(before)
-  assert '12' not in _tokens(out, 'train')
+  assert '12' not in read_tokens(out, 'train')
 
 
 def test_a_full_disk_is_told_from_other_faults(tmp_path):
@@ -430,7 +402,7 @@ def test_a_7z_archive(dump, tmp_path):
       archive.write(dump / name, name)
   _prepare('stackexchange', path, tmp_path / 'a')
   _prepare('stackexchange', dump, tmp_path / 'b')
-  assert _examples(tmp_path / 'a', 'train') == _examples(
+  assert read_examples(tmp_path / 'a', 'train') == read_examples(
     tmp_path / 'b', 'train'
   )
 

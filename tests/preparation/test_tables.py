@@ -6,22 +6,10 @@ import json
 
 import pandas as pd
 import pytest
-import tensorflow as tf
-import tensorflow_federated as tff
 
 from si_federated import preparation
 from si_federated.preparation.dates import utc
-
-_SPEC = {
-  name: tf.io.FixedLenFeature([], dtype)
-  for name, dtype in {
-    'creation_date': tf.string,
-    'score': tf.int64,
-    'tags': tf.string,
-    'title': tf.string,
-    'tokens': tf.string,
-  }.items()
-}
+from tests.preparation import prepared
 
 
 def _prepare(path, **more):
@@ -33,17 +21,8 @@ def _prepare(path, **more):
   )
   found: dict[str, list[dict]] = {}
   for split in summary['clients']:
-    data = tff.simulation.datasets.SqlClientData(
-      str(output / 'stackoverflow.sqlite'), split
-    )
-    for client in data.client_ids:
-      found.setdefault(client, []).extend(
-        {
-          k: v.numpy().decode() if v.dtype == tf.string else int(v)
-          for k, v in tf.io.parse_single_example(one, _SPEC).items()
-        }
-        for one in data.create_tf_dataset_for_client(client)
-      )
+    for client, examples in prepared.read_examples(output, split).items():
+      found.setdefault(client, []).extend(examples)
   return summary, found
 
 
@@ -70,7 +49,7 @@ def test_a_frame_of_pandas(tmp_path, kind):
   summary, found = _prepare(path)
   assert summary['left_out'] == {"without a user in 'client_id'": 1}
   assert summary['dropped'] == {}
-  rest = {'tags': ''}
+  rest = {'tags': '', 'type': ''}
   assert found == {
     '12': [
       {

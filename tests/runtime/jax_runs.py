@@ -1,11 +1,27 @@
-"""Short experiments on a runtime, and the comparison of two of them."""
+"""Rounds of sums, short experiments on a runtime, and their comparison."""
 
 from __future__ import annotations
 
 import numpy as np
+import tensorflow_federated as tff
 
 from si_federated import experiment
 from tests import tiny
+
+
+def round_of_sums(client_fn, sequence_type, server_type=np.float32):
+  """Returns a round that sums `client_fn(server value, data)` over clients."""
+  work = tff.tensorflow.computation(client_fn, server_type, sequence_type)
+
+  @tff.federated_computation(
+    tff.FederatedType(server_type, tff.SERVER),
+    tff.FederatedType(sequence_type, tff.CLIENTS),
+  )
+  def next_round(state, data):
+    at_clients = tff.federated_broadcast(state)
+    return state, tff.federated_sum(tff.federated_map(work, (at_clients, data)))
+
+  return next_round
 
 
 def run(name, rounds=3, **changes):

@@ -14,24 +14,9 @@ import tensorflow_federated as tff
 
 from si_federated import runtime
 from si_federated.training import sampling
+from tests.runtime import regression
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
-
-_SPEC = (
-  tf.TensorSpec([None, 3], tf.float32),
-  tf.TensorSpec([None, 1], tf.float32),
-)
-
-
-def _keras_model():
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.InputLayer([3]),
-      tf.keras.layers.Dense(
-        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1)
-      ),
-    ]
-  )
 
 
 def _dataset(size, seed=0):
@@ -55,7 +40,7 @@ def _constant(value):
 def process():
   return tff.learning.algorithms.build_weighted_fed_avg(
     tff.learning.models.functional_model_from_keras(
-      _keras_model, tf.keras.losses.MeanSquaredError(), _SPEC
+      regression.linear, tf.keras.losses.MeanSquaredError(), regression.SPEC
     ),
     client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
     # The other kind of loop instantiates its body for every client.
@@ -94,7 +79,9 @@ def _generator_that_raises(words):
     yield np.zeros([4, 3], np.float32), np.zeros([4, 1], np.float32)
     raise ValueError(words)
 
-  return tf.data.Dataset.from_generator(generate, output_signature=_SPEC)
+  return tf.data.Dataset.from_generator(
+    generate, output_signature=regression.SPEC
+  )
 
 
 @pytest.mark.parametrize(

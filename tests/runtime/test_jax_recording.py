@@ -16,6 +16,7 @@ import tensorflow_federated as tff
 
 from si_federated import runtime
 from si_federated.runtime import jax_replay
+from tests.runtime import jax_runs
 
 _ALONE = """
 import runpy, sys
@@ -33,21 +34,6 @@ def _local_again():
   """Restores the tests' own runtime for other tests."""
   yield
   runtime.set_local_context()
-
-
-def _round_of(client_fn, server_type=np.float32):
-  sequence_type = tff.SequenceType(tff.TensorType(np.float32, [2]))
-  work = tff.tensorflow.computation(client_fn, server_type, sequence_type)
-
-  @tff.federated_computation(
-    tff.FederatedType(server_type, tff.SERVER),
-    tff.FederatedType(sequence_type, tff.CLIENTS),
-  )
-  def next_round(state, data):
-    at_clients = tff.federated_broadcast(state)
-    return state, tff.federated_sum(tff.federated_map(work, (at_clients, data)))
-
-  return next_round
 
 
 def _total(server, data):
@@ -78,7 +64,9 @@ def _replay(folder, *arguments):
 def _recorded(tmp_path):
   folder = tmp_path / 'recording'
   context = runtime.set_jax_context(record=str(folder), device='cpu')
-  next_round = _round_of(_total)
+  next_round = jax_runs.round_of_sums(
+    _total, tff.SequenceType(tff.TensorType(np.float32, [2]))
+  )
   _, total = next_round(10.0, _clients())
   np.testing.assert_array_equal(total, [160, 200])
   return folder, context, next_round

@@ -16,6 +16,7 @@ import tensorflow_federated as tff
 from si_federated import runtime
 from si_federated.runtime import jax_process, jax_worker
 from si_federated.training import sampling
+from tests.runtime.jax_runs import round_of_sums
 
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
@@ -27,21 +28,6 @@ def _local_again():
   """Restores the tests' own runtime for other tests."""
   yield
   runtime.set_local_context()
-
-
-def _sums(client_fn, sequence_type, server_type=np.float32):
-  """Returns a round that sums `client_fn(server value, data)` over clients."""
-  work = tff.tensorflow.computation(client_fn, server_type, sequence_type)
-
-  @tff.federated_computation(
-    tff.FederatedType(server_type, tff.SERVER),
-    tff.FederatedType(sequence_type, tff.CLIENTS),
-  )
-  def next_round(state, data):
-    at_clients = tff.federated_broadcast(state)
-    return state, tff.federated_sum(tff.federated_map(work, (at_clients, data)))
-
-  return next_round
 
 
 _PAIRS = tff.SequenceType(tff.TensorType(np.float32, [2]))
@@ -86,7 +72,7 @@ def test_loops_over_unequal_clients(client_fn):
   runtime.set_jax_context(clients_per_group=2)
   generator = np.random.default_rng(0)
   clients = [generator.normal(size=[n, 2]) for n in (3, 1, 5, 0, 2, 3, 3)]
-  next_round = _sums(client_fn, _PAIRS)
+  next_round = round_of_sums(client_fn, _PAIRS)
   _, total = next_round(0.5, [_dataset(*rows) for rows in clients])
   np.testing.assert_allclose(total, _expected(0.5, clients), rtol=1e-6)
   # Another server value and cohort through the same programs.
@@ -104,7 +90,7 @@ def test_a_clients_nan_does_not_spread():
     return tf.cond(is_finite, lambda: total, lambda: tf.zeros([2]))
 
   runtime.set_jax_context(clients_per_group=4)
-  next_round = _sums(client_fn, _PAIRS)
+  next_round = round_of_sums(client_fn, _PAIRS)
   good = [[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6]]]
   _, expected = next_round(0.5, [_dataset(*rows) for rows in good])
   bad = [good[0], [[np.nan, 1.0]], good[1]]
@@ -122,7 +108,7 @@ def test_cohorts_that_have_arrays_make_no_datasets():
     )
 
   runtime.set_jax_context()
-  next_round = _sums(_by_reduction, _PAIRS)
+  next_round = round_of_sums(_by_reduction, _PAIRS)
   _, total = next_round(0.5, cohort(2))
   expected = _expected(0.5, [np.full([n, 2], 0.5) for n in (3, 5)])
   np.testing.assert_allclose(total, expected, rtol=1e-6)
@@ -149,13 +135,13 @@ def test_components_keep_their_names():
       b=np.array([1, 2], np.float32), a=np.array([10, 20], np.float32)
     )
   )
-  _, total = _sums(client_fn, sequence_type)(100.0, [dataset, dataset])
+  _, total = round_of_sums(client_fn, sequence_type)(100.0, [dataset, dataset])
   assert total == 2 * (300 - 30)
 
 
 def test_clients_of_plain_tensors():
   runtime.set_jax_context(clients_per_group=2)
-  next_round = _sums(
+  next_round = round_of_sums(
     lambda server, x: server * tf.sin(x), tff.TensorType(np.float32, [2])
   )
   clients = [np.array([i, 2 * i], np.float32) for i in range(5)]
@@ -171,7 +157,7 @@ def test_an_operation_that_jax_lacks_is_named():
 
   runtime.set_jax_context()
   with pytest.raises(runtime.UnsupportedError, match=r'AsString.*local'):
-    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
+    round_of_sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
 def test_batches_of_any_size_are_refused_where_rows_of_padding_count():
@@ -184,7 +170,7 @@ def test_batches_of_any_size_are_refused_where_rows_of_padding_count():
 
   runtime.set_jax_context()
   with pytest.raises(runtime.UnsupportedError, match='any number of rows'):
-    _sums(client_fn, sequence_type)(1.0, [_dataset([1, 2]).batch(2)])
+    round_of_sums(client_fn, sequence_type)(1.0, [_dataset([1, 2]).batch(2)])
 
 
 def test_a_client_whose_data_fail_is_named():
@@ -193,7 +179,7 @@ def test_a_client_whose_data_fail_is_named():
     lambda pair: tf.debugging.check_numerics(pair / 0.0, 'not finite')
   )
   with pytest.raises(runtime.ClientError, match='number 1.*not finite'):
-    _sums(_by_reduction, _PAIRS)(1.0, [_dataset([1, 2]), broken])
+    round_of_sums(_by_reduction, _PAIRS)(1.0, [_dataset([1, 2]), broken])
 
 
 def test_a_python_that_does_not_exist():
@@ -263,7 +249,7 @@ def _group_sizes(monkeypatch):
 def test_groups_are_as_large_as_memory_allows(kib, expected, monkeypatch):
   sizes = _group_sizes(monkeypatch)
   runtime.set_jax_context(memory_gib=kib / 2**20)
-  _, total = _sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
+  _, total = round_of_sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
   assert sizes == expected
   assert total == 8 + _WIDE * 28
 
@@ -271,7 +257,7 @@ def test_groups_are_as_large_as_memory_allows(kib, expected, monkeypatch):
 def test_a_client_that_does_not_fit_is_reported():
   runtime.set_jax_context(memory_gib=8 / 2**20)
   with pytest.raises(runtime.UnsupportedError, match='One client does not fit'):
-    _sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
+    round_of_sums(_wide_sum, _WIDE_ROUND)(1.0, _wide_clients())
 
 
 def test_groups_are_halved_when_memory_runs_out(monkeypatch):
@@ -286,7 +272,7 @@ def test_groups_are_halved_when_memory_runs_out(monkeypatch):
 
   monkeypatch.setattr(jax_process.Process, 'ask', full)
   context = runtime.set_jax_context()
-  next_round = _sums(_wide_sum, _WIDE_ROUND)
+  next_round = round_of_sums(_wide_sum, _WIDE_ROUND)
   with pytest.warns(UserWarning, match='out of memory; now with') as warned:
     _, total = next_round(1.0, _wide_clients())
   assert total == 8 + _WIDE * 28
@@ -303,7 +289,7 @@ def test_groups_are_halved_when_memory_runs_out(monkeypatch):
 
 def test_a_killed_process_is_reported():
   context = runtime.set_jax_context()
-  next_round = _sums(_by_reduction, _PAIRS)
+  next_round = round_of_sums(_by_reduction, _PAIRS)
   next_round(1.0, [_dataset([1, 2])])
   os.kill(context.worker_pid, signal.SIGKILL)
   with pytest.raises(runtime.UnsupportedError, match='process has ended'):
@@ -312,7 +298,7 @@ def test_a_killed_process_is_reported():
 
 def test_an_interrupted_round_gives_no_answer_to_the_next(monkeypatch):
   runtime.set_jax_context()
-  next_round = _sums(_by_reduction, _PAIRS)
+  next_round = round_of_sums(_by_reduction, _PAIRS)
   next_round(1.0, [_dataset([1, 2])])
 
   def interrupted(stream):
@@ -333,7 +319,9 @@ def test_jax_keeps_compiled_programs_on_disk(tmp_path, monkeypatch):
   results, kept = [], []
   for _ in range(2):
     runtime.set_jax_context()
-    results.append(_sums(_by_iterator, _PAIRS)(1.0, [_dataset([1, 2])])[1])
+    results.append(
+      round_of_sums(_by_iterator, _PAIRS)(1.0, [_dataset([1, 2])])[1]
+    )
     kept.append({path.name for path in tmp_path.iterdir()})
   # The second process asks for the same programs, and adds none.
   assert kept[0] and kept[1] == kept[0]
@@ -348,7 +336,7 @@ def test_draws_that_depend_on_results_of_jax_are_refused():
 
   runtime.set_jax_context()
   with pytest.raises(runtime.UnsupportedError, match='Stateless.*compression'):
-    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
+    round_of_sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
 def test_programs_that_draw_have_separate_functions():
@@ -371,7 +359,7 @@ def test_programs_that_draw_have_separate_functions():
   drawn = tf.random.stateless_uniform([2], tf.constant([1, 2])).numpy()
   runtime.set_jax_context()
   for number in (1, 2):
-    _, total = _sums(work_with(number), _PAIRS)(2.0, [_dataset([1, 2])])
+    _, total = round_of_sums(work_with(number), _PAIRS)(2.0, [_dataset([1, 2])])
     np.testing.assert_allclose(total, number * (2 * drawn + [1, 2]), rtol=1e-6)
 
 
@@ -390,7 +378,7 @@ def test_untraceable_programs_are_refused():
 
   runtime.set_jax_context()
   with pytest.raises(runtime.UnsupportedError, match='runtime=jax cannot run'):
-    _sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
+    round_of_sums(client_fn, _PAIRS)(1.0, [_dataset([1, 2])])
 
 
 def test_all_devices_of_the_machine(monkeypatch):
@@ -398,7 +386,7 @@ def test_all_devices_of_the_machine(monkeypatch):
   runtime.set_jax_context(clients_per_group=1)
   generator = np.random.default_rng(0)
   clients = [generator.normal(size=[n, 2]) for n in (3, 1, 5, 2)]
-  next_round = _sums(_by_reduction, _PAIRS)
+  next_round = round_of_sums(_by_reduction, _PAIRS)
   _, total = next_round(0.5, [_dataset(*rows) for rows in clients])
   np.testing.assert_allclose(total, _expected(0.5, clients), rtol=1e-6)
   _, total = next_round(0.5, [_dataset(*clients[0])])

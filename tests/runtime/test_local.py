@@ -10,56 +10,25 @@ import tensorflow_federated as tff
 
 from si_federated import runtime
 from si_federated.training import sampling
+from tests.runtime import regression
 
 # If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
-_SPEC = (
-  tf.TensorSpec([None, 3], tf.float32),
-  tf.TensorSpec([None, 1], tf.float32),
-)
-
-
-def _keras_model():
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.InputLayer([3]),
-      tf.keras.layers.Dense(
-        4,
-        activation='tanh',
-        kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1),
-      ),
-      tf.keras.layers.Dense(
-        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=2)
-      ),
-    ]
-  )
-
 
 def _variable_model():
   return tff.learning.models.from_keras_model(
-    _keras_model(),
+    regression.network(),
     loss=tf.keras.losses.MeanSquaredError(),
-    input_spec=_SPEC,
+    input_spec=regression.SPEC,
     metrics=[tf.keras.metrics.MeanAbsoluteError()],
   )
 
 
 def _functional_model():
   return tff.learning.models.functional_model_from_keras(
-    _keras_model, tf.keras.losses.MeanSquaredError(), _SPEC
+    regression.network, tf.keras.losses.MeanSquaredError(), regression.SPEC
   )
-
-
-def _dataset(size, seed):
-  generator = np.random.default_rng(seed)
-  x = generator.normal(size=[size, 3]).astype(np.float32)
-  y = x.sum(axis=1, keepdims=True) ** 2
-  return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-
-
-def _datasets(round_num):
-  return [_dataset(3 + 2 * i, [round_num, i]) for i in range(5)]
 
 
 def _sgd(rate=0.1):
@@ -86,7 +55,7 @@ def _run(build_process, rounds=3):
   process = build_process()
   state = process.initialize()
   for round_num in range(rounds):
-    output = process.next(state, _datasets(round_num))
+    output = process.next(state, regression.datasets(round_num))
     state = output.state
   return process.get_model_weights(state), output
 
@@ -127,7 +96,7 @@ def test_an_unknown_device_raises():
   runtime.set_local_context(num_threads=2, device='/CPU:0')
   process = _fed_avg(_functional_model())
   state = process.initialize()
-  assert process.next(state, _datasets(0)).state is not None
+  assert process.next(state, regression.datasets(0)).state is not None
 
 
 def test_plain_computations_and_their_containers():
@@ -178,7 +147,7 @@ def test_clients_are_drawn_as_they_are_needed():
       return super().__getitem__(position)
 
   cohort = Counting(
-    list(range(30)), lambda i: _dataset(3, i), lambda i: f'client{i}'
+    list(range(30)), lambda i: regression.dataset(3, i), lambda i: f'client{i}'
   )
   drawn_before = held
   state = process.next(process.initialize(), cohort).state
@@ -186,7 +155,7 @@ def test_clients_are_drawn_as_they_are_needed():
   assert held == 30
 
   listed = process.next(
-    process.initialize(), [_dataset(3, i) for i in range(30)]
+    process.initialize(), [regression.dataset(3, i) for i in range(30)]
   ).state
   for a, b in zip(
     process.get_model_weights(state).trainable,
@@ -202,14 +171,14 @@ def test_an_error_names_the_client():
   def client_dataset(index):
     if index == 7:
       raise OSError('the disk is gone')
-    return _dataset(3, index)
+    return regression.dataset(3, index)
 
   cohort = sampling.Cohort([3, 7, 8], client_dataset, lambda i: f'client{i}')
   state = process.initialize()
   with pytest.raises(runtime.ClientError, match=r'client7.*the disk is gone'):
     process.next(state, cohort)
   # The context remains usable.
-  process.next(state, _datasets(0))
+  process.next(state, regression.datasets(0))
 
 
 def test_a_client_with_nan_has_no_weight():
@@ -219,8 +188,8 @@ def test_a_client_with_nan_has_no_weight():
     (np.full([2, 3], np.nan, np.float32), np.zeros([2, 1], np.float32))
   ).batch(2)
   state = process.initialize()
-  with_bad = process.next(state, [*_datasets(0), bad]).state
-  without = process.next(state, _datasets(0)).state
+  with_bad = process.next(state, [*regression.datasets(0), bad]).state
+  without = process.next(state, regression.datasets(0)).state
   for a, b in zip(
     process.get_model_weights(with_bad).trainable,
     process.get_model_weights(without).trainable,
@@ -232,7 +201,7 @@ def test_a_client_without_data_and_a_round_without_clients():
   runtime.set_local_context(num_threads=2)
   process = _fed_avg(_functional_model())
   state = process.initialize()
-  empty = _dataset(4, 0).take(0)
+  empty = regression.dataset(4, 0).take(0)
   weights = process.get_model_weights(state).trainable
   for cohort in ([empty], []):
     after = process.next(state, cohort).state

@@ -15,6 +15,7 @@ import tensorflow_federated as tff
 
 from si_federated import runtime
 from si_federated.training import sampling
+from tests.runtime import regression
 
 # If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -27,33 +28,10 @@ def _end_ray():
   runtime.set_local_context()
 
 
-def _keras_model():
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.InputLayer([3]),
-      tf.keras.layers.Dense(
-        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=2)
-      ),
-    ]
-  )
-
-
-def _dataset(size, seed):
-  generator = np.random.default_rng(seed)
-  x = generator.normal(size=[size, 3]).astype(np.float32)
-  y = x.sum(axis=1, keepdims=True) ** 2
-  return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-
-
 @pytest.fixture(scope='module')
 def process():
   model = tff.learning.models.functional_model_from_keras(
-    _keras_model,
-    tf.keras.losses.MeanSquaredError(),
-    (
-      tf.TensorSpec([None, 3], tf.float32),
-      tf.TensorSpec([None, 1], tf.float32),
-    ),
+    regression.linear, tf.keras.losses.MeanSquaredError(), regression.SPEC
   )
   return tff.learning.algorithms.build_weighted_fed_avg(
     model,
@@ -73,7 +51,7 @@ def _two_rounds(process, cohort):
 
 @pytest.fixture(scope='module')
 def cohort():
-  return [_dataset(3 + i % 7, i) for i in range(40)]
+  return [regression.dataset(3 + i % 7, i) for i in range(40)]
 
 
 @pytest.fixture(scope='module')
@@ -136,7 +114,7 @@ def test_clients_are_drawn_once_each(process):
 
   def client_dataset(index):
     drawn.append(index)
-    return _dataset(2, index)
+    return regression.dataset(2, index)
 
   lazy = sampling.Cohort(list(range(40)), client_dataset, str)
   state = process.initialize()
@@ -149,7 +127,7 @@ def test_a_client_without_data_and_a_round_without_clients(process):
   runtime.set_ray_context(num_actors=2)
   state = process.initialize()
   weights = process.get_model_weights(state).trainable
-  for cohort in ([_dataset(4, 0).take(0)], []):
+  for cohort in ([regression.dataset(4, 0).take(0)], []):
     after = process.next(state, cohort).state
     _assert_same_bits(process.get_model_weights(after).trainable, weights)
 

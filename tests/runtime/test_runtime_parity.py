@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated import models, runtime
+from tests.runtime import regression
 
 # If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
@@ -21,41 +22,13 @@ _LOCAL = {'local': lambda: runtime.set_local_context(num_threads=2)}
 _ALL = {**_LOCAL, 'ray': lambda: runtime.set_ray_context(num_actors=2)}
 
 
-def _dense():
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.InputLayer([3]),
-      tf.keras.layers.Dense(
-        4,
-        activation='tanh',
-        kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1),
-      ),
-      tf.keras.layers.Dense(
-        1, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=2)
-      ),
-    ]
-  )
-
-
 def _dense_model():
   return tff.learning.models.functional_model_from_keras(
-    _dense,
-    tf.keras.losses.MeanSquaredError(),
-    (
-      tf.TensorSpec([None, 3], tf.float32),
-      tf.TensorSpec([None, 1], tf.float32),
-    ),
+    regression.network, tf.keras.losses.MeanSquaredError(), regression.SPEC
   )
 
 
-def _dense_data(round_num):
-  def dataset(size, seed):
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=[size, 3]).astype(np.float32)
-    y = x.sum(axis=1, keepdims=True) ** 2
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-
-  return [dataset(3 + 2 * i, [round_num, i]) for i in range(5)]
+_dense_data = regression.datasets
 
 
 def _cifg():

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from si_federated.tasks import TASKS
 from si_federated.tasks.client_database import ClientDatabase
-from si_federated.tasks.store_writer import StoreWriter
 
 tff = pytest.importorskip('tensorflow_federated')
 
@@ -195,21 +194,13 @@ def test_a_speech_of_tffs_file_in_another_encoding_is_refused(tmp_path):
 
 
 def test_built_once_for_a_length_and_again_for_another_file(
-  tmp_path, monkeypatch
+  tmp_path, finished_stores
 ):
-  finished = []
-  finish = StoreWriter.finish
-
-  def counted(writer, key):
-    finished.append(key)
-    finish(writer, key)
-
-  monkeypatch.setattr(StoreWriter, 'finish', counted)
   path = tmp_path / 'speeches.jsonl'
   write_speeches(path)
   for length in (20, 10, 20, 10):
     assert load(tmp_path, length).sequence_length == length
-  assert len(finished) == 2
+  assert len(finished_stores) == 2
   clients = {**SPEECHES, 'PLAY_FOOL': ['Nuncle!']}
   write_speeches(path, clients)
   assert set(text_by_client(load(tmp_path, 20))) == set(clients)

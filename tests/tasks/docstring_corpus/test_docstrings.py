@@ -12,7 +12,6 @@ from si_federated.tasks.docstring_corpus import mining
 from si_federated.tasks.docstrings import open_corpus
 from si_federated.tasks.populations import ClientPopulation
 from si_federated.tasks.splits import split_of
-from si_federated.tasks.store_writer import StoreWriter
 
 
 def prose(topic, count):
@@ -170,16 +169,8 @@ def test_left_out_folders_and_files(tmp_path, root):
 
 
 def test_built_once_and_again_when_the_installation_changes(
-  tmp_path, root, monkeypatch
+  tmp_path, root, finished_stores
 ):
-  finished = []
-  finish = StoreWriter.finish
-
-  def counted(writer, key):
-    finished.append(key)
-    finish(writer, key)
-
-  monkeypatch.setattr(StoreWriter, 'finish', counted)
   (root / 'pack-1.0.dist-info').mkdir()
   first = corpus(tmp_path, root)
   assert clients(corpus(tmp_path, root)) == clients(first)
@@ -191,12 +182,12 @@ def test_built_once_and_again_when_the_installation_changes(
   (root / 'si_federated-0.1.0.dist-info').mkdir()
   (root / '__editable__.si_federated-0.1.0.pth').write_text('')
   corpus(tmp_path, root)
-  assert len(finished) == 1
+  assert len(finished_stores) == 1
   (root / 'pack-1.0.dist-info').rename(root / 'pack-1.1.dist-info')
   corpus(tmp_path, root)
-  assert len(finished) == 2
+  assert len(finished_stores) == 2
   corpus(tmp_path, root, min_sentences=5)
-  assert len(finished) == 3
+  assert len(finished_stores) == 3
 
 
 def test_hardly_anything_installed(tmp_path):
