@@ -49,7 +49,8 @@ def build_banded(
     bands: The number of diagonals, at most `min_separation`; by default 16, or
       `min_separation` if that is less. `'auto'` takes the fewest whose error is
       within 0.1 % of the best; it also lets cyclic Poisson sampling choose the
-      number of its groups, unless `--min_separation` is given.
+      number of its groups, and b-min-separation sampling its separation,
+      unless `--min_separation` is given.
     kind: `'toeplitz'`, or `'general'`, which is better and takes longer to
       optimise.
     momentum: The momentum of server SGD that the strategy is optimised for.

@@ -109,7 +109,7 @@ def _check_participation(experiment: config.ExperimentConfig) -> None:
     separation is not None
     and separation.default is separation.empty
     and experiment.min_separation is None
-    and not client_schedule.chooses_groups(experiment)
+    and not client_schedule.chooses_separation(experiment)
   ):
     raise config.ConfigError(
       f'--participation={experiment.participation.name} needs '

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from si_federated import config, files
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part, builder
-from si_federated.privacy import band_choice, schedules, workloads
+from si_federated.privacy import (
+  band_choice,
+  schedules,
+  separation_choice,
+  workloads,
+)
 
 
 def build_schedule(
@@ -32,8 +42,8 @@ def build_schedule(
       range, or lacks clients for a round.
   """
   separation = experiment.min_separation
-  if separation is None and chooses_groups(experiment):
-    separation = _chosen_groups(experiment, num_clients)
+  if separation is None and chooses_separation(experiment):
+    separation = _chosen_separation(experiment, num_clients)
   schedule = build_part(
     experiment,
     'participation',
@@ -54,11 +64,14 @@ def build_schedule(
   return schedule
 
 
-def chooses_groups(experiment: config.ExperimentConfig) -> bool:
-  """Returns whether `bands=auto` may choose the groups of a schedule."""
+def chooses_separation(experiment: config.ExperimentConfig) -> bool:
+  """Returns whether `bands=auto` may choose the separation of a schedule.
+
+  For groups that take turns, that is their number.
+  """
   schedule = builder(experiment, 'participation')
   return bool(
-    getattr(schedule, 'groups_by_bands', False) and bands_are_open(experiment)
+    getattr(schedule, 'chosen_by_bands', '') and bands_are_open(experiment)
   )
 
 
@@ -67,38 +80,81 @@ def bands_are_open(experiment: config.ExperimentConfig) -> bool:
   return dict(experiment.aggregator.options).get('bands') == 'auto'
 
 
-def _chosen_groups(
+def _chosen_separation(
   experiment: config.ExperimentConfig, num_clients: int
 ) -> int:
-  """Returns the number of groups that is best at the target epsilon."""
+  """Returns the separation that is best at the target epsilon."""
   options = dict(experiment.aggregator.options)
   rounds, epsilon = experiment.total_rounds, experiment.target_epsilon
   if not rounds or epsilon is None or not 0 < epsilon < math.inf:
     raise config.ConfigError(
-      f'--aggregator={experiment.aggregator} chooses the groups of '
-      f'--participation={experiment.participation} for a finite '
-      '--target_epsilon; give one, or --min_separation, the number of groups.'
+      f'--aggregator={experiment.aggregator} chooses the separation of '
+      f'--participation={experiment.participation}, or its groups, for a '
+      'finite --target_epsilon; give one, or --min_separation.'
     )
   if num_clients < experiment.clients_per_round:
     # The schedule says so.
     return 1
-  objective = str(options.get('objective', 'rms'))
-  best, _ = band_choice.choose_groups(
-    rounds,
-    num_clients=num_clients,
-    clients_per_round=experiment.clients_per_round,
-    target_epsilon=epsilon,
-    delta=default_delta(experiment, num_clients),
-    releases=traits_of(experiment).releases_per_round,
-    workload=workloads.server_sgd(
-      rounds,
-      momentum=float(options.get('momentum') or 0),
-      falling=float(options.get('cool_down') or 0),
-    ),
-    objective=objective,
-    cache=strategy_cache(),
+  kind = getattr(builder(experiment, 'participation'), 'chosen_by_bands', '')
+  setting: dict[str, Any] = {
+    'num_clients': num_clients,
+    'clients_per_round': experiment.clients_per_round,
+    'target_epsilon': epsilon,
+    'delta': default_delta(experiment, num_clients),
+    'releases': traits_of(experiment).releases_per_round,
+    'objective': str(options.get('objective', 'rms')),
+  }
+  momentum = float(options.get('momentum') or 0)
+  cool_down = float(options.get('cool_down') or 0)
+
+  def choose() -> int:
+    given = {
+      **setting,
+      'workload': workloads.server_sgd(
+        rounds, momentum=momentum, falling=cool_down
+      ),
+      'cache': strategy_cache(),
+    }
+    if kind == 'separation':
+      return separation_choice.choose_separation(rounds, **given)
+    best, _ = band_choice.choose_groups(rounds, **given)
+    return best.groups
+
+  return _remembered(
+    {
+      'version': 1,
+      'chosen': kind,
+      'rounds': rounds,
+      'momentum': momentum,
+      'cool_down': cool_down,
+      **setting,
+    },
+    choose,
   )
-  return best.groups
+
+
+def _remembered(
+  parameters: Mapping[str, Any], choose: Callable[[], int]
+) -> int:
+  """Returns a choice from the cache, or makes and stores it.
+
+  It takes up to a minute, also when a run is resumed.
+
+  Args:
+    parameters: All values that determine the choice, fit for JSON.
+    choose: Makes it.
+  """
+  text = json.dumps(parameters, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+  path = os.path.join(strategy_cache(), f'separation-{digest}.json')
+  with contextlib.suppress(OSError, ValueError, TypeError):
+    with open(path, encoding='utf-8') as file:
+      found = json.load(file)
+    if isinstance(found, int) and found >= 1:
+      return found
+  chosen = choose()
+  files.write_atomically(path, json.dumps(chosen))
+  return chosen
 
 
 def strategy_cache() -> str:

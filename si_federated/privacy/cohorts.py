@@ -26,11 +26,12 @@ class Schedule(abc.ABC):
     num_clients: The size of the population.
     clients_per_round: The size of a cohort; its mean for Poisson sampling.
     seed: The client seed of the experiment.
-    groups_by_bands: Whether the number of groups may be chosen together with
-      that of a strategy's bands.
+    chosen_by_bands: What may be chosen together with the number of a strategy's
+      bands: the number of `'groups'`, or the least `'separation'` of a client's
+      rounds; empty if nothing may.
   """
 
-  groups_by_bands: ClassVar[bool] = False
+  chosen_by_bands: ClassVar[str] = ''
   num_clients: int
   clients_per_round: int
   seed: int

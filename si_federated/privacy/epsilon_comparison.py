@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -19,6 +18,7 @@ from si_federated.privacy import (
   participation,
   schedules,
   sensitivity,
+  separation_choice,
   strategies,
 )
 
@@ -27,8 +27,8 @@ _BANDED = ('banded_toeplitz', 'banded')
 # ...and that balls in bins do; others have more bands, or negative entries.
 _IN_BINS = ('gaussian', 'blt', 'toeplitz')
 # The samples of a Monte Carlo figure and the tolerance of its noise: for bounds
-# that are slightly larger but take seconds, and to choose a separation.
-_FINE, _COARSE = (2**15, 1e-2), (2**12, 2e-2)
+# that are slightly larger but take seconds.
+_SAMPLES, _TOLERANCE = 2**15, 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +131,13 @@ def compare_at_epsilon(
           **population,
         )
         groups = best.groups
-        separation = _best_separation(
-          contract.rounds, groups, target_epsilon, delta, cache, **population
+        separation = separation_choice.choose_separation(
+          contract.rounds,
+          target_epsilon=target_epsilon,
+          delta=delta,
+          groups=groups,
+          cache=cache,
+          **population,
         )
       records += _sampled(
         mechanism, contract.rounds, groups, separation, cache, **population
@@ -182,7 +187,9 @@ def _sampled(
     )
     # With one group, both are Poisson sampling.
     if separation > 1:
-      apart = _apart(rounds, separation, **options)
+      apart = separation_choice.separated_record(
+        rounds, separation=separation, **options
+      )
       if apart is not None:
         yield f'b-min-separation, {separation} rounds', apart
   if mechanism in _IN_BINS:
@@ -198,69 +205,15 @@ def _sampled(
       )
 
 
-def _apart(rounds, separation, num_clients, clients_per_round, **options):
-  """Returns a record with b-min-separation sampling; None if not amplified."""
-  record = band_choice.sampled_record(
-    rounds,
-    groups=separation,
-    num_clients=num_clients,
-    clients_per_round=clients_per_round,
-    **options,
-  )
-  if record.strategy.has_negative_entries:
-    return None
-  schedule = schedules.BMinSep(
-    num_clients, clients_per_round, 0, min_separation=separation
-  )
-  return dataclasses.replace(
-    record,
-    contract=schedule.contract(rounds),
-    amplification=schedule.amplification,
-  )
-
-
-def _best_separation(
-  rounds: int,
-  groups: int,
-  target_epsilon: float,
-  delta: float,
-  cache: Optional[str],
-  num_clients: int,
-  clients_per_round: int,
-) -> int:
-  """Returns a separation for b-min-separation sampling, at least `groups`.
-
-  This sampling amplifies wider bands more than cyclic Poisson sampling does.
-  The separation is doubled while errors of Toeplitz strategies, estimated from
-  few samples, decrease.
-  """
-  found, least = groups, math.inf
-  most = min(num_clients // clients_per_round, rounds)
-  separation = groups
-  while 1 < separation <= most:
-    record = _apart(
-      rounds, separation, num_clients, clients_per_round, cache=cache
-    )
-    error = math.inf
-    if record is not None:
-      error = _errors(record, target_epsilon, delta, _COARSE).rms_error
-    if error >= least:
-      break
-    found, least = separation, error
-    separation *= 2
-  return found
-
-
-def _errors(record, target_epsilon, delta, effort=_FINE):
+def _errors(record, target_epsilon, delta):
   """Returns the errors of an amplified record at an epsilon."""
   if record.is_by_monte_carlo:
-    samples, tolerance = effort
     record = calibration.by_samples(
       record,
       target_epsilon,
       delta,
-      samples=samples,
-      tolerance=tolerance,
+      samples=_SAMPLES,
+      tolerance=_TOLERANCE,
     )
   else:
     record = accounting.calibrate(

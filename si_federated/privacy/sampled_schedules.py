@@ -121,7 +121,7 @@ class CyclicPoisson(cohorts.Schedule):
     num_guests: As for `Poisson`; they belong to the first group.
   """
 
-  groups_by_bands: ClassVar[bool] = True
+  chosen_by_bands: ClassVar[str] = 'groups'
   min_separation: int
   max_cohort_size: Optional[int] = None
   num_guests: int = 0
@@ -252,6 +252,7 @@ class BMinSep(cohorts.Schedule):
       the number of bands of the strategy.
   """
 
+  chosen_by_bands: ClassVar[str] = 'separation'
   min_separation: int
 
   def __post_init__(self):

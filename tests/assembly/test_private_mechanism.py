@@ -18,6 +18,7 @@ from si_federated.privacy import (
   band_choice,
   banded_inverse,
   blt,
+  separation_choice,
   strategies,
 )
 
@@ -567,11 +568,54 @@ def test_bands_and_groups_are_chosen_for_the_sampling():
     'for_epsilon': 0.5,
   }
   assert record.strategy.bands <= best.groups
-  with pytest.raises(config.ConfigError, match='a finite --target_epsilon'):
+  with pytest.raises(config.ConfigError, match='finite --target_epsilon'):
     client_schedule.build_schedule(
       _config(**{**flags, 'target_epsilon': None, 'noise_multiplier': 1.0}),
       _CLIENTS,
     )
+
+
+@pytest.mark.parametrize('chosen', [1, 6])
+def test_the_separation_of_clients_that_pause_is_chosen(chosen, monkeypatch):
+  flags: dict[str, Any] = {
+    'aggregator': 'banded:bands=auto',
+    'participation': 'b_min_sep',
+    'clip_norm': 1.0,
+    'target_epsilon': 8.0,
+    'total_rounds': 12,
+  }
+  asked = []
+
+  def choose(rounds, **options):
+    asked.append((rounds, options['target_epsilon'], options['num_clients']))
+    return chosen
+
+  monkeypatch.setattr(separation_choice, 'choose_separation', choose)
+
+  def build(**changes):
+    experiment = _config(**{**flags, **changes})
+    checks.check(experiment)
+    schedule = client_schedule.build_schedule(experiment, _CLIENTS)
+    return schedule, private_mechanism.build_mechanism(experiment, schedule)
+
+  schedule, mechanism = build()
+  assert asked == [(12, 8.0, _CLIENTS)]
+  contract = Participation(12, 12 // chosen, chosen)
+  record: Any = mechanism.record
+  assert record.contract == contract
+  assert record.strategy.bands == band_choice.fewest_bands(contract)
+  amplification = schedule.amplification
+  assert amplification is not None
+  assert amplification.kind == ('b_min_sep' if chosen > 1 else 'poisson')
+  assert amplification.groups == chosen
+  amplification.check_strategy(record.strategy)
+  # The choice is remembered for a resumed run.
+  build()
+  assert len(asked) == 1
+  build(target_epsilon=7.0)
+  assert len(asked) == 2
+  with pytest.raises(config.ConfigError, match='finite --target_epsilon'):
+    build(target_epsilon=None, noise_multiplier=1.0)
 
 
 def test_bands_are_chosen_for_fixed_cycles_and_groups():
