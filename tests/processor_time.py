@@ -2,9 +2,9 @@
 
   .venv/bin/python -m pytest -p tests.processor_time -m 'not slow' tests/models
 
-It is that of this process and of its children that have ended, and the first
-test of a fixture has that of its set-up. Unlike wall time, it hardly depends on
-what else the machine does. Not for `-n`: workers don't print.
+This includes children of this process that have ended; a fixture's set-up
+counts for the first test that uses it. Unlike wall time, it hardly depends on
+what else the machine does. Don't combine it with `-n`: workers don't print.
 """
 
 from __future__ import annotations

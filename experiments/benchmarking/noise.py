@@ -79,7 +79,7 @@ def _measure(
 def extrapolate(
   rows: List[int], seconds: List[float], mean_rows: float, most_rows: int
 ) -> Tuple[float, float]:
-  """Returns the time of a round with the mean number of rows, and the most.
+  """Returns the times of rounds with the mean and the largest number of rows.
 
   Args:
     rows: The rows of z that the measured rounds make: one number if all

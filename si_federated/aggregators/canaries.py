@@ -110,10 +110,10 @@ def schedule(
   All members take part in the same rounds: as often as the contract allows, at
   the least separation, starting with the round that makes them most visible. If
   the accounting relies on sampling, they are sampled as clients are, but
-  independently, in the rounds of one group; with balls in bins they draw it. If
-  cohorts have a maximum size, the clients' schedule draws all canaries, and
-  those held out take their places without an update: so all coins are of one
-  population, whose size the cost of truncation depends on.
+  independently, in the rounds of one group, which with balls in bins each
+  canary draws. If cohorts have a maximum size, the clients' schedule draws all
+  canaries, and those held out take up places but send no update: so the
+  population, on whose size the cost of truncation depends, is the same for all.
 
   With u marking the rounds in which canaries may take part and C the strategy,
   the weights of the releases x + C^-1 z are C^T C u. No other linear sum better
@@ -140,7 +140,7 @@ def schedule(
     if (drawn is None) != (amplification.max_cohort_size is None):
       raise ValueError(
         'Canaries are drawn with the clients if, and only if, cohorts have a '
-        'maximum size; give their draws of the schedule.'
+        'maximum size; give the draws of the schedule.'
       )
     cohorts = (
       _sampled(taken, rounds, amplification, canary_seed)
@@ -165,7 +165,8 @@ def _possible(
 ) -> np.ndarray:
   """Returns 1 for each round that a canary may be in, else 0.
 
-  Those of one group, or where there is none, or a secret one, all.
+  These are the rounds of one group; or all rounds, if there are no groups or if
+  a canary's group is secret.
   """
   if amplification.kind in ('balls_in_bins', 'b_min_sep'):
     return np.ones(rounds)

@@ -35,9 +35,9 @@ def build_expert_personalization(
 ) -> tff.learning.templates.LearningProcess:
   """Builds the rounds; the personalization stage reads the other options.
 
-  Differs from the paper: its defaults, for images and headlines, are Adam with
-  a learning rate of 5e-5, and of 1e-5 or 1e-6 for the gate, up to 500 epochs, a
-  validation every 5 epochs and a patience of 10.
+  Differs from the paper: the defaults. Its experiments with images and
+  headlines use Adam with learning rates of 5e-5 and, for the gate, 1e-5 or
+  1e-6, up to 500 epochs, a validation every 5 epochs and a patience of 10.
 
   Args:
     model: See `build_fed_avg`, also for the next five.

@@ -93,7 +93,7 @@ def _chosen_separation(
       'finite --target_epsilon; give one, or --min_separation.'
     )
   if num_clients < experiment.clients_per_round:
-    # The schedule says so.
+    # Any number: the schedule then raises an error for too few clients.
     return 1
   kind = getattr(builder(experiment, 'participation'), 'chosen_by_bands', '')
   setting: dict[str, Any] = {

@@ -12,10 +12,10 @@ from si_federated.training import run_folder
 def reason_against(experiment: config.ExperimentConfig) -> Optional[str]:
   """Returns a clause if the initial model undoes a guarantee, else None.
 
-  What an initial model reveals about its training data, the run's models reveal
-  as well. A guarantee thus fails for clients whose data are also those of the
-  initial model, or of the model that it started from. The run of
-  `--clip_norm_from` is an exception: its privacy is counted.
+  The run's models also reveal what the initial model reveals about the data it
+  was trained on. So the guarantee fails for clients whose data trained the
+  initial model, or a model that it started from. The run of `--clip_norm_from`
+  is an exception: its privacy is counted.
 
   Args:
     experiment: The experiment.

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from si_federated.algorithms import packed_tokens
-from si_federated.tasks import ClientPopulation, Task
+from si_federated.tasks import ClientPopulation, Task, seeded_orders
 from si_federated.training import callbacks
 from si_federated.weights import named_variables
 
@@ -123,9 +123,7 @@ class Batches:
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-      # Sorts raw output, whose stream is the same in all versions of NumPy.
-      raw = np.random.PCG64([seed, epoch]).random_raw(size)
-      return np.argsort(raw, kind='stable')
+      return seeded_orders.permutation(np.random.PCG64([seed, epoch]), size)
 
     self._order = order
 

@@ -64,7 +64,7 @@ def one_run_epsilon(
   best of four numbers of guesses counts, each at a fourth of the error
   probability.
 
-  Differs from the paper: it tries several numbers without dividing the error.
+  Differs from the paper: the error probability is divided among the numbers.
 
   Args:
     scores: The scores of all canaries, shape `[canaries]`.

@@ -12,7 +12,7 @@ import numpy as np
 
 from si_federated.privacy import monte_carlo
 
-# The count of numbers drawn for a figure.
+# How many numbers are drawn for a figure.
 _WORK = 2**25
 _MOST_SAMPLES, _LEAST_SAMPLES = 2**19, 2**16
 # Candidates for how far sampling is shifted, in standard deviations.
@@ -53,7 +53,7 @@ class GaussianMixture:
 
   @property
   def width(self) -> int:
-    """The numbers that a sample takes."""
+    """How many numbers a sample takes, which limits samples at once."""
     return len(self.weights)
 
   @property

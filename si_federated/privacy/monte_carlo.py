@@ -34,7 +34,7 @@ from scipy import special
 CONFIDENCE = 0.999
 _FAILURE = (1 - CONFIDENCE) / 10
 _SEED = 2410_06266
-# The count of numbers drawn at once.
+# How many numbers are drawn at once.
 _CHUNK = 2**18
 # The probability where an extrapolated tail begins.
 _WIDE_TAIL = 0.3
@@ -43,8 +43,8 @@ _WIDE_TAIL = 0.3
 class Direction(Protocol):
   """Samples the privacy loss of one distribution against another.
 
-  Sampling is shifted towards large losses: by `tilt`, or t below, which is
-  `shift` in standard deviations or for another label.
+  Sampling is shifted towards large losses by a tilt, t below, which is a
+  function of a shift: usually the shift is the same in standard deviations.
 
   Attributes:
     shifts: The shifts to try.
@@ -88,7 +88,7 @@ class Mixture(Protocol):
 
   @property
   def width(self) -> int:
-    """The numbers that a sample takes."""
+    """How many numbers a sample takes, which limits samples at once."""
 
   @property
   def samples(self) -> int:

@@ -31,7 +31,7 @@ from si_federated.privacy import (
   separated_directions,
 )
 
-# Of a figure, and of the rounds of all its samples.
+# The most and the fewest samples of a figure, and the rounds of all of them.
 _MOST_SAMPLES, _LEAST_SAMPLES, _WORK = 2**19, 2**15, 2**22
 
 
@@ -85,8 +85,9 @@ class SeparatedMixture:
 
   @property
   def width(self) -> int:
-    """The numbers that a sample takes."""
-    # As if eight rounds were one: a step of the recursion should be worth it.
+    """How many numbers a sample takes, which limits samples at once."""
+    # A number for each round would leave few samples at once with many rounds,
+    # and the recursion calls NumPy for each round.
     return len(self.squares) // 8 + 1
 
   @property

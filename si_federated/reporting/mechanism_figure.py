@@ -13,7 +13,7 @@ from si_federated.reporting.plotting import Picture
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-  """Returns mechanisms, and of a second row of one, its sampling."""
+  """Returns a label for each row; a second row is named by its sampling."""
   labels, before = [], ''
   for row in rows:
     name = row.mechanism

@@ -27,8 +27,8 @@ from si_federated.runtime import (
 )
 
 _PLATFORMS = {'gpu': 'cuda'}
-_PROCESSORS_CLIENTS = 8
-_ACCELERATORS_CLIENTS = 64
+_LARGEST_GROUP_ON_CPU = 8
+_LARGEST_RECORDED_GROUP = 64
 _UNBOUNDED = 1 << 30
 
 
@@ -43,7 +43,7 @@ def _refusal(error: Exception) -> errors.UnsupportedError:
 class JaxContext(context_base.SyncContext):
   """A TFF execution context whose clients run as one JAX program."""
 
-  # The default of the largest group on accelerators.
+  # The largest group on accelerators, by default.
   _LARGEST_GROUP = _UNBOUNDED
 
   def __init__(
@@ -73,7 +73,7 @@ class JaxContext(context_base.SyncContext):
     self._platform = _PLATFORMS.get(platform, platform)
     self._largest_group = client_arrays.power_of_two(
       clients_per_group
-      or (_PROCESSORS_CLIENTS if platform == 'cpu' else self._LARGEST_GROUP)
+      or (_LARGEST_GROUP_ON_CPU if platform == 'cpu' else self._LARGEST_GROUP)
     )
     # The bytes that a program may take; None if the group size was given.
     self._memory_limit: float | None = None
@@ -87,7 +87,7 @@ class JaxContext(context_base.SyncContext):
     # The largest group of this round.
     self._group_size = 0
     self._recorded_group = client_arrays.power_of_two(
-      clients_per_group or _ACCELERATORS_CLIENTS
+      clients_per_group or _LARGEST_RECORDED_GROUP
     )
     self._precision = matmul_precision
     self._programs: dict[int, jax_programs.ClientPrograms] = {}

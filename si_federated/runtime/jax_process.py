@@ -1,4 +1,4 @@
-"""The driver's handle of the process that owns an accelerator."""
+"""The driver's handle on the process that owns an accelerator."""
 
 from __future__ import annotations
 

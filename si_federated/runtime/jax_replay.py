@@ -93,7 +93,7 @@ class Reader:
     return content
 
   def arrays(self, names):
-    """Returns kept arrays."""
+    """Returns stored arrays."""
     return [
       np.load(io.BytesIO(self.content(name)), allow_pickle=False)
       for name in names

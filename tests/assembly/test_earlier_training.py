@@ -69,7 +69,8 @@ def test_the_models_before_it_count_too(tmp_path):
   assert found is not None and f'({first})' in found
   found = _reason(second, clip_norm_from=second)
   assert found is not None and f'({first})' in found
-  # Files that name each other end, and files that are missing are unknown.
+  # Runs that start from each other don't make the search endless; a missing
+  # file leaves the origin unknown.
   (tmp_path / 'a' / 'config.json').write_text(
     tiny.tiny_config(task='synthetic:seed=5', initial_model=second).to_json()
   )
