@@ -9,6 +9,7 @@ import os
 from typing import Any, Optional
 
 from si_federated import config
+from si_federated.aggregators import NOISE_FROM_CLIENTS
 from si_federated.algorithms import dropout_keys
 from si_federated.assembly import (
   audit_stage,
@@ -148,15 +149,23 @@ def _build(
   examples = task.validation.sample_examples(
     experiment.num_validation_examples, seed=0
   )
-  # A repeated round has the same noise. If clients then sent other updates, the
-  # difference of the two releases would reveal theirs, without noise.
-  every_round = (
-    mechanism.record is not None
-    and bool(mechanism.record.noise_multiplier)
-    and experiment.rounds_per_checkpoint > 1
-    and drops_out
-    and not keyed
+  is_private = mechanism.record is not None and bool(
+    mechanism.record.noise_multiplier
   )
+  no_repeats = []
+  if is_private and experiment.rounds_per_checkpoint > 1:
+    # A repeated round has the same noise. If clients then sent other updates,
+    # the difference of the two releases would reveal theirs, without noise.
+    if drops_out and not keyed:
+      no_repeats.append(
+        'Clients draw random numbers (dropout), so every round is saved: '
+        'repeating one would reveal what its noise hides.'
+      )
+    if experiment.aggregator.name in NOISE_FROM_CLIENTS:
+      no_repeats.append(
+        'Clients draw their noise anew if a round is repeated, so every round '
+        'is saved: two releases of a round would cost privacy twice.'
+      )
   return Experiment(
     config=experiment,
     task=task,
@@ -187,18 +196,9 @@ def _build(
         else []
       ),
       *private_mechanism.delta_notices(mechanism, delta, len(task.train)),
-      *(
-        [
-          'Clients draw random numbers (dropout), so every round is saved: '
-          'repeating one would reveal what its noise hides.'
-        ]
-        if every_round
-        else []
-      ),
+      *no_repeats,
     ],
-    rounds_per_checkpoint=1
-    if every_round
-    else experiment.rounds_per_checkpoint,
+    rounds_per_checkpoint=1 if no_repeats else experiment.rounds_per_checkpoint,
   )
 
 

@@ -38,6 +38,12 @@ def test_there_are_four():
   assert [path.name[0] for path in _TUTORIALS] == list('1234')
 
 
+def test_the_one_on_privacy_shows_a_report_card():
+  outputs = ''.join(map(str, _outputs(_read(_TUTORIALS[2]))))
+  for words in ('Trust model', 'Not covered', 'best attack'):
+    assert words in outputs
+
+
 # The first trains and predicts as the tests of these binaries do.
 @pytest.mark.parametrize('path', _TUTORIALS[1:], ids=lambda path: path.stem)
 def test_code_runs_and_draws(path, checkout_like_folder, monkeypatch):

@@ -290,11 +290,21 @@ def _simulated_population(
   the population is therefore k times as large, and the default delta smaller.
   """
   size = mechanism.noise_cohort_size
-  record = mechanism.record
+  record: Any = mechanism.record
   if size is None or record is None:
     return None
   population = num_clients * size // experiment.clients_per_round
   delta = client_schedule.default_delta(experiment, population)
+  sampling = record.amplification
+  if sampling is not None and sampling.max_cohort_size is not None:
+    # Larger cohorts are truncated at a size that is larger in proportion.
+    larger = {
+      name: getattr(sampling, name) * size // experiment.clients_per_round
+      for name in ('max_cohort_size', 'num_clients')
+    }
+    record = dataclasses.replace(
+      record, amplification=dataclasses.replace(sampling, **larger)
+    )
   return {
     'num_clients': population,
     'delta': delta,
@@ -371,7 +381,8 @@ def build_ledger(
       'client_similarity': experiment.client_similarity,
       'chosen_bands': _chosen_bands(experiment, mechanism),
       # A secret seed is part of the state, so that resuming can't change it.
-      'noise_seed_is_secret': experiment.noise_seed is None,
+      'noise_seed_is_secret': experiment.noise_seed is None
+      and experiment.aggregator.name not in NOISE_FROM_CLIENTS,
       'canaries': added and dataclasses.asdict(added),
     },
     trust_model=privacy_disclosures.trust_model(experiment, mechanism),

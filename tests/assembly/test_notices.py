@@ -77,6 +77,18 @@ def test_dropout_of_language_models_can_be_done_again():
   assert not any('every round is saved' in text for text in built.notices)
 
 
+def test_noise_that_is_drawn_anew_is_not_drawn_twice_for_a_round():
+  settings = tiny.tiny_config(
+    aggregator='distributed_dp',
+    clip_norm=1.0,
+    noise_multiplier=1.0,
+    rounds_per_checkpoint=5,
+  )
+  built = experiment.build(settings)
+  assert built.rounds_per_checkpoint == 1
+  assert any('cost privacy twice' in text for text in built.notices)
+
+
 def test_a_resumed_run_has_its_weights():
   built = experiment.build(
     tiny.tiny_config(transform='freeze:variables=embedding'), resumed=True

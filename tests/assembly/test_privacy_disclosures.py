@@ -53,6 +53,9 @@ def _run(tmp_path, **changes):
     _PRIVATE,
     {**_PRIVATE, 'aggregator': 'adaptive_gaussian:count_noise=2'},
     {**_PRIVATE, 'algorithm': 'partial_training'},
+    {**_PRIVATE, 'compression': 'ternary', 'participation': 'balls_in_bins'},
+    {**_PRIVATE, 'algorithm': 'mime_lite', 'participation': 'uniform'},
+    {**_PRIVATE, 'aggregator': 'distributed_dp', 'participation': 'uniform'},
     {
       **_PRIVATE,
       'aggregator': 'tree',
@@ -60,7 +63,15 @@ def _run(tmp_path, **changes):
       'min_separation': 2,
     },
   ],
-  ids=['poisson', 'adaptive', 'partial', 'cycles'],
+  ids=[
+    'poisson',
+    'adaptive',
+    'partial',
+    'compressed',
+    'two_releases',
+    'distributed',
+    'cycles',
+  ],
 )
 def test_every_column_is_named_or_public(tmp_path, changes):
   columns, privacy = _run(tmp_path, **changes)
@@ -69,7 +80,14 @@ def test_every_column_is_named_or_public(tmp_path, changes):
   assert columns <= named | _NOT_OF_TRAINING_CLIENTS | of_validation
   assert {name for name in named if name.startswith('train/')} <= columns
   # The size of a cohort is secret if clients are sampled.
-  sampled = changes['participation'] == 'poisson'
+  sampled = changes['participation'] in ('poisson', 'balls_in_bins')
   assert ('clients_per_sec' in named) == sampled
   assert ('bytes_down_total' in named) == sampled
+  # The size of an update that was encoded depends on its values.
+  encoded = 'compression' in changes or 'partial' in str(changes)
+  assert ('bytes_up_per_client' in named) == encoded
+  # What else the folder tells about training clients.
+  assert 'privacy.json:' in named if sampled else 'privacy.json:' not in named
+  facts = json.loads((tmp_path / 'x' / 'task.json').read_text())
+  assert 'train_fingerprint' in facts and 'task.json:' in named
   assert any('validation clients' in text for text in privacy['not_covered'])

@@ -18,6 +18,7 @@ from si_federated.privacy import (
   band_choice,
   banded_inverse,
   blt,
+  schedules,
   separation_choice,
   strategies,
 )
@@ -295,6 +296,36 @@ def test_ledger_of_a_simulated_cohort():
   assert 'train/clip_fraction' in summary['released_without_noise']
 
 
+def test_a_simulated_cohort_is_truncated_in_proportion():
+  flags: dict[str, Any] = {
+    'aggregator': 'gaussian',
+    **_PRIVATE,
+    'participation': 'poisson:max_cohort_size=6',
+    'noise_cohort_size': 40,
+    'total_rounds': 5,
+  }
+  summary = private_mechanism.build_ledger(
+    _config(**flags),
+    _build(**flags),
+    train_metrics=['loss'],
+    num_clients=_CLIENTS,
+  ).summary()
+  population = summary['simulated_population']
+  # Of ten times as many clients, cohorts of up to ten times the size.
+  expected = PrivacyRecord(
+    strategies.identity(5),
+    2.0,
+    Participation(5, 5, 1),
+    schedules.Amplification(
+      'poisson', 4 / 120, max_cohort_size=60, num_clients=1200
+    ),
+  ).epsilon(1200**-1.1)
+  assert population['num_clients'] == 1200
+  assert population['epsilon'] == pytest.approx(expected)
+  # Cohorts of six of 120 are truncated far more often.
+  assert summary['promised']['amplification']['max_cohort_size'] == 6
+
+
 @pytest.mark.parametrize(
   ('flags', 'reasons'),
   [
@@ -363,6 +394,14 @@ def test_a_guarantee_that_the_run_folder_undoes_is_simulated(flags, reasons):
   notices = '\n'.join(ledger.notices())
   assert all(clause in notices for clause in found)
   assert ('(simulated)' in notices) == bool(reasons)
+  # Seeds that are public, or can be guessed, are not called secret.
+  is_secret = 'noise_seed' not in flags and flags['aggregator'] != (
+    'distributed_dp'
+  )
+  assert summary['noise_seed_is_secret'] == is_secret
+  assert ('has a secret seed' in notices) == (
+    is_secret and bool(flags['noise_multiplier'])
+  )
 
 
 def test_epsilon_stands_with_and_without_amplification():

@@ -150,6 +150,40 @@ def test_two_releases_a_round_need_more_noise(account):
   assert found['mime_lite']['epsilon'] == pytest.approx(8, rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(experiment.REGISTRIES['algorithm']))
+def test_training_promises_what_it_says_for_every_algorithm(account, name):
+  flags: dict[str, Any] = {
+    'algorithm': name,
+    'aggregator': 'gaussian',
+    'clip_norm': 1.0,
+    'target_epsilon': 3.0,
+    'participation': 'fixed_cycles',
+    'min_separation': 2,
+    'total_rounds': 4,
+    'delta': 1e-5,
+  }
+  if name == 'expert_personalization':
+    flags['algorithm'] = f'{name}:num_clients=2'
+  built = experiment.build(tiny.tiny_config(**flags))
+  privacy = built.ledger.summary()
+  code, output, errors = account(
+    *(
+      argument
+      for argument in tiny.tiny_flags(**flags)
+      if not argument.startswith('--experiment_name')
+    ),
+    f'--num_clients={privacy["num_clients"]}',
+  )
+  assert code == 0, errors
+  found = json.loads(output)
+  for key, value in privacy['promised'].items():
+    assert found[key] == value
+  # Two participations, of one or two releases each.
+  releases = 2 if name == 'mime_lite' else 1
+  assert found['sensitivity'] == pytest.approx((2 * releases) ** 0.5)
+
+
 def test_groups_that_clients_draw_amplify_with_a_stated_confidence(account):
   flags = (
     '--aggregator=blt:num_buffers=1',

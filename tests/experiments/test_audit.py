@@ -59,6 +59,9 @@ def test_an_audit_is_written_and_resumes_only_with_its_canaries(
   independent = found['epsilon_lower_bound_if_independent']
   assert 0 <= independent < found['epsilon_promised']
   assert not found['promise_is_broken'] and 'wrong' not in output
+  # Clipping is part of it, compression is not.
+  assert 'clipped like clients' in found['what']
+  assert found['not_covered'] == ['compression: canaries are not compressed']
   privacy = json.loads((tmp_path / 'x' / 'privacy.json').read_text())
   assert privacy['canaries'] == {'count': 60, 'seed': 0}
   assert found['epsilon_promised'] == privacy['promised']['epsilon']

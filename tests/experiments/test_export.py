@@ -171,5 +171,8 @@ def test_binary(runs, tmp_path, run_binary):
   facts = json.loads((tmp_path / 'out' / 'export.json').read_text())
   assert facts['privacy'] == privacy
   assert (tmp_path / 'out' / 'saved_model' / 'saved_model.pb').exists()
+  code, _, errors = run_binary('predict', f'--run={run}', '--text=the')
+  assert code == 0
+  assert 'Privacy (simulated): epsilon 2.500 at delta 1e-06' in errors
   with pytest.raises(config.ConfigError, match='config.json'):
     export.export_model(str(tmp_path), str(tmp_path / 'new'))

@@ -187,6 +187,19 @@ def test_privacy_json_reproduces_its_epsilon(whole):
   assert record.epsilon(privacy['delta']) == privacy['promised']['epsilon']
 
 
+def test_rounds_without_clients_are_found_before_the_first(tmp_path):
+  recipe = tiny.config_from_flags(
+    '--flagfile=experiments/configs/synthetic.si_cifg.blt.flags',
+    '--experiment_name=x',
+    '--total_rounds=600',
+  )
+  with pytest.raises(
+    config.ConfigError, match='make 63 of the 600 cohorts .* suffice'
+  ):
+    experiment.run(recipe, str(tmp_path))
+  assert not (tmp_path / 'x' / 'metrics.csv').exists()
+
+
 @pytest.mark.parametrize(
   'changes', [{'target_epsilon': 5.0}, {'participation': 'uniform'}]
 )
