@@ -53,14 +53,14 @@ class DecayedSGD(weight_decay_lib.DecayingOptimizer):
         flat, tf.sqrt(ratio) * tf.linalg.global_norm(flat_weights)
       )
     # Variables that the loss does not depend on decay as well.
-    spared = self.spared or [False] * len(flat)
+    exempt = self.exempt or [False] * len(flat)
     flat = [
       g
-      if is_spared
+      if is_exempt
       else self._weight_decay * w
       if g is None
       else g + self._weight_decay * w
-      for g, w, is_spared in zip(flat, flat_weights, spared)
+      for g, w, is_exempt in zip(flat, flat_weights, exempt)
     ]
     return self.inner.next(
       state, weights, tf.nest.pack_sequence_as(weights, flat)

@@ -15,7 +15,7 @@ from si_federated.algorithms import wrapped_optimizer
 SPARED_NAMES = ('blending_weights', 'swish_beta')
 
 
-def is_spared(name: str) -> bool:
+def is_exempt(name: str) -> bool:
   """Returns whether a variable of this name is exempt from weight decay."""
   return name.partition(':')[0].rpartition('/')[2] in SPARED_NAMES
 
@@ -24,21 +24,21 @@ class DecayingOptimizer(wrapped_optimizer.WrappedOptimizer):
   """Base of optimizers with a weight decay that spares some variables.
 
   Attributes:
-    spared: For each variable, whether it is exempt; None if none is.
+    exempt: For each variable, whether it is exempt; None if none is.
   """
 
-  spared: tuple[bool, ...] | None = None
+  exempt: tuple[bool, ...] | None = None
 
   def for_variables(self, names: Sequence[str]) -> DecayingOptimizer:
     """Returns the optimizer of variables with these names."""
-    spared = tuple(is_spared(name) for name in names)
-    return self._replace(spared=spared if any(spared) else None)
+    exempt = tuple(is_exempt(name) for name in names)
+    return self._replace(exempt=exempt if any(exempt) else None)
 
   def of_variable(self, index: int) -> DecayingOptimizer:
     """Returns the optimizer of one of the variables of `for_variables`."""
-    if self.spared is None:
+    if self.exempt is None:
       return self
-    return self._replace(spared=(self.spared[index],))
+    return self._replace(exempt=(self.exempt[index],))
 
 
 class AdamW(DecayingOptimizer):
@@ -51,7 +51,7 @@ class AdamW(DecayingOptimizer):
   def next(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:
     """Returns the state and the weights after a step."""
     new_state, decayed = self.inner.next(state, weights, gradients)
-    if self.spared is None:
+    if self.exempt is None:
       return new_state, decayed
     # The decay is in the state. TensorFlow prunes duplicate computations.
     without = collections.OrderedDict(state, weight_decay=0.0)
@@ -61,7 +61,7 @@ class AdamW(DecayingOptimizer):
       for one, other, is_plain in zip(
         tf.nest.flatten(plain),
         tf.nest.flatten(decayed),
-        self.spared,
+        self.exempt,
       )
     ]
     return new_state, tf.nest.pack_sequence_as(weights, chosen)

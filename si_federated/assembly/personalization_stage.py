@@ -129,7 +129,7 @@ def _evaluate(run: _Run) -> dict[str, Any]:
   names = [population.client_id(i) for i in range(len(population))]
   order = client_hashing.order_clients(names, seed=experiment.client_seed)
   clients = order[: experiment.personalize_clients]
-  _tell(
+  _report(
     f'Fine-tuning {len(clients)} validation clients, {settings["epochs"]} '
     'epochs each.'
   )
@@ -209,7 +209,7 @@ def _train_experts(
       f'{name.replace("_", "-")} {metrics["loss"]:.3f}'
       for name, metrics in result['own'].items()
     )
-    _tell(f'client {done}/{options["num_clients"]}  loss {own}')
+    _report(f'client {done}/{options["num_clients"]}  loss {own}')
 
   results, too_small = personalize_all(
     [client(index) for index in client_hashing.order_clients(names, seed=seed)],
@@ -280,7 +280,7 @@ def _fingerprint(
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 

@@ -90,7 +90,7 @@ def build_evaluation(
   def batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
     return dataset.map(lambda x, y, client: (x, y)).batch(size)
 
-  def judge(trained: Any, fixed: Any, dataset: tf.data.Dataset) -> Any:
+  def evaluate_on(trained: Any, fixed: Any, dataset: tf.data.Dataset) -> Any:
     metrics = learners.evaluate_on_batches(
       model, predict, trained, fixed, batches(dataset, _EVALUATION_BATCH)
     )
@@ -101,7 +101,7 @@ def build_evaluation(
 
   @tf.function
   def before(variables, test_data):
-    return judge(*weights_of(variables), test_data)
+    return evaluate_on(*weights_of(variables), test_data)
 
   def build_fine_tuning():
     @tf.function
@@ -116,7 +116,7 @@ def build_evaluation(
         learners.initialize_optimizers(optimizers, learners.specs_of(trained)),
         batches(train_data, batch_size),
       )
-      return judge(trained, fixed, test_data)
+      return evaluate_on(trained, fixed, test_data)
 
     return after
 
@@ -148,7 +148,6 @@ def evaluate_clients(
   epochs: int,
   seed: int,
   group_size: int,
-  on_group: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[ClientResult], list[int]]:
   """Evaluates clients before and after fine-tuning.
 
@@ -162,7 +161,6 @@ def evaluate_clients(
     epochs: The number of passes over a client's fine-tuning part.
     seed: Determines, with a client's name, its split and order of examples.
     group_size: The number of clients evaluated at once.
-    on_group: Called with the number of clients done.
 
   Returns:
     A result for each client, in the order given, and the clients with too few
@@ -188,7 +186,6 @@ def evaluate_clients(
         client, num_train, num_test, before[client], after[client]
       )
     waiting.clear()
-    on_group(len(results))
 
   for client in clients:
     own, name = examples(client), client_id(client)

@@ -40,12 +40,12 @@ def describe(results: Sequence[ClientResult]) -> dict[str, Any]:
     results: The results of at least one client.
   """
   return distributions.compare(
-    [_judged(one.before) for one in results],
-    [_judged(one.after) for one in results],
+    [_without_counts(one.before) for one in results],
+    [_without_counts(one.after) for one in results],
   )
 
 
-def _judged(metrics: Mapping[str, float]) -> dict[str, float]:
+def _without_counts(metrics: Mapping[str, float]) -> dict[str, float]:
   """Returns the metrics without counts."""
   return {k: v for k, v in metrics.items() if not k.startswith('num_')}
 

@@ -54,16 +54,16 @@ def find_files(path: str) -> tuple[str, str | None]:
       'Posts.xml.'
     )
   folder = path if os.path.isdir(path) else os.path.dirname(path)
-  posts = _beside(folder, 'Posts') if os.path.isdir(path) else path
+  posts = _find(folder, 'Posts') if os.path.isdir(path) else path
   if posts is None:
     raise ValueError(
       f'{path} has no Posts.xml or Posts.xml.xz; give the folder of a Stack '
       'Exchange dump.'
     )
-  return posts, _beside(folder, 'Comments')
+  return posts, _find(folder, 'Comments')
 
 
-def _beside(folder: str, stem: str) -> str | None:
+def _find(folder: str, stem: str) -> str | None:
   for ending in _ENDINGS:
     path = os.path.join(folder, f'{stem}.xml{ending}')
     if os.path.isfile(path):

@@ -45,7 +45,7 @@ def calibrated(
     return _by_accountants(record, target_epsilon, delta)
   noise = gaussian_noise(target_epsilon, delta, 1e-10)
   if record.earlier:
-    noise = _beside_earlier(record, noise)
+    noise = _minus_earlier(record, noise)
   return record.with_noise(record.sensitivity.value * noise)
 
 
@@ -86,7 +86,7 @@ def _by_accountants(record, target_epsilon, delta):
     ) from e
 
 
-def _beside_earlier(record, noise):
+def _minus_earlier(record, noise):
   """Returns this mechanism's noise, from that of all mechanisms together."""
   spent = sum((one.mu or 0.0) ** 2 for one in record.earlier)
   return 1 / math.sqrt(noise**-2 - spent)
@@ -111,7 +111,7 @@ def by_samples(
       more noise, at the same confidence. None for the usual number.
     tolerance: The relative tolerance of the noise.
   """
-  known = _beside_earlier(record, gaussian_noise(target_epsilon, delta, 1e-6))
+  known = _minus_earlier(record, gaussian_noise(target_epsilon, delta, 1e-6))
   own = dataclasses.replace(record, noise_multiplier=1.0, earlier=())
   most = known * own.mixture().most ** 0.5
 

@@ -53,14 +53,14 @@ class Group:
     label: Distinguishes this group from the others; short enough for a figure.
     settings: Differing setting -> its value in this group.
     runs: The runs, at least one.
-    telling: The settings that the label names: if many differ, those that
-      determine all others.
+    label_settings: The settings that the label names: if many differ, those
+      that determine all others.
   """
 
   label: str
   settings: Dict[str, str]
   runs: Tuple[Run, ...]
-  telling: Tuple[str, ...] = ()
+  label_settings: Tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +150,17 @@ def compare(runs: Sequence[Run]) -> Comparison:
     else:
       shared[name] = known[0][name]
 
-  telling = [name for name in differing if not is_seed(name)]
+  varied = [name for name in differing if not is_seed(name)]
   seeds = [name for name in differing if is_seed(name)]
   alike: Dict[Tuple[str, ...], List[int]] = collections.defaultdict(list)
   for index, one in enumerate(settings):
-    chosen = [one.get(name, MISSING) for name in telling]
+    chosen = [one.get(name, MISSING) for name in varied]
     # A run with unknown settings has a group of its own.
     alike[(*chosen, '' if one else str(index))].append(index)
   groups = []
-  named = _independent(telling, [key[:-1] for key in alike])
+  named = _independent(varied, [key[:-1] for key in alike])
   for key, members in alike.items():
-    values = dict(zip(telling, key))
+    values = dict(zip(varied, key))
     drawn = {tuple(settings[i].get(s) for s in seeds) for i in members}
     label = _label({name: values[name] for name in named})
     label = label or shared.get('model', '')
@@ -229,7 +229,7 @@ def implied(
     value in each set; no settings if the labels name all differing ones.
   """
   groups = comparison.groups
-  key = groups[0].telling
+  key = groups[0].label_settings
   names = tuple(
     name
     for name in comparison.differing
@@ -256,7 +256,11 @@ def _rows(
 def without(group: Group, *names: str) -> str:
   """Returns a group's label without some settings, such as the x-axis's."""
   return _label(
-    {name: group.settings[name] for name in group.telling if name not in names}
+    {
+      name: group.settings[name]
+      for name in group.label_settings
+      if name not in names
+    }
   )
 
 

@@ -33,7 +33,7 @@ def silence() -> Iterator[None]:
     os.close(nowhere)
 
 
-class StartedProcesses:
+class MarkedProcesses:
   """Tracks processes by a mark in the environment that they inherit."""
 
   def __init__(self):

@@ -100,7 +100,7 @@ class Reader:
     ]
 
 
-def _beside(name):
+def _import_sibling(name):
   """Imports a module from this file's folder."""
   here = os.path.dirname(os.path.abspath(__file__))
   spec: Any = importlib.util.spec_from_file_location(
@@ -287,13 +287,13 @@ def replay(folder, repetitions, report):
     RecordingError: If the recording is damaged, or not for this device.
   """
   reader = Reader(folder)
-  jax_worker = _beside('jax_worker')
+  jax_worker = _import_sibling('jax_worker')
   import jax
 
   floor = None
   if os.path.exists(os.path.join(folder, _FLOOR)):
     floor = functools.partial(
-      _beside('floor').Floor, jax, memory_of=jax_worker.compiled_memory
+      _import_sibling('floor').Floor, jax, memory_of=jax_worker.compiled_memory
     )
   worker = jax_worker.Worker(jax)
   platform = jax.devices()[0].platform

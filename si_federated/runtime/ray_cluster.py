@@ -35,7 +35,7 @@ _SHORT_FOLDER = '/tmp'
 
 # The cluster that `connect` started ('local') or joined, if any.
 _address: str | None = None
-_processes = child_processes.StartedProcesses()
+_processes = child_processes.MarkedProcesses()
 
 
 def connect(num_cpus: int, address: str | None) -> None:

@@ -60,7 +60,7 @@ class Run:
     """The run's name."""
     return self.settings.experiment_name
 
-  def look(self) -> None:
+  def refresh(self) -> None:
     """Reads the progress from the run's folder."""
     try:
       path = os.path.join(self.folder, 'metrics.csv')
@@ -95,7 +95,7 @@ def find_runs(plan: Plan, folder: Union[str, os.PathLike]) -> list[Run]:
       folder=os.path.join(folder, name),
       log=os.path.join(folder, LOGS, f'{name}.txt'),
     )
-    run.look()
+    run.refresh()
     if _has_finished(run):
       run.state = FINISHED
     runs.append(run)
@@ -171,12 +171,12 @@ def run_all(
           looked = now
           for run, _, start in active.values():
             run.secs = now - start
-            run.look()
+            run.refresh()
           changed(None)
     except BaseException:
       _stop(list(active))
       for run, _, _ in active.values():
-        run.look()
+        run.refresh()
         run.state = WAITING
       raise
 
@@ -225,7 +225,7 @@ def _start(
 
 
 def _end(run: Run, code: int) -> None:
-  run.look()
+  run.refresh()
   # A run that diverged ends with an error, but its results are complete.
   if code == 0 or (code == 1 and _has_diverged(run)):
     run.state = FINISHED

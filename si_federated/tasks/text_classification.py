@@ -116,7 +116,7 @@ def text_classification(
       for name in dict.fromkeys(owners[train])
     }
   else:
-    clients = _share_out(
+    clients = _distribute(
       labels, train, split, num_clients, seed, alpha, majority
     )
   return build_task(
@@ -209,7 +209,7 @@ def _choose(labels: np.ndarray, most: int | None, seed: int) -> np.ndarray:
   return np.sort(np.concatenate(chosen))
 
 
-def _share_out(
+def _distribute(
   labels: np.ndarray,
   train: np.ndarray,
   split: str,

@@ -75,7 +75,7 @@ def build_evaluation(
   return evaluate
 
 
-def better(
+def best_so_far(
   metrics: Mapping[str, float], best: Mapping[str, float], round_num: int
 ) -> Mapping[str, float]:
   """Returns the best evaluation so far, as written to the summary.

@@ -130,7 +130,9 @@ class _Loop:
         for key, value in metrics.items()
         if key not in ('num_tokens', 'num_examples')
       }
-      facts['best'] = dict(evaluation.better(metrics, facts['best'], round_num))
+      facts['best'] = dict(
+        evaluation.best_so_far(metrics, facts['best'], round_num)
+      )
       row.update(facts['last_eval'], eval_secs=time.monotonic() - start)
     if _is_finite(row, cohort):
       facts.pop('not_finite_since', None)

@@ -21,8 +21,8 @@ NAMES = (
 def test_the_names_are_those_of_the_layer():
   layer = layers.AdaptiveBlendingUnit()
   layer.build(None)
-  assert all(weight_decay.is_spared(w.name) for w in layer.weights)
-  assert not weight_decay.is_spared('blending_weights/kernel:0')
+  assert all(weight_decay.is_exempt(w.name) for w in layer.weights)
+  assert not weight_decay.is_exempt('blending_weights/kernel:0')
 
 
 @pytest.mark.parametrize(
