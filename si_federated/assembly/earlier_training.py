@@ -7,6 +7,7 @@ from typing import Optional
 
 from si_federated import config
 from si_federated.training import run_folder
+from si_federated.weights import weight_files
 
 
 def reason_against(experiment: config.ExperimentConfig) -> Optional[str]:
@@ -23,7 +24,7 @@ def reason_against(experiment: config.ExperimentConfig) -> Optional[str]:
   path = experiment.initial_model
   seen: set[str] = set()
   while path is not None:
-    if not os.path.exists(path):
+    if not os.path.exists(path) and weight_files.find(path) is None:
       return (
         'it cannot be checked whether the initial model was trained on these '
         f'clients, because {path} no longer exists'

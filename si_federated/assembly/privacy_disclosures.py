@@ -10,7 +10,11 @@ from si_federated.assembly import earlier_run, earlier_training
 from si_federated.assembly.learning_process import traits_of
 from si_federated.assembly.registries import build_part
 from si_federated.diagnostics.quantities import OF_TRAINING_CLIENTS
-from si_federated.tasks import PUBLIC_VOCABULARIES
+from si_federated.tasks import (
+  HOLD_OUT_TEXTS,
+  MIXES_AUTHORS,
+  PUBLIC_VOCABULARIES,
+)
 
 
 def trust_model(
@@ -144,7 +148,17 @@ def simulated_because(
     reasons.append(
       'clients are mixtures of several people (--client_similarity)'
     )
+  if _mixes_authors(experiment):
+    reasons.append(
+      f"clients are mixtures of several authors' texts "
+      f'(--task={experiment.task})'
+    )
   return reasons
+
+
+def _mixes_authors(experiment: config.ExperimentConfig) -> bool:
+  mixes = MIXES_AUTHORS.get(experiment.task.name)
+  return mixes is not None and mixes(dict(experiment.task.options))
 
 
 def not_covered(experiment: config.ExperimentConfig) -> list[str]:
@@ -154,9 +168,17 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
     experiment: The experiment.
   """
   phrases = [
-    'validation clients, whose data give exact metrics (eval/...): only '
+    'held-out texts, which give exact metrics (eval/...), even if they are of '
+    'training clients: only the texts that clients train on are protected'
+    if experiment.task.name in HOLD_OUT_TEXTS
+    else 'validation clients, whose data give exact metrics (eval/...): only '
     'training clients are protected'
   ]
+  if _mixes_authors(experiment):
+    phrases.append(
+      f'any one author: with --task={experiment.task} the texts of an author '
+      'can be spread over many clients'
+    )
   if experiment.vocabulary.name not in PUBLIC_VOCABULARIES:
     phrases.append(
       f'the vocabulary (--vocabulary={experiment.vocabulary}), which is made '

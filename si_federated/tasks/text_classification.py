@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +133,17 @@ def text_classification(
     learn=functools.partial(most_frequent, size=vocab_size),
     sequence_length=sequence_length,
   )
+
+
+def mixes_authors(options: Mapping[str, Any]) -> bool:
+  """Returns whether clients are mixtures of several authors' texts.
+
+  Args:
+    options: The options of the task that are not the default.
+  """
+  by_default = options.get('client') is not None
+  split = options.get('split') or (_BY_CLIENT if by_default else 'iid')
+  return split != _BY_CLIENT
 
 
 def _check(options: dict) -> None:

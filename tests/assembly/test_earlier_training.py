@@ -60,6 +60,9 @@ def test_models_of_other_data_do_not(tmp_path):
   assert _reason(_run(tmp_path / 'c', text_files='*.txt')) is None
   (tmp_path / 'w.weights.h5').write_bytes(b'')
   assert _reason(str(tmp_path / 'w.weights.h5')) is None
+  # A TensorFlow checkpoint is named without its ending.
+  (tmp_path / 'ckpt.index').write_bytes(b'')
+  assert _reason(str(tmp_path / 'ckpt')) is None
 
 
 def test_the_models_before_it_count_too(tmp_path):

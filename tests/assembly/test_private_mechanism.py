@@ -721,6 +721,38 @@ def test_how_often_clients_were_sampled_is_not_covered(
   assert 'train_fingerprint' in by_name['task.json']
 
 
+@pytest.mark.parametrize(
+  ('task', 'mixed', 'held_out'),
+  [
+    ('docstrings', False, 'validation clients, '),
+    ('text_classification', True, 'held-out texts, '),
+    ('text_classification:path=a.csv,client=who', False, 'held-out texts, '),
+    ('text_classification:split=client', False, 'held-out texts, '),
+    (
+      'text_classification:path=a.csv,client=who,split=dirichlet',
+      True,
+      'held-out texts, ',
+    ),
+  ],
+)
+def test_clients_that_are_no_authors_are_no_unit_of_privacy(
+  task, mixed, held_out
+):
+  flags = {'aggregator': 'gaussian', **_PRIVATE}
+  experiment = dataclasses.replace(
+    _config(**flags), task=config.ComponentSpec.parse(task)
+  )
+  summary = private_mechanism.build_ledger(
+    experiment, _build(**flags), num_clients=_CLIENTS, train_metrics=[]
+  ).summary()
+  assert summary['simulated'] == mixed
+  reasons = ' '.join(summary['simulated_because'])
+  assert ("several authors' texts" in reasons) == mixed
+  first, *others = summary['not_covered']
+  assert first.startswith(held_out)
+  assert any('any one author' in text for text in others) == mixed
+
+
 def test_what_is_released_and_whom_clients_trust():
   plain = _summary(aggregator='gaussian')
   assert len(plain['released']) == 1
