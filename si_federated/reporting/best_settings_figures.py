@@ -149,11 +149,13 @@ def _draw(
   top = axes.get_ylim()[1]
   explained = baselines.draw(axes, dashed)
   first = tuple(next(iter(points.values())) for points in lines.values())
-  looks = line_styles.group_looks(dataclasses.replace(comparison, groups=first))
+  styles = line_styles.group_styles(
+    dataclasses.replace(comparison, groups=first)
+  )
   shaded = False
   # Draws crosses of several kinds at the same place side by side.
   shifts = np.exp(0.05 * (np.arange(len(lines)) - (len(lines) - 1) / 2))
-  for look, shift, (label, points) in zip(looks, shifts, lines.items()):
+  for style, shift, (label, points) in zip(styles, shifts, lines.items()):
     x = np.array([place for place in points if place > 0])
     if not len(x):
       continue
@@ -162,13 +164,13 @@ def _draw(
     shaded |= plotting.draw_band(
       axes, x, np.array([np.mean(values) for values in shown]),
       np.array([min(values) for values in shown]),
-      np.array([max(values) for values in shown]), look,
-      label=label, marker=look.marker or 'o',
+      np.array([max(values) for values in shown]), style,
+      label=label, marker=style.marker or 'o',
       markevery=[i for i, values in enumerate(known) if values],
     )  # fmt: skip
     for place in x:
       if best_settings.num_diverged(points[place]):
-        plotting.draw_cross(axes, place * shift, top, look.color)
+        plotting.draw_cross(axes, place * shift, top, style.color)
   _scale_x(
     axes, xlabel, [p for points in lines.values() for p in points if p > 0]
   )

@@ -212,13 +212,13 @@ def _draw_parts(
   labels: Dict[str, Artist] = {}
   for at, part in zip(axes.flat, parts):
     low, high = np.inf, -np.inf
-    for group, look in zip(
-      comparison.groups, line_styles.group_looks(comparison)
+    for group, style in zip(
+      comparison.groups, line_styles.group_styles(comparison)
     ):
       one = curves.curve(group, prefix + part)
       if len(one.x):
         plotting.draw_band(
-          at, one.x, one.mean, one.low, one.high, look, label=one.label
+          at, one.x, one.mean, one.low, one.high, style, label=one.label
         )
         low, high = min(low, one.lowest), max(high, one.highest)
     handles, words_of = at.get_legend_handles_labels()
@@ -248,10 +248,10 @@ def _draw_parts(
 def _draw_curves(
   comparison: run_groups.Comparison, quantity: str, words: str
 ) -> Picture | None:
-  looks = line_styles.group_looks(comparison)
+  styles = line_styles.group_styles(comparison)
   drawn = [
-    (one, look)
-    for group, look in zip(comparison.groups, looks)
+    (one, style)
+    for group, style in zip(comparison.groups, styles)
     if len((one := curves.curve(group, f'diagnostics/{quantity}')).x)
   ]
   if not drawn:
@@ -263,9 +263,9 @@ def _draw_curves(
     max(float(one.high.max()) for one, _ in drawn),
   )
   plotting.scale_rounds(axes)
-  for one, look in drawn:
+  for one, style in drawn:
     plotting.draw_band(
-      axes, one.x, one.mean, one.low, one.high, look, label=one.label
+      axes, one.x, one.mean, one.low, one.high, style, label=one.label
     )
   axes.set_xlim(0, max(one.x[-1] for one, _ in drawn) or 1.0)
   caption = f'{words}, of the whole model, by round.'

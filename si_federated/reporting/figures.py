@@ -217,25 +217,25 @@ def _draw_curves(
   """Draws a curve for each group and returns sentences for the caption."""
   few = max(len(one.x) for one in drawn) <= 12
   shaded = False
-  for one, look in zip(drawn, line_styles.group_looks(comparison)):
+  for one, style in zip(drawn, line_styles.group_styles(comparison)):
     if one.end is None:
       continue
     dots = few or len(one.x) == 1
     shaded |= plotting.draw_band(
-      axes, one.x, one.mean, one.low, one.high, look,
+      axes, one.x, one.mean, one.low, one.high, style,
       label=one.label + (', diverged' if one.diverged else ''),
-      marker=look.marker or ('o' if dots else None),
-      markersize=3.2 if look.marker else 2.8,
+      marker=style.marker or ('o' if dots else None),
+      markersize=3.2 if style.marker else 2.8,
       markevery=1 if dots else max(1, len(one.x) // 6),
       clip_on=len(one.x) > 1,
     )  # fmt: skip
     for x, y in one.tails:
       axes.plot(
-        x, y, color=look.color, alpha=0.55, linewidth=0.8,
+        x, y, color=style.color, alpha=0.55, linewidth=0.8,
         marker='o' if len(x) == 1 else None, markersize=2.4,
       )  # fmt: skip
     if one.diverged:
-      plotting.draw_cross(axes, *_leaving_point(axes, one), look.color)
+      plotting.draw_cross(axes, *_leaving_point(axes, one), style.color)
   longest = max((one.end[0] for one in drawn if one.end), default=0.0)
   axes.set_xlim(0, longest or 1.0)
   caption = plotting.SEEDS if shaded else ''

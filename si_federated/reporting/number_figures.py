@@ -83,15 +83,15 @@ def by_number(comparison: Comparison) -> Picture | None:
     axes.set_ylim(0, min(1.0, 1.1 * max([*finals, *references.values()])) or 1)
     axes.yaxis.set_major_formatter(plotting.percent)
   shaded = False
-  looks = line_styles.palette_looks(len(lines))
-  for look, (label, points) in zip(looks, lines.items()):
+  styles = line_styles.palette_styles(len(lines))
+  for style, (label, points) in zip(styles, lines.items()):
     x = sorted(points)
     mean = np.array([np.mean(points[place]) for place in x])
     low = np.array([min(points[place]) for place in x])
     high = np.array([max(points[place]) for place in x])
     shaded |= plotting.draw_band(
-      axes, np.array(x), mean, low, high, look,
-      label=label, marker=look.marker or 'o',
+      axes, np.array(x), mean, low, high, style,
+      label=label, marker=style.marker or 'o',
     )  # fmt: skip
   caption += ' Line: mean over runs; shade: smallest to largest.' * shaded
   for label, value in references.items():

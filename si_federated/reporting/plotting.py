@@ -85,7 +85,7 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Style:
   """How a curve is drawn, in matplotlib's terms."""
 
   color: str
@@ -121,7 +121,7 @@ def draw_band(
   mean: np.ndarray,
   low: np.ndarray,
   high: np.ndarray,
-  look: Look,
+  style: Style,
   **line: Any,
 ) -> bool:
   """Draws a curve and, shaded, the range around it.
@@ -132,15 +132,15 @@ def draw_band(
     mean: The curve, `[N]`.
     low: The range's lower end, `[N]`.
     high: Its upper end, `[N]`.
-    look: Color, strength and marker.
+    style: Color, strength and marker.
     **line: Further options of matplotlib's line, such as its label.
 
   Returns:
     Whether there is any range to shade.
   """
-  options = {**vars(look), 'markersize': 3.5, **line}
+  options = {**vars(style), 'markersize': 3.5, **line}
   axes.plot(x, mean, **options)
-  axes.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
+  axes.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0)
   return bool(np.any(high > low))
 
 

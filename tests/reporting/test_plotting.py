@@ -66,7 +66,7 @@ def test_legend_lists_curves_in_the_order_in_which_they_end():
       ('empty', []),
     ):
       x, y = np.arange(len(values)), np.array(values)
-      plotting.draw_band(axes, x, y, y, y, plotting.Look('C0'), label=label)
+      plotting.draw_band(axes, x, y, y, y, plotting.Style('C0'), label=label)
     plotting.draw_level(axes, 2.0, 'level')
     picture = plotting.finish('name', 'Caption.', figure, axes)
   texts = re.findall(r'<!-- (.*?) -->', picture.svg)
