@@ -163,7 +163,7 @@ def _build(
       )
     if experiment.aggregator.name in NOISE_FROM_CLIENTS:
       no_repeats.append(
-        'Clients draw their noise anew if a round is repeated, so every round '
+        'Clients draw new noise if a round is repeated, so every round '
         'is saved: two releases of a round would cost privacy twice.'
       )
   return Experiment(

@@ -34,7 +34,7 @@ _FLOOR = 'floor.py'
 
 
 class RecordingError(ValueError):
-  """A recording can't be used; the message tells its user why."""
+  """A recording can't be used; the message says why."""
 
 
 class Reader:

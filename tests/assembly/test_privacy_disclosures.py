@@ -86,7 +86,7 @@ def test_every_column_is_named_or_public(tmp_path, changes):
   # The size of an update that was encoded depends on its values.
   encoded = 'compression' in changes or 'partial' in str(changes)
   assert ('bytes_up_per_client' in named) == encoded
-  # What else the folder tells about training clients.
+  # What else the folder reveals about training clients.
   assert 'privacy.json:' in named if sampled else 'privacy.json:' not in named
   facts = json.loads((tmp_path / 'x' / 'task.json').read_text())
   assert 'train_fingerprint' in facts and 'task.json:' in named

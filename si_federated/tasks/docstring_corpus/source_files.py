@@ -68,8 +68,8 @@ def store_folder(path: str, *, suffix: str, task: str) -> str:
     The folder, which need not exist.
   """
   path = os.path.realpath(path)
-  beside = os.path.splitext(path)[0] + suffix
-  if os.path.isdir(beside) or os.access(os.path.dirname(path), os.W_OK):
-    return beside
-  name = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
+  adjacent = os.path.splitext(path)[0] + suffix
+  if os.path.isdir(adjacent) or os.access(os.path.dirname(path), os.W_OK):
+    return adjacent
+  name = hashlib.sha256(os.fsencode(adjacent)).hexdigest()[:16]
   return os.path.join(files.cache_folder(), f'{task}-{name}')
