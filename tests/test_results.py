@@ -13,8 +13,8 @@ import tarfile
 import pytest
 
 from si_federated import flags, reporting
+from si_federated.reporting import privacy_card, tables
 from si_federated.reporting import runs as run_files
-from si_federated.reporting import tables
 from si_federated.training import run_folder
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -74,6 +74,14 @@ def test_the_readme_has_the_table_of_the_report(runs):
   table = found['Final perplexity by client learning rate']
   assert len(table.rows) == len(_RECIPES)
   assert table.as_markdown() in (_ROOT / 'README.md').read_text()
+
+
+def test_archived_private_runs_have_report_cards(runs):
+  private = [run for run in runs.values() if run.privacy.get('private')]
+  cards = privacy_card.build(reporting.compare(private[:2]))
+  for card in cards:
+    assert 'earlier version' in dict(card.statements)['Not recorded'][0]
+    assert card.guarantee.startswith('ε 8.000 at δ 1e-06')
 
 
 @pytest.mark.parametrize('recipe', _RECIPES)

@@ -201,6 +201,11 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
       '(experts.json, experts.csv and clients/), which are made from their own '
       'data; clients that opted out are in no round'
     )
+  if dict(experiment.runtime.options).get('record') is not None:
+    phrases.append(
+      f'the recording of --runtime={experiment.runtime}, which contains the '
+      'data of training clients'
+    )
   if experiment.personalize_epochs:
     phrases.append(
       'the evaluation of validation clients before and after fine-tuning '

@@ -47,6 +47,8 @@ _SAMPLINGS = {
 }
 # More names of runs are counted.
 _MANY = 3
+# Entries that files of earlier versions lack.
+_LATER = ('simulated_because', 'trust_model', 'released', 'strategy')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,9 @@ def _card(runs: Sequence[Run], name: str) -> Card:
     'Counted with it': [_earlier(one) for one in promised.get('earlier', [])],
     'Noise over rounds': [trouble] if trouble else [],
     'Not covered': facts['not_covered'],
-    'Simulated, not real, because': facts['simulated_because'],
+    'Simulated, not real, because': facts.get('simulated_because')
+    or ['the run says so, without reasons'] * bool(facts['simulated']),
+    'Not recorded': _not_recorded(facts),
   }
   return Card(
     heading=', '.join(names),
@@ -192,6 +196,17 @@ def _card(runs: Sequence[Run], name: str) -> Card:
     numbers=_numbers(facts, promised),
     picture=picture,
   )
+
+
+def _not_recorded(facts: Mapping[str, Any]) -> List[str]:
+  """Returns a phrase for what a file of an earlier version does not tell."""
+  missing = [name for name in _LATER if name not in facts]
+  if not missing:
+    return []
+  text = f'{", ".join(missing)} (the file is of an earlier version)'
+  if 'simulated_because' in missing:
+    text += '; whether privacy is simulated was judged by fewer reasons'
+  return [text]
 
 
 def _known(texts: Sequence[str | None]) -> List[str]:
@@ -331,8 +346,11 @@ def _strategy(
     ValueError: If its file is missing or damaged, or has another strategy.
   """
   if facts.get('strategy') is None:
+    promised = facts['promised']
+    if not promised['kind'].startswith(('identity', 'distributed')):
+      raise ValueError('the file does not tell how noise is correlated')
     # Noise from clients is independent in each round.
-    return strategies.identity(facts['promised']['contract']['rounds'])
+    return strategies.identity(promised['contract']['rounds'])
   return strategy_files.of_run(facts['strategy'], folder / 'strategy.npz')
 
 

@@ -781,3 +781,9 @@ def test_what_is_released_and_whom_clients_trust():
   assert none['released'] == [] and none['trust_model'] == ''
   none = _summary(aggregator='gaussian', noise_multiplier=0.0)
   assert none['released'] == [] and none['trust_model'] == ''
+  recorded = _summary(
+    aggregator='gaussian',
+    runtime=config.ComponentSpec.parse('jax:record=there'),
+  )
+  assert any('the recording of' in text for text in recorded['not_covered'])
+  assert not any('recording' in text for text in plain['not_covered'])

@@ -268,6 +268,30 @@ def _changed(make_run, name, record, **changes):
   return card
 
 
+@pytest.mark.parametrize('simulated', [True, False])
+def test_a_file_of_an_earlier_version_says_what_it_lacks(make_run, simulated):
+  record = accounting.PrivacyRecord(
+    strategies_lib.Toeplitz(np.array([1.0, 0.5]), 4),
+    2.0,
+    participation.Participation(4, 1, 4),
+  )
+  folder = _handmade(make_run, 'a', record)
+  facts = json.loads((folder / 'privacy.json').read_text())
+  for name in ('simulated_because', 'trust_model', 'released', 'strategy'):
+    del facts[name]
+  facts['simulated'] = simulated
+  (folder / 'privacy.json').write_text(json.dumps(facts))
+  (card,) = privacy_card.build(_compare(folder))
+  statements = dict(card.statements)
+  (text,) = statements['Not recorded']
+  assert 'simulated_because, trust_model, released, strategy' in text
+  assert ('Simulated, not real, because' in statements) == simulated
+  # Independent noise would be the wrong picture.
+  assert card.picture is None
+  assert 'not shown' in statements['Noise over rounds'][0]
+  assert _rows(card)['μ (Gaussian DP)'][0] == f'{1.25**0.5 / 2:.4g}'
+
+
 def _tree(noise):
   return accounting.PrivacyRecord(
     strategies_lib.Tree(4), noise, participation.Participation(4, 1, 4)
