@@ -180,6 +180,11 @@ def _account(experiment: config.ExperimentConfig) -> tuple[dict, Any]:
     )
   facts = mechanism.record.summary(delta, method=_METHOD.value)
   reasons = privacy_disclosures.simulated_because(experiment, mechanism)
+  if _NUM_CLIENTS.value is not None:
+    population = private_mechanism.simulated_population(
+      experiment, mechanism, _NUM_CLIENTS.value
+    )
+    facts.update({'simulated_population': population} if population else {})
   return {
     'aggregator': str(experiment.aggregator),
     **{key: facts.pop(key) for key in _FIRST},

@@ -281,13 +281,21 @@ def delta_notices(
   ]
 
 
-def _simulated_population(
+def simulated_population(
   experiment: config.ExperimentConfig, mechanism: Mechanism, num_clients: int
 ) -> Optional[dict[str, Any]]:
   """Describes the population that the noise of a larger cohort simulates.
 
   Each client takes part as often as in this run. With cohorts k times as large,
   the population is therefore k times as large, and the default delta smaller.
+
+  Args:
+    experiment: The experiment.
+    mechanism: The aggregator, with calibrated noise.
+    num_clients: The number of training clients.
+
+  Returns:
+    Its size, delta and epsilon; None if no larger cohort is simulated.
   """
   size = mechanism.noise_cohort_size
   record: Any = mechanism.record
@@ -375,7 +383,7 @@ def build_ledger(
       'num_clients': num_clients,
       'client_seed': experiment.client_seed,
       'noise_cohort_size': mechanism.noise_cohort_size,
-      'simulated_population': _simulated_population(
+      'simulated_population': simulated_population(
         experiment, mechanism, num_clients
       ),
       'client_similarity': experiment.client_similarity,

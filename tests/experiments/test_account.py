@@ -233,6 +233,27 @@ def test_poisson_sampling_is_that_of_dp_accounting(account):
   assert found['amplification']['probability'] == 0.01
 
 
+def test_a_simulated_cohort_needs_a_larger_population(account):
+  flags = (
+    '--aggregator=gaussian',
+    '--noise_multiplier=1',
+    '--participation=poisson',
+    '--num_clients=1000',
+    '--clients_per_round=10',
+    '--total_rounds=5',
+    '--delta=1e-5',
+  )
+  code, output, errors = account(*flags, '--noise_cohort_size=1000')
+  assert code == 0, errors
+  found = json.loads(output)
+  assert found['simulated_population'] == {
+    'num_clients': 100_000,
+    'delta': 1e-5,
+    'epsilon': pytest.approx(found['epsilon']),
+  }
+  assert 'simulated_population' not in json.loads(account(*flags)[1])
+
+
 @pytest.mark.slow
 def test_training_promises_what_it_says_of_cohorts_of_a_maximum_size(
   account, tmp_path
