@@ -6,23 +6,12 @@ from typing import Any, Dict, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import (
-  activations,
-  blending,
-  dropout_masks,
-  tapping,
-  tracing,
-)
+from si_federated.layers import activations, blending, tapping
+from si_federated.layers.block import Block
 from si_federated.layers.checks import check_count, check_slope
 from si_federated.layers.configuration import constructor_arguments
-from si_federated.layers.feed_forward import check_homogeneous
-from si_federated.layers.sublayers import build_dense, build_dropout
+from si_federated.layers.sublayers import build_dense
 from si_federated.layers.token_packing import Packing
-from si_federated.layers.transformer import (
-  build_attention,
-  build_block_norm,
-  build_feed_forward,
-)
 
 
 def causal_depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -47,7 +36,7 @@ def causal_depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
-class ConformerBlock(tf.keras.layers.Layer):
+class ConformerBlock(Block):
   """Half feed-forward, self-attention, convolution, half feed-forward.
 
   Gulati et al. 2020, arXiv 2005.08100: x + FF(x)/2; x + attention(x);
@@ -112,29 +101,26 @@ class ConformerBlock(tf.keras.layers.Layer):
     kernel_initializer: Any = 'glorot_uniform',
     **kwargs: Any,
   ) -> None:
-    super().__init__(**kwargs)
-    check_count('kernel_size', kernel_size)
-    check_count('num_heads', num_heads)
-    check_slope('dead_gate_slope', dead_gate_slope)
-    self.homogeneous = scale_invariant and not attention_only
     if activation is None:
-      activation = 'relu' if self.homogeneous else 'swish'
-    self.intermediate_dim = intermediate_dim
-    self.num_heads = num_heads
+      is_homogeneous = scale_invariant and not attention_only
+      activation = 'relu' if is_homogeneous else 'swish'
+    super().__init__(
+      intermediate_dim,
+      num_heads,
+      key_dim=key_dim,
+      activation=activation,
+      dropout=dropout,
+      use_causal_mask=use_causal_mask,
+      scale_invariant=scale_invariant,
+      attention_only=attention_only,
+      layer_norm_epsilon=layer_norm_epsilon,
+      kernel_initializer=kernel_initializer,
+      **kwargs,
+    )
+    check_count('kernel_size', kernel_size)
+    check_slope('dead_gate_slope', dead_gate_slope)
     self.kernel_size = kernel_size
-    self.key_dim = key_dim
-    self.activation = blending.get(activation)
-    self.dropout = dropout
-    self.use_causal_mask = use_causal_mask
-    self.scale_invariant = scale_invariant
-    self.attention_only = attention_only
-    self.layer_norm_epsilon = layer_norm_epsilon
     self.dead_gate_slope = dead_gate_slope
-    self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
-    self.supports_masking = True
-    if self.homogeneous:
-      check_homogeneous(self.activation)
-    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
@@ -150,9 +136,6 @@ class ConformerBlock(tf.keras.layers.Layer):
         kernel_initializer=self.kernel_initializer,
       )
 
-    def norm(name: str, **options: bool):
-      return build_block_norm(self, name, size, **options)
-
     self.depthwise_kernel = self.add_weight(
       name='depthwise_kernel',
       shape=(self.kernel_size, size),
@@ -167,22 +150,22 @@ class ConformerBlock(tf.keras.layers.Layer):
       )
     # Parts are built in the order of computation, which becomes the order of
     # the weights; the layer's own weights come first.
-    self.feed_forward_1_norm = norm('feed_forward_1_norm')
-    self.feed_forward_1 = build_feed_forward(self, 'feed_forward_1', size)
-    self.attention_norm = norm('attention_norm')
-    self.attention = build_attention(self, size)
-    self.convolution_norm = norm('convolution_norm')
+    self.feed_forward_1_norm = self._build_norm('feed_forward_1_norm', size)
+    self.feed_forward_1 = self._build_feed_forward('feed_forward_1', size)
+    self.attention_norm = self._build_norm('attention_norm', size)
+    self.attention = self._build_attention(size)
+    self.convolution_norm = self._build_norm('convolution_norm', size)
     self.gated_dense = dense('gated', 2 * size)
-    self.inner_norm = norm('inner_norm', affine=True)
+    self.inner_norm = self._build_norm('inner_norm', size, affine=True)
     self.activate: Any = self.activation
     if isinstance(self.activation, blending.Blend):
       # For the convolution; each feed-forward part has its own unit.
       self.activate = self.activation.build('blending', self.dtype_policy)
     self.output_dense = dense('output', size, not self.homogeneous)
-    self.feed_forward_2_norm = norm('feed_forward_2_norm')
-    self.feed_forward_2 = build_feed_forward(self, 'feed_forward_2', size)
+    self.feed_forward_2_norm = self._build_norm('feed_forward_2_norm', size)
+    self.feed_forward_2 = self._build_feed_forward('feed_forward_2', size)
     if not self.homogeneous:
-      self.output_norm = norm('output_norm')
+      self.output_norm = self._build_norm('output_norm', size)
     super().build(input_shape)
 
   def _convolve(self, x: tf.Tensor, packing: Packing) -> tf.Tensor:
@@ -200,23 +183,12 @@ class ConformerBlock(tf.keras.layers.Layer):
       x += tf.cast(self.depthwise_bias, x.dtype)
     return self.output_dense(self.activate(self.inner_norm(packing.pack(x))))
 
-  def call(
-    self, inputs: tf.Tensor, mask: Any = None, training: Any = None
-  ) -> tf.Tensor:
-    """Computes the block; the class lists the arguments."""
-    if tracing.is_building_in_graph(inputs):
-      return tf.identity(inputs)
-    packing = Packing(inputs, mask)
-    with dropout_masks.of_packed_rows(packing):
-      return self._call_packed(inputs, packing, training)
-
   def _call_packed(
-    self, inputs: tf.Tensor, packing: Packing, training: Any
+    self, x: tf.Tensor, packing: Packing, training: Any
   ) -> tf.Tensor:
     def drop(x):
       return self._dropout_layer(x, training=training)
 
-    x = packing.pack(inputs)
     y = self.feed_forward_1(self.feed_forward_1_norm(x), training=training)
     x += 0.5 * drop(y)
     y = self.attention.attend_packed(
@@ -231,11 +203,7 @@ class ConformerBlock(tf.keras.layers.Layer):
     x += 0.5 * drop(y)
     if self.output_norm is not None:
       x = self.output_norm(x)
-    return packing.unpack(x)
-
-  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
-    """Returns the shape of the inputs."""
-    return tf.TensorShape(input_shape)
+    return x
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Protocol
+from typing import Any, Dict, Optional
 
 import tensorflow as tf
 
-from si_federated.layers import activations, blending, dropout_masks, tracing
-from si_federated.layers.attention import MultiHeadAttention
-from si_federated.layers.checks import check_count
+from si_federated.layers import activations
+from si_federated.layers.block import Block
 from si_federated.layers.configuration import constructor_arguments
-from si_federated.layers.feed_forward import FeedForward, check_homogeneous
-from si_federated.layers.normalization import LayerNormalization
-from si_federated.layers.sublayers import build, build_dropout, build_norm
 from si_federated.layers.token_packing import Packing
 
 
 @tf.keras.utils.register_keras_serializable(activations.PACKAGE)
-class TransformerBlock(tf.keras.layers.Layer):
+class TransformerBlock(Block):
   """Self-attention and a feed-forward part, each with a residual connection.
 
   With `scale_invariant` it is an encoder layer of Li et al. 2022 (SIBERT, arXiv
@@ -74,52 +70,38 @@ class TransformerBlock(tf.keras.layers.Layer):
     kernel_initializer: Any = 'glorot_uniform',
     **kwargs: Any,
   ) -> None:
-    super().__init__(**kwargs)
-    check_count('num_heads', num_heads)
-    self.intermediate_dim = intermediate_dim
-    self.num_heads = num_heads
-    self.key_dim = key_dim
-    self.activation = blending.get(activation)
-    self.dropout = dropout
+    super().__init__(
+      intermediate_dim,
+      num_heads,
+      key_dim=key_dim,
+      activation=activation,
+      dropout=dropout,
+      use_causal_mask=use_causal_mask,
+      scale_invariant=scale_invariant,
+      attention_only=attention_only,
+      layer_norm_epsilon=layer_norm_epsilon,
+      kernel_initializer=kernel_initializer,
+      **kwargs,
+    )
     self.normalize_first = normalize_first
-    self.use_causal_mask = use_causal_mask
-    self.scale_invariant = scale_invariant
-    self.attention_only = attention_only
-    self.homogeneous = scale_invariant and not attention_only
-    self.layer_norm_epsilon = layer_norm_epsilon
-    self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
-    self.supports_masking = True
-    if self.homogeneous:
-      check_homogeneous(self.activation)
-      if not normalize_first:
-        raise ValueError(
-          'scale_invariant needs normalize_first=True: the terms of a sum '
-          'after a normalisation differ in degree.'
-        )
-    self._dropout_layer = build_dropout(dropout, self.dtype_policy)
+    if self.homogeneous and not normalize_first:
+      raise ValueError(
+        'scale_invariant needs normalize_first=True: the terms of a sum after '
+        'a normalisation differ in degree.'
+      )
 
   def build(self, input_shape: Any) -> None:
     """Creates the weights for inputs `[B, T, D]`."""
     size = tf.TensorShape(input_shape)[-1]
     # Built in the order of computation, which becomes the order of the weights.
-    self.attention_norm = build_block_norm(self, 'attention_norm', size)
-    self.attention = build_attention(self, size)
-    self.feed_forward_norm = build_block_norm(self, 'feed_forward_norm', size)
-    self.feed_forward = build_feed_forward(self, 'feed_forward', size)
+    self.attention_norm = self._build_norm('attention_norm', size)
+    self.attention = self._build_attention(size)
+    self.feed_forward_norm = self._build_norm('feed_forward_norm', size)
+    self.feed_forward = self._build_feed_forward('feed_forward', size)
     super().build(input_shape)
 
-  def call(
-    self, inputs: tf.Tensor, mask: Any = None, training: Any = None
-  ) -> tf.Tensor:
-    """Computes the block; the class lists the arguments."""
-    if tracing.is_building_in_graph(inputs):
-      return tf.identity(inputs)
-    packing = Packing(inputs, mask)
-    with dropout_masks.of_packed_rows(packing):
-      return self._call_packed(inputs, packing, training)
-
   def _call_packed(
-    self, inputs: tf.Tensor, packing: Packing, training: Any
+    self, x: tf.Tensor, packing: Packing, training: Any
   ) -> tf.Tensor:
     def drop(x):
       return self._dropout_layer(x, training=training)
@@ -132,7 +114,6 @@ class TransformerBlock(tf.keras.layers.Layer):
     def feed(x):
       return self.feed_forward(x, training=training)
 
-    x = packing.pack(inputs)
     for part, norm in (
       (attend, self.attention_norm),
       (feed, self.feed_forward_norm),
@@ -141,11 +122,7 @@ class TransformerBlock(tf.keras.layers.Layer):
         x = x + drop(part(norm(x)))
       else:
         x = norm(x + drop(part(x)))
-    return packing.unpack(x)
-
-  def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
-    """Returns the shape of the inputs."""
-    return tf.TensorShape(input_shape)
+    return x
 
   def get_config(self) -> Dict[str, Any]:
     """Returns the constructor's arguments."""
@@ -153,98 +130,3 @@ class TransformerBlock(tf.keras.layers.Layer):
       **super().get_config(),
       **constructor_arguments(self, TransformerBlock),
     }
-
-
-class Block(Protocol):
-  """The attributes of a block that the functions below build parts from."""
-
-  intermediate_dim: int
-  num_heads: int
-  key_dim: Optional[int]
-  activation: Any
-  dropout: float
-  scale_invariant: bool
-  homogeneous: bool
-  layer_norm_epsilon: float
-  kernel_initializer: Any
-  dtype_policy: Any
-
-
-def build_block_norm(
-  block: Block, name: str, size: int, *, affine: Optional[bool] = None
-) -> LayerNormalization:
-  """Builds a normalisation of a Transformer or Conformer block.
-
-  Args:
-    block: The block.
-    name: The name of the layer.
-    size: D.
-    affine: Whether it has weights; if `None`, unless the block is homogeneous.
-
-  Returns:
-    The layer with its weights.
-  """
-  return build_norm(
-    name,
-    size,
-    policy=block.dtype_policy,
-    epsilon=0.0 if block.homogeneous else block.layer_norm_epsilon,
-    affine=not block.homogeneous if affine is None else affine,
-  )
-
-
-def build_feed_forward(block: Block, name: str, size: int) -> FeedForward:
-  """Builds a feed-forward part of a Transformer or Conformer block.
-
-  Args:
-    block: The block.
-    name: The name of the layer.
-    size: D.
-
-  Returns:
-    The layer with its weights.
-  """
-  layer = FeedForward(
-    block.intermediate_dim,
-    activation=block.activation,
-    dropout=block.dropout,
-    use_output_bias=not block.homogeneous,
-    kernel_initializer=block.kernel_initializer,
-    dtype=block.dtype_policy,
-    name=name,
-  )
-  return build(layer, size)
-
-
-def build_attention(block: Block, size: int) -> MultiHeadAttention:
-  """Builds the self-attention of a Transformer or Conformer block.
-
-  Args:
-    block: The block.
-    size: D.
-
-  Returns:
-    The layer with its weights.
-
-  Raises:
-    ValueError: If D is not a multiple of the number of heads.
-  """
-  if block.key_dim is None and size % block.num_heads:
-    raise ValueError(
-      f'The {size} features of the input are not a multiple of num_heads='
-      f'{block.num_heads}: choose another number of heads or give key_dim.'
-    )
-  layer = MultiHeadAttention(
-    block.num_heads,
-    block.key_dim or size // block.num_heads,
-    dropout=block.dropout,
-    scale_invariant=block.scale_invariant,
-    use_output_bias=not block.homogeneous,
-    kernel_initializer=block.kernel_initializer,
-    dtype=block.dtype_policy,
-    name='attention',
-  )
-  build(layer, size)  # In Keras 3 this makes the weights.
-  with tf.name_scope(layer.name):
-    layer.build_projections(size, size, size)
-  return layer
