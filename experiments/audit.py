@@ -46,13 +46,13 @@ def main() -> None:
   """Trains with canaries, and prints the result."""
   config = flags.experiment_from_flags()
   from si_federated import experiment
-  from si_federated.assembly import private_mechanism
+  from si_federated.assembly import audit_stage
 
   root = absl_flags.FLAGS.root_output_dir
   summary = experiment.run(
     config,
     root,
-    private_mechanism.Canaries(_NUM_CANARIES.value, _CANARY_SEED.value),
+    audit_stage.Canaries(_NUM_CANARIES.value, _CANARY_SEED.value),
   )
   audit = {
     key: None if isinstance(value, float) and math.isinf(value) else value

@@ -55,7 +55,7 @@ __all__ = [
 
 def build(
   experiment: config.ExperimentConfig,
-  canaries: Optional[private_mechanism.Canaries] = None,
+  canaries: Optional[audit_stage.Canaries] = None,
   *,
   resumed: bool = False,
 ) -> Experiment:
@@ -85,7 +85,7 @@ def _has_static_shapes(experiment: config.ExperimentConfig) -> bool:
 
 def _build(
   experiment: config.ExperimentConfig,
-  canaries: Optional[private_mechanism.Canaries],
+  canaries: Optional[audit_stage.Canaries],
   *,
   resumed: bool,
   folder: Optional[run_folder_lib.RunFolder] = None,
@@ -135,7 +135,7 @@ def _build(
     dimension=num_parameters,
   )
   if canaries is not None:
-    mechanism = private_mechanism.add_canaries(
+    mechanism = audit_stage.add_canaries(
       experiment, mechanism, canaries, schedule
     )
   keras_model = keras_model_fn()
@@ -205,7 +205,7 @@ def _build(
 def run(
   experiment: config.ExperimentConfig,
   root: str,
-  canaries: Optional[private_mechanism.Canaries] = None,
+  canaries: Optional[audit_stage.Canaries] = None,
 ) -> dict[str, Any]:
   """Runs an experiment from its start or from where it stopped.
 

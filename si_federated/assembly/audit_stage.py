@@ -1,24 +1,97 @@
-"""The privacy audit of a finished run by its canaries."""
+"""The privacy audit of a run: its canaries, and the search for them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
+from si_federated import config
+from si_federated.aggregators import Mechanism
 from si_federated.aggregators import canaries as canary_clients
-from si_federated.assembly import private_mechanism
-from si_federated.privacy import auditing
+from si_federated.privacy import auditing, schedules
 from si_federated.training import checkpoints, run_folder
 
 _CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Canaries:
+  """Clients with known updates, for an audit.
+
+  Attributes:
+    count: The number of canaries.
+    seed: The seed of their updates.
+  """
+
+  count: int
+  seed: int
+
+
+def add_canaries(
+  experiment: config.ExperimentConfig,
+  mechanism: Mechanism,
+  added: Canaries,
+  schedule: Optional[schedules.Schedule] = None,
+) -> Mechanism:
+  """Returns a mechanism with canaries in its cohorts.
+
+  Args:
+    experiment: The experiment.
+    mechanism: The calibrated mechanism.
+    added: The canaries. They take part as often as the contract allows, or are
+      sampled like clients if the accounting relies on sampling.
+    schedule: The clients of each round, built for this number of canaries. It
+      also draws them if cohorts have a maximum size, where they can displace
+      clients, and clients them.
+
+  Raises:
+    config.ConfigError: If the mechanism can't be audited.
+  """
+  factory: Any = mechanism.factory
+  record = mechanism.record
+  try:
+    if record is None or not record.noise_multiplier:
+      raise ValueError(
+        'Only noise can be audited; choose a private aggregator.'
+      )
+    contract = record.contract
+    strategy = getattr(record, 'strategy', None)
+    if strategy is None:
+      raise ValueError('Only noise that the server adds can be audited.')
+    drawn = None
+    sampling = record.amplification
+    if sampling is not None and sampling.max_cohort_size is not None:
+      assert isinstance(schedule, (schedules.Poisson, schedules.CyclicPoisson))
+      drawn = [schedule.guests_of(t + 1) for t in range(strategy.rounds)]
+    return dataclasses.replace(
+      mechanism,
+      factory=canary_clients.CanaryFactory(
+        factory,
+        added.seed,
+        canary_clients.schedule(
+          num_canaries=added.count,
+          strategy=strategy,
+          participations=contract.participations,
+          # Rounds that are a block apart are in different blocks.
+          separation=max(contract.min_separation, contract.block),
+          amplification=sampling,
+          canary_seed=added.seed,
+          drawn=drawn,
+        ),
+      ),
+    )
+  except ValueError as error:
+    raise config.ConfigError(
+      f'--aggregator={experiment.aggregator}: {error}'
+    ) from error
 
 
 def write(
   folder: run_folder.RunFolder,
   *,
   privacy: Mapping[str, Any],
-  canaries: private_mechanism.Canaries,
+  canaries: Canaries,
 ) -> dict[str, Any]:
   """Looks for the canaries in a run's releases, and writes `audit.json`.
 

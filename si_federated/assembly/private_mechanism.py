@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from si_federated import config
-from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism, canaries
+from si_federated.aggregators import NOISE_FROM_CLIENTS, Mechanism
 from si_federated.assembly import (
+  audit_stage,
   client_schedule,
   earlier_run,
   privacy_disclosures,
@@ -190,78 +191,6 @@ def calibrate(
   return mechanism.with_record(record)
 
 
-@dataclasses.dataclass(frozen=True)
-class Canaries:
-  """Clients with known updates, for an audit.
-
-  Attributes:
-    count: The number of canaries.
-    seed: The seed of their updates.
-  """
-
-  count: int
-  seed: int
-
-
-def add_canaries(
-  experiment: config.ExperimentConfig,
-  mechanism: Mechanism,
-  added: Canaries,
-  schedule: Optional[schedules.Schedule] = None,
-) -> Mechanism:
-  """Returns a mechanism with canaries in its cohorts.
-
-  Args:
-    experiment: The experiment.
-    mechanism: The calibrated mechanism.
-    added: The canaries. They take part as often as the contract allows, or are
-      sampled like clients if the accounting relies on sampling.
-    schedule: The clients of each round, built for this number of canaries. It
-      also draws them if cohorts have a maximum size, where they can displace
-      clients, and clients them.
-
-  Raises:
-    config.ConfigError: If the mechanism can't be audited.
-  """
-  factory: Any = mechanism.factory
-  record = mechanism.record
-  try:
-    if record is None or not record.noise_multiplier:
-      raise ValueError(
-        'Only noise can be audited; choose a private aggregator.'
-      )
-    contract = record.contract
-    strategy = getattr(record, 'strategy', None)
-    if strategy is None:
-      raise ValueError('Only noise that the server adds can be audited.')
-    drawn = None
-    sampling = record.amplification
-    if sampling is not None and sampling.max_cohort_size is not None:
-      assert isinstance(schedule, (schedules.Poisson, schedules.CyclicPoisson))
-      drawn = [schedule.guests_of(t + 1) for t in range(strategy.rounds)]
-    return dataclasses.replace(
-      mechanism,
-      factory=canaries.CanaryFactory(
-        factory,
-        added.seed,
-        canaries.schedule(
-          num_canaries=added.count,
-          strategy=strategy,
-          participations=contract.participations,
-          # Rounds that are a block apart are in different blocks.
-          separation=max(contract.min_separation, contract.block),
-          amplification=sampling,
-          canary_seed=added.seed,
-          drawn=drawn,
-        ),
-      ),
-    )
-  except ValueError as error:
-    raise config.ConfigError(
-      f'--aggregator={experiment.aggregator}: {error}'
-    ) from error
-
-
 def delta_notices(
   mechanism: Mechanism, delta: float, num_clients: int
 ) -> list[str]:
@@ -352,7 +281,7 @@ def build_ledger(
   *,
   train_metrics: Sequence[str],
   num_clients: int,
-  added: Optional[Canaries] = None,
+  added: Optional[audit_stage.Canaries] = None,
 ) -> ledger.Ledger:
   """Builds the ledger of a run.
 

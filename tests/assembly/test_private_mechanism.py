@@ -10,7 +10,12 @@ import pytest
 
 from si_federated import config
 from si_federated.aggregators.canaries import members
-from si_federated.assembly import checks, client_schedule, private_mechanism
+from si_federated.assembly import (
+  audit_stage,
+  checks,
+  client_schedule,
+  private_mechanism,
+)
 from si_federated.privacy import (
   Participation,
   PrivacyRecord,
@@ -499,10 +504,10 @@ def test_restarted_trees_use_that_clients_are_once_in_an_epoch():
   assert mechanism.contract == Participation(60, 2, 1, block=30)
   # Two trees of 30 rounds, completed to 32: six nodes above a round.
   assert mechanism.record.sensitivity.value == pytest.approx(12**0.5)
-  canaries = private_mechanism.add_canaries(
+  canaries = audit_stage.add_canaries(
     _config(aggregator='tree', participation='shuffled_epochs', **_PRIVATE),
     mechanism,
-    private_mechanism.Canaries(16, 0),
+    audit_stage.Canaries(16, 0),
   )
   factory: Any = canaries.factory
   for canary in np.flatnonzero(members(16, 0)):
@@ -529,7 +534,7 @@ def test_canaries_are_truncated_with_the_clients(
     'clip_norm': 1.0,
     'target_epsilon': 2.0,
   }
-  added = private_mechanism.Canaries(200, 0)
+  added = audit_stage.Canaries(200, 0)
   experiment = _config(**flags)
   schedule: Any = client_schedule.build_schedule(
     experiment, _CLIENTS, num_canaries=added.count
@@ -544,7 +549,7 @@ def test_canaries_are_truncated_with_the_clients(
   # The promise of an audit is that of the clients and the canaries together.
   assert record.amplification.num_clients == _CLIENTS // groups + 200
   assert record.epsilon(1e-5) == pytest.approx(2, rel=1e-3)
-  audited: Any = private_mechanism.add_canaries(
+  audited: Any = audit_stage.add_canaries(
     experiment, mechanism, added, schedule
   )
   found, sizes = set(np.flatnonzero(members(200, 0))), []
