@@ -15,8 +15,8 @@ from tests.runtime import regression
 # If a computation went to TFF's runtime, it would be compared with itself.
 pytestmark = pytest.mark.filterwarnings('error:A computation goes to TFF')
 
-# Such processes are also compared by `test_learning_algorithms.py`, without
-# Ray, and by `test_ray.py` with it.
+# `test_learning_algorithms.py` and `test_aggregations.py` also compare such
+# processes, without Ray, and `test_ray.py` with it.
 _SLOW = [pytest.mark.slow]
 _LOCAL = {'local': lambda: runtime.set_local_context(num_threads=2)}
 _ALL = {**_LOCAL, 'ray': lambda: runtime.set_ray_context(num_actors=2)}
