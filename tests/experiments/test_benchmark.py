@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from experiments.benchmarking import (
   flops,
-  noise,
   plan,
   protocol,
   steps,
@@ -24,113 +21,6 @@ from experiments.benchmarking import (
 )
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_ECHO = 'tests_echo_child'
-_ECHO_CODE = """
-import os, subprocess, sys
-from experiments.benchmarking import protocol
-
-def start(settings):
-  print('a library prints this', flush=True)
-  if settings.get('fail'):
-    raise ValueError('no such thing')
-  sleeper = subprocess.Popen(['sleep', '600'])
-  def die():
-    os._exit(3)
-  def fail():
-    raise KeyError('gone')
-  return {
-    'about': {'pid': os.getpid(), 'sleeper': sleeper.pid, **settings},
-    'twice': lambda number: {'result': 2 * number},
-    'fail': fail,
-    'die': die,
-  }
-
-protocol.serve(start)
-"""
-
-
-def _alive(pid):
-  try:
-    with open(f'/proc/{pid}/stat', encoding='utf-8') as file:
-      return file.read().rpartition(')')[2].split()[0] != 'Z'
-  except FileNotFoundError:
-    return False
-
-
-def _wait_until_gone(*pids):
-  deadline = time.monotonic() + 20
-  while any(map(_alive, pids)) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  return [pid for pid in pids if _alive(pid)]
-
-
-@pytest.fixture
-def child(tmp_path):
-  """Makes children that echo; they are closed at the end."""
-  (tmp_path / f'{_ECHO}.py').write_text(_ECHO_CODE)
-  children = []
-
-  def make(**settings):
-    children.append(
-      protocol.Child(
-        'echo',
-        _ECHO,
-        settings,
-        log=str(tmp_path / 'log'),
-        environment={'PYTHONPATH': f'{_ROOT}:{tmp_path}'},
-      )
-    )
-    return children[-1]
-
-  yield make
-  for made in children:
-    made.close(at_once=True)
-
-
-def test_child_answers_and_ends_with_its_descendants(child):
-  with child(word='x') as made:
-    about = made.about()
-    assert about['word'] == 'x'
-    assert made.ask('twice', number=4) == {'result': 8}
-    assert made.about() == about
-    assert _alive(about['pid']) and _alive(about['sleeper'])
-  assert not _wait_until_gone(about['pid'], about['sleeper'])
-
-
-def test_child_errors_are_reported(child, tmp_path):
-  with pytest.raises(protocol.ChildError, match='echo: ValueError: no such'):
-    child(fail=True).about()
-  made = child()
-  with pytest.raises(protocol.ChildError, match="echo: KeyError: 'gone'"):
-    made.ask('fail')
-  assert made.ask('twice', number=1) == {'result': 2}
-  with pytest.raises(protocol.ChildError, match='echo ended with code 3'):
-    made.ask('die')
-  assert 'a library prints this' in (tmp_path / 'log').read_text()
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='needs prctl')
-def test_child_is_killed_with_its_parent(child, tmp_path):
-  child()
-  code = (
-    'import sys; from experiments.benchmarking import protocol\n'
-    f'c = protocol.Child("echo", {_ECHO!r}, {{}}, log={str(tmp_path / "l")!r},'
-    f' environment={{"PYTHONPATH": {f"{_ROOT}:{tmp_path}"!r}}})\n'
-    'print(c.about()["pid"], flush=True); sys.stdin.read()'
-  )
-  parent = subprocess.Popen(
-    [sys.executable, '-c', code],
-    cwd=_ROOT,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  with parent:
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert _alive(pid)
-    parent.kill()
-  assert not _wait_until_gone(pid)
 
 
 def test_step_flops_are_those_of_the_formula():
@@ -362,137 +252,6 @@ def test_quick_run_measures_steps(tmp_path):
   table_text = (out / 'table.md').read_text()
   assert '| cifg  | single  | local ' in table_text
   assert 'figures mean nothing' in table_text
-
-
-def test_terminated_run_leaves_no_process_and_no_folder(tmp_path):
-  environment = {**os.environ, 'TMPDIR': str(tmp_path)}
-  run = subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'experiments.benchmark', '--quick'),
-      *('--contestants=local', f'--output_dir={tmp_path / "out"}'),
-    ],
-    cwd=_ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  with run:
-    assert run.stderr is not None
-    for line in run.stderr:
-      if line.startswith('Making the clients'):
-        break
-    deadline = time.monotonic() + 30
-    while not (children := _children(run.pid)):
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=30)
-  assert run.returncode == 143
-  assert not _wait_until_gone(*children)
-  assert not list(tmp_path.glob('si_federated_benchmark*'))
-
-
-def _children(pid):
-  path = pathlib.Path(f'/proc/{pid}/task/{pid}/children')
-  return [int(child) for child in path.read_text().split()]
-
-
-def test_noise_of_unmeasured_rounds_is_extrapolated():
-  # A row takes 2 s, and the rest of a round 1 s.
-  mean, worst = noise.extrapolate([1, 8], [3.0, 17.0], 4.5, 100)
-  assert mean == pytest.approx(10) and worst == pytest.approx(201)
-  assert noise.extrapolate([1], [3.0], 1.0, 1) == (3.0, 3.0)
-
-
-@pytest.mark.slow
-def test_noise_measures_state_and_rows_of_each_mechanism(tmp_path):
-  buffers = 3
-  blt = f'blt:num_buffers={buffers}'
-  made = plan.Plan(
-    workload.Settings(folder=str(tmp_path)),
-    repetitions=2,
-    noise_models=('cifg:units=64,embedding_size=32',),
-    noise_mechanisms=('tree:keep_rows=false', blt),
-    noise_vocab_size=50,
-    noise_rounds=8,
-  )
-  lines = noise.measure_noise(made)
-  tree, blt_found = made.found('noise')
-  # Embedding, two kernels and bias of three gates, projection.
-  assert tree['parameters'] == (
-    50 * 32 + 32 * 192 + 64 * 192 + 192 + 64 * 32 + 32
-  )
-  model_bytes = 4 * tree['parameters']
-  # The seed, the round's number and the clip norm are not of model size.
-  assert tree['state_bytes'] < 100
-  assert 0 <= blt_found['state_bytes'] - buffers * model_bytes < 100
-  assert blt_found['state_model_sizes'] <= buffers + 2
-  assert blt_found['measured_rows'] == [1] and blt_found['most_rows'] == 1
-  # The eighth round completes the root, and leaves the nodes of seven rounds.
-  assert tree['most_rows'] == 15
-  assert tree['measured_rows'][0] == 1 < tree['measured_rows'][1] <= 8
-  for entry in (tree, blt_found):
-    measured = len(entry['measured_rounds'])
-    assert [len(times) for times in entry['round_seconds']] == [2] * measured
-    assert len(entry['reference_seconds']) == 2 * measured
-  assert not made.found('noise_failed') and len(lines) == 4
-
-
-class _FakeChild:
-  """Answers like a child process of the section on noise."""
-
-  def __init__(self, name, module, settings, **_):
-    assert module == 'experiments.benchmarking.noise_child'
-    self._name, self._rounds = name, settings['rounds']
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
-  def about(self):
-    if self._name == 'dense':
-      raise protocol.ChildError('dense ended with code -9: Killed')
-    return {
-      'parameters': 25,
-      'mean_rows': 4.0,
-      'most_rows': self._rounds,
-      'measured_rounds': [0, 2],
-      'measured_rows': [1, 3],
-    }
-
-  def ask(self, command, round_num=None):
-    reference = self._name == noise.REFERENCE
-    if command == 'memory':
-      return {
-        'state_bytes': 0 if reference else 350,
-        'peak_bytes': 600 if reference else 1600,
-      }
-    return {'seconds': 1.0 if reference else 3.0 + round_num}
-
-
-def test_noise_is_what_a_mechanism_adds_to_the_reference(monkeypatch):
-  monkeypatch.setattr(protocol, 'Child', _FakeChild)
-  made = plan.Plan(
-    workload.Settings(folder=''),
-    noise_models=('cifg',),
-    noise_mechanisms=('banded', 'dense'),
-    noise_rounds=16,
-  )
-  lines = noise.measure_noise(made)
-  (entry,) = made.found('noise')
-  # Rounds of 1 and of 3 rows add 2 s and 4 s.
-  assert entry['added_seconds'] == pytest.approx(5)
-  assert entry['added_seconds_worst'] == pytest.approx(17)
-  assert entry['state_model_sizes'] == pytest.approx(3.5)
-  assert entry['added_peak_model_sizes'] == pytest.approx(10)
-  assert '| 5000 ' in lines[2] and '| 17000 ' in lines[2]
-  (failed,) = made.found('noise_failed')
-  assert failed['mechanism'] == 'dense' and 'Killed' in failed['error']
-  assert 'dense ' in lines[3] and 'could not be measured' in lines[3]
-  assert any('code -9' in text for text in made.notes)
 
 
 @pytest.mark.slow
