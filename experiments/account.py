@@ -126,8 +126,12 @@ def _experiment() -> config.ExperimentConfig:
   ):
     # Privacy depends on the clip norm only where updates are rounded.
     changes['clip_norm'] = 1.0
-  if experiment.min_separation is None and experiment.max_participations == 1:
-    # A single participation needs no separation.
+  if (
+    experiment.min_separation is None
+    and experiment.max_participations == 1
+    and _NUM_CLIENTS.value is None
+  ):
+    # A single participation needs no separation. A schedule has its own.
     changes['min_separation'] = experiment.total_rounds
   return dataclasses.replace(experiment, **changes)
 

@@ -233,6 +233,22 @@ def test_poisson_sampling_is_that_of_dp_accounting(account):
   assert found['amplification']['probability'] == 0.01
 
 
+def test_a_single_participation_does_not_change_the_schedule(account):
+  flags = (
+    '--aggregator=tree',
+    '--noise_multiplier=1',
+    '--total_rounds=20',
+    '--max_participations=1',
+    '--delta=1e-5',
+  )
+  # 120 clients make cycles of 30 rounds of 4, as in training.
+  schedule = ('--participation=fixed_cycles', '--clients_per_round=4')
+  code, output, errors = account(*flags, *schedule, '--num_clients=120')
+  assert code == 0, errors
+  assert json.loads(output)['contract']['min_separation'] == 30
+  assert json.loads(account(*flags)[1])['contract']['min_separation'] == 20
+
+
 def test_a_simulated_cohort_needs_a_larger_population(account):
   flags = (
     '--aggregator=gaussian',
