@@ -196,10 +196,13 @@ def not_covered(experiment: config.ExperimentConfig) -> list[str]:
       "people's sentences, and each person's are spread over many clients"
     )
   if traits_of(experiment).trains_experts:
+    opted_out = 'clients that opted out are in no round'
+    if experiment.vocabulary.name not in PUBLIC_VOCABULARIES:
+      opted_out += ', but the vocabulary is made from their text, too'
     phrases.append(
       'the experts that clients train for themselves after the last round '
       '(experts.json, experts.csv and clients/), which are made from their own '
-      'data; clients that opted out are in no round'
+      f'data; {opted_out}'
     )
   if dict(experiment.runtime.options).get('record') is not None:
     phrases.append(

@@ -792,3 +792,13 @@ def test_what_is_released_and_whom_clients_trust():
   )
   assert any('the recording of' in text for text in recorded['not_covered'])
   assert not any('recording' in text for text in plain['not_covered'])
+  for vocabulary in ('words', 'pretrained'):
+    experts = _summary(
+      aggregator='gaussian',
+      algorithm=config.ComponentSpec.parse(
+        'expert_personalization:opt_out=0.4'
+      ),
+      vocabulary=config.ComponentSpec(vocabulary),
+    )
+    (said,) = [text for text in experts['not_covered'] if 'opted out' in text]
+    assert ('made from their text' in said) == (vocabulary == 'words')
