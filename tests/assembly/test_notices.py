@@ -77,7 +77,7 @@ def test_dropout_of_language_models_can_be_done_again():
   assert not any('every round is saved' in text for text in built.notices)
 
 
-def test_noise_that_is_drawn_anew_is_not_drawn_twice_for_a_round():
+def test_a_round_whose_noise_cannot_be_repeated_is_saved():
   settings = tiny.tiny_config(
     aggregator='distributed_dp',
     clip_norm=1.0,

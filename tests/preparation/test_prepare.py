@@ -360,7 +360,7 @@ def test_a_failure_or_an_interrupt_keeps_what_was_there(
   assert '12' not in read_tokens(out, 'train')
 
 
-def test_a_full_disk_is_told_from_other_faults(tmp_path):
+def test_a_full_disk_is_distinguished_from_other_faults(tmp_path):
   from si_federated.preparation import store
 
   path = str(tmp_path / 'x')
@@ -407,7 +407,7 @@ def test_a_7z_archive(dump, tmp_path):
   )
 
 
-def test_settings_are_told_in_the_summary(dump, tmp_path):
+def test_settings_are_in_the_summary(dump, tmp_path):
   settings = preparation.Settings(
     'stackexchange', str(dump), str(tmp_path / 'out'), split='hash'
   )

@@ -70,7 +70,7 @@ def test_under_sampling_an_empty_cohort_costs_as_much_as_any_other():
   assert book.epsilon() == book.summary()['epsilon'] == 0
 
 
-def test_tuning_is_said_not_to_be_covered():
+def test_tuning_is_named_as_not_covered():
   told = ledger.Ledger(mechanism='gaussian', delta=1e-5).summary()
   assert any('hyper-parameters' in text for text in told['not_covered'])
 

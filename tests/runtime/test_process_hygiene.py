@@ -219,27 +219,6 @@ def test_a_program_interrupted_in_a_round(start, name, how):
   _assert_nothing_is_left(process, mark)
 
 
-# TensorFlow keeps the function, and with it TFF's modules and default context,
-# until Python has cleared all other modules.
-_KEEPS_TFF = """
-import tensorflow as tf
-import tensorflow_federated as tff
-from si_federated import runtime
-
-class Value: pass
-tf.register_tensor_conversion_function(
-  Value, lambda value, **options: tff and runtime
-)
-"""
-
-
-def test_tffs_default_context_ends_without_a_traceback(start):
-  process, _ = start(sys.executable, '-W', 'ignore', '-c', _KEEPS_TFF)
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  assert 'Traceback' not in output
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training(start, tmp_path, how):
