@@ -304,7 +304,7 @@ def run(
   with (
     signals.as_interrupts(deferred=in_place) as interrupts,
     progress_lib.Progress(
-      total_rounds, start_round=max(loop.complete.round_num, 0)
+      total_rounds, start_round=max(loop.complete.round_num, 0), unit=unit
     ) as progress,
   ):
     for callback in callbacks:

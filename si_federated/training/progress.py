@@ -106,6 +106,7 @@ class Progress:
     stream: The output; None is standard error at the time of construction.
     min_interval_secs: The minimum time between two writes, in seconds; if None,
       0.1 on a terminal and 10 elsewhere.
+    unit: The word for a round.
     clock: Returns the time in seconds; for tests.
 
   Raises:
@@ -119,6 +120,7 @@ class Progress:
     stream: Optional[TextIO] = None,
     min_interval_secs: Optional[float] = None,
     *,
+    unit: str = 'round',
     clock: Callable[[], float] = time.monotonic,
   ):
     if not 0 <= start_round <= total_rounds:
@@ -127,6 +129,7 @@ class Progress:
         f'not {start_round}.'
       )
     self._total = total_rounds
+    self._unit = unit
     self._stream = _Stream(sys.stderr if stream is None else stream)
     self._clock = clock
     self._start_round = self._shown_round = start_round
@@ -234,7 +237,7 @@ class Progress:
   def _parts(self) -> list[str]:
     """Returns the parts of the line, the most important first."""
     newest, oldest = self._marks[-1], self._marks[0]
-    parts = [f'round {newest.round_num}/{self._total}']
+    parts = [f'{self._unit} {newest.round_num}/{self._total}']
     if self._loss is not None:
       parts.append(f'loss {_number(self._loss, 3)}')
     if self._perplexity is not None:

@@ -35,7 +35,7 @@ def test_pretrained_then_trained_federatedly(tmp_path):
   where = f'--root_output_dir={tmp_path}'
   done = _run('pretrain', *_TINY, *_STEPS, where, '--experiment_name=before')
   assert done.returncode == 0, done.stderr
-  assert 'round 3/3' in done.stderr
+  assert 'step 3/3' in done.stderr
   assert f'--initial_model={tmp_path / "before"}' in done.stdout
   before = json.loads((tmp_path / 'before' / 'summary.json').read_text())
   settings = tiny.tiny_config(
@@ -58,7 +58,7 @@ def test_interrupted_saves_and_goes_on_as_if_it_had_not(tmp_path):
   )
   assert process.stderr is not None
   for line in process.stderr:
-    if line.startswith('round '):
+    if line.startswith('step '):
       break
   process.send_signal(signal.SIGTERM)
   rest = process.stderr.read()

@@ -166,7 +166,8 @@ def test_interrupted_it_ends_the_step_and_resumes(
       pretrain(_config(), _settings(), str(tmp_path))
   assert 'Interrupted; step 4 is saved.' in capsys.readouterr().err
   pretrain(_config(), _settings(), str(tmp_path))
-  assert 'Resuming from step 4.' in capsys.readouterr().err
+  output = capsys.readouterr().err
+  assert 'Resuming from step 4.' in output and 'step 6/6' in output
   tiny.assert_same_run(tmp_path / 'x', whole[0])
 
 
