@@ -67,6 +67,22 @@ def config_from_flags(*arguments: str) -> config.ExperimentConfig:
   return flags.experiment_from_flags(values)
 
 
+def train_a_round(built: Any) -> tuple[Any, Any, dict[str, float]]:
+  """Trains a round of a built experiment, which must change its weights.
+
+  Returns:
+    The trained weights before and after it, and an evaluation after it.
+  """
+  state = built.process.initialize()
+  before = built.process.get_model_weights(state).trainable
+  output = built.process.next(state, built.sample_cohort(1))
+  weights = built.process.get_model_weights(output.state)
+  after = weights.trainable
+  assert np.isfinite(output.metrics['client_work']['train']['loss'])
+  assert any(not np.array_equal(a, b) for a, b in zip(before, after))
+  return before, after, built.evaluate(weights)
+
+
 def command(binary: str, *args: Any) -> list[str]:
   """Returns the command of a binary."""
   return [sys.executable, '-m', f'experiments.{binary}', *map(str, args)]
