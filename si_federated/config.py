@@ -234,10 +234,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'num_validation_examples rounds_per_checkpoint personalize_clients',
     lambda value: value >= 1,
   ),
-  'at least 0': (
-    'total_rounds personalize_epochs',
-    lambda value: value >= 0,
-  ),
+  'at least 0': ('total_rounds personalize_epochs', lambda value: value >= 0),
   'a finite number of at least 0': (
     'client_learning_rate server_learning_rate',
     lambda value: 0 <= value < math.inf,
