@@ -146,6 +146,31 @@ def write_atomically(
     file.write(content.encode() if isinstance(content, str) else content)
 
 
+def append(path: Union[str, os.PathLike], text: str) -> None:
+  """Appends text to a file, all or nothing.
+
+  A kill cannot interrupt the single write. If the disk is full, the part that
+  was written is removed.
+
+  Args:
+    path: The path of the file, which must exist.
+    text: What to append.
+
+  Raises:
+    OSError: If it can't be written; the message names the file.
+  """
+  path = os.fspath(path)
+  with _naming(path), open(path, 'r+b', buffering=0) as file:
+    end = file.seek(0, os.SEEK_END)
+    data = text.encode()
+    try:
+      while data:
+        data = data[file.write(data) :]
+    except OSError:
+      file.truncate(end)
+      raise
+
+
 def remove_leftovers(folder: Union[str, os.PathLike]) -> None:
   """Removes temporary files that killed processes left behind.
 

@@ -113,6 +113,8 @@ try:
   if kind == 'archive':
     files.write_archive(path, {'a': np.zeros(100_000), 'b': np.zeros(9)},
       np.lib.format.write_array)
+  elif kind == 'appended':
+    files.append(path, 'x' * 800_000)
   else:
     files.write_atomically(path, bytes(800_000))
 except OSError as error:
@@ -120,7 +122,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.parametrize('kind', ['archive', 'bytes'])
+@pytest.mark.parametrize('kind', ['archive', 'bytes', 'appended'])
 def test_a_full_disk_is_reported_in_one_sentence_with_the_path(tmp_path, kind):
   path = tmp_path / 'a.npz'
   path.write_text('old')

@@ -28,7 +28,6 @@ class DiagnosticsFile:
       folder: The run's folder.
     """
     self._path = os.path.join(os.fspath(folder), NAME)
-    self._lines: list[str] = []
 
   def open(self, round_num: int) -> None:
     """Opens the file to continue it after a round, and removes later rows.
@@ -36,13 +35,13 @@ class DiagnosticsFile:
     Args:
       round_num: The round of the checkpoint; -1 for a new run.
     """
-    self._lines = [','.join(COLUMNS)]
+    lines = [','.join(COLUMNS)]
     if os.path.exists(self._path):
       with open(self._path, newline='', encoding='utf-8') as file:
         for row in list(csv.reader(file))[1:]:
           if len(row) == len(COLUMNS) and int(row[0]) <= round_num:
-            self._lines.append(','.join(row))
-    self._write()
+            lines.append(','.join(row))
+    files.write_atomically(self._path, '\n'.join(lines) + '\n')
 
   def write(self, round_num: int, rows: Iterable[Row]) -> None:
     """Adds the rows of a round.
@@ -51,11 +50,8 @@ class DiagnosticsFile:
       round_num: The round, later than all others.
       rows: Layer, quantity and value of each number.
     """
-    self._lines += [
-      f'{round_num},{layer},{quantity},{value:.6g}'
+    lines = [
+      f'{round_num},{layer},{quantity},{value:.6g}\n'
       for layer, quantity, value in rows
     ]
-    self._write()
-
-  def _write(self) -> None:
-    files.write_atomically(self._path, '\n'.join(self._lines) + '\n')
+    files.append(self._path, ''.join(lines))

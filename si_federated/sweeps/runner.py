@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -10,10 +11,12 @@ import math
 import os
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Union
 
+from si_federated import files
 from si_federated.config import ExperimentConfig
 from si_federated.sweeps.plan import Plan
 from si_federated.training import signals
@@ -133,7 +136,8 @@ def run_all(
 ) -> None:
   """Trains all unfinished runs; a failing run does not stop the others.
 
-  Each process has its own processors, so that its libraries use no others.
+  Each process has its own processors, so that its libraries use no others:
+  those that no other sweep of this user has taken, if there are any.
 
   Args:
     runs: The runs; they are updated as they progress.
@@ -148,10 +152,13 @@ def run_all(
       their state.
   """
   waiting = [run for run in runs if run.state != FINISHED]
-  free = list(reversed(_processors(num_jobs, threads_per_run)))
   active: dict[subprocess.Popen, tuple[Run, frozenset[int], float]] = {}
   looked = -math.inf
-  with signals.as_interrupts():
+  with (
+    signals.as_interrupts(),
+    take_processors(num_jobs, threads_per_run) as processors,
+  ):
+    free = list(reversed(processors))
     try:
       while waiting or active:
         while waiting and free:
@@ -181,16 +188,50 @@ def run_all(
       raise
 
 
-def _processors(num_jobs: int, threads_per_run: int) -> list[frozenset[int]]:
-  """Returns the processors of each process, which share them if too few."""
-  present = sorted(os.sched_getaffinity(0))
-  return [
-    frozenset(
-      present[(job * threads_per_run + i) % len(present)]
-      for i in range(threads_per_run)
-    )
-    for job in range(num_jobs)
-  ]
+@contextlib.contextmanager
+def take_processors(
+  num_jobs: int, threads_per_run: int
+) -> Iterator[list[frozenset[int]]]:
+  """Chooses processors, preferably those that no other sweep has taken.
+
+  Without this, two sweeps beside each other would share the first processors
+  and leave the others idle.
+
+  Args:
+    num_jobs: Number of parallel processes.
+    threads_per_run: Number of processors of each.
+
+  Yields:
+    The processors of each process, which share them if there are too few; they
+    are taken until the block ends.
+  """
+  taken: list[int] = []
+  others: list[int] = []
+  with contextlib.ExitStack() as locks:
+    for core in sorted(os.sched_getaffinity(0)):
+      if len(taken) < num_jobs * threads_per_run and _lock(core, locks):
+        taken.append(core)
+      else:
+        others.append(core)
+    cores = taken + others
+    yield [
+      frozenset(
+        cores[(job * threads_per_run + i) % len(cores)]
+        for i in range(threads_per_run)
+      )
+      for job in range(num_jobs)
+    ]
+
+
+def _lock(core: int, locks: contextlib.ExitStack) -> bool:
+  name = f'si_federated-{os.getuid()}-processor-{core}.lock'
+  try:
+    # Closing the file, at the end of `locks`, unlocks it.
+    file = open(os.path.join(tempfile.gettempdir(), name), 'a')  # noqa: SIM115
+    files.try_lock(locks.enter_context(file))
+  except (OSError, files.LockedError):
+    return False
+  return True
 
 
 def _start(

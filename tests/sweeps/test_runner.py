@@ -15,6 +15,7 @@ import time
 import pytest
 
 from si_federated import config, sweeps
+from si_federated.sweeps import runner
 
 _ROOT = pathlib.Path(__file__).parents[2]
 # Rounds take 0.02 s each. The script resumes from its metrics; like training,
@@ -97,6 +98,22 @@ def test_each_run_has_processors_of_its_own(tmp_path):
   assert len(changes) == 6
   for name in 'abc':
     assert (tmp_path / name / 'environment').read_text() == '1 1'
+
+
+def test_sweeps_beside_each_other_take_other_processors(tmp_path, monkeypatch):
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  monkeypatch.setattr('os.sched_getaffinity', lambda _: {3, 5, 6})
+  with runner.take_processors(1, 1) as first:
+    assert first == [{3}]
+    with runner.take_processors(1, 1) as second:
+      assert second == [{5}]
+      # Only one is left: the other process shares one.
+      with runner.take_processors(2, 1) as third:
+        assert third == [{6}, {3}]
+    with runner.take_processors(1, 2) as fourth:
+      assert fourth == [{5, 6}]
+  with runner.take_processors(2, 2) as all_of_them:
+    assert all_of_them == [{3, 5}, {3, 6}]
 
 
 def test_num_jobs_limits_parallel_runs(tmp_path):
@@ -204,6 +221,7 @@ def test_runs_save_and_end_if_the_sweep_is_killed(tmp_path, number):
 import sys, json
 sys.path.insert(0, {str(_ROOT)!r})
 from si_federated import config, sweeps
+from si_federated.sweeps import runner
 plan = sweeps.Plan((config.ExperimentConfig('a'),))
 runs = sweeps.find_runs(plan, {str(tmp_path)!r})
 sweeps.run_all(

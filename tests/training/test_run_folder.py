@@ -124,7 +124,33 @@ def test_metrics_that_cannot_be_written_are_reported_in_one_sentence(
     del self, value, key
     raise tf.errors.ResourceExhaustedError(None, None, 'm.csv; No space left')
 
-  manager = tff.program.CSVFileReleaseManager
+  manager = tff.program.TensorBoardReleaseManager
   monkeypatch.setattr(manager, 'release', fail)
-  with pytest.raises(OSError, match='metrics.csv was not written .No space'):
+  with pytest.raises(OSError, match='logdir was not written .No space'):
     run_loop(tmp_path)
+
+
+def test_each_round_appends_one_line(tmp_path):
+  folder = run_folder.RunFolder(tmp_path)
+  folder.open_metrics(-1)
+  folder.write_metrics(0, {'eval/loss': 2.5, 'round_secs': float('inf')})
+  before = (tmp_path / 'metrics.csv').read_bytes()
+  folder.write_metrics(1, {'train/loss': 0.5})
+  after = (tmp_path / 'metrics.csv').read_bytes()
+  assert after.startswith(before) and after.count(b'\n') == 3
+  rows = run_folder.read_metrics(tmp_path)
+  assert [row['round_num'] for row in rows] == ['0', '1']
+  assert rows[0]['eval/loss'] == '2.5' and rows[0]['round_secs'] == 'inf'
+  assert rows[1]['train/loss'] == '0.5' and rows[1]['eval/loss'] == ''
+
+
+def test_a_last_line_that_may_be_a_part_does_not_count(tmp_path):
+  folder = run_folder.RunFolder(tmp_path)
+  folder.open_metrics(-1)
+  folder.write_metrics(0, {'secs_total': 1.25})
+  folder.write_metrics(1, {'secs_total': 2.25})
+  file = tmp_path / 'metrics.csv'
+  file.write_bytes(file.read_bytes()[:-1])
+  assert [row['round_num'] for row in run_folder.read_metrics(tmp_path)] == [
+    '0'
+  ]
