@@ -137,8 +137,8 @@ def test_an_optional_field_never_costs_the_text(tmp_path, field, kept, is_odd):
   path = tmp_path / 'x.jsonl'
   path.write_text(f'{{"client_id": "a", "text": "hello", {field}}}\n')
   summary, found = _prepare(path)
-  empty = {'score': 0, 'title': '', 'tags': '', 'creation_date': ''}
-  assert found == {'a': [{'tokens': 'hello', **empty, **kept}]}
+  empty = dict.fromkeys(('title', 'tags', 'creation_date', 'type'), '')
+  assert found == {'a': [{'tokens': 'hello', 'score': 0, **empty, **kept}]}
   assert summary['left_out'] == {}
   assert sum(summary['dropped'].values()) == is_odd
   name = field.split('"')[1]
