@@ -171,6 +171,20 @@ def append(path: Union[str, os.PathLike], text: str) -> None:
       raise
 
 
+def whole_lines(path: Union[str, os.PathLike]) -> list[str]:
+  """Reads the lines of a file that `append` extends.
+
+  Args:
+    path: The path of the file.
+
+  Returns:
+    The lines with their ends. A last line without its end, which a machine that
+    loses power can leave, is not among them.
+  """
+  with open(path, encoding='utf-8', newline='') as file:
+    return [line for line in file if line.endswith('\n')]
+
+
 def remove_leftovers(folder: Union[str, os.PathLike]) -> None:
   """Removes temporary files that killed processes left behind.
 

@@ -37,10 +37,9 @@ class DiagnosticsFile:
     """
     lines = [','.join(COLUMNS)]
     if os.path.exists(self._path):
-      with open(self._path, newline='', encoding='utf-8') as file:
-        for row in list(csv.reader(file))[1:]:
-          if len(row) == len(COLUMNS) and int(row[0]) <= round_num:
-            lines.append(','.join(row))
+      for row in list(csv.reader(files.whole_lines(self._path)))[1:]:
+        if len(row) == len(COLUMNS) and int(row[0]) <= round_num:
+          lines.append(','.join(row))
     files.write_atomically(self._path, '\n'.join(lines) + '\n')
 
   def write(self, round_num: int, rows: Iterable[Row]) -> None:

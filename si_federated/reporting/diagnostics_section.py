@@ -221,8 +221,8 @@ def _draw_parts(
           at, one.x, one.mean, one.low, one.high, style, label=one.label
         )
         low, high = min(low, one.lowest), max(high, one.highest)
-    handles, words_of = at.get_legend_handles_labels()
-    labels.update(zip(words_of, handles))
+    handles, names = at.get_legend_handles_labels()
+    labels.update(zip(names, handles))
     if low <= high:
       plotting.scale_y(at, low, high)
     at.set_title(part, fontsize=7, loc='left')

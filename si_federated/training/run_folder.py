@@ -263,14 +263,11 @@ def _json_value(value: Any) -> Any:
 
 
 def _whole_rows(path: str) -> list[dict[str, str]]:
-  with open(path, newline='') as file:
-    # A machine that loses power can leave a part of the last line.
-    whole = [line for line in file if line.endswith('\n')]
-    return [
-      row
-      for row in csv.DictReader(whole)
-      if (row.get('round_num') or '').isdigit() and None not in row.values()
-    ]
+  return [
+    row
+    for row in csv.DictReader(files.whole_lines(path))
+    if (row.get('round_num') or '').isdigit() and None not in row.values()
+  ]
 
 
 def read_metrics(path: Union[str, os.PathLike]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from si_federated.algorithms import OPTIMIZERS
 from si_federated.assembly import diagnostics_stage, private_mechanism
 from si_federated.diagnostics import plan as plan_lib
 from si_federated.diagnostics import recorder as recorder_lib
+from si_federated.diagnostics import rows_file
 from si_federated.tasks import TASKS
 from si_federated.training import callbacks, loop, run_folder
 
@@ -307,3 +308,17 @@ def test_other_tasks_are_refused(built, tmp_path):
   )
   with pytest.raises(config.ConfigError, match='language models'):
     diagnostics_stage.build_recorder(other, str(tmp_path))  # type: ignore
+
+
+def test_a_last_line_that_may_be_a_part_does_not_stay(tmp_path):
+  file = rows_file.DiagnosticsFile(tmp_path)
+  file.open(-1)
+  file.write(0, [('cell', 'weight_norm', 2.0)])
+  file.write(1, [('cell', 'weight_norm', 1.25)])
+  path = tmp_path / 'diagnostics.csv'
+  path.write_text(path.read_text()[:-2])
+  file.open(1)
+  assert path.read_text().splitlines() == [
+    'round_num,layer,quantity,value',
+    '0,cell,weight_norm,2',
+  ]

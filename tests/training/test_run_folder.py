@@ -135,9 +135,12 @@ def test_each_round_appends_one_line(tmp_path):
   folder.open_metrics(-1)
   folder.write_metrics(0, {'eval/loss': 2.5, 'round_secs': float('inf')})
   before = (tmp_path / 'metrics.csv').read_bytes()
+  inode = (tmp_path / 'metrics.csv').stat().st_ino
   folder.write_metrics(1, {'train/loss': 0.5})
   after = (tmp_path / 'metrics.csv').read_bytes()
   assert after.startswith(before) and after.count(b'\n') == 3
+  # Nothing is renamed over it, as when all rows are written again.
+  assert (tmp_path / 'metrics.csv').stat().st_ino == inode
   rows = run_folder.read_metrics(tmp_path)
   assert [row['round_num'] for row in rows] == ['0', '1']
   assert rows[0]['eval/loss'] == '2.5' and rows[0]['round_secs'] == 'inf'
