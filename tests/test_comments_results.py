@@ -50,10 +50,9 @@ _OPTIONS = (
   ('clientdecay1e-4', 'sgd:weight_decay=0.0001'),
   ('clientdecay1e-4clip', 'sgd:weight_decay=0.0001,relative_clip=4'),
 )
-_DEFAULTS = (
-  'units=256',
-  'embedding_size=96',
-  'normalize_embedding=true',
+# Sizes and options that all runs of a kind of model have.
+_CIFG = ('units=256', 'embedding_size=96', 'normalize_embedding=true')
+_TRANSFORMER = (
   'embedding_size=128',
   'num_heads=4',
   'intermediate_dim=512',
@@ -135,7 +134,8 @@ def test_the_table_of_rounds(runs):
 
 def _model(run):
   name, _, options = run.config['model'].partition(':')
-  kept = sorted(set(options.split(',')) - set(_DEFAULTS))
+  common = _TRANSFORMER if name.endswith('transformer') else _CIFG
+  kept = sorted(set(options.split(',')) - set(common))
   return name + ':' * bool(kept) + ','.join(kept)
 
 
@@ -211,6 +211,34 @@ def test_the_claims_have_the_numbers_of_the_runs(runs):
     if line.startswith('| ')
   ][2:]
   assert [row.split(' | ')[2] for row in rows] == expected
+
+
+def test_the_text_on_privacy_has_the_numbers_of_the_runs(runs):
+  cifg, si_cifg, private, si_private = (runs[name] for name in _RECIPES)
+
+  def percent(run, other, round_num=_ROUNDS[-1]):
+    values = (
+      one.finite(run_files.PERPLEXITY)[round_num] for one in (run, other)
+    )
+    return 100 * (next(values) / next(values) - 1)
+
+  behind = {n: percent(si_private, private, n) for n in _ROUNDS}
+  large = runs['search/si_cifg.groups4.blt.3']
+  text = ' '.join(_section('Thousands of rounds').split())
+  assert (
+    f'Privacy costs CIFG {percent(private, cifg):.1f} % of perplexity at round '
+    f'2,000, and SI-CIFG {percent(si_private, si_cifg):.1f} %'
+  ) in text
+  assert f'{behind[300]:.0f} %' == f'{behind[500]:.0f} %'
+  assert (
+    f'SI-CIFG is {behind[300]:.0f} % behind CIFG at rounds 300 and 500, '
+    f'{behind[1_000]:.0f} % at 1,000, {behind[1_500]:.1f} % at 1,500 and '
+    f'{behind[2_000]:.1f} % at 2,000.'
+  ) in text
+  assert (
+    f'gave {_at(large, 650)} after 650 rounds, where scale 3 with rate 1 gives '
+    f'{_at(si_private, 650)} (CIFG {_at(private, 650)})'
+  ) in text
 
 
 def test_the_root_readme_has_the_numbers_of_the_runs(runs):
